@@ -1,0 +1,278 @@
+//! The log: every record that the site accepted, until retention lets it go.
+//!
+//! [`Store`] is the port; `RocksStore` keeps it on disk, `MemoryStore` is its in-memory twin, and one
+//! contract suite runs against both.
+//!
+//! Always true, for every partition: `start <= acked <= end`, and each offset in `start..end` is
+//! either in exactly one stored batch or in exactly one gap.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shared::ids::{Incarnation, Offset, TopicName};
+use shared::record::BatchHeader;
+use tokio::sync::{oneshot, watch};
+
+/// A partition's number in the store, unique over all topics and never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId(pub u32);
+
+/// What happens to an append when nothing may be deleted to make room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// Refuse it: the producer retries.
+    Backpressure,
+    /// Drop the oldest unsent records and leave a gap.
+    DropOldest,
+    /// Acknowledge and drop it, and leave a gap in its place.
+    DropNewest,
+}
+
+/// A topic's rules. Change with the config file, not stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicRules {
+    /// Records older than this go, sent or not (unsent ones leave a gap). `None`: no limit.
+    pub retention_ms: Option<u64>,
+    /// Logical bytes of the topic, all partitions; acknowledged records go first. `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    /// What happens when only unsent records are left to delete.
+    pub on_full: OnFull,
+    /// Largest record batch accepted, bytes.
+    pub max_batch_bytes: usize,
+}
+
+/// A topic and its partitions.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    /// Its name.
+    pub name: TopicName,
+    /// Ids of partitions 0, 1, ….
+    pub partitions: Vec<PartitionId>,
+    /// The rules in force.
+    pub rules: Arc<TopicRules>,
+}
+
+/// A batch to append. The ingest door has checked it to the last byte.
+#[derive(Debug)]
+pub struct Append {
+    /// Where to.
+    pub partition: PartitionId,
+    /// One record batch, version 2, verbatim.
+    pub batch: Bytes,
+    /// Its header, parsed.
+    pub header: BatchHeader,
+}
+
+/// Where an append went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of the batch's first record.
+    pub base_offset: Offset,
+    /// True when an idempotent producer had sent it before: nothing was appended.
+    pub is_duplicate: bool,
+    /// First offset of the log, for the Kafka response.
+    pub log_start: Offset,
+}
+
+/// Why an append was refused. Variants say what the producer should do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// No such partition.
+    #[error("no such partition")]
+    UnknownPartition,
+    /// The sequence number leaves a hole (Kafka: `OUT_OF_ORDER_SEQUENCE_NUMBER`).
+    #[error("sequence {found} of producer {producer}, expected {expected}")]
+    OutOfOrderSequence { producer: i64, found: i32, expected: i32 },
+    /// A newer epoch of this producer id is at work (Kafka: `INVALID_PRODUCER_EPOCH`).
+    #[error("epoch {found} of producer {producer} is fenced by {current}")]
+    ProducerFenced { producer: i64, found: i16, current: i16 },
+    /// A quota, or the disk, is full: try again later.
+    #[error("the store is full: {0}")]
+    Full(&'static str),
+    /// The disk failed, or the store is stopping: nothing is known of the batch but that it was not
+    /// acknowledged.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+}
+
+/// Why a range of offsets has no records. Values are stored and sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum GapReason {
+    /// Retention by age passed records that were not sent.
+    Expired = 1,
+    /// A topic's byte limit, with `on_full = "drop-oldest"`.
+    DroppedOldest = 2,
+    /// A topic's byte limit, with `on_full = "drop-newest"`.
+    DroppedNewest = 3,
+    /// The disk lost or damaged them.
+    Damaged = 4,
+}
+
+/// What stands in the log at some offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// A record batch with its base offset patched in.
+    Batch {
+        /// Verbatim record batch.
+        batch: Bytes,
+        /// Offset of its first record.
+        base_offset: Offset,
+        /// Offset after its last record.
+        next_offset: Offset,
+        /// History of the partition up to `next_offset`: see [`Store::chain_at`].
+        chain: u64,
+    },
+    /// A range without records.
+    Gap {
+        /// First offset that is missing.
+        from: Offset,
+        /// Offset after the last one missing.
+        to: Offset,
+        /// Why.
+        reason: GapReason,
+        /// History of the partition up to `to`.
+        chain: u64,
+    },
+}
+
+/// The ends of one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRange {
+    /// First offset still stored.
+    pub start: Offset,
+    /// Next offset that the hub has not acknowledged.
+    pub acked: Offset,
+    /// Next offset to be assigned; everything below is synced.
+    pub end: Offset,
+}
+
+/// The delivery ledger of one topic, in records:
+/// `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Acknowledged to producers, all partitions, since the store was created.
+    pub accepted: u64,
+    /// Acknowledged by the hub as committed.
+    pub committed: u64,
+    /// Stored and not yet acknowledged by the hub.
+    pub queued: u64,
+    /// Logical bytes of the queued records as stored.
+    pub queued_bytes: u64,
+    /// Unsent records that aged out.
+    pub expired: u64,
+    /// Unsent records dropped by `drop-oldest`.
+    pub dropped_oldest: u64,
+    /// Records dropped by `drop-newest`.
+    pub dropped_newest: u64,
+    /// Records that the disk lost.
+    pub damaged: u64,
+}
+
+/// The store failed. Everything here but `Corrupt` is passing or final for the process.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No such partition.
+    #[error("no such partition")]
+    UnknownPartition,
+    /// Stored bytes are damaged: the node must stop and salvage on its next start, which it is
+    /// marked for.
+    #[error("the store is damaged: {0}")]
+    Corrupt(String),
+    /// RocksDB or the disk failed.
+    #[error("the store failed: {0}")]
+    Io(String),
+}
+
+/// The port to the log. Calls read memory or disk and may block for a disk read or a sync; only
+/// [`Store::append`] never blocks. Implementations are shared between tasks.
+pub trait Store: Debug + Send + Sync + 'static {
+    /// Creates the topic, or returns it when it exists (more partitions than before are added, fewer
+    /// are ignored). Synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn ensure_topic(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        rules: TopicRules,
+    ) -> Result<Arc<Topic>, StoreError>;
+
+    /// All topics by name.
+    fn topics(&self) -> Vec<Arc<Topic>>;
+
+    /// A topic by name.
+    fn topic(&self, name: &str) -> Option<Arc<Topic>>;
+
+    /// Queues a batch for the group-committing writer. The answer comes after the write-ahead log was
+    /// synced: whoever gets `Ok` may acknowledge. A full queue answers [`AppendError::Full`] at once.
+    fn append(&self, append: Append) -> oneshot::Receiver<Result<Appended, AppendError>>;
+
+    /// A producer id that this store never gave out before (KIP-98), with epoch 0.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn next_producer_id(&self) -> Result<i64, StoreError>;
+
+    /// Items in order from the one that holds `from`, until `max_bytes` are exceeded (at least one
+    /// item when there is any). `from` below the start reads from the start. Only synced records.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when a block's checksum is wrong.
+    fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError>;
+
+    /// The partition's ends.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownPartition`].
+    fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError>;
+
+    /// A value that depends on every batch and gap before `offset`: chained from each batch's checksum.
+    /// Two stores with the same chain at the same offset have the same history. `None` when `offset` is
+    /// not a batch boundary that is still known. The chain at the acked offset is always known, and at 0
+    /// it is 0.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn chain_at(&self, partition: PartitionId, offset: Offset) -> Result<Option<u64>, StoreError>;
+
+    /// The hub holds everything before `next` (a batch boundary): the cursor moves up, never down.
+    /// Written without a sync: after a crash the hub tells it again.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn acknowledge(&self, partition: PartitionId, next: Offset) -> Result<(), StoreError>;
+
+    /// Applies retention by age and bytes to all topics, with the wall clock's time.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn sweep(&self, wall_ms: i64) -> Result<(), StoreError>;
+
+    /// The store's incarnation, and for each partition the first offset that belongs to it: lower
+    /// offsets were replicated (or given up) under an earlier one.
+    fn incarnation(&self) -> Incarnation;
+
+    /// Mints a new incarnation because this store's history is not the one that the hub holds. Unacked
+    /// records are sent again under the new one, from each partition's acked offset on. Synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn renew_incarnation(&self) -> Result<Incarnation, StoreError>;
+
+    /// The delivery ledger of every topic.
+    fn ledger(&self) -> Vec<(TopicName, Ledger)>;
+
+    /// Changes whenever something was appended or a topic was created: wake-up for readers.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// The first error after which nothing more is acknowledged, if any: the node should stop.
+    fn failure(&self) -> watch::Receiver<Option<StoreError>>;
+}

@@ -1,0 +1,108 @@
+//! The exactly-once story: what sites sent and their checkpoints go into one Kafka transaction.
+//!
+//! A lane is a shard of sites: one transactional producer and one partition of the compacted checkpoint
+//! topic. Sessions hand what they received to their site's lane; the lane puts what several sites sent
+//! into one transaction together with their checkpoints, commits, and only then tells the sessions, which
+//! acknowledge to the sites. After an outcome that is not known the producer is thrown away and the lane
+//! goes on from its committed checkpoints with the batches that it still holds.
+
+use bytes::Bytes;
+use shared::ids::{Incarnation, Offset, SiteId, TopicPartition};
+use tokio::sync::{mpsc, oneshot};
+
+/// What the central cluster holds of one log: everything before `next_offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The next offset that the cluster does not hold yet.
+    pub next_offset: Offset,
+    /// The site's history up to there, as the site's store computed it.
+    pub chain: u64,
+}
+
+/// A session's number, unique in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Consecutive records of one producer batch, uncompressed (see `shared::record::Records`).
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// Number of records.
+    pub count: u32,
+    /// Timestamp that the records' deltas refer to, ms since the epoch.
+    pub base_timestamp_ms: i64,
+    /// The records in Kafka's uncompressed form.
+    pub records: Bytes,
+}
+
+/// What a delivery carries.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Records; those below the checkpoint are skipped.
+    Records(Vec<Block>),
+    /// The site dropped this range by policy; the reason is `edge-node`'s gap reason byte.
+    Gap { reason: u8 },
+}
+
+/// One step of one log: it moves the checkpoint from `base_offset` to `next.next_offset`.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Which log.
+    pub log: TopicPartition,
+    /// Where it starts.
+    pub base_offset: Offset,
+    /// The checkpoint once it is committed.
+    pub next: Checkpoint,
+    /// The records, or a gap.
+    pub content: Content,
+    /// Bytes that it holds in memory, for the budgets.
+    pub bytes: usize,
+}
+
+/// A lane's word to a session.
+#[derive(Debug, Clone)]
+pub enum LaneEvent {
+    /// The transaction committed: these checkpoints hold.
+    Committed(Vec<(TopicPartition, Checkpoint)>),
+    /// The session must end: another took its place, or the lane went to another hub.
+    Ended(EndReason),
+}
+
+/// Why a lane ends a session or refuses one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// The same site opened another session.
+    Superseded,
+    /// Another hub fenced this lane.
+    Fenced,
+    /// A delivery did not follow on the one before it.
+    OutOfOrder,
+    /// The hub is stopping.
+    Stopping,
+}
+
+/// A session's wish to the lane of its site.
+#[derive(Debug)]
+pub enum LaneRequest {
+    /// Opens the site's session; a session that the site had before is ended and what it queued and no
+    /// transaction holds yet is dropped. Answered once nothing of the older session is under way.
+    Attach {
+        site: SiteId,
+        incarnation: Incarnation,
+        session: SessionId,
+        /// Bounded; the lane never waits for it: a session that does not read is ended.
+        events: mpsc::Sender<LaneEvent>,
+        reply: oneshot::Sender<Result<(), EndReason>>,
+    },
+    /// Asks for the checkpoints of logs (absent: the cluster holds nothing of it).
+    Checkpoints {
+        session: SessionId,
+        logs: Vec<TopicPartition>,
+        reply: oneshot::Sender<Result<Vec<Option<Checkpoint>>, EndReason>>,
+    },
+    /// The next step of one of the session's logs. In order per log.
+    Deliver { session: SessionId, delivery: Delivery },
+    /// The session ended.
+    Detach { session: SessionId },
+}

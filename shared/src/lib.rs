@@ -1,0 +1,9 @@
+//! What the site's `edge-node` and the data centre's `hub-node` have in common.
+//!
+//! The core is plain code: it takes bytes, `now` and a random generator as arguments and returns
+//! values. It has no async, no clock, no socket and no lock, and it builds without tokio. What needs
+//! a runtime (tasks, config files, telemetry, TLS) stands behind the feature `runtime`; the core never
+//! uses that half.
+
+pub mod ids;
+pub mod record;
