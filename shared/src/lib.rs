@@ -6,4 +6,5 @@
 //! uses that half.
 
 pub mod ids;
+pub mod partitioner;
 pub mod record;
