@@ -76,8 +76,14 @@ pub enum EndReason {
     Superseded,
     /// Another hub fenced this lane.
     Fenced,
-    /// A delivery did not follow on the one before it.
+    /// A delivery did not follow on the one before it, or its history is not the committed one.
     OutOfOrder,
+    /// A delivery holds records that cannot be read.
+    Malformed,
+    /// The committed checkpoint of one of its logs cannot be read: a person must look.
+    Damaged,
+    /// The session did not read its events.
+    Slow,
     /// The hub is stopping.
     Stopping,
 }
@@ -85,8 +91,9 @@ pub enum EndReason {
 /// A session's wish to the lane of its site.
 #[derive(Debug)]
 pub enum LaneRequest {
-    /// Opens the site's session; a session that the site had before is ended and what it queued and no
-    /// transaction holds yet is dropped. Answered once nothing of the older session is under way.
+    /// Opens the site's session; a session that the site had before is ended. What that one handed in
+    /// is still committed, it crossed the link after all; the answer comes when nothing of it is left,
+    /// so that the checkpoints asked for next include it. The asker gives up with `Detach`.
     Attach {
         site: SiteId,
         incarnation: Incarnation,
@@ -103,6 +110,6 @@ pub enum LaneRequest {
     },
     /// The next step of one of the session's logs. In order per log.
     Deliver { session: SessionId, delivery: Delivery },
-    /// The session ended.
+    /// The session ended. What it handed in is still committed.
     Detach { session: SessionId },
 }

@@ -1,1 +1,3 @@
-//! stub
+//! Beside the central Kafka cluster: takes what the sites send and commits it exactly once.
+
+pub mod commit;
