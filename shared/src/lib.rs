@@ -5,6 +5,9 @@
 //! a runtime (tasks, config files, telemetry, TLS) stands behind the feature `runtime`; the core never
 //! uses that half.
 
+pub mod batch;
 pub mod ids;
+pub mod link;
 pub mod partitioner;
 pub mod record;
+pub mod wire;

@@ -1,0 +1,577 @@
+//! The hub's half of a session.
+//!
+//! ```text
+//!  AwaitHello ─► Attaching (the driver asks the lane) ─► Open ─► Closed
+//! ```
+//! Data streams come in any order; per log they are put back in order and delivered, each offset once.
+//! What came and is not committed is held against the credit window, in bytes, and against
+//! `MAX_STREAMS_IN_FLIGHT`. Streams wholly below what is expected are dropped and their credit given
+//! back; one that overlaps the edge ends the session, because no correct site cuts its log in two ways
+//! within a session.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::sender::millis;
+use super::window::ReceiveCredit;
+use super::{Close, broken};
+use crate::ids::{Incarnation, Offset, TopicPartition};
+use crate::wire::{
+    Ack, CheckpointEntry, Code, DataContent, DataHeader, Farewell, Frame, FrameDecoder, Handle,
+    Hello, LogEntry, LogReply, MAX_DATA_HEADER_LEN, MAX_STREAMS_IN_FLIGHT, MAX_VERSION, Welcome,
+    WireError,
+};
+
+/// Entries in one frame of checkpoints or acknowledgements: at most 24 and 15 bytes each.
+const MAX_CHECKPOINTS: usize = 2_500;
+const MAX_ACKS: usize = 4_000;
+
+/// What the hub's half needs to know from the start.
+#[derive(Debug, Clone)]
+pub struct ReceiverConfig {
+    /// Codec ids that the driver can decode.
+    pub codecs: Vec<u8>,
+    /// Most logs of one session.
+    pub max_logs: usize,
+    /// Most decoded bytes of one stream, at least `wire::MIN_MAX_BATCH_BYTES`.
+    pub max_batch_bytes: u32,
+    /// Bytes that came and are not committed, `raw_len + 256` a stream. Below
+    /// `max_batch_bytes + 256` a site with a batch of that size waits until it is raised.
+    pub window: u64,
+    /// The site pings this often; three times as long without a word ends the session.
+    pub keep_alive: Duration,
+    /// From the connection to the whole hello.
+    pub handshake_timeout: Duration,
+}
+
+/// The next step of one log, in order. Decode the payload with [`crate::batch::open`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    /// Which log.
+    pub log: TopicPartition,
+    /// Range, chain, and records or gap.
+    pub header: DataHeader,
+    /// The encoded records; empty for a gap.
+    pub payload: Bytes,
+}
+
+/// What the driver has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiverOutput {
+    /// Append to the control stream.
+    Control(Bytes),
+    /// Attach to the site's lane, ask it for the checkpoints of these logs and answer with
+    /// [`Receiver::handle_checkpoints`], or with [`Receiver::refuse`].
+    Attach {
+        incarnation: Incarnation,
+        nonce: u64,
+        software: String,
+        logs: Vec<LogEntry>,
+    },
+    /// Ask the lane for the checkpoints of more logs and answer with
+    /// [`Receiver::handle_checkpoints`], in the order of the questions.
+    Lookup { logs: Vec<LogEntry> },
+    /// Hand to the lane; [`Receiver::handle_committed`] when it is committed.
+    Deliver(Delivered),
+    /// The session is over. Nothing comes after this.
+    Close(Close),
+}
+
+#[derive(Debug)]
+struct Log {
+    log: TopicPartition,
+    origin: Offset,
+    /// Known once the checkpoint was told; no data before.
+    expected: Option<Offset>,
+    /// Everything before is committed; `committed <= expected`.
+    committed: Offset,
+    /// The site knows that everything before is committed.
+    acked: Offset,
+    /// Came early, by base offset.
+    early: BTreeMap<Offset, (DataHeader, Bytes)>,
+    /// Delivered and not committed: where each ends and what it costs.
+    delivered: VecDeque<(Offset, u64)>,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitHello { deadline: Duration },
+    Attaching { version: u16, codec: u8 },
+    Open { codec: u8, last_heard: Duration },
+    Closed,
+}
+
+/// The hub's half of one connection.
+#[derive(Debug)]
+pub struct Receiver {
+    config: ReceiverConfig,
+    state: State,
+    logs: BTreeMap<Handle, Log>,
+    handles: BTreeMap<TopicPartition, Handle>,
+    /// Questions to the lane that are not answered, oldest first.
+    lookups: VecDeque<Vec<Handle>>,
+    /// Logs with something to acknowledge.
+    dirty: BTreeSet<Handle>,
+    /// Streams that are held, early or delivered.
+    streams: usize,
+    credit: ReceiveCredit,
+    decoder: FrameDecoder,
+    outputs: VecDeque<ReceiverOutput>,
+    #[cfg(test)]
+    pub(super) mutation: Option<super::mutation::Mutation>,
+}
+
+impl Receiver {
+    /// A connection that was just accepted.
+    #[must_use]
+    pub fn new(config: ReceiverConfig, now: Duration) -> Self {
+        Self {
+            state: State::AwaitHello {
+                deadline: now.saturating_add(config.handshake_timeout),
+            },
+            credit: ReceiveCredit::new(config.window),
+            config,
+            logs: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            lookups: VecDeque::new(),
+            dirty: BTreeSet::new(),
+            streams: 0,
+            decoder: FrameDecoder::default(),
+            outputs: VecDeque::new(),
+            #[cfg(test)]
+            mutation: None,
+        }
+    }
+
+    /// Most bytes that a data stream may have: stop reading one that is longer, and end the session
+    /// with [`Code::Limit`].
+    #[must_use]
+    pub fn max_stream_len(&self) -> usize {
+        usize::try_from(self.config.max_batch_bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_add(MAX_DATA_HEADER_LEN)
+    }
+
+    /// Bytes of the control stream, as they came.
+    pub fn handle_control(&mut self, bytes: &[u8], now: Duration) {
+        self.heard(now);
+        self.decoder.feed(bytes);
+        while !self.is_closed() {
+            match self.decoder.poll() {
+                Ok(Some(frame)) => self.handle_frame(frame),
+                Ok(None) => return,
+                Err(error @ WireError::Version { .. }) => {
+                    self.refuse(Code::Version, None, &error.to_string());
+                }
+                Err(error) => self.fail(Code::BadFrame, &error.to_string()),
+            }
+        }
+    }
+
+    fn heard(&mut self, now: Duration) {
+        if let State::Open { last_heard, .. } = &mut self.state {
+            *last_heard = now;
+        }
+    }
+
+    fn handle_frame(&mut self, frame: Frame) {
+        let is_first = matches!(self.state, State::AwaitHello { .. });
+        let is_open = matches!(self.state, State::Open { .. });
+        match frame {
+            Frame::Hello(hello) if is_first => self.handle_hello(hello),
+            Frame::Declare(logs) if is_open => {
+                if self.declare(&logs) {
+                    self.outputs.push_back(ReceiverOutput::Lookup { logs });
+                }
+            }
+            Frame::Ping(number) if !is_first => self.send(&Frame::Pong(number)),
+            Frame::Pong(_) if !is_first => {}
+            Frame::Goodbye(farewell) if !is_first => {
+                let retry_after = Duration::from_millis(farewell.retry_after_ms.into());
+                self.finish(Close {
+                    code: farewell.code,
+                    by_peer: true,
+                    retry_after: Some(retry_after).filter(|wait| !wait.is_zero()),
+                    text: farewell.text,
+                });
+            }
+            Frame::Hello(_)
+            | Frame::Declare(_)
+            | Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::Goodbye(_)
+            | Frame::Welcome(_)
+            | Frame::Refuse(_)
+            | Frame::Checkpoints(_)
+            | Frame::Ack(_)
+            | Frame::Credit(_) => self.fail(Code::BadFrame, "frame out of place"),
+        }
+    }
+
+    fn handle_hello(&mut self, hello: Hello) {
+        let codec = hello
+            .codecs
+            .iter()
+            .copied()
+            .find(|codec| self.config.codecs.contains(codec))
+            .unwrap_or(0);
+        self.state = State::Attaching {
+            version: hello.max_version.min(MAX_VERSION),
+            codec,
+        };
+        if self.declare(&hello.logs) {
+            self.outputs.push_back(ReceiverOutput::Attach {
+                incarnation: hello.incarnation,
+                nonce: hello.nonce,
+                software: hello.software,
+                logs: hello.logs,
+            });
+        }
+    }
+
+    /// False when the session is over because of them.
+    fn declare(&mut self, logs: &[LogEntry]) -> bool {
+        for entry in logs {
+            if self.logs.len() >= self.config.max_logs {
+                self.fail(Code::Limit, "more logs than one session may have");
+                return false;
+            }
+            let log = Log {
+                log: entry.log.clone(),
+                origin: entry.range.origin,
+                expected: None,
+                committed: 0,
+                acked: 0,
+                early: BTreeMap::new(),
+                delivered: VecDeque::new(),
+            };
+            let is_known = self.logs.insert(entry.handle, log).is_some()
+                || self
+                    .handles
+                    .insert(entry.log.clone(), entry.handle)
+                    .is_some();
+            if is_known {
+                self.fail(Code::BadFrame, "log declared twice");
+                return false;
+            }
+        }
+        self.lookups
+            .push_back(logs.iter().map(|entry| entry.handle).collect());
+        true
+    }
+
+    /// The lane's answer to the oldest [`ReceiverOutput::Attach`] or [`ReceiverOutput::Lookup`], one
+    /// reply for each of its logs in their order.
+    pub fn handle_checkpoints(&mut self, replies: &[LogReply], now: Duration) {
+        if self.is_closed() {
+            return;
+        }
+        let Some(handles) = self.lookups.pop_front() else {
+            return self.fail(Code::Internal, "checkpoints that nobody asked for");
+        };
+        if handles.len() != replies.len() {
+            return self.fail(Code::Internal, "checkpoints do not match the logs");
+        }
+        let mut entries = Vec::with_capacity(handles.len());
+        for (handle, reply) in handles.into_iter().zip(replies.iter().copied()) {
+            if let Some(log) = self.logs.get_mut(&handle) {
+                let expected = match reply {
+                    LogReply::Absent => Some(log.origin),
+                    LogReply::At(checkpoint) => Some(checkpoint.next_offset),
+                    LogReply::Denied => None,
+                };
+                log.expected = expected;
+                log.committed = expected.unwrap_or(0);
+                log.acked = log.committed;
+            }
+            entries.push(CheckpointEntry { handle, reply });
+        }
+        self.tell(entries, now);
+    }
+
+    fn tell(&mut self, entries: Vec<CheckpointEntry>, now: Duration) {
+        if let State::Attaching { version, codec } = self.state {
+            self.state = State::Open {
+                codec,
+                last_heard: now,
+            };
+            let welcome = Welcome {
+                version,
+                codec,
+                credit_limit: self.credit.announce(),
+                max_batch_bytes: self.config.max_batch_bytes,
+                keep_alive_ms: millis(Some(self.config.keep_alive)).max(1),
+                checkpoints: entries,
+            };
+            self.send(&Frame::Welcome(welcome));
+        } else {
+            for part in entries.chunks(MAX_CHECKPOINTS) {
+                self.send(&Frame::Checkpoints(part.to_vec()));
+            }
+        }
+    }
+
+    /// One whole data stream.
+    pub fn handle_data(&mut self, stream: &Bytes, now: Duration) {
+        self.heard(now);
+        let State::Open { codec, .. } = self.state else {
+            if !self.is_closed() {
+                self.fail(Code::BadFrame, "data before the welcome");
+            }
+            return;
+        };
+        let (header, payload) = match DataHeader::decode(stream) {
+            Ok(parts) => parts,
+            Err(error) => return self.fail(Code::BadFrame, &error.to_string()),
+        };
+        if let DataContent::Records(records) = header.content {
+            if records.codec != 0 && records.codec != codec {
+                return self.fail(Code::BadFrame, "data in a codec that was not chosen");
+            }
+            if records.raw_len > self.config.max_batch_bytes {
+                return self.fail(Code::Limit, "data larger than the largest batch");
+            }
+        }
+        if !self.credit.receive(header.charge()) {
+            return self.fail(Code::Limit, "data beyond the credit");
+        }
+        self.place(header, payload);
+    }
+
+    /// Finds a stream's place in its log.
+    fn place(&mut self, header: DataHeader, payload: Bytes) {
+        let is_out_of_order = broken!(self, DeliverOutOfOrder);
+        let may_repeat = broken!(self, SkipDuplicateCheck);
+        let Some(log) = self.logs.get_mut(&header.handle) else {
+            return self.fail(Code::BadFrame, "data of a log that was not declared");
+        };
+        let Some(expected) = log.expected else {
+            return self.fail(Code::BadFrame, "data of a log without a checkpoint");
+        };
+        if header.next_offset <= expected && !may_repeat {
+            return self.credit.release(header.charge());
+        }
+        if header.base_offset < expected && !may_repeat {
+            return self.fail(Code::BadFrame, "data overlaps what came before");
+        }
+        if self.streams >= MAX_STREAMS_IN_FLIGHT {
+            return self.fail(Code::Limit, "more streams in flight than allowed");
+        }
+        if header.base_offset > expected && !is_out_of_order {
+            match log.early.entry(header.base_offset) {
+                std::collections::btree_map::Entry::Occupied(_) => {
+                    self.credit.release(header.charge());
+                }
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    place.insert((header, payload));
+                    self.streams += 1;
+                }
+            }
+            return;
+        }
+        self.streams += 1;
+        self.deliver(header, payload);
+        self.deliver_early(header.handle);
+    }
+
+    fn deliver(&mut self, header: DataHeader, payload: Bytes) {
+        let is_gap_lost = broken!(self, IgnoreGap);
+        let is_acked_early = broken!(self, AckBeforeCommit);
+        let Some(log) = self.logs.get_mut(&header.handle) else {
+            return;
+        };
+        log.expected = Some(header.next_offset);
+        log.delivered
+            .push_back((header.next_offset, header.charge()));
+        if is_acked_early {
+            log.committed = header.next_offset;
+            self.dirty.insert(header.handle);
+        }
+        if is_gap_lost && matches!(header.content, DataContent::Gap { .. }) {
+            return;
+        }
+        self.outputs.push_back(ReceiverOutput::Deliver(Delivered {
+            log: log.log.clone(),
+            header,
+            payload,
+        }));
+    }
+
+    /// Delivers what came early and is next by now.
+    fn deliver_early(&mut self, handle: Handle) {
+        while let Some(log) = self.logs.get_mut(&handle) {
+            let expected = log.expected.unwrap_or(0);
+            let Some(first) = log.early.first_entry().filter(|e| *e.key() <= expected) else {
+                return;
+            };
+            let (header, payload) = first.remove();
+            if header.base_offset == expected {
+                self.deliver(header, payload);
+            } else if header.next_offset <= expected {
+                self.streams -= 1;
+                self.credit.release(header.charge());
+            } else {
+                return self.fail(Code::BadFrame, "data overlaps what came before");
+            }
+        }
+    }
+
+    /// The lane committed everything of this log before `next_offset`. The acknowledgement comes with
+    /// the next outputs, one frame for all logs. Unknown logs and lower offsets are ignored.
+    pub fn handle_committed(&mut self, log: &TopicPartition, next_offset: Offset) {
+        let is_credit_lost = broken!(self, ForgetCredit);
+        let Some((&handle, log)) = self
+            .handles
+            .get(log)
+            .and_then(|handle| Some((handle, self.logs.get_mut(handle)?)))
+        else {
+            return;
+        };
+        while let Some(&(end, charge)) = log.delivered.front()
+            && end <= next_offset
+        {
+            log.delivered.pop_front();
+            self.streams -= 1;
+            if !is_credit_lost {
+                self.credit.release(charge);
+            }
+            if end > log.committed {
+                log.committed = end;
+                self.dirty.insert(handle);
+            }
+        }
+    }
+
+    /// The hub's memory budget changed: this session may hold so many bytes from here on. Smaller than
+    /// before: no new credit until enough is committed.
+    pub fn set_window(&mut self, bytes: u64) {
+        self.credit.set_window(bytes);
+    }
+
+    /// Bytes that came and are not committed, as charged.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.credit.held()
+    }
+
+    /// Time passed: a hello that does not come, a peer that went silent. While the lane is asked for
+    /// checkpoints only the driver's own time limit counts.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if self.poll_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        match self.state {
+            State::AwaitHello { .. } => self.fail(Code::Timeout, "no hello in time"),
+            State::Open { .. } => self.fail(Code::Timeout, "nothing heard from the site"),
+            State::Attaching { .. } | State::Closed => {}
+        }
+    }
+
+    /// When to call [`Receiver::handle_timeout`] at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match self.state {
+            State::AwaitHello { deadline } => Some(deadline),
+            State::Open { .. } if broken!(self, ForgetDeadPeer) => None,
+            State::Open { last_heard, .. } => {
+                Some(last_heard.saturating_add(self.config.keep_alive * 3))
+            }
+            State::Attaching { .. } | State::Closed => None,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<ReceiverOutput> {
+        if matches!(self.state, State::Open { .. }) {
+            if !self.dirty.is_empty() {
+                self.acknowledge();
+            } else if self.credit.is_news() {
+                let limit = self.credit.announce();
+                self.send(&Frame::Credit(limit));
+            }
+        }
+        self.outputs.pop_front()
+    }
+
+    /// Only `committed` is ever acknowledged, and only [`Receiver::handle_committed`] moves it.
+    fn acknowledge(&mut self) {
+        let mut acked = Vec::new();
+        while acked.len() < MAX_ACKS
+            && let Some(handle) = self.dirty.pop_first()
+        {
+            if let Some(log) = self.logs.get_mut(&handle)
+                && log.committed > log.acked
+            {
+                log.acked = log.committed;
+                acked.push((handle, log.committed));
+            }
+        }
+        let credit_limit = self.credit.announce();
+        self.send(&Frame::Ack(Ack {
+            credit_limit,
+            acked,
+        }));
+    }
+
+    /// Refuses the session in place of a welcome; later the same as [`Receiver::close`].
+    pub fn refuse(&mut self, code: Code, retry_after: Option<Duration>, text: &str) {
+        self.end(code, retry_after, text, Frame::Refuse);
+    }
+
+    /// Says goodbye and ends the session.
+    pub fn close(&mut self, code: Code, retry_after: Option<Duration>, text: &str) {
+        self.end(code, retry_after, text, Frame::Goodbye);
+    }
+
+    fn fail(&mut self, code: Code, text: &str) {
+        self.close(code, None, text);
+    }
+
+    fn end(
+        &mut self,
+        code: Code,
+        retry_after: Option<Duration>,
+        text: &str,
+        before_welcome: fn(Farewell) -> Frame,
+    ) {
+        let farewell = Farewell {
+            code,
+            retry_after_ms: millis(retry_after),
+            text: text.to_owned(),
+        };
+        match self.state {
+            State::Closed => return,
+            State::Open { .. } => self.send(&Frame::Goodbye(farewell)),
+            State::AwaitHello { .. } | State::Attaching { .. } => {
+                self.send(&before_welcome(farewell));
+            }
+        }
+        self.finish(Close {
+            code,
+            by_peer: false,
+            retry_after: None,
+            text: text.to_owned(),
+        });
+    }
+
+    /// True once [`ReceiverOutput::Close`] is due or was given.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    fn finish(&mut self, close: Close) {
+        self.state = State::Closed;
+        self.logs.clear();
+        self.handles.clear();
+        self.dirty.clear();
+        self.outputs.push_back(ReceiverOutput::Close(close));
+    }
+
+    fn send(&mut self, frame: &Frame) {
+        self.outputs
+            .push_back(ReceiverOutput::Control(frame.encode()));
+    }
+}

@@ -1,0 +1,1 @@
+//! Both halves against each other, without a network.
