@@ -140,6 +140,9 @@ pub enum Item {
 /// The ends of one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogRange {
+    /// First offset of this incarnation: what lies below was replicated, or given up, under an earlier
+    /// one. At most `acked`.
+    pub origin: Offset,
     /// First offset still stored.
     pub start: Offset,
     /// Next offset that the hub has not acknowledged.
@@ -256,12 +259,11 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// [`StoreError::Io`] when the disk fails.
     fn sweep(&self, wall_ms: i64) -> Result<(), StoreError>;
 
-    /// The store's incarnation, and for each partition the first offset that belongs to it: lower
-    /// offsets were replicated (or given up) under an earlier one.
+    /// The store's incarnation.
     fn incarnation(&self) -> Incarnation;
 
     /// Mints a new incarnation because this store's history is not the one that the hub holds. Unacked
-    /// records are sent again under the new one, from each partition's acked offset on. Synced.
+    /// records are sent again under the new one: each partition's acked offset becomes its origin. Synced.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the disk fails.
