@@ -10,4 +10,8 @@ pub mod ids;
 pub mod link;
 pub mod partitioner;
 pub mod record;
+pub mod units;
 pub mod wire;
+
+#[cfg(feature = "runtime")]
+pub mod config;
