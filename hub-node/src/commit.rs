@@ -109,7 +109,10 @@ pub enum LaneRequest {
         reply: oneshot::Sender<Result<Vec<Option<Checkpoint>>, EndReason>>,
     },
     /// The next step of one of the session's logs. In order per log.
-    Deliver { session: SessionId, delivery: Delivery },
+    Deliver {
+        session: SessionId,
+        delivery: Delivery,
+    },
     /// The session ended. What it handed in is still committed.
     Detach { session: SessionId },
 }

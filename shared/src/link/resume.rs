@@ -13,7 +13,8 @@ pub enum Mismatch {
     BelowOrigin,
     /// The log has another history up to the checkpoint.
     ChainDiffers,
-    /// The checkpoint lies inside a batch of the log.
+    /// The checkpoint lies inside a batch of the log, or inside a gap that the site made while it had
+    /// unacknowledged records before it.
     NotABoundary,
 }
 
@@ -24,6 +25,9 @@ pub(super) enum Resume {
     From(Offset),
     /// Go on from the checkpoint if the store's history up to it has the same chain.
     Check(Checkpoint),
+    /// No batch of the log ends here. Go on if it lies inside a gap that the site made of everything
+    /// that was not acknowledged: then there is no record that the hub could take for another one.
+    Probe(Offset),
     /// Cannot go on.
     Mismatch(Mismatch),
     /// The hub does not take this log.
@@ -50,11 +54,11 @@ pub(super) fn resume(range: &LogRange, reply: LogReply) -> Resume {
 }
 
 /// Compares the hub's checkpoint with the store's chain at its offset (`None`: not a boundary there).
-pub(super) fn compare(checkpoint: Checkpoint, at_site: Option<u64>) -> Option<Mismatch> {
+pub(super) fn compare(checkpoint: Checkpoint, at_site: Option<u64>) -> Resume {
     match at_site {
-        None => Some(Mismatch::NotABoundary),
-        Some(chain) if chain != checkpoint.chain => Some(Mismatch::ChainDiffers),
-        Some(_) => None,
+        None => Resume::Probe(checkpoint.next_offset),
+        Some(chain) if chain != checkpoint.chain => Resume::Mismatch(Mismatch::ChainDiffers),
+        Some(_) => Resume::From(checkpoint.next_offset),
     }
 }
 

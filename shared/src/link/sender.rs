@@ -148,6 +148,10 @@ struct Log {
     log: TopicPartition,
     range: LogRange,
     phase: Phase,
+    /// What the store took for the hub's checkpoint when the session began.
+    first_unacked: Offset,
+    /// The hub's checkpoint lies inside a batch or a gap of the log: the first read tells which.
+    is_unproven: bool,
     /// The hub holds everything before; `acked <= read <= range.end`.
     acked: Offset,
     /// Everything before was read, and waits in `held` or was sent.
@@ -155,6 +159,15 @@ struct Log {
     /// Where the streams end that were sent and are not acknowledged, in order.
     in_flight: VecDeque<Offset>,
     in_ring: bool,
+}
+
+impl Log {
+    /// The store joined what was sent already and what follows into one gap.
+    fn is_rest_of_gap(&self, header: &DataHeader) -> bool {
+        matches!(header.content, DataContent::Gap { .. })
+            && header.base_offset < self.read
+            && self.read < header.next_offset
+    }
 }
 
 #[derive(Debug)]
@@ -229,8 +242,9 @@ impl Sender {
 
     /// Adds a log under a handle of the caller's choice (the store's partition number). A handle that
     /// is known keeps its log, and only its end moves. Before [`Sender::start`] it goes into the
-    /// hello, later into a declare.
-    pub fn add_log(&mut self, handle: Handle, log: TopicPartition, range: LogRange) {
+    /// hello, later into a declare. `acked` is the store's own cursor: the next offset that it does not
+    /// know the hub to hold.
+    pub fn add_log(&mut self, handle: Handle, log: TopicPartition, range: LogRange, acked: Offset) {
         debug_assert!(range.is_valid(), "log range out of order");
         if self.logs.contains_key(&handle) {
             self.log_grew(handle, range.end);
@@ -240,6 +254,8 @@ impl Sender {
             log,
             range,
             phase: Phase::Undeclared,
+            first_unacked: acked.max(range.start),
+            is_unproven: false,
             acked: range.origin,
             read: range.origin,
             in_flight: VecDeque::new(),
@@ -407,6 +423,16 @@ impl Sender {
                     offset: checkpoint.next_offset,
                 });
             }
+            Resume::Probe(next) if next >= log.range.end => {
+                self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
+            }
+            Resume::Probe(next) => {
+                log.acked = next;
+                log.read = next;
+                log.phase = Phase::Ready;
+                log.is_unproven = true;
+                self.enqueue(handle);
+            }
             Resume::Mismatch(mismatch) => {
                 log.phase = Phase::Parked;
                 self.outputs
@@ -427,9 +453,7 @@ impl Sender {
         };
         match log.phase {
             Phase::Checking(checkpoint) if checkpoint.next_offset == offset => {
-                let decision =
-                    compare(checkpoint, chain).map_or(Resume::From(offset), Resume::Mismatch);
-                self.resume_log(handle, decision);
+                self.resume_log(handle, compare(checkpoint, chain));
             }
             Phase::Trimmed if log.range.start == offset => {
                 self.hold_trimmed(handle, chain.unwrap_or(0));
@@ -476,13 +500,24 @@ impl Sender {
         self.reads -= 1;
         self.reserved -= reserved;
         log.phase = Phase::Ready;
-        let Some((header, payload)) = header_of(handle, result) else {
+        let Some((mut header, payload)) = header_of(handle, result) else {
             // unless it grew while it was read, there is nothing up to its end
             if log.range.end == end {
                 log.range.end = log.read;
             }
             return self.enqueue(handle);
         };
+        let is_rest_of_gap = log.is_rest_of_gap(&header);
+        if log.is_unproven && is_rest_of_gap && header.base_offset <= log.first_unacked {
+            log.is_unproven = false;
+            self.outputs.push_back(SenderOutput::Acked {
+                handle,
+                next_offset: log.read,
+            });
+        }
+        if is_rest_of_gap {
+            header.base_offset = log.read;
+        }
         if let Some(bytes) = raw_len(&header).filter(|len| *len > session.max_batch_bytes) {
             log.phase = Phase::Parked;
             self.outputs.push_back(SenderOutput::TooLarge {
@@ -491,16 +526,15 @@ impl Sender {
                 bytes,
                 limit: session.max_batch_bytes,
             });
+        } else if log.is_unproven
+            || header.base_offset < log.read
+            || header.next_offset <= header.base_offset
+        {
+            self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
         } else if header.base_offset > log.read {
             // trimmed while it was read: the gap goes first, then it is read again
             log.range.start = header.base_offset;
             self.enqueue(handle);
-        } else if header.base_offset < log.read || header.next_offset <= header.base_offset {
-            log.phase = Phase::Parked;
-            self.outputs.push_back(SenderOutput::HistoryMismatch {
-                handle,
-                mismatch: Mismatch::NotABoundary,
-            });
         } else {
             self.hold(header, payload);
         }
