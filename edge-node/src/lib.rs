@@ -1,1 +1,6 @@
-//! stub
+//! The one process at a remote site: a durable log, the protocols that local producers speak, and the
+//! uplink to the hub.
+
+pub mod ingest;
+pub mod kafka;
+pub mod store;

@@ -1,0 +1,366 @@
+//! The one door to the log: whatever protocol a record came by, it passes here.
+//!
+//! [`Ingest`] finds or creates the topic as the [`TopicPolicy`] says, checks each batch to the last
+//! byte (Kafka's checksum, bounded decompression, every record), hands it to the store and returns a
+//! [`Pending`] that resolves once the write-ahead log is synced.
+//!
+//! Always true: nothing unchecked reaches the store; batches that one task appends to a partition
+//! reach the store in that order, because [`Ingest::append`] returns only when the store has its batch;
+//! bytes that were received and not yet synced stay within [`IngestLimits::max_unsynced_bytes`] for the
+//! whole node ([`budget`]).
+//!
+//! Deliberately not here: sequence numbers of idempotent producers. They are kept with the batches,
+//! so the store judges them.
+
+pub mod budget;
+pub mod policy;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use shared::ids::TopicName;
+use shared::record::{self, BatchHeader, BatchLimits, Compression, RecordError};
+use tokio::sync::{Mutex, Semaphore, oneshot};
+use tracing::{debug, info};
+
+pub use budget::{Budget, Reservation};
+pub use policy::{DeclaredTopic, NamePattern, TopicPolicy};
+
+use crate::store::{Append, AppendError, Appended, Store, StoreError, Topic, TopicRules};
+
+/// A compressed batch up to this size is first tried on the spot, with
+/// [`INLINE_UNCOMPRESSED_BYTES`] of output: a hop to another thread costs more than the work.
+const INLINE_BATCH_BYTES: usize = 32 * 1024;
+/// Most bytes that a batch checked on the spot may decompress to.
+const INLINE_UNCOMPRESSED_BYTES: usize = 256 * 1024;
+
+/// What the door holds producers to.
+#[derive(Debug, Clone, Copy)]
+pub struct IngestLimits {
+    /// Bytes received and not yet synced, over all listeners.
+    pub max_unsynced_bytes: usize,
+    /// Most bytes that one batch may decompress to.
+    pub max_uncompressed_bytes: usize,
+    /// Large compressed batches checked at a time; with the limit above it bounds their memory.
+    pub max_parallel_checks: usize,
+}
+
+impl Default for IngestLimits {
+    fn default() -> Self {
+        Self {
+            // a small box has 64 MiB for the whole process: a third of it
+            max_unsynced_bytes: 24 * 1024 * 1024,
+            max_uncompressed_bytes: 16 * 1024 * 1024,
+            max_parallel_checks: 2,
+        }
+    }
+}
+
+/// Why a topic could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    /// Not a name that Kafka accepts.
+    #[error("topic name {0}")]
+    InvalidName(#[from] shared::ids::NameError),
+    /// It does not exist, and may not be created this way.
+    #[error("topic `{0}` does not exist and may not be created: {1}")]
+    Unknown(String, &'static str),
+    /// The disk failed while it was created.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a batch was refused before or by the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The topic has no such partition.
+    #[error("no such partition")]
+    UnknownPartition,
+    /// The bytes are not a batch that may be stored.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The store refused it.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// Counters of the door, for metrics.
+#[derive(Debug, Default)]
+pub struct IngestStats {
+    /// Batches handed to the store.
+    pub batches: AtomicU64,
+    /// Records in them.
+    pub records: AtomicU64,
+    /// Bytes of them as received.
+    pub bytes: AtomicU64,
+    /// Batches refused because of what they are.
+    pub refused: AtomicU64,
+    /// Batches that the store refused because it is full.
+    pub full: AtomicU64,
+    /// Topics created on demand.
+    pub topics_created: AtomicU64,
+}
+
+/// Handle to the door. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    policy: TopicPolicy,
+    limits: IngestLimits,
+    budget: Budget,
+    checks: Semaphore,
+    /// Held while a topic is created, so that the limit on their number holds.
+    creating: Mutex<()>,
+    stats: Arc<IngestStats>,
+}
+
+/// A batch on its way to the disk.
+#[derive(Debug)]
+pub struct Pending {
+    receiver: oneshot::Receiver<Result<Appended, AppendError>>,
+    stats: Arc<IngestStats>,
+    /// Records in the batch.
+    pub count: u32,
+}
+
+impl Pending {
+    /// Waits for the sync. Whoever gets `Ok` may acknowledge.
+    ///
+    /// # Errors
+    /// The store's refusal.
+    pub async fn synced(self) -> Result<Appended, AppendError> {
+        let outcome = self.receiver.await.unwrap_or_else(|_| {
+            Err(AppendError::Unavailable(
+                "the store stopped before it answered".to_owned(),
+            ))
+        });
+        if matches!(outcome, Err(AppendError::Full(_))) {
+            self.stats.full.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+impl Ingest {
+    /// A door to `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, policy: TopicPolicy, limits: IngestLimits) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                policy,
+                limits,
+                budget: Budget::new(limits.max_unsynced_bytes),
+                checks: Semaphore::new(limits.max_parallel_checks.max(1)),
+                creating: Mutex::new(()),
+                stats: Arc::default(),
+            }),
+        }
+    }
+
+    /// Counters, for metrics.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<IngestStats> {
+        &self.inner.stats
+    }
+
+    /// The node-wide budget of received bytes.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.inner.budget
+    }
+
+    /// Creates the declared topics and gives every stored topic the rules of the policy. Blocks: call
+    /// it once, on start.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub fn apply_policy(&self) -> Result<(), StoreError> {
+        let policy = &self.inner.policy;
+        for topic in self.inner.store.topics() {
+            let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+            let rules = policy.rules_for(&topic.name).clone();
+            self.inner
+                .store
+                .ensure_topic(&topic.name, partitions, rules)?;
+        }
+        for (name, declared) in &policy.declared {
+            self.inner.store.ensure_topic(
+                name,
+                declared.partitions.get(),
+                declared.rules.clone(),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// All topics by name.
+    #[must_use]
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        self.inner.store.topics()
+    }
+
+    /// The topic, created when it is missing, `may_create` is set and the policy allows it.
+    ///
+    /// # Errors
+    /// [`TopicError`] says why there is none.
+    pub async fn topic(&self, name: &str, may_create: bool) -> Result<Arc<Topic>, TopicError> {
+        if let Some(topic) = self.inner.store.topic(name) {
+            return Ok(topic);
+        }
+        let name = TopicName::new(name)?;
+        if !may_create {
+            return Err(TopicError::Unknown(name.into(), "it was not asked for"));
+        }
+        self.create(name).await
+    }
+
+    async fn create(&self, name: TopicName) -> Result<Arc<Topic>, TopicError> {
+        let _creating = self.inner.creating.lock().await;
+        if let Some(topic) = self.inner.store.topic(name.as_str()) {
+            return Ok(topic);
+        }
+        if let Err(reason) = self
+            .inner
+            .policy
+            .may_create(&name, self.inner.store.topics().len())
+        {
+            debug!(topic = %name, reason, "Topic not created");
+            return Err(TopicError::Unknown(name.into(), reason));
+        }
+        let inner = self.inner.clone();
+        let created = tokio::task::spawn_blocking(move || {
+            let partitions = inner.policy.partitions.get();
+            let rules: TopicRules = inner.policy.rules_for(&name).clone();
+            inner.store.ensure_topic(&name, partitions, rules)
+        });
+        let topic = created
+            .await
+            .map_err(|error| StoreError::Io(format!("topic creation: {error}")))??;
+        self.inner
+            .stats
+            .topics_created
+            .fetch_add(1, Ordering::Relaxed);
+        info!(topic = %topic.name, partitions = topic.partitions.len(), "Topic created on demand");
+        Ok(topic)
+    }
+
+    /// Checks a batch and queues it for the store. Returns when the store has it in its queue: await
+    /// one append before the next to keep their order.
+    ///
+    /// # Errors
+    /// [`Refusal`] when it never reached the store.
+    pub async fn append(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        batch: Bytes,
+    ) -> Result<Pending, Refusal> {
+        let partition = usize::try_from(partition)
+            .ok()
+            .and_then(|index| topic.partitions.get(index))
+            .ok_or(Refusal::UnknownPartition)?;
+        let header = match self.check(&batch, topic.rules.max_batch_bytes).await {
+            Ok(header) => header,
+            Err(refusal) => {
+                self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
+                debug!(topic = %topic.name, %refusal, "Batch refused");
+                return Err(refusal);
+            }
+        };
+        let stats = &self.inner.stats;
+        stats.batches.fetch_add(1, Ordering::Relaxed);
+        stats
+            .records
+            .fetch_add(u64::from(header.count), Ordering::Relaxed);
+        stats.bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        let receiver = self.inner.store.append(Append {
+            partition: *partition,
+            batch,
+            header,
+        });
+        Ok(Pending {
+            receiver,
+            stats: stats.clone(),
+            count: header.count,
+        })
+    }
+
+    async fn check(&self, batch: &Bytes, max_batch_bytes: usize) -> Result<BatchHeader, Refusal> {
+        let limits = BatchLimits {
+            max_batch_bytes,
+            max_uncompressed_bytes: self.inner.limits.max_uncompressed_bytes,
+        };
+        match try_inline(batch, &limits) {
+            Some(result) => Ok(result?),
+            None => self.check_aside(batch.clone(), limits).await,
+        }
+    }
+
+    /// Checks a batch on the blocking pool, a bounded number of them at a time.
+    async fn check_aside(&self, batch: Bytes, limits: BatchLimits) -> Result<BatchHeader, Refusal> {
+        let _permit = self
+            .inner
+            .checks
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let checked =
+            tokio::task::spawn_blocking(move || record::check(&batch, &limits).map(|c| c.header));
+        match checked.await {
+            Ok(result) => Ok(result?),
+            Err(error) => {
+                Err(AppendError::Unavailable(format!("check of a batch: {error}")).into())
+            }
+        }
+    }
+
+    /// A producer id that the store never gave out before.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub async fn next_producer_id(&self) -> Result<i64, StoreError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.store.next_producer_id())
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Io(format!("producer id: {error}"))))
+    }
+}
+
+/// The check's result when it is cheap enough for the task that received the batch, `None` when it
+/// belongs on another thread.
+fn try_inline(batch: &Bytes, limits: &BatchLimits) -> Option<Result<BatchHeader, RecordError>> {
+    let header = match BatchHeader::parse(batch) {
+        // too large is the more useful answer, and `check` gives it
+        Err(error) if batch.len() <= limits.max_batch_bytes => return Some(Err(error)),
+        Err(_) => return Some(record::check(batch, limits).map(|c| c.header)),
+        Ok(header) => header,
+    };
+    if header.compression == Compression::None || batch.len() > limits.max_batch_bytes {
+        return Some(record::check(batch, limits).map(|c| c.header));
+    }
+    if batch.len() > INLINE_BATCH_BYTES {
+        return None;
+    }
+    let inline = BatchLimits {
+        max_uncompressed_bytes: limits.max_uncompressed_bytes.min(INLINE_UNCOMPRESSED_BYTES),
+        ..*limits
+    };
+    match record::check(batch, &inline) {
+        Err(RecordError::TooLarge { .. })
+            if limits.max_uncompressed_bytes > INLINE_UNCOMPRESSED_BYTES =>
+        {
+            None
+        }
+        result => Some(result.map(|c| c.header)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

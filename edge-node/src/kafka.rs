@@ -1,0 +1,107 @@
+//! The Kafka protocol: to a producer the site looks like a cluster of one broker.
+//!
+//! Served: `ApiVersions` 0-3, `Metadata` 0-8, `Produce` 3-8 (advertised from 0), `InitProducerId` 0-1.
+//! What is advertised and why: [`api::VERSIONS`]. A success is answered after the store's sync, for
+//! `acks=1` and `acks=all` alike.
+//!
+//! Everything but [`conn`] and [`listener`] is plain code: bytes in, values out. Nothing that arrives
+//! is trusted: lengths are checked before memory is taken, buffers grow with what was received, and
+//! connections, requests and bytes in flight, and time are all limited by [`KafkaConfig`].
+//!
+//! Deliberately not done here: consumers, transactions, TLS and SASL.
+
+pub mod api;
+pub mod codec;
+mod conn;
+pub mod dispatch;
+pub mod error;
+pub mod frame;
+mod listener;
+pub mod metadata;
+pub mod produce;
+pub mod producer_id;
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+pub use frame::Pace;
+pub use listener::Listener;
+
+/// The listener's settings.
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    /// Where to listen.
+    pub bind: SocketAddr,
+    /// Host and port that clients are told; `None`: the address that they connected to.
+    pub advertised: Option<(String, u16)>,
+    /// Tells clients one site from another.
+    pub cluster_id: String,
+    /// Open connections.
+    pub max_connections: usize,
+    /// Largest request.
+    pub max_request_bytes: usize,
+    /// Unanswered requests of one connection.
+    pub max_inflight_requests: usize,
+    /// Bytes of the unanswered requests of one connection; at least two of the largest are allowed.
+    pub max_inflight_bytes: usize,
+    /// A connection without a request for so long is closed.
+    pub idle_timeout: Duration,
+    /// How slowly a request may arrive.
+    pub pace: Pace,
+    /// A client that does not take a response for so long is closed.
+    pub write_timeout: Duration,
+    /// How long the answer "full, try again" is held back.
+    pub full_delay: Duration,
+    /// Time to answer what is in flight on stop.
+    pub drain_timeout: Duration,
+}
+
+impl KafkaConfig {
+    /// Defaults for a listener at `bind`.
+    #[must_use]
+    pub fn new(bind: SocketAddr) -> Self {
+        Self {
+            bind,
+            advertised: None,
+            cluster_id: "kedge".to_owned(),
+            max_connections: 1000,
+            // clients send at most 1 MiB a partition by default
+            max_request_bytes: 8 * 1024 * 1024,
+            max_inflight_requests: 64,
+            max_inflight_bytes: 16 * 1024 * 1024,
+            // Kafka's connections.max.idle.ms
+            idle_timeout: Duration::from_secs(600),
+            pace: Pace {
+                grace: Duration::from_secs(20),
+                bytes_per_s: 4 * 1024,
+            },
+            write_timeout: Duration::from_secs(30),
+            full_delay: Duration::from_millis(500),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Counters of the listener, for metrics.
+#[derive(Debug, Default)]
+pub struct KafkaStats {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections open.
+    pub open: AtomicU64,
+    /// Connections refused at the limit.
+    pub refused_connections: AtomicU64,
+    /// Idle connections ended for others.
+    pub evicted: AtomicU64,
+    /// Connections ended by an error: garbage, too slow, a broken socket.
+    pub failed: AtomicU64,
+    /// Failures of `accept`, such as no file descriptors.
+    pub accept_errors: AtomicU64,
+    /// Requests received whole.
+    pub requests: AtomicU64,
+    /// Bytes received.
+    pub bytes_in: AtomicU64,
+    /// Batches that were not stored.
+    pub refused_batches: AtomicU64,
+}

@@ -1,0 +1,203 @@
+//! Which APIs are served in which versions, the request header, and `ApiVersions` itself. Plain code.
+
+use bytes::Bytes;
+
+use super::codec::{Malformed, Reader, Writer};
+use super::error::ErrorCode;
+
+/// The APIs that are advertised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i16)]
+pub enum Api {
+    /// Records in.
+    Produce = 0,
+    /// Advertised only, see [`VERSIONS`].
+    Fetch = 1,
+    /// Where topics are.
+    Metadata = 3,
+    /// Answered with a refusal, see [`VERSIONS`].
+    FindCoordinator = 10,
+    /// This list.
+    ApiVersions = 18,
+    /// A producer id for idempotence.
+    InitProducerId = 22,
+}
+
+/// What is advertised: API, lowest and highest version.
+///
+/// - Produce from 0 although only 3 and up are served: when it starts at 3, librdkafka before 2.11.1
+///   silently sends everything uncompressed (KAFKA-18659, librdkafka#4956).
+/// - Fetch and `FindCoordinator` although consumers are not served: librdkafka takes message format 2
+///   from Fetch 4, zstd from Fetch 10 and lz4 from `FindCoordinator` (`rdkafka_feature.c`).
+/// - Everything below the flexible versions, but `ApiVersions` 3, which new clients ask first.
+pub const VERSIONS: [(Api, i16, i16); 6] = [
+    (Api::Produce, 0, 8),
+    (Api::Fetch, 4, 11),
+    (Api::Metadata, 0, 8),
+    (Api::FindCoordinator, 0, 2),
+    (Api::ApiVersions, 0, 3),
+    (Api::InitProducerId, 0, 1),
+];
+
+/// The header of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The API; `None` when it is not one of ours.
+    pub api: Option<Api>,
+    /// Its number as sent.
+    pub key: i16,
+    /// Its version.
+    pub version: i16,
+    /// Comes back in the response.
+    pub correlation: i32,
+}
+
+impl Header {
+    /// Reads the part that is the same in all versions.
+    ///
+    /// # Errors
+    /// [`Malformed`] when there are not even 8 bytes.
+    pub fn parse(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let key = reader.i16()?;
+        Ok(Self {
+            api: VERSIONS.iter().map(|v| v.0).find(|api| *api as i16 == key),
+            key,
+            version: reader.i16()?,
+            correlation: reader.i32()?,
+        })
+    }
+
+    /// True when the version is among those advertised.
+    #[must_use]
+    pub fn is_supported(&self) -> bool {
+        VERSIONS
+            .iter()
+            .any(|(api, min, max)| Some(*api) == self.api && (*min..=*max).contains(&self.version))
+    }
+
+    /// Reads the rest of the header: the client id, and tags in the flexible version.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the bytes end early.
+    pub fn finish(&self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+        reader.nullable_string()?;
+        if self.is_flexible() {
+            reader.skip_tags()?;
+        }
+        Ok(())
+    }
+
+    fn is_flexible(&self) -> bool {
+        self.api == Some(Api::ApiVersions) && self.version >= 3
+    }
+}
+
+/// Reads an `ApiVersions` request: only its shape matters.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn decode_api_versions(mut reader: Reader<'_>, version: i16) -> Result<(), Malformed> {
+    if version >= 3 {
+        reader.compact_string()?; // client software name
+        reader.compact_string()?; // and its version
+        reader.skip_tags()?;
+    }
+    reader.finish()
+}
+
+/// The answer to `ApiVersions`. A version that is not served is answered in version 0 with the error,
+/// so that the client can ask again (KIP-511).
+#[must_use]
+pub fn encode_api_versions(header: &Header) -> Vec<u8> {
+    let is_supported = header.is_supported();
+    let version = if is_supported { header.version } else { 0 };
+    let error = if is_supported {
+        ErrorCode::None
+    } else {
+        ErrorCode::UnsupportedVersion
+    };
+    let mut out = Writer::response(header.correlation);
+    out.i16(error.code());
+    if version >= 3 {
+        // COMPACT_ARRAY: length + 1
+        out.uvarint(1 + u32::try_from(VERSIONS.len()).expect("a handful"));
+    } else {
+        out.array_len(VERSIONS.len());
+    }
+    for (api, min, max) in VERSIONS {
+        out.i16(api as i16);
+        out.i16(min);
+        out.i16(max);
+        if version >= 3 {
+            out.uvarint(0);
+        }
+    }
+    if version >= 1 {
+        out.i32(0); // throttle time
+    }
+    if version >= 3 {
+        out.uvarint(0);
+    }
+    out.finish()
+}
+
+/// `FindCoordinator`, refused: there are neither consumer groups nor transactions here.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn refuse_find_coordinator(
+    mut reader: Reader<'_>,
+    header: &Header,
+) -> Result<Vec<u8>, Malformed> {
+    reader.string()?;
+    let is_transaction = header.version >= 1 && reader.i8()? == 1;
+    reader.finish()?;
+    let (error, text) = if is_transaction {
+        (
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            "transactions are not served here",
+        )
+    } else {
+        (
+            ErrorCode::GroupAuthorizationFailed,
+            "consumer groups are not served here",
+        )
+    };
+    let mut out = Writer::response(header.correlation);
+    if header.version >= 1 {
+        out.i32(0);
+    }
+    out.i16(error.code());
+    if header.version >= 1 {
+        out.nullable_string(Some(text));
+    }
+    out.i32(-1);
+    out.string("");
+    out.i32(-1);
+    Ok(out.finish())
+}
+
+/// `Fetch` 7 and up, refused with an error for the whole request; `None` for older versions, which
+/// have no place for one.
+#[must_use]
+pub fn refuse_fetch(header: &Header) -> Option<Vec<u8>> {
+    if header.version < 7 {
+        return None;
+    }
+    let mut out = Writer::response(header.correlation);
+    out.i32(0); // throttle time
+    out.i16(ErrorCode::UnsupportedVersion.code());
+    out.i32(0); // session
+    out.array_len(0);
+    Some(out.finish())
+}
+
+/// The frame's header and a cursor behind it.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn open(frame: &Bytes) -> Result<(Header, Reader<'_>), Malformed> {
+    let mut reader = Reader::new(frame);
+    let header = Header::parse(&mut reader)?;
+    Ok((header, reader))
+}

@@ -1,0 +1,127 @@
+//! From the bytes of a request to what is to be done about it. Plain code.
+
+use bytes::Bytes;
+
+use super::api::{self, Api, Header};
+use super::codec::Malformed;
+use super::error::ErrorCode;
+use super::metadata::{self, MetadataRequest};
+use super::produce::{self, Acks, Outcome, ProduceRequest, TopicOutcome};
+use super::producer_id;
+
+/// What a request asks for.
+#[derive(Debug)]
+pub enum Plan<'a> {
+    /// This answer, at once.
+    Reply(Vec<u8>),
+    /// Topics, created where allowed.
+    Metadata(MetadataRequest<'a>),
+    /// Records in.
+    Produce(ProduceRequest<'a>),
+    /// A producer id.
+    ProducerId,
+}
+
+/// Why a connection is closed with no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswerable {
+    /// Not a request of the API that it names.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// An API, or a version, that was not advertised: Kafka closes the connection too.
+    #[error("API {key} version {version} is not served")]
+    NotServed { key: i16, version: i16 },
+    /// `acks=0` has no response, so that a refusal can only be told by closing (as Kafka does).
+    #[error("batch sent with acks=0 was refused: {0:?}")]
+    RefusedWithoutAcks(ErrorCode),
+}
+
+/// Decodes a request.
+///
+/// # Errors
+/// [`Unanswerable`]: close the connection.
+pub fn plan(frame: &Bytes) -> Result<(Header, Plan<'_>), Unanswerable> {
+    let (header, mut reader) = api::open(frame)?;
+    let not_served = Unanswerable::NotServed {
+        key: header.key,
+        version: header.version,
+    };
+    let Some(api) = header.api else {
+        return Err(not_served);
+    };
+    if api == Api::ApiVersions && !header.is_supported() {
+        return Ok((header, Plan::Reply(api::encode_api_versions(&header))));
+    }
+    if !header.is_supported() {
+        return Err(not_served);
+    }
+    header.finish(&mut reader)?;
+    let plan = match api {
+        Api::ApiVersions => {
+            api::decode_api_versions(reader, header.version)?;
+            Plan::Reply(api::encode_api_versions(&header))
+        }
+        Api::Metadata => Plan::Metadata(metadata::decode(reader, header.version)?),
+        Api::Produce => plan_produce(&header, produce::decode(reader, header.version)?)?,
+        Api::InitProducerId => {
+            if producer_id::decode_is_transactional(reader)? {
+                let refusal = Err(ErrorCode::TransactionalIdAuthorizationFailed);
+                Plan::Reply(producer_id::encode(header.correlation, refusal))
+            } else {
+                Plan::ProducerId
+            }
+        }
+        Api::FindCoordinator => Plan::Reply(api::refuse_find_coordinator(reader, &header)?),
+        Api::Fetch => Plan::Reply(api::refuse_fetch(&header).ok_or(not_served)?),
+    };
+    Ok((header, plan))
+}
+
+fn plan_produce<'a>(
+    header: &Header,
+    request: ProduceRequest<'a>,
+) -> Result<Plan<'a>, Unanswerable> {
+    let refusal = if header.version < 3 {
+        Some((
+            ErrorCode::UnsupportedVersion,
+            "message formats before 2 are not served",
+        ))
+    } else if request.transactional_id.is_some() {
+        Some((
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            "transactions are not served here",
+        ))
+    } else if request.acks == Acks::Invalid {
+        Some((ErrorCode::InvalidRequiredAcks, "accepted: 0, 1 and -1"))
+    } else {
+        None
+    };
+    match refusal {
+        None => Ok(Plan::Produce(request)),
+        Some((error, _)) if request.acks == Acks::None => {
+            Err(Unanswerable::RefusedWithoutAcks(error))
+        }
+        Some((error, text)) => {
+            let outcomes = refuse_all(&request, error, text);
+            Ok(Plan::Reply(produce::encode(
+                header.correlation,
+                header.version,
+                &outcomes,
+            )))
+        }
+    }
+}
+
+fn refuse_all(request: &ProduceRequest<'_>, error: ErrorCode, text: &str) -> Vec<TopicOutcome> {
+    let topics = request.topics.iter();
+    topics
+        .map(|topic| TopicOutcome {
+            name: topic.name.to_owned(),
+            partitions: topic
+                .partitions
+                .iter()
+                .map(|(index, _)| (*index, Outcome::Refused(error, text.to_owned())))
+                .collect(),
+        })
+        .collect()
+}

@@ -1,0 +1,104 @@
+//! Kafka's error codes, and which of them each refusal is. Plain code.
+//!
+//! What a client does next is the point: codes marked "retriable" make every client send the batch
+//! again, the others fail it for good.
+
+use shared::record::RecordError;
+
+use crate::ingest::{Refusal, TopicError};
+use crate::store::AppendError;
+
+/// The error codes that this node sends (Kafka protocol guide, "Error Codes").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i16)]
+pub enum ErrorCode {
+    /// Success.
+    None = 0,
+    /// The bytes changed on their way: retriable.
+    CorruptMessage = 2,
+    /// Retriable: clients ask for metadata again.
+    UnknownTopicOrPartition = 3,
+    /// The sync took longer than the client waits: retriable.
+    RequestTimedOut = 7,
+    /// The batch is larger than the topic allows; Java splits it, others fail it.
+    MessageTooLarge = 10,
+    /// Not a topic name.
+    InvalidTopic = 17,
+    /// Acks other than 0, 1 and all.
+    InvalidRequiredAcks = 21,
+    /// Consumer groups are not served.
+    GroupAuthorizationFailed = 30,
+    /// A version of an API that is not served.
+    UnsupportedVersion = 35,
+    /// A field has a value that it can't have.
+    InvalidRequest = 42,
+    /// Message format 0 or 1.
+    UnsupportedForMessageFormat = 43,
+    /// A hole in an idempotent producer's sequence.
+    OutOfOrderSequence = 45,
+    /// A newer incarnation of the producer is at work.
+    InvalidProducerEpoch = 47,
+    /// Transactions are not served.
+    TransactionalIdAuthorizationFailed = 53,
+    /// The store is full, or its disk failed: retriable.
+    KafkaStorageError = 56,
+    /// A codec that Kafka does not define.
+    UnsupportedCompression = 76,
+    /// The batch breaks a rule of its format.
+    InvalidRecord = 87,
+}
+
+impl ErrorCode {
+    /// As sent.
+    #[must_use]
+    pub fn code(self) -> i16 {
+        self as i16
+    }
+}
+
+impl From<&TopicError> for ErrorCode {
+    fn from(error: &TopicError) -> Self {
+        match error {
+            TopicError::InvalidName(_) => Self::InvalidTopic,
+            // what a broker with auto.create.topics.enable=false answers
+            TopicError::Unknown(..) => Self::UnknownTopicOrPartition,
+            TopicError::Store(_) => Self::KafkaStorageError,
+        }
+    }
+}
+
+impl From<&RecordError> for ErrorCode {
+    fn from(error: &RecordError) -> Self {
+        match error {
+            RecordError::Checksum { .. } => Self::CorruptMessage,
+            RecordError::Magic(_) => Self::UnsupportedForMessageFormat,
+            RecordError::TooLarge { .. } => Self::MessageTooLarge,
+            RecordError::UnknownCompression(_) => Self::UnsupportedCompression,
+            // the checksum is right, so sending it again would not help
+            RecordError::Malformed(_)
+            | RecordError::Decompress(_)
+            | RecordError::Unsupported(_) => Self::InvalidRecord,
+        }
+    }
+}
+
+impl From<&AppendError> for ErrorCode {
+    fn from(error: &AppendError) -> Self {
+        match error {
+            AppendError::UnknownPartition => Self::UnknownTopicOrPartition,
+            AppendError::OutOfOrderSequence { .. } => Self::OutOfOrderSequence,
+            AppendError::ProducerFenced { .. } => Self::InvalidProducerEpoch,
+            AppendError::Full(_) | AppendError::Unavailable(_) => Self::KafkaStorageError,
+        }
+    }
+}
+
+impl From<&Refusal> for ErrorCode {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownPartition => Self::UnknownTopicOrPartition,
+            Refusal::Record(error) => error.into(),
+            Refusal::Append(error) => error.into(),
+        }
+    }
+}
