@@ -1,0 +1,69 @@
+# Everything a developer runs. Each target does its own set-up; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# ccache lets RocksDB and librdkafka compile once for every profile and target directory.
+export PATH := /usr/lib/ccache:$(PATH)
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/kedge/target
+export KEDGE_CACHE ?= $(HOME)/.cache/kedge
+
+BUILD := deploy/setup/build.sh
+# The same selection of packages everywhere: another one unifies features anew and compiles twice.
+ALL := --workspace --all-targets --locked
+# Seeds of the simulations and length of the chaos run: `make soak SOAK_SEEDS=... SOAK_SECONDS=...`.
+SOAK_SEEDS ?= 1000000
+SOAK_SECONDS ?= 1800
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+.PHONY: setup
+setup: ## Debian packages that a build needs
+	@deploy/setup/packages.sh build
+
+.PHONY: setup-test
+setup-test: ## What the tests need besides: JDK, Kafka's jars, Python clients, the lost-writes shim
+	@deploy/setup/packages.sh test
+	@tests/setup/kafka-jars.sh
+	@tests/setup/clients.sh
+	@tests/setup/shim.sh
+
+.PHONY: build
+build: setup ## Both nodes and all tests, development profile
+	@$(BUILD) build cargo build $(ALL)
+
+.PHONY: demo
+demo: build ## The main job on one machine: no Kafka needed; KAFKA_BOOTSTRAP=host:port uses one
+	@"$$CARGO_TARGET_DIR/debug/demo"
+
+.PHONY: test
+test: setup-test build ## Every test: unit, property, simulation, fuzz (short), system tests on a real Kafka
+	cargo test --workspace --locked
+	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1
+
+.PHONY: lint
+lint: setup ## rustfmt, clippy, the core without its runtime, rustdoc, cargo-deny
+	cargo fmt --all --check
+	@$(BUILD) clippy cargo clippy $(ALL) -- -D warnings
+	cargo check --locked -p shared --no-default-features
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+	@deploy/setup/cargo-deny.sh
+	"$$KEDGE_CACHE/tools/bin/cargo-deny" --locked check bans licenses sources
+
+.PHONY: advisories
+advisories: ## cargo-deny's advisories; needs the network
+	@deploy/setup/cargo-deny.sh
+	"$$KEDGE_CACHE/tools/bin/cargo-deny" --locked check advisories
+
+.PHONY: bench
+bench: setup-test ## Speed and memory against peers, into benches/results.json and benches/README.md
+	@$(BUILD) bench-build cargo build --release --locked -p edge-node -p hub-node -p benches
+	@"$$CARGO_TARGET_DIR/release/bench"
+
+.PHONY: soak
+soak: setup-test build ## A million simulated seeds and a long chaos run
+	KEDGE_SIM_SEEDS=$(SOAK_SEEDS) cargo test --workspace --locked --lib -- --nocapture sim
+	KEDGE_CHAOS_SECONDS=$(SOAK_SECONDS) cargo test --workspace --locked --test scenarios -- \
+	  --ignored --test-threads=1 --nocapture chaos

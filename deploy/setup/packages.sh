@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that a target needs and that are missing.
+# usage: packages.sh build|test
+set -euo pipefail
+
+packages=(g++ make pkg-config libclang-dev libssl-dev zlib1g-dev ccache)
+if [[ ${1:-build} == test ]]; then
+  packages+=(kcat faketime python3 python3-venv)
+  [[ -n ${KAFKA_BOOTSTRAP:-} ]] || packages+=(openjdk-17-jdk-headless maven)
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [[ $status == installed ]] || missing+=("$package")
+done
+if ((${#missing[@]} == 0)); then
+  echo "==> Debian packages: all ${#packages[@]} there"
+  exit 0
+fi
+
+as_root=()
+if ((EUID != 0)); then
+  as_root=(sudo -n)
+  if ! sudo -n true 2>/dev/null; then
+    echo "These packages are missing and need root: ${missing[*]}" >&2
+    echo "Run: sudo apt-get install -y --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+fi
+apt() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
+    -o Dpkg::Use-Pty=0 -qq "$@" </dev/null
+}
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+echo "==> Debian packages: installing ${missing[*]}"
+for attempt in 1 2 3; do
+  if apt update >"$log" 2>&1 && apt install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
+    exit 0
+  fi
+  echo "    attempt $attempt of 3 failed"
+  sleep 5
+done
+tail -n 30 "$log" >&2
+exit 1

@@ -1,0 +1,11 @@
+//! System tests: real processes, real clients, a real broker. They are slow and share the machine, so a
+//! plain `cargo test` leaves them out; `make test` runs them serially with
+//! `cargo test -p system-tests --test scenarios -- --ignored --test-threads=1`.
+
+#![allow(
+    clippy::unwrap_in_result,
+    clippy::panic_in_result_fn,
+    reason = "a scenario asserts and returns errors, whichever reads better"
+)]
+
+mod bare_broker;

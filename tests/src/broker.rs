@@ -1,0 +1,251 @@
+//! The central cluster: a real Apache Kafka (KRaft, one node) from Maven Central's jars, or the cluster
+//! that `KAFKA_BOOTSTRAP` names.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use tempfile::TempDir;
+
+use crate::process::{self, Process};
+use crate::{paths, ports, wait};
+
+/// Start, stop and answer limits; generous, since the machine may be busy.
+const FORMAT_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// A broker. A local one can be killed, frozen and restarted on the same directory.
+#[derive(Debug)]
+pub struct Broker {
+    bootstrap: String,
+    local: Option<Mutex<Local>>,
+}
+
+#[derive(Debug)]
+struct Local {
+    dir: TempDir,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Broker {
+    /// The broker that scenarios share as long as they don't harm it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Broker> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start().expect("start the shared Kafka broker"))
+    }
+
+    /// A broker of one's own, or the cluster of `KAFKA_BOOTSTRAP`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start() -> Result<Self> {
+        if let Ok(bootstrap) = env::var("KAFKA_BOOTSTRAP") {
+            let broker = Self {
+                bootstrap,
+                local: None,
+            };
+            broker.wait_ready(START_LIMIT)?;
+            return Ok(broker);
+        }
+        let dir = tempfile::Builder::new().prefix("kedge-kafka-").tempdir()?;
+        let port = ports::free();
+        write_settings(dir.path(), port, ports::free())?;
+        format(dir.path())?;
+        let local = Local {
+            dir,
+            port,
+            process: None,
+        };
+        let broker = Self {
+            bootstrap: format!("127.0.0.1:{port}"),
+            local: Some(Mutex::new(local)),
+        };
+        broker.restart()?;
+        Ok(broker)
+    }
+
+    /// Its address, as clients want it.
+    #[must_use]
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// Whether its process is ours to kill.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// SIGKILL. A cluster that is not ours is left alone.
+    pub fn kill(&self) {
+        self.with_local(|local| local.process = None);
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self) {
+        self.with_local(|local| local.process.iter().for_each(Process::freeze));
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.with_local(|local| local.process.iter().for_each(Process::thaw));
+    }
+
+    /// Starts it again on the same directory and port and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&self) -> Result<()> {
+        self.launch()?;
+        self.wait_ready(START_LIMIT)
+    }
+
+    /// Starts it again without waiting.
+    ///
+    /// # Errors
+    /// When Java cannot be started.
+    pub fn launch(&self) -> Result<()> {
+        let Some(local) = &self.local else {
+            return Ok(());
+        };
+        let mut local = local.lock().expect("no holder panics");
+        let dir = local.dir.path();
+        let mut java = java("512m")?;
+        java.arg("kafka.Kafka").arg(dir.join("server.properties"));
+        local.process = Some(Process::spawn("kafka", java, &dir.join("kafka.log"))?);
+        Ok(())
+    }
+
+    /// Waits until it answers a metadata request.
+    ///
+    /// # Errors
+    /// When it ends or does not answer in time.
+    pub fn wait_ready(&self, limit: Duration) -> Result<()> {
+        if let Some(local) = &self.local {
+            let mut local = local.lock().expect("no holder panics");
+            let address = SocketAddr::from(([127, 0, 0, 1], local.port));
+            let mut ended = None;
+            wait::until_true("Kafka opens its port", limit, || {
+                ended = local
+                    .process
+                    .as_mut()
+                    .and_then(|process| process.check_alive().err());
+                ended.is_some() || TcpStream::connect_timeout(&address, limit).is_ok()
+            })?;
+            if let Some(ended) = ended {
+                bail!(ended);
+            }
+        }
+        wait::until_true("Kafka answers", limit, || self.answers())
+    }
+
+    fn answers(&self) -> bool {
+        let consumer: Result<BaseConsumer, _> = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create();
+        let metadata =
+            consumer.and_then(|consumer| consumer.fetch_metadata(None, Duration::from_secs(5)));
+        metadata.is_ok_and(|metadata| !metadata.brokers().is_empty())
+    }
+
+    /// Creates a topic with settings, and waits until it is there.
+    ///
+    /// # Errors
+    /// When the cluster refuses.
+    pub fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()?;
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in settings {
+            topic = topic.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
+        for answer in runtime.block_on(admin.create_topics([&topic], &options))? {
+            answer.map_err(|(name, code)| anyhow::anyhow!("create {name}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    fn with_local(&self, act: impl FnOnce(&mut Local)) {
+        if let Some(local) = &self.local {
+            act(&mut local.lock().expect("no holder panics"));
+        }
+    }
+}
+
+/// A Java command with the Kafka jars.
+///
+/// # Errors
+/// When the jars are not there.
+pub fn java(heap: &str) -> Result<Command> {
+    let mut java = Command::new("java");
+    java.arg(format!("-Xmx{heap}")).arg("-XX:+UseSerialGC");
+    java.arg("-XX:TieredStopAtLevel=4")
+        .arg("-cp")
+        .arg(paths::kafka_class_path()?);
+    Ok(java)
+}
+
+fn format(dir: &Path) -> Result<()> {
+    let mut java = java("128m")?;
+    java.args(["kafka.tools.StorageTool", "format", "--standalone", "-t"]);
+    java.arg("a2VkZ2UtdGVzdC1jbHN0cg")
+        .arg("-c")
+        .arg(dir.join("server.properties"));
+    process::run("format Kafka's storage", java, FORMAT_LIMIT)?;
+    Ok(())
+}
+
+fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf> {
+    let path = dir.join("server.properties");
+    let logs = dir.join("logs");
+    let text = format!(
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}\n\
+         controller.listener.names=CONTROLLER\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         inter.broker.listener.name=PLAINTEXT\n\
+         log.dirs={}\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=4\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         transaction.state.log.num.partitions=4\n\
+         share.coordinator.state.topic.replication.factor=1\n\
+         share.coordinator.state.topic.min.isr=1\n\
+         group.initial.rebalance.delay.ms=0\n\
+         num.partitions=3\n\
+         num.network.threads=2\n\
+         num.io.threads=2\n\
+         background.threads=2\n\
+         log.cleaner.dedupe.buffer.size=16777216\n",
+        logs.display()
+    );
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
