@@ -1,6 +1,7 @@
 //! The one process at a remote site: a durable log, the protocols that local producers speak, and the
 //! uplink to the hub.
 
+pub mod config;
 pub mod ingest;
 pub mod kafka;
 pub mod store;

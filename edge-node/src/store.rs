@@ -83,10 +83,18 @@ pub enum AppendError {
     UnknownPartition,
     /// The sequence number leaves a hole (Kafka: `OUT_OF_ORDER_SEQUENCE_NUMBER`).
     #[error("sequence {found} of producer {producer}, expected {expected}")]
-    OutOfOrderSequence { producer: i64, found: i32, expected: i32 },
+    OutOfOrderSequence {
+        producer: i64,
+        found: i32,
+        expected: i32,
+    },
     /// A newer epoch of this producer id is at work (Kafka: `INVALID_PRODUCER_EPOCH`).
     #[error("epoch {found} of producer {producer} is fenced by {current}")]
-    ProducerFenced { producer: i64, found: i16, current: i16 },
+    ProducerFenced {
+        producer: i64,
+        found: i16,
+        current: i16,
+    },
     /// A quota, or the disk, is full: try again later.
     #[error("the store is full: {0}")]
     Full(&'static str),

@@ -1,3 +1,4 @@
 //! Beside the central Kafka cluster: takes what the sites send and commits it exactly once.
 
 pub mod commit;
+pub mod config;

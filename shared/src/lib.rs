@@ -15,3 +15,5 @@ pub mod wire;
 
 #[cfg(feature = "runtime")]
 pub mod config;
+#[cfg(feature = "runtime")]
+pub mod tls;

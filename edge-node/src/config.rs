@@ -1,0 +1,149 @@
+//! The site's configuration: typed, within its ranges, valid by construction.
+//!
+//! [`Config::load`] reads a TOML file and the environment over it (see [`shared::config`]) and reports
+//! every problem at once. `config/read.rs` holds each key once: name, default and accepted range;
+//! `deploy/config/edge.toml` shows them all, and a test compares it with the defaults.
+//!
+//! Not here: the site's name. It comes from the certificate only.
+
+mod read;
+mod topics;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
+use shared::units::{ByteSize, Span};
+
+pub use topics::{TopicRule, TopicSettings, TopicsConfig};
+
+/// Everything that a site can be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[topics]`
+    pub topics: TopicsConfig,
+    /// `[kafka]`; `None` when switched off.
+    pub kafka: Option<KafkaConfig>,
+    /// `[http]`; `None` when switched off.
+    pub http: Option<HttpConfig>,
+    /// `[uplink]`; `None` when switched off: records queue until it is on.
+    pub uplink: Option<UplinkConfig>,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[log]`
+    pub log: LogConfig,
+}
+
+impl Config {
+    /// Reads a file and the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem found.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::from_document(Document::load(file)?)
+    }
+
+    /// Reads a parsed document.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem found.
+    pub fn from_document(mut document: Document) -> Result<Self, ConfigError> {
+        let config = read::config(&mut document);
+        document.finish()?;
+        Ok(config)
+    }
+}
+
+/// `[node]`: the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Where everything that outlives the process is kept.
+    pub data_dir: PathBuf,
+    /// How long a stop on SIGTERM may take to answer what is in flight.
+    pub stop_timeout: Span,
+}
+
+/// `[store]`: the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Logical bytes of all topics. At the limit acknowledged records go first, then `on_full` decides.
+    pub quota: ByteSize,
+    /// Free space of the file system below which appends are refused.
+    pub min_free: ByteSize,
+    /// Space set aside so that deletion works on a full disk.
+    pub reserve: ByteSize,
+    /// Bytes of appends that wait for the next sync; above it producers are told to wait.
+    pub queue: ByteSize,
+    /// How often retention is applied.
+    pub sweep_interval: Span,
+}
+
+/// `[kafka]`: the listener for Kafka clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Host and port that clients are told; `None`: the address that they connected to.
+    pub advertised: Option<HostPort>,
+    /// Open connections.
+    pub max_connections: usize,
+    /// Largest request.
+    pub max_request: ByteSize,
+    /// Bytes of unanswered requests of one connection.
+    pub max_inflight: ByteSize,
+    /// A connection without a request for so long is closed.
+    pub idle_timeout: Span,
+}
+
+/// `[http]`: the listener for scripts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Open connections.
+    pub max_connections: usize,
+    /// Largest body.
+    pub max_body: ByteSize,
+    /// How long one request may take to arrive and be answered.
+    pub request_timeout: Span,
+}
+
+/// How batches are written on the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// Uncompressed.
+    None,
+    /// zstd, each batch on its own.
+    Zstd,
+}
+
+/// `[uplink]`: the way to the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// Addresses of hubs, tried in turn. At least one.
+    pub hubs: Vec<HostPort>,
+    /// This site's certificate (with intermediates), its key, and the CA of the hub.
+    pub tls: shared::tls::TlsFiles,
+    /// The name that the hub's certificate must carry; `None`: the host as written in `hubs`.
+    pub server_name: Option<String>,
+    /// Compression.
+    pub codec: Codec,
+    /// zstd's level.
+    pub level: i32,
+    /// Bytes of records asked from the log for one stream.
+    pub max_read: ByteSize,
+    /// Reads under way or waiting for the hub's credit.
+    pub max_reads: usize,
+    /// From dialling to the hub's welcome.
+    pub connect_timeout: Span,
+    /// A connection without a packet for so long is given up and dialled anew.
+    pub idle_timeout: Span,
+    /// First upper bound of the wait between attempts, doubled with each.
+    pub backoff_min: Span,
+    /// Last upper bound of that wait.
+    pub backoff_max: Span,
+}

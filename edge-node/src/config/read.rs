@@ -1,0 +1,281 @@
+//! Every key once: its name, its default with the reason for it, and what is accepted.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
+use shared::ids::TopicName;
+use shared::tls::TlsFiles;
+use shared::units::{ByteSize, Span};
+
+use super::{
+    Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule, TopicSettings,
+    TopicsConfig, UplinkConfig,
+};
+use crate::store::OnFull;
+
+/// A week of 200-byte records at 80 a second, on the smallest disk that such devices come with.
+const DEFAULT_QUOTA: ByteSize = ByteSize::gib(10);
+/// The system's own files and one compaction of ours must still fit.
+const DEFAULT_MIN_FREE: ByteSize = ByteSize::mib(256);
+/// A few write-ahead logs and a compaction's output: what deletion may need before it frees space.
+const DEFAULT_RESERVE: ByteSize = ByteSize::mib(32);
+/// A quarter of the memory goal: what producers wait for is held in memory once.
+const DEFAULT_QUEUE: ByteSize = ByteSize::mib(16);
+/// Retention is a matter of days; ten seconds keep each deletion small.
+const DEFAULT_SWEEP: Span = Span::secs(10);
+/// Kafka's own default.
+const DEFAULT_RETENTION: Span = Span::days(7);
+/// Kafka's `message.max.bytes`, rounded.
+const DEFAULT_MAX_BATCH: ByteSize = ByteSize::mib(1);
+/// The hub takes a batch in one piece: it must fit the window of one session.
+const LARGEST_MAX_BATCH: ByteSize = ByteSize::mib(16);
+/// Clients send at most 1 MiB a partition by default, and several partitions a request.
+const DEFAULT_MAX_REQUEST: ByteSize = ByteSize::mib(8);
+/// Two of the largest requests.
+const DEFAULT_MAX_INFLIGHT: ByteSize = ByteSize::mib(16);
+/// Kafka's `connections.max.idle.ms`.
+const DEFAULT_CLIENT_IDLE: Span = Span::minutes(10);
+/// Dialling anew is faster than waiting for the timers of a stalled connection.
+const DEFAULT_LINK_IDLE: Span = Span::secs(20);
+/// A handshake over a satellite and a slow hub.
+const DEFAULT_CONNECT_TIMEOUT: Span = Span::secs(10);
+/// Short: most interruptions are.
+const DEFAULT_BACKOFF_MIN: Span = Span::millis(500);
+/// Ten thousand sites bring a restarted hub about 700 attempts a second.
+const DEFAULT_BACKOFF_MAX: Span = Span::secs(30);
+
+const DEFAULT_DATA_DIR: &str = "/var/lib/kedge";
+const DEFAULT_CERTIFICATE: &str = "/etc/kedge/site.pem";
+const DEFAULT_KEY: &str = "/etc/kedge/site-key.pem";
+const DEFAULT_CA: &str = "/etc/kedge/ca.pem";
+
+const KAFKA_PORT: u16 = 9092;
+const HTTP_PORT: u16 = 9680;
+const ADMIN_PORT: u16 = 9690;
+
+const LARGEST_DISK: ByteSize = ByteSize(1 << 50);
+
+pub(super) fn config(document: &mut Document) -> Config {
+    let config = Config {
+        node: node(document.section("node")),
+        store: store(document.section("store")),
+        topics: topics(document.section("topics")),
+        kafka: kafka(document.section("kafka")),
+        http: http(document.section("http")),
+        uplink: uplink(document.section("uplink")),
+        admin: AdminConfig::read(document.section("admin"), loopback(ADMIN_PORT)),
+        log: LogConfig::read(document.section("log")),
+    };
+    check_sizes(&config, document);
+    check_listeners(&config, document);
+    config
+}
+
+fn node(mut section: Section) -> NodeConfig {
+    let stop = Span::secs(1)..=Span::minutes(5);
+    NodeConfig {
+        data_dir: section.path("data_dir", DEFAULT_DATA_DIR),
+        stop_timeout: section.span("stop_timeout", Span::secs(10), stop),
+    }
+}
+
+fn store(mut section: Section) -> StoreConfig {
+    let sweep = Span::secs(1)..=Span::hours(1);
+    StoreConfig {
+        quota: section.size("quota", DEFAULT_QUOTA, ByteSize::mib(16)..=LARGEST_DISK),
+        min_free: section.size("min_free", DEFAULT_MIN_FREE, ByteSize(0)..=LARGEST_DISK),
+        reserve: section.size(
+            "reserve",
+            DEFAULT_RESERVE,
+            ByteSize::mib(1)..=ByteSize::gib(4),
+        ),
+        queue: section.size("queue", DEFAULT_QUEUE, ByteSize::mib(1)..=ByteSize::gib(1)),
+        sweep_interval: section.span("sweep_interval", DEFAULT_SWEEP, sweep),
+    }
+}
+
+fn topics(mut section: Section) -> TopicsConfig {
+    let default = TopicSettings {
+        partitions: 1,
+        retention: Some(DEFAULT_RETENTION),
+        retention_bytes: None,
+        on_full: OnFull::Backpressure,
+        max_batch: DEFAULT_MAX_BATCH,
+    };
+    let auto_create = section.flag("auto_create", true);
+    let default = topic_settings(&mut section.section("default"), default);
+    let rules = section.sections("rule").into_iter();
+    TopicsConfig {
+        auto_create,
+        max_topics: section.number("max_topics", 1_000_u32, 1..=100_000) as usize,
+        default,
+        rules: rules
+            .filter_map(|rule| topic_rule(rule, auto_create, default))
+            .collect(),
+    }
+}
+
+fn topic_rule(
+    mut section: Section,
+    auto_create: bool,
+    default: TopicSettings,
+) -> Option<TopicRule> {
+    let pattern = section.required::<Pattern>("match", "\"sensors.*\"");
+    if let Some(pattern) = pattern.as_ref().filter(|pattern| pattern.is_exact())
+        && let Err(error) = TopicName::new(pattern.as_str())
+    {
+        section.problem("match", error.to_string());
+    }
+    let auto_create = section.flag("auto_create", auto_create);
+    let settings = topic_settings(&mut section, default);
+    Some(TopicRule {
+        pattern: pattern?,
+        auto_create,
+        settings,
+    })
+}
+
+fn topic_settings(section: &mut Section, default: TopicSettings) -> TopicSettings {
+    let on_full = [
+        ("backpressure", OnFull::Backpressure),
+        ("drop-oldest", OnFull::DropOldest),
+        ("drop-newest", OnFull::DropNewest),
+    ];
+    let retention = Span::secs(1)..=Span::days(3_650);
+    let bytes = ByteSize::mib(1)..=LARGEST_DISK;
+    let batch = ByteSize::kib(1)..=LARGEST_MAX_BATCH;
+    TopicSettings {
+        partitions: section.number("partitions", default.partitions, 1..=256),
+        retention: section.span_limit("retention", default.retention, retention),
+        retention_bytes: section.size_limit("retention_bytes", default.retention_bytes, bytes),
+        on_full: section.choice("on_full", default.on_full, &on_full),
+        max_batch: section.size("max_batch", default.max_batch, batch),
+    }
+}
+
+fn kafka(mut section: Section) -> Option<KafkaConfig> {
+    let request = ByteSize::kib(64)..=ByteSize::mib(128);
+    let inflight = ByteSize::kib(64)..=ByteSize::gib(1);
+    let idle = Span::secs(1)..=Span::days(1);
+    let enabled = section.flag("enabled", true);
+    let config = KafkaConfig {
+        listen: section.parsed("listen", loopback(KAFKA_PORT)),
+        advertised: section.optional::<HostPort>("advertised"),
+        max_connections: section.number("max_connections", 1_000_u32, 1..=100_000) as usize,
+        max_request: section.size("max_request", DEFAULT_MAX_REQUEST, request),
+        max_inflight: section.size("max_inflight", DEFAULT_MAX_INFLIGHT, inflight),
+        idle_timeout: section.span("idle_timeout", DEFAULT_CLIENT_IDLE, idle),
+    };
+    enabled.then_some(config)
+}
+
+fn http(mut section: Section) -> Option<HttpConfig> {
+    let timeout = Span::secs(1)..=Span::minutes(10);
+    let body = ByteSize::kib(1)..=ByteSize::mib(64);
+    let enabled = section.flag("enabled", true);
+    let config = HttpConfig {
+        listen: section.parsed("listen", loopback(HTTP_PORT)),
+        max_connections: section.number("max_connections", 256_u32, 1..=100_000) as usize,
+        max_body: section.size("max_body", ByteSize::mib(1), body),
+        request_timeout: section.span("request_timeout", Span::secs(30), timeout),
+    };
+    enabled.then_some(config)
+}
+
+fn uplink(mut section: Section) -> Option<UplinkConfig> {
+    let codecs = [("zstd", Codec::Zstd), ("none", Codec::None)];
+    let read = ByteSize::kib(4)..=ByteSize::mib(4);
+    let connect = Span::secs(1)..=Span::minutes(5);
+    let idle = Span::secs(1)..=Span::minutes(10);
+    let waits = Span::millis(10)..=Span::hours(1);
+    let enabled = section.flag("enabled", true);
+    let config = UplinkConfig {
+        hubs: section.list("hubs", Vec::new()),
+        tls: TlsFiles {
+            certificate: section.path("certificate", DEFAULT_CERTIFICATE),
+            key: section.path("key", DEFAULT_KEY),
+            ca: section.path("ca", DEFAULT_CA),
+        },
+        server_name: section.optional::<String>("server_name"),
+        codec: section.choice("codec", Codec::Zstd, &codecs),
+        level: section.number("level", 3, 1..=19),
+        max_read: section.size("max_read", ByteSize::kib(256), read),
+        max_reads: section.number("max_reads", 16_u32, 1..=256) as usize,
+        connect_timeout: section.span("connect_timeout", DEFAULT_CONNECT_TIMEOUT, connect),
+        idle_timeout: section.span("idle_timeout", DEFAULT_LINK_IDLE, idle),
+        backoff_min: section.span("backoff_min", DEFAULT_BACKOFF_MIN, waits.clone()),
+        backoff_max: section.span("backoff_max", DEFAULT_BACKOFF_MAX, waits),
+    };
+    if !enabled {
+        return None;
+    }
+    if config.hubs.is_empty() {
+        section.problem(
+            "hubs",
+            "missing; for example hubs = [\"hub.example.com:7443\"]",
+        );
+    }
+    if config.backoff_min > config.backoff_max {
+        let message = format!("larger than backoff_max = {}", config.backoff_max);
+        section.problem("backoff_min", message);
+    }
+    Some(config)
+}
+
+/// Sizes that must fit into one another.
+fn check_sizes(config: &Config, document: &mut Document) {
+    let topics = &config.topics;
+    let largest = topics.rules.iter().map(|rule| rule.settings.max_batch);
+    let largest = largest
+        .chain([topics.default.max_batch])
+        .max()
+        .unwrap_or_default();
+    let mut at_least = |key: &str, value: ByteSize, name: &str, least: ByteSize| {
+        if value < least {
+            document.problem(key, format!("{value} is less than {name} = {least}"));
+        }
+    };
+    at_least(
+        "store.queue",
+        config.store.queue,
+        "the largest max_batch of a topic",
+        largest,
+    );
+    if let Some(kafka) = &config.kafka {
+        let name = "the largest max_batch of a topic";
+        at_least("kafka.max_request", kafka.max_request, name, largest);
+        at_least(
+            "kafka.max_inflight",
+            kafka.max_inflight,
+            "max_request",
+            kafka.max_request,
+        );
+    }
+}
+
+/// Two listeners on one address: the second would fail at start.
+fn check_listeners(config: &Config, document: &mut Document) {
+    let listeners = [
+        (
+            "kafka.listen",
+            config.kafka.as_ref().map(|kafka| kafka.listen),
+        ),
+        ("http.listen", config.http.as_ref().map(|http| http.listen)),
+        ("admin.listen", Some(config.admin.listen)),
+    ];
+    for (index, (key, address)) in listeners.iter().enumerate() {
+        let Some(address) = address.filter(|address| address.port() != 0) else {
+            continue;
+        };
+        let twin = listeners[..index]
+            .iter()
+            .find(|(_, other)| *other == Some(address));
+        if let Some((other, _)) = twin {
+            document.problem(key, format!("{address} is also {other}"));
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}

@@ -1,0 +1,143 @@
+//! The hub's configuration: typed, within its ranges, valid by construction.
+//!
+//! [`Config::load`] reads a TOML file and the environment over it (see [`shared::config`]) and reports
+//! every problem at once. `config/read.rs` holds each key once: name, default and accepted range;
+//! `deploy/config/hub.toml` shows them all, and a test compares it with the defaults.
+
+mod read;
+mod sites;
+mod template;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use shared::config::{AdminConfig, ConfigError, Document, LogConfig};
+use shared::ids::TopicName;
+use shared::tls::TlsFiles;
+use shared::units::{ByteSize, Span};
+
+pub use sites::{SiteRule, SitesConfig};
+pub use template::TopicTemplate;
+
+/// Everything that a hub can be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[listen]`
+    pub listen: ListenConfig,
+    /// `[kafka]`
+    pub kafka: KafkaConfig,
+    /// `[commit]`
+    pub commit: CommitConfig,
+    /// `[sites]`
+    pub sites: SitesConfig,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[log]`
+    pub log: LogConfig,
+}
+
+impl Config {
+    /// Reads a file and the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem found.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::from_document(Document::load(file)?)
+    }
+
+    /// Reads a parsed document.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem found.
+    pub fn from_document(mut document: Document) -> Result<Self, ConfigError> {
+        let config = read::config(&mut document);
+        document.finish()?;
+        Ok(config)
+    }
+}
+
+/// `[node]`: the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// How long a stop on SIGTERM may take to commit what is in flight.
+    pub stop_timeout: Span,
+}
+
+/// `[listen]`: where sites dial in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenConfig {
+    /// UDP address.
+    pub address: SocketAddr,
+    /// The hub's certificate, its key, and the CA of the sites.
+    pub tls: TlsFiles,
+    /// Open sessions; more are turned away with a delay.
+    pub max_sessions: usize,
+    /// From the first packet to the site's whole hello.
+    pub handshake_timeout: Span,
+    /// How often sites are told to ping; three times as long without a word ends the session.
+    pub keep_alive: Span,
+    /// A connection without a packet for so long is forgotten.
+    pub idle_timeout: Span,
+    /// Bytes of one session that came and are not committed.
+    pub session_window: ByteSize,
+    /// Bytes of all sessions that came and are not committed; credit stops before.
+    pub memory: ByteSize,
+    /// Largest batch taken from a site, uncompressed.
+    pub max_batch: ByteSize,
+    /// Most logs (topic partitions) of one site.
+    pub max_logs: usize,
+}
+
+/// `[kafka]`: the central cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// `host:port` of brokers, separated by commas.
+    pub bootstrap: String,
+    /// Passed to librdkafka as they are, over our own settings.
+    pub properties: Properties,
+    /// Name of the central topic.
+    pub topic_template: TopicTemplate,
+    /// Whether missing central topics are created.
+    pub create_topics: bool,
+    /// Partitions of created topics.
+    pub create_partitions: i32,
+    /// Replication factor of created topics; -1: the cluster's default.
+    pub replication: i32,
+    /// Where records go that the cluster refuses for good.
+    pub dead_letter_topic: TopicName,
+}
+
+/// `[commit]`: lanes and their transactions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitConfig {
+    /// The compacted topic of the checkpoints; it has one partition a lane.
+    pub checkpoint_topic: TopicName,
+    /// Lanes. Sites are spread over them by name: changing it on a live system moves sites.
+    pub lanes: u32,
+    /// In front of the lane's number in the transactional id. Hubs of one system share it.
+    pub transactional_id_prefix: String,
+    /// Bytes of records in one transaction.
+    pub max_transaction_bytes: ByteSize,
+    /// Records in one transaction.
+    pub max_transaction_records: usize,
+    /// How long a transaction waits for more records after its first.
+    pub linger: Span,
+    /// After this the broker aborts a transaction by itself (`transaction.timeout.ms`).
+    pub transaction_timeout: Span,
+    /// Bytes that wait for one lane; above it sessions wait.
+    pub lane_queue: ByteSize,
+}
+
+/// Settings of librdkafka. Values may be secrets: they appear in no log.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Properties(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
