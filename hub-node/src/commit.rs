@@ -6,7 +6,7 @@
 //! acknowledge to the sites. After an outcome that is not known the producer is thrown away and the lane
 //! goes on from its committed checkpoints with the batches that it still holds.
 
-use bytes::Bytes;
+pub use shared::batch::Block;
 use shared::ids::{Incarnation, Offset, SiteId, TopicPartition};
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,19 +22,6 @@ pub struct Checkpoint {
 /// A session's number, unique in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
-
-/// Consecutive records of one producer batch, uncompressed (see `shared::record::Records`).
-#[derive(Debug, Clone)]
-pub struct Block {
-    /// Offset of the first record.
-    pub base_offset: Offset,
-    /// Number of records.
-    pub count: u32,
-    /// Timestamp that the records' deltas refer to, ms since the epoch.
-    pub base_timestamp_ms: i64,
-    /// The records in Kafka's uncompressed form.
-    pub records: Bytes,
-}
 
 /// What a delivery carries.
 #[derive(Debug, Clone)]
