@@ -2,6 +2,7 @@
 //! uplink to the hub.
 
 pub mod config;
+pub mod http;
 pub mod ingest;
 pub mod kafka;
 pub mod store;

@@ -1,0 +1,103 @@
+//! What went wrong, as HTTP says it: a status and `{"error": text}`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use shared::record::RecordError;
+
+use super::records::BodyError;
+use crate::ingest::{Refusal, TopicError};
+use crate::store::AppendError;
+
+/// When a client should try again, seconds.
+const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
+
+/// A refusal.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HttpError {
+    /// The status code.
+    pub status: StatusCode,
+    /// For people.
+    pub text: String,
+}
+
+impl HttpError {
+    /// A refusal.
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+        }
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({ "error": self.text }).to_string();
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        let may_retry = matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::INSUFFICIENT_STORAGE
+        );
+        if may_retry {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
+        }
+        response
+    }
+}
+
+impl From<BodyError> for HttpError {
+    fn from(error: BodyError) -> Self {
+        let status = match error {
+            BodyError::Invalid(_) | BodyError::Empty => StatusCode::BAD_REQUEST,
+            BodyError::RecordTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<TopicError> for HttpError {
+    fn from(error: TopicError) -> Self {
+        let status = match error {
+            TopicError::InvalidName(_) => StatusCode::BAD_REQUEST,
+            TopicError::Unknown(..) => StatusCode::NOT_FOUND,
+            TopicError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<AppendError> for HttpError {
+    fn from(error: AppendError) -> Self {
+        let status = match error {
+            AppendError::UnknownPartition => StatusCode::BAD_REQUEST,
+            // these two can't happen to records without a producer id
+            AppendError::OutOfOrderSequence { .. } | AppendError::ProducerFenced { .. } => {
+                StatusCode::CONFLICT
+            }
+            AppendError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
+            AppendError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<Refusal> for HttpError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Append(error) => error.into(),
+            Refusal::Record(error @ RecordError::TooLarge { .. }) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            other @ (Refusal::UnknownPartition | Refusal::Record(_)) => {
+                Self::new(StatusCode::BAD_REQUEST, other.to_string())
+            }
+        }
+    }
+}

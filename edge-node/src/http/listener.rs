@@ -1,0 +1,253 @@
+//! Serves the routes on a socket with limits that axum's own loop doesn't have: connections, idle
+//! time, and how slowly a request may come.
+//!
+//! At the connection limit nothing more is accepted until one closes; idle ones close by themselves.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::{HttpConfig, HttpStats};
+
+/// Pause after `accept` failed: it does at once again while file descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a request may take beyond the limits of its parts.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// A bound socket, not yet accepting.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    config: HttpConfig,
+    stats: Arc<HttpStats>,
+}
+
+impl Listener {
+    /// Binds the socket.
+    ///
+    /// # Errors
+    /// The address is taken, or not ours.
+    pub async fn bind(config: HttpConfig, stats: Arc<HttpStats>) -> io::Result<Self> {
+        Ok(Self {
+            socket: TcpListener::bind(config.bind).await?,
+            config,
+            stats,
+        })
+    }
+
+    /// The address that it is bound to.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Serves `router` until `stop`; then answers what is in flight, within the drain timeout.
+    pub async fn run(self, router: Router, stop: CancellationToken) {
+        let drain_timeout = self.config.drain_timeout;
+        let limits = Limits::of(&self.config);
+        let gate = Gate {
+            permits: Arc::new(Semaphore::new(self.config.max_connections.max(1))),
+            socket: self.socket,
+            stats: self.stats,
+            limits,
+        };
+        let serving =
+            axum::serve(gate, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let mut serving = std::pin::pin!(serving.into_future());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            result = &mut serving => return log_end(result),
+        }
+        match timeout(drain_timeout, serving).await {
+            Ok(result) => log_end(result),
+            Err(_) => info!("HTTP listener stopped with requests unanswered"),
+        }
+    }
+}
+
+fn log_end(result: io::Result<()>) {
+    match result {
+        Ok(()) => info!("HTTP listener stopped"),
+        Err(error) => tracing::error!(%error, "HTTP listener failed"),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    idle: Duration,
+    request: Duration,
+    bytes_per_s: u64,
+}
+
+impl Limits {
+    fn of(config: &HttpConfig) -> Self {
+        let parts = config.body_grace + config.budget_wait + config.sync_timeout;
+        Self {
+            idle: config.idle_timeout.max(parts + MARGIN),
+            request: parts + MARGIN,
+            bytes_per_s: config.min_bytes_per_s.max(1),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Gate {
+    socket: TcpListener,
+    permits: Arc<Semaphore>,
+    stats: Arc<HttpStats>,
+    limits: Limits,
+}
+
+impl axum::serve::Listener for Gate {
+    type Io = Guarded;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Guarded, SocketAddr) {
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, address)) => {
+                    drop(stream.set_nodelay(true)); // slower, not wrong
+                    self.stats.accepted.fetch_add(1, Ordering::Relaxed);
+                    self.stats.open.fetch_add(1, Ordering::Relaxed);
+                    let guarded = Guarded {
+                        stream,
+                        stats: self.stats.clone(),
+                        limits: self.limits,
+                        clock: Clock::new(),
+                        timer: Box::pin(sleep_until(Instant::now())),
+                        _permit: permit,
+                    };
+                    return (guarded, address);
+                }
+                Err(error) => {
+                    debug!(%error, "Accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// When a connection's request began to come, and how much of it came.
+#[derive(Debug)]
+struct Clock {
+    last: Instant,
+    started: Option<Instant>,
+    received: u64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            started: None,
+            received: 0,
+        }
+    }
+
+    fn received(&mut self, bytes: u64) {
+        self.last = Instant::now();
+        self.started.get_or_insert(self.last);
+        self.received += bytes;
+    }
+
+    fn answered(&mut self) {
+        self.last = Instant::now();
+        self.started = None;
+        self.received = 0;
+    }
+
+    fn deadline(&self, limits: &Limits) -> Instant {
+        let idle = self.last + limits.idle;
+        let earned = Duration::from_millis(self.received * 1000 / limits.bytes_per_s);
+        self.started
+            .map_or(idle, |started| idle.min(started + limits.request + earned))
+    }
+}
+
+/// A connection that ends when nothing moves on it, or a request takes too long to come.
+#[derive(Debug)]
+struct Guarded {
+    stream: TcpStream,
+    stats: Arc<HttpStats>,
+    limits: Limits,
+    clock: Clock,
+    timer: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.stats.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Guarded {
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let deadline = self.clock.deadline(&self.limits);
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        Poll::Ready(io::ErrorKind::TimedOut.into())
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buf) {
+            let count = buf.filled().len() - before;
+            self.clock.received(count as u64);
+            return Poll::Ready(result);
+        }
+        self.poll_overdue(cx).map(Err)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, buf) {
+            self.clock.answered();
+            return Poll::Ready(result);
+        }
+        self.poll_overdue(cx).map(Err)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
