@@ -9,3 +9,6 @@
 )]
 
 mod bare_broker;
+mod kills;
+mod links;
+mod main_path;

@@ -124,6 +124,18 @@ impl Reader {
         wait::until_true(what, limit, || enough(&self.seen()))
     }
 
+    /// Waits until nothing new has come for `quiet`.
+    pub fn wait_quiet(&self, quiet: Duration) {
+        let (mut count, mut since) = (self.seen().len(), Instant::now());
+        while since.elapsed() < quiet {
+            thread::sleep(Duration::from_millis(50));
+            let seen = self.seen().len();
+            if seen != count {
+                (count, since) = (seen, Instant::now());
+            }
+        }
+    }
+
     /// Waits until it has seen at least `count` records.
     ///
     /// # Errors

@@ -14,10 +14,11 @@
     reason = "a harness may panic: a failed run is its result"
 )]
 
+pub mod admin;
 pub mod broker;
 pub mod central;
 pub mod clients;
-// pub mod hub;
+pub mod hub;
 pub mod link;
 pub mod oracle;
 pub mod paths;
@@ -25,6 +26,8 @@ pub mod ports;
 pub mod process;
 pub mod record;
 pub mod seed;
-// pub mod site;
+pub mod settings;
+pub mod site;
+pub mod stage;
 pub mod wait;
 pub mod writer;

@@ -15,6 +15,8 @@ use crate::writer::Acked;
 
 /// Headers that the hub adds.
 pub const SITE_HEADER: &str = "kedge.site";
+/// The store's history that the offset belongs to.
+pub const INCARNATION_HEADER: &str = "kedge.incarnation";
 /// The partition at the site.
 pub const PARTITION_HEADER: &str = "kedge.partition";
 /// The offset at the site.
@@ -117,7 +119,7 @@ pub fn judge(
     let mut found: HashMap<(&str, String, u64), &Committed> = HashMap::new();
     let mut writers: HashMap<(String, Place<'_>), u64> = HashMap::new();
     let mut logs: HashMap<Log<'_>, i64> = HashMap::new();
-    let mut places: HashMap<(String, String, i32, i64), &Committed> = HashMap::new();
+    let mut places: HashMap<([String; 3], i32, i64), &Committed> = HashMap::new();
     for record in committed {
         let payload = record.payload.as_deref().unwrap_or_default();
         let Some(numbered) = Numbered::decode(payload) else {
@@ -126,12 +128,12 @@ pub fn judge(
         };
         let log = Log::of(record);
         if let Some((log, offset)) = &log {
-            let id = (
+            let names = [
                 log.site.clone(),
+                log.incarnation.clone(),
                 record.topic.clone(),
-                log.partition,
-                *offset,
-            );
+            ];
+            let id = (names, log.partition, *offset);
             if let Some(first) = places.insert(id, record) {
                 verdict.duplicated.note(|| {
                     format!(
@@ -218,6 +220,7 @@ type Place<'a> = (&'a str, i32, Option<i32>);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Log<'a> {
     site: String,
+    incarnation: String,
     partition: i32,
     central: (&'a str, i32),
 }
@@ -226,6 +229,10 @@ impl<'a> Log<'a> {
     fn of(record: &'a Committed) -> Option<(Self, i64)> {
         let log = Self {
             site: record.header(SITE_HEADER)?.to_owned(),
+            incarnation: record
+                .header(INCARNATION_HEADER)
+                .unwrap_or_default()
+                .to_owned(),
             partition: record.header(PARTITION_HEADER)?.parse().ok()?,
             central: (&record.topic, record.partition),
         };

@@ -117,6 +117,27 @@ impl Drop for Process {
     }
 }
 
+/// Waits until a node is ready.
+///
+/// # Errors
+/// When it ends (with the end of its log) or takes longer than `limit`.
+pub fn wait_ready(
+    process: &mut Process,
+    limit: Duration,
+    mut is_ready: impl FnMut() -> bool,
+) -> Result<()> {
+    let what = format!("{} is ready", process.name);
+    let mut ended = None;
+    let ready = wait::until_true(&what, limit, || {
+        ended = process.check_alive().err();
+        ended.is_some() || is_ready()
+    });
+    if let Some(ended) = ended {
+        bail!(ended);
+    }
+    ready.map_err(|late| late.context(process.log_tail()))
+}
+
 fn open_log(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create(true)
