@@ -24,6 +24,7 @@ use axum::routing::post;
 
 pub use listener::Listener;
 
+use crate::config;
 use crate::ingest::Ingest;
 
 /// The listener's settings.
@@ -50,6 +51,18 @@ pub struct HttpConfig {
 }
 
 impl HttpConfig {
+    /// The file's settings, with defaults for what it doesn't name.
+    #[must_use]
+    pub fn from_file(file: &config::HttpConfig) -> Self {
+        Self {
+            max_connections: file.max_connections,
+            max_body_bytes: file.max_body.as_usize(),
+            body_grace: file.request_timeout.duration(),
+            sync_timeout: file.request_timeout.duration(),
+            ..Self::new(file.listen)
+        }
+    }
+
     /// Defaults for a listener at `bind`.
     #[must_use]
     pub fn new(bind: SocketAddr) -> Self {
@@ -90,7 +103,6 @@ struct App {
 }
 
 /// The routes, to be served by [`Listener`] or with others.
-#[must_use]
 pub fn router(ingest: Ingest, config: HttpConfig, stats: Arc<HttpStats>) -> Router {
     let app = App {
         ingest,

@@ -1,6 +1,6 @@
 //! The one door to the log: whatever protocol a record came by, it passes here.
 //!
-//! [`Ingest`] finds or creates the topic as the [`TopicPolicy`] says, checks each batch to the last
+//! [`Ingest`] finds or creates the topic as the [`TopicsConfig`] says, checks each batch to the last
 //! byte (Kafka's checksum, bounded decompression, every record), hands it to the store and returns a
 //! [`Pending`] that resolves once the write-ahead log is synced.
 //!
@@ -13,7 +13,7 @@
 //! so the store judges them.
 
 pub mod budget;
-pub mod policy;
+mod policy;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,9 +25,9 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 use tracing::{debug, info};
 
 pub use budget::{Budget, Reservation};
-pub use policy::{DeclaredTopic, NamePattern, TopicPolicy};
 
-use crate::store::{Append, AppendError, Appended, Store, StoreError, Topic, TopicRules};
+use crate::config::TopicsConfig;
+use crate::store::{Append, AppendError, Appended, Store, StoreError, Topic};
 
 /// A compressed batch up to this size is first tried on the spot, with
 /// [`INLINE_UNCOMPRESSED_BYTES`] of output: a hop to another thread costs more than the work.
@@ -111,7 +111,7 @@ pub struct Ingest {
 #[derive(Debug)]
 struct Inner {
     store: Arc<dyn Store>,
-    policy: TopicPolicy,
+    topics: TopicsConfig,
     limits: IngestLimits,
     budget: Budget,
     checks: Semaphore,
@@ -150,11 +150,11 @@ impl Pending {
 impl Ingest {
     /// A door to `store`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, policy: TopicPolicy, limits: IngestLimits) -> Self {
+    pub fn new(store: Arc<dyn Store>, topics: TopicsConfig, limits: IngestLimits) -> Self {
         Self {
             inner: Arc::new(Inner {
                 store,
-                policy,
+                topics,
                 limits,
                 budget: Budget::new(limits.max_unsynced_bytes),
                 checks: Semaphore::new(limits.max_parallel_checks.max(1)),
@@ -176,28 +176,26 @@ impl Ingest {
         &self.inner.budget
     }
 
-    /// Creates the declared topics and gives every stored topic the rules of the policy. Blocks: call
-    /// it once, on start.
+    /// Creates the topics that the configuration names, and gives every stored topic the rules and
+    /// partitions that it asks for. Blocks: call it once, on start.
     ///
     /// # Errors
     /// [`StoreError`] when the disk fails.
-    pub fn apply_policy(&self) -> Result<(), StoreError> {
-        let policy = &self.inner.policy;
+    pub fn apply_topics(&self) -> Result<(), StoreError> {
         for topic in self.inner.store.topics() {
-            let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
-            let rules = policy.rules_for(&topic.name).clone();
-            self.inner
-                .store
-                .ensure_topic(&topic.name, partitions, rules)?;
+            self.ensure(&topic.name)?;
         }
-        for (name, declared) in &policy.declared {
-            self.inner.store.ensure_topic(
-                name,
-                declared.partitions.get(),
-                declared.rules.clone(),
-            )?;
+        for (name, _) in self.inner.topics.declared() {
+            self.ensure(&name)?;
         }
         Ok(())
+    }
+
+    fn ensure(&self, name: &TopicName) -> Result<Arc<Topic>, StoreError> {
+        let settings = self.inner.topics.settings(name.as_str());
+        self.inner
+            .store
+            .ensure_topic(name, settings.partitions, settings.rules())
     }
 
     /// All topics by name.
@@ -226,20 +224,13 @@ impl Ingest {
         if let Some(topic) = self.inner.store.topic(name.as_str()) {
             return Ok(topic);
         }
-        if let Err(reason) = self
-            .inner
-            .policy
-            .may_create(&name, self.inner.store.topics().len())
-        {
+        let topics = self.inner.store.topics().len();
+        if let Err(reason) = policy::may_create(&self.inner.topics, &name, topics) {
             debug!(topic = %name, reason, "Topic not created");
             return Err(TopicError::Unknown(name.into(), reason));
         }
-        let inner = self.inner.clone();
-        let created = tokio::task::spawn_blocking(move || {
-            let partitions = inner.policy.partitions.get();
-            let rules: TopicRules = inner.policy.rules_for(&name).clone();
-            inner.store.ensure_topic(&name, partitions, rules)
-        });
+        let door = self.clone();
+        let created = tokio::task::spawn_blocking(move || door.ensure(&name));
         let topic = created
             .await
             .map_err(|error| StoreError::Io(format!("topic creation: {error}")))??;

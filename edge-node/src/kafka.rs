@@ -28,6 +28,8 @@ use std::time::Duration;
 pub use frame::Pace;
 pub use listener::Listener;
 
+use crate::config;
+
 /// The listener's settings.
 #[derive(Debug, Clone)]
 pub struct KafkaConfig {
@@ -58,6 +60,21 @@ pub struct KafkaConfig {
 }
 
 impl KafkaConfig {
+    /// The file's settings, with defaults for what it doesn't name.
+    #[must_use]
+    pub fn from_file(file: &config::KafkaConfig, cluster_id: String) -> Self {
+        let advertised = file.advertised.as_ref();
+        Self {
+            advertised: advertised.map(|at| (at.host.clone(), at.port)),
+            cluster_id,
+            max_connections: file.max_connections,
+            max_request_bytes: file.max_request.as_usize(),
+            max_inflight_bytes: file.max_inflight.as_usize(),
+            idle_timeout: file.idle_timeout.duration(),
+            ..Self::new(file.listen)
+        }
+    }
+
     /// Defaults for a listener at `bind`.
     #[must_use]
     pub fn new(bind: SocketAddr) -> Self {

@@ -1,12 +1,15 @@
 use serde_json::{Value, json};
 use shared::record::{BatchHeader, Records, open};
+use shared::units::ByteSize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::config::TopicsConfig;
+use crate::ingest::IngestLimits;
+use crate::ingest::tests::any_topic;
 use crate::ingest::tests::fake::{FakeStore, Mode};
-use crate::ingest::{IngestLimits, TopicPolicy};
 use crate::store::AppendError;
 
 struct Server {
@@ -18,10 +21,10 @@ struct Server {
 }
 
 async fn server(
-    change: impl FnOnce(&mut HttpConfig, &mut TopicPolicy, &mut IngestLimits),
+    change: impl FnOnce(&mut HttpConfig, &mut TopicsConfig, &mut IngestLimits),
 ) -> Server {
     let mut config = HttpConfig::new("127.0.0.1:0".parse().unwrap());
-    let (mut policy, mut limits) = (TopicPolicy::default(), IngestLimits::default());
+    let (mut policy, mut limits) = (any_topic(), IngestLimits::default());
     change(&mut config, &mut policy, &mut limits);
     let store = FakeStore::shared();
     let ingest = Ingest::new(store.clone(), policy, limits);
@@ -57,7 +60,7 @@ async fn post(address: SocketAddr, path: &str, kind: &str, body: &[u8]) -> (u16,
     .into_bytes();
     request.extend_from_slice(body);
     let answer = send(address, &request).await;
-    let status = answer[9..12].parse().unwrap();
+    let status = answer.get(9..12).unwrap().parse().unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (
         status,
@@ -183,7 +186,7 @@ async fn records_without_a_key_stay_together_and_requests_take_turns() {
 
 #[tokio::test]
 async fn more_than_one_batch_holds_is_split_in_order() {
-    let server = server(|_, policy, _| policy.rules.max_batch_bytes = 1000).await;
+    let server = server(|_, policy, _| policy.default.max_batch = ByteSize(1000)).await;
     let body: Vec<Value> = (0..100)
         .map(|i| json!({"key": "21", "value": format!("{i:050}")}))
         .collect();
@@ -209,7 +212,7 @@ async fn more_than_one_batch_holds_is_split_in_order() {
 async fn a_request_with_a_fault_stores_nothing() {
     let server = server(|config, policy, _| {
         config.max_body_bytes = 10_000;
-        policy.rules.max_batch_bytes = 2000;
+        policy.default.max_batch = ByteSize(2000);
     })
     .await;
     let long = format!("[{{\"value\":\"{}\"}}]", "x".repeat(3000));

@@ -1,16 +1,32 @@
-use super::*;
 use shared::record::BatchBuilder;
+use shared::units::ByteSize;
+
+use super::*;
+use crate::config::TopicSettings;
+use crate::store::OnFull;
 
 pub(crate) mod fake;
 
 use fake::FakeStore;
 
+/// A configuration that lets clients create any topic, with 4 partitions.
+pub(crate) fn any_topic() -> TopicsConfig {
+    TopicsConfig {
+        auto_create: true,
+        max_topics: 100,
+        default: TopicSettings {
+            partitions: 4,
+            retention: None,
+            retention_bytes: None,
+            on_full: OnFull::Backpressure,
+            max_batch: ByteSize(1_048_588),
+        },
+        rules: Vec::new(),
+    }
+}
+
 fn door(store: &Arc<FakeStore>) -> Ingest {
-    Ingest::new(
-        store.clone(),
-        TopicPolicy::default(),
-        IngestLimits::default(),
-    )
+    Ingest::new(store.clone(), any_topic(), IngestLimits::default())
 }
 
 fn batch_of(values: &[&[u8]], codec: Compression) -> Bytes {
@@ -67,7 +83,7 @@ async fn a_batch_that_decompresses_beyond_the_limit_is_refused() {
     let store = FakeStore::shared();
     let ingest = Ingest::new(
         store.clone(),
-        TopicPolicy::default(),
+        any_topic(),
         IngestLimits {
             max_uncompressed_bytes: 1 << 20,
             ..IngestLimits::default()
@@ -123,9 +139,9 @@ async fn a_partition_that_is_not_there_is_refused() {
 #[tokio::test]
 async fn topics_beyond_the_limit_are_not_created_even_at_once() {
     let store = FakeStore::shared();
-    let policy = TopicPolicy {
+    let policy = TopicsConfig {
         max_topics: 3,
-        ..TopicPolicy::default()
+        ..any_topic()
     };
     let ingest = Ingest::new(store, policy, IngestLimits::default());
     let mut tasks = tokio::task::JoinSet::new();

@@ -6,6 +6,7 @@ use super::codec::{Malformed, Reader, Writer};
 use super::error::ErrorCode;
 
 /// The APIs that are advertised.
+#[expect(clippy::enum_variant_names, reason = "the names are Kafka's")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i16)]
 pub enum Api {

@@ -191,7 +191,7 @@ impl Connection {
         port: u16,
     ) -> Result<End, ConnError> {
         loop {
-            while let Some((frame, wire_bytes)) = intake.frames.next()? {
+            while let Some((frame, wire_bytes)) = intake.frames.take()? {
                 self.stats.requests.fetch_add(1, Ordering::Relaxed);
                 let claim = intake.claim(wire_bytes, &self.activity);
                 let reply = self.carry_out(&frame, host, port).await?;

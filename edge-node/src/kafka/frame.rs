@@ -61,7 +61,7 @@ impl FrameBuffer {
     ///
     /// # Errors
     /// [`FrameError`]: nothing behind it can be understood.
-    pub fn next(&mut self) -> Result<Option<(Bytes, usize)>, FrameError> {
+    pub fn take(&mut self) -> Result<Option<(Bytes, usize)>, FrameError> {
         let Some(len) = self.frame_len()? else {
             return Ok(None);
         };
@@ -161,7 +161,7 @@ mod tests {
             let mut found = Vec::new();
             for chunk in stream.chunks(step) {
                 frames.room().extend_from_slice(chunk);
-                while let Some((frame, wire)) = frames.next().unwrap() {
+                while let Some((frame, wire)) = frames.take().unwrap() {
                     assert_eq!(wire, frame.len() + 4);
                     found.push(frame.to_vec());
                 }
@@ -176,11 +176,11 @@ mod tests {
         for claimed in [i32::MIN, -1, 0, 7] {
             let mut frames = FrameBuffer::new(1000);
             frames.room().extend_from_slice(&claimed.to_be_bytes());
-            assert_eq!(frames.next(), Err(FrameError::Length(claimed)));
+            assert_eq!(frames.take(), Err(FrameError::Length(claimed)));
         }
         let mut frames = FrameBuffer::new(1000);
         frames.room().extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
-        assert!(matches!(frames.next(), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(frames.take(), Err(FrameError::TooLarge { .. })));
         assert!(frames.room().capacity() < 64 * 1024);
     }
 
@@ -190,7 +190,7 @@ mod tests {
         frames
             .room()
             .extend_from_slice(&(100_i32 << 20).to_be_bytes());
-        assert_eq!(frames.next(), Ok(None));
+        assert_eq!(frames.take(), Ok(None));
         assert!(frames.room().capacity() <= 64 * 1024);
     }
 

@@ -2,7 +2,7 @@
 //! never, or with an error, as the test says.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
@@ -47,17 +47,21 @@ impl FakeStore {
         Arc::default()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
     pub(crate) fn set(&self, mode: Mode) {
-        self.state.lock().unwrap().mode = mode;
+        self.state().mode = mode;
     }
 
     pub(crate) fn held(&self) -> usize {
-        self.state.lock().unwrap().held.len()
+        self.state().held.len()
     }
 
     /// Answers everything held, the last first: nobody may rely on their order.
     pub(crate) fn release(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         state.mode = Mode::Sync;
         for (answer, appended) in state.held.drain(..).rev() {
             drop(answer.send(Ok(appended)));
@@ -65,7 +69,7 @@ impl FakeStore {
     }
 
     pub(crate) fn batches(&self, partition: PartitionId) -> Vec<Bytes> {
-        let state = self.state.lock().unwrap();
+        let state = self.state();
         state
             .logs
             .get(&partition)
@@ -80,7 +84,7 @@ impl Store for FakeStore {
         partitions: u32,
         rules: TopicRules,
     ) -> Result<Arc<Topic>, StoreError> {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         if let Some(topic) = state.topics.get(name) {
             return Ok(topic.clone());
         }
@@ -96,22 +100,16 @@ impl Store for FakeStore {
     }
 
     fn topics(&self) -> Vec<Arc<Topic>> {
-        self.state
-            .lock()
-            .unwrap()
-            .topics
-            .values()
-            .cloned()
-            .collect()
+        self.state().topics.values().cloned().collect()
     }
 
     fn topic(&self, name: &str) -> Option<Arc<Topic>> {
-        self.state.lock().unwrap().topics.get(name).cloned()
+        self.state().topics.get(name).cloned()
     }
 
     fn append(&self, append: Append) -> oneshot::Receiver<Result<Appended, AppendError>> {
         let (answer, receiver) = oneshot::channel();
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         if let Mode::Refuse(error) = &state.mode {
             drop(answer.send(Err(error.clone())));
             return receiver;
@@ -133,7 +131,7 @@ impl Store for FakeStore {
     }
 
     fn next_producer_id(&self) -> Result<i64, StoreError> {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         state.producers += 1;
         Ok(state.producers)
     }
