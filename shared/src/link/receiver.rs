@@ -5,8 +5,8 @@
 //! ```
 //! Data streams come in any order; per log they are put back in order and delivered, each offset once.
 //! What came and is not committed is held against the credit window, in bytes, and against
-//! `MAX_STREAMS_IN_FLIGHT`. Streams wholly below what is expected are dropped and their credit given
-//! back; one that overlaps the edge ends the session, because no correct site cuts its log in two ways
+//! `MAX_STREAMS_IN_FLIGHT`. Streams that came before are dropped and cost no credit; one that overlaps
+//! what came before ends the session, because no correct site cuts its log in two ways
 //! within a session.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -334,13 +334,10 @@ impl Receiver {
                 return self.fail(Code::Limit, "data larger than the largest batch");
             }
         }
-        if !self.credit.receive(header.charge()) {
-            return self.fail(Code::Limit, "data beyond the credit");
-        }
         self.place(header, payload);
     }
 
-    /// Finds a stream's place in its log.
+    /// Finds a stream's place in its log. Only what is held costs credit.
     fn place(&mut self, header: DataHeader, payload: Bytes) {
         let is_out_of_order = broken!(self, DeliverOutOfOrder);
         let may_repeat = broken!(self, SkipDuplicateCheck);
@@ -350,8 +347,10 @@ impl Receiver {
         let Some(expected) = log.expected else {
             return self.fail(Code::BadFrame, "data of a log without a checkpoint");
         };
-        if header.next_offset <= expected && !may_repeat {
-            return self.credit.release(header.charge());
+        let is_repeated =
+            header.next_offset <= expected || log.early.contains_key(&header.base_offset);
+        if is_repeated && !may_repeat {
+            return;
         }
         if header.base_offset < expected && !may_repeat {
             return self.fail(Code::BadFrame, "data overlaps what came before");
@@ -359,19 +358,14 @@ impl Receiver {
         if self.streams >= MAX_STREAMS_IN_FLIGHT {
             return self.fail(Code::Limit, "more streams in flight than allowed");
         }
-        if header.base_offset > expected && !is_out_of_order {
-            match log.early.entry(header.base_offset) {
-                std::collections::btree_map::Entry::Occupied(_) => {
-                    self.credit.release(header.charge());
-                }
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert((header, payload));
-                    self.streams += 1;
-                }
-            }
-            return;
+        if !self.credit.receive(header.charge()) {
+            return self.fail(Code::Limit, "data beyond the credit");
         }
         self.streams += 1;
+        if header.base_offset > expected && !is_out_of_order {
+            log.early.insert(header.base_offset, (header, payload));
+            return;
+        }
         self.deliver(header, payload);
         self.deliver_early(header.handle);
     }

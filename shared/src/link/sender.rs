@@ -29,7 +29,8 @@ use crate::wire::{
 const HELLO_LOGS_LEN: usize = 768 << 10;
 const DECLARE_LOGS_LEN: usize = 56 << 10;
 
-/// Below this much credit no read starts while others are under way: streams would get ever smaller.
+/// With less credit than this, and than a whole read, no read starts while others are under way: streams
+/// would get ever smaller.
 const MIN_READ_BYTES: u64 = 16 << 10;
 
 /// What the site's half needs to know from the start.
@@ -508,7 +509,10 @@ impl Sender {
             return self.enqueue(handle);
         };
         let is_rest_of_gap = log.is_rest_of_gap(&header);
-        if log.is_unproven && is_rest_of_gap && header.base_offset <= log.first_unacked {
+        // not a boundary because it was trimmed since the hub was asked, or because it became part of a gap
+        let is_gone = header.base_offset > log.read
+            || (is_rest_of_gap && header.base_offset <= log.first_unacked);
+        if log.is_unproven && is_gone {
             log.is_unproven = false;
             self.outputs.push_back(SenderOutput::Acked {
                 handle,
@@ -662,7 +666,8 @@ impl Sender {
             .saturating_sub(self.reserved + self.held_charge)
             .saturating_sub(STREAM_OVERHEAD);
         let is_idle = self.reads == 0 && self.held.is_empty() && self.in_flight == 0;
-        if credit < MIN_READ_BYTES && !(is_idle && credit > 0) {
+        let most = self.config.max_read_bytes.min(max_batch_bytes);
+        if credit < MIN_READ_BYTES.min(most.into()) && !(is_idle && credit > 0) {
             return None;
         }
         let handle = self.ring.pop_front()?;
@@ -679,7 +684,6 @@ impl Sender {
                 });
             }
         }
-        let most = self.config.max_read_bytes.min(max_batch_bytes);
         let max_bytes = u32::try_from(credit).map_or(most, |credit| most.min(credit));
         let reserved = charge(max_bytes);
         log.phase = Phase::Reading {
@@ -695,7 +699,7 @@ impl Sender {
         })
     }
 
-    /// Says goodbye and ends the session.
+    /// Says goodbye and ends the session: no output comes after this but the goodbye and the close.
     pub fn close(&mut self, code: Code, retry_after: Option<Duration>, text: &str) {
         if self.is_closed() {
             return;
@@ -737,6 +741,12 @@ impl Sender {
         self.in_flight
     }
 
+    /// Reads under way and items waiting for credit.
+    #[must_use]
+    pub fn reads_and_items(&self) -> usize {
+        self.reads + self.held.len()
+    }
+
     /// The log behind a handle.
     #[must_use]
     pub fn log(&self, handle: Handle) -> Option<&TopicPartition> {
@@ -761,6 +771,10 @@ impl Sender {
         self.state = State::Closed;
         self.held.clear();
         self.ring.clear();
+        // what was acknowledged is told again next time; a driver that closed in order to begin a new
+        // incarnation must not hear of the old one's offsets any more
+        self.outputs
+            .retain(|output| matches!(output, SenderOutput::Control(_)));
         self.outputs.push_back(SenderOutput::Close(close));
     }
 

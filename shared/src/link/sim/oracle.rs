@@ -1,0 +1,278 @@
+//! What must hold, checked at every step against everything that the site ever accepted.
+//!
+//! The oracle knows each batch and gap that any store of the site ever appended, by its chain, with
+//! its predecessor. What the hub commits must follow on what it committed before, batch by batch, back
+//! along the chain: none missing, none twice, in order. A gap may only cover what a store dropped.
+
+use std::collections::BTreeMap;
+
+use crate::batch::Block;
+use crate::ids::{Incarnation, Offset};
+use crate::record::Records;
+use crate::wire::{Checkpoint, DataContent, DataHeader, GAP_NOT_AT_SITE};
+
+/// Something that a store appended.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) base: Offset,
+    pub(super) next: Offset,
+    pub(super) parent: u64,
+    pub(super) chain: u64,
+    /// Absent for what was a gap from the start.
+    pub(super) records: Option<Vec<u64>>,
+    pub(super) is_dropped: bool,
+}
+
+/// What the central cluster holds of one log of one incarnation.
+#[derive(Debug, Default)]
+struct Central {
+    origin: Offset,
+    checkpoint: Option<Checkpoint>,
+    /// Offsets and chains that the checkpoint went through.
+    passed: BTreeMap<Offset, u64>,
+    /// Id by offset.
+    records: BTreeMap<Offset, u64>,
+    /// The highest checkpoint ever, whatever the hub lost since.
+    ever_committed: Offset,
+    has_lost: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    /// Number of the log and entry, by chain.
+    entries: BTreeMap<u64, (usize, Entry)>,
+    central: BTreeMap<(Incarnation, usize), Central>,
+}
+
+pub(super) type Verdict = Result<(), String>;
+
+impl Oracle {
+    pub(super) fn register(&mut self, log: usize, entry: Entry) {
+        let twice = self.entries.insert(entry.chain, (log, entry));
+        assert!(twice.is_none(), "two histories with one chain");
+    }
+
+    /// A log of an incarnation starts at `origin`.
+    pub(super) fn begin(&mut self, incarnation: Incarnation, log: usize, origin: Offset) {
+        self.central.entry((incarnation, log)).or_default().origin = origin;
+    }
+
+    /// The store replaced everything from `base` up to this chain by a gap.
+    pub(super) fn dropped(&mut self, base: Offset, mut chain: u64) {
+        while let Some((_, entry)) = self.entries.get_mut(&chain).filter(|(_, e)| e.next > base) {
+            entry.is_dropped = true;
+            chain = entry.parent;
+        }
+    }
+
+    pub(super) fn checkpoint(&self, incarnation: Incarnation, log: usize) -> Option<Checkpoint> {
+        self.central.get(&(incarnation, log))?.checkpoint
+    }
+
+    /// The hub lost what it knew; the records stay in the cluster and come twice from here on.
+    pub(super) fn lose_checkpoints(&mut self) {
+        for central in self.central.values_mut() {
+            central.checkpoint = None;
+            central.passed.clear();
+            central.records.clear();
+            central.has_lost = true;
+        }
+    }
+
+    /// The site was told that the hub holds everything before `next`.
+    pub(super) fn acked(&self, incarnation: Incarnation, log: usize, next: Offset) -> Verdict {
+        let central = self.central.get(&(incarnation, log));
+        let committed = central.map_or(0, |c| c.ever_committed.max(c.origin));
+        if next > committed {
+            return Err(format!("{next} acknowledged, {committed} committed"));
+        }
+        Ok(())
+    }
+
+    /// The cluster committed one delivery.
+    pub(super) fn commit(
+        &mut self,
+        incarnation: Incarnation,
+        log: usize,
+        header: &DataHeader,
+        blocks: &[Block],
+    ) -> Verdict {
+        let central = self
+            .central
+            .get_mut(&(incarnation, log))
+            .ok_or("commit of a log that does not exist")?;
+        let expected = central.checkpoint.map_or(central.origin, |c| c.next_offset);
+        if header.base_offset != expected {
+            return Err(format!(
+                "log {log}: commit from {} to {}, expected {expected}",
+                header.base_offset, header.next_offset
+            ));
+        }
+        match header.content {
+            DataContent::Records(_) => {
+                check_records(&self.entries, central, log, header, blocks)?;
+            }
+            DataContent::Gap { reason } => {
+                check_gap(&self.entries, central, log, header, reason)?;
+            }
+        }
+        for block in blocks {
+            for (offset, id) in (block.base_offset..).zip(ids_of(block)) {
+                if central.records.insert(offset, id).is_some() {
+                    return Err(format!("log {log}: offset {offset} committed twice"));
+                }
+            }
+        }
+        central.checkpoint = Some(Checkpoint {
+            next_offset: header.next_offset,
+            chain: header.chain,
+        });
+        central.passed.insert(header.next_offset, header.chain);
+        central.ever_committed = central.ever_committed.max(header.next_offset);
+        Ok(())
+    }
+
+    /// The end: everything of this log is committed, and what is committed is what was appended. This
+    /// looks at ids only, not at what `commit` concluded.
+    pub(super) fn check_complete(
+        &self,
+        incarnation: Incarnation,
+        log: usize,
+        end: Offset,
+        end_chain: u64,
+    ) -> Verdict {
+        let Some(central) = self.central.get(&(incarnation, log)) else {
+            return Err(format!("log {log} is unknown"));
+        };
+        let checkpoint = central.checkpoint.map_or(central.origin, |c| c.next_offset);
+        if checkpoint != end {
+            return Err(format!("log {log}: {checkpoint} committed of {end}"));
+        }
+        let mut chain = end_chain;
+        while let Some((_, entry)) = self
+            .entries
+            .get(&chain)
+            .filter(|(_, e)| e.next > central.origin)
+        {
+            let known = central
+                .records
+                .range(entry.base.max(central.origin)..entry.next);
+            let found: Vec<u64> = known.map(|(_, id)| *id).collect();
+            let skipped = (central.origin.saturating_sub(entry.base)) as usize;
+            let whole = entry.records.as_deref().unwrap_or_default();
+            let is_right = found == whole[skipped.min(whole.len())..]
+                || entry.is_dropped
+                || (found.is_empty() && central.has_lost);
+            if !is_right {
+                return Err(format!(
+                    "log {log}: {}..{} should be {whole:?}, is {found:?}",
+                    entry.base, entry.next
+                ));
+            }
+            chain = entry.parent;
+        }
+        Ok(())
+    }
+}
+
+fn ids_of(block: &Block) -> Vec<u64> {
+    Records::new(&block.records, block.count)
+        .map(|record| {
+            let value = record.expect("checked before").value.expect("has a value");
+            u64::from_be_bytes(value[..8].try_into().expect("eight bytes"))
+        })
+        .collect()
+}
+
+/// The entries from `header.chain` back to the first at or below `base`, newest first.
+fn history<'a>(
+    entries: &'a BTreeMap<u64, (usize, Entry)>,
+    log: usize,
+    header: &DataHeader,
+) -> Result<Vec<&'a Entry>, String> {
+    let mut found = Vec::new();
+    let mut chain = header.chain;
+    let mut next = header.next_offset;
+    while next > header.base_offset {
+        let (of, entry) = entries
+            .get(&chain)
+            .ok_or_else(|| format!("log {log}: chain {chain:x} at {next} is nobody's"))?;
+        if *of != log || entry.next != next {
+            return Err(format!(
+                "log {log}: chain {chain:x} is not of offset {next}"
+            ));
+        }
+        found.push(entry);
+        chain = entry.parent;
+        next = entry.base;
+    }
+    Ok(found)
+}
+
+fn check_records(
+    entries: &BTreeMap<u64, (usize, Entry)>,
+    central: &Central,
+    log: usize,
+    header: &DataHeader,
+    blocks: &[Block],
+) -> Verdict {
+    let mut expected = history(entries, log, header)?;
+    expected.reverse();
+    if let (Some(first), Some(checkpoint)) = (expected.first(), central.checkpoint)
+        && first.parent != checkpoint.chain
+    {
+        return Err(format!(
+            "log {log}: records from {} on do not follow the history that is committed",
+            header.base_offset
+        ));
+    }
+    let is_same = expected.len() == blocks.len()
+        && expected.iter().zip(blocks).all(|(entry, block)| {
+            entry.base == block.base_offset && entry.records.as_ref() == Some(&ids_of(block))
+        });
+    if !is_same {
+        return Err(format!(
+            "log {log}: records {}..{} are not what was appended",
+            header.base_offset, header.next_offset
+        ));
+    }
+    Ok(())
+}
+
+/// A gap may cover only what is gone, back to a point where its history and the committed one meet.
+fn check_gap(
+    entries: &BTreeMap<u64, (usize, Entry)>,
+    central: &Central,
+    log: usize,
+    header: &DataHeader,
+    reason: u8,
+) -> Verdict {
+    if reason == GAP_NOT_AT_SITE {
+        return if central.has_lost {
+            Ok(())
+        } else {
+            Err(format!(
+                "log {log}: {}..{} declared not at the site, without need",
+                header.base_offset, header.next_offset
+            ))
+        };
+    }
+    let mut chain = header.chain;
+    while let Some((of, entry)) = entries.get(&chain) {
+        if *of != log || !(entry.is_dropped || entry.records.is_none()) {
+            return Err(format!(
+                "log {log}: a gap {}..{} covers live records {}..{}",
+                header.base_offset, header.next_offset, entry.base, entry.next
+            ));
+        }
+        let has_met = entry.base <= header.base_offset
+            && (entry.base <= central.origin
+                || central.passed.get(&entry.base) == Some(&entry.parent)
+                || central.has_lost);
+        if has_met {
+            return Ok(());
+        }
+        chain = entry.parent;
+    }
+    Err(format!("log {log}: a gap with an unknown history"))
+}

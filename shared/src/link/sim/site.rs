@@ -1,0 +1,280 @@
+//! The site: a driver around [`Sender`] over a model store.
+
+use std::time::Duration;
+
+use super::disk::{Disk, DiskLog};
+use super::network::{Packet, Side};
+use super::oracle::Verdict;
+use super::world::{Event, World};
+use crate::batch::{Encoder, NoneCodec, ZstdEncoder};
+use crate::ids::{Incarnation, Offset, TopicName, TopicPartition};
+use crate::link::{Close, Sender, SenderConfig, SenderOutput};
+use crate::wire::{Code, Handle};
+
+#[derive(Debug)]
+pub(super) struct SiteSession {
+    pub(super) connection: u64,
+    pub(super) sender: Sender,
+}
+
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) disk: Disk,
+    /// A copy that somebody may put back.
+    pub(super) snapshot: Option<Disk>,
+    pub(super) is_up: bool,
+    pub(super) session: Option<SiteSession>,
+    pub(super) next_id: u64,
+    pub(super) next_incarnation: u128,
+    pub(super) max_reads: usize,
+    pub(super) max_read_bytes: u32,
+    pub(super) encoder: Box<dyn Encoder>,
+}
+
+pub(super) fn encoder(seed: u64) -> Box<dyn Encoder> {
+    if seed.is_multiple_of(64) {
+        Box::new(ZstdEncoder::new(1).expect("there is memory"))
+    } else {
+        Box::new(NoneCodec)
+    }
+}
+
+pub(super) fn handle_of(number: usize) -> Handle {
+    Handle(number as u32 * 7 + 1)
+}
+
+pub(super) fn number_of(handle: Handle) -> usize {
+    (handle.0 / 7) as usize
+}
+
+pub(super) fn name_of(number: usize) -> TopicPartition {
+    TopicPartition {
+        topic: TopicName::new("t").expect("a good name"),
+        partition: number as u32,
+    }
+}
+
+impl World {
+    pub(super) fn dial(&mut self) -> Verdict {
+        if !self.site.is_up || self.site.session.is_some() {
+            return Ok(());
+        }
+        let connection = self.network.connect();
+        let mut sender = Sender::new(SenderConfig {
+            nonce: connection,
+            incarnation: self.site.disk.incarnation,
+            software: "simulated".into(),
+            codecs: vec![1],
+            max_reads: self.site.max_reads,
+            max_read_bytes: self.site.max_read_bytes,
+            handshake_timeout: Duration::from_secs(5),
+        });
+        sender.mutation = self.mutation;
+        for (number, log) in self.site.disk.logs.iter().enumerate() {
+            sender.add_log(handle_of(number), name_of(number), log.range(), log.acked);
+        }
+        sender.start(self.now);
+        self.tally.sessions += 1;
+        self.site.session = Some(SiteSession { connection, sender });
+        self.send(connection, Side::Hub, Packet::Open);
+        self.pump_site()
+    }
+
+    /// Carries out what the sender wants, until it wants nothing.
+    pub(super) fn pump_site(&mut self) -> Verdict {
+        while let Some(session) = &mut self.site.session {
+            let connection = session.connection;
+            let most = self.site.max_reads;
+            if session.sender.reads_and_items() > most {
+                return Err(format!("more than {most} reads and items at the site"));
+            }
+            let Some(output) = session.sender.poll_output() else {
+                break;
+            };
+            match output {
+                SenderOutput::Control(bytes) => self.send_control(connection, Side::Hub, bytes),
+                SenderOutput::Data(stream) => {
+                    let bytes = [stream.head, stream.payload].concat().into();
+                    self.send(connection, Side::Hub, Packet::Data(bytes));
+                }
+                SenderOutput::Read {
+                    handle,
+                    from,
+                    max_bytes,
+                } => {
+                    let delay = self.rng.below(20_000);
+                    let event = Event::ReadDone {
+                        connection,
+                        handle,
+                        from,
+                        max_bytes,
+                    };
+                    self.after_us(delay, event);
+                }
+                SenderOutput::Chain { handle, offset } => {
+                    let chain = self.site.disk.logs[number_of(handle)].chain_at(offset);
+                    if let Some(session) = &mut self.site.session {
+                        session.sender.handle_chain(handle, offset, chain);
+                    }
+                }
+                SenderOutput::Acked {
+                    handle,
+                    next_offset,
+                } => self.acknowledged(number_of(handle), next_offset)?,
+                SenderOutput::HistoryMismatch { handle, mismatch } => {
+                    self.renew(handle, &format!("{mismatch:?}"))?;
+                }
+                SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
+                    return Err(format!("a log is parked: {output:?}"));
+                }
+                SenderOutput::Established { .. } => {}
+                SenderOutput::Close(close) => {
+                    check_close(&close)?;
+                    self.hang_up();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, number: usize, next: Offset) -> Verdict {
+        let incarnation = self.site.disk.incarnation;
+        self.oracle.acked(incarnation, number, next)?;
+        let log = &mut self.site.disk.logs[number];
+        log.acked = log.acked.max(next);
+        if log.acked > log.end {
+            return Err(format!("log {number}: acknowledged beyond its end"));
+        }
+        Ok(())
+    }
+
+    fn renew(&mut self, handle: Handle, why: &str) -> Verdict {
+        self.tally.renewals += 1;
+        if self.tally.renewals > self.tally.restores {
+            return Err(format!(
+                "log {}: new incarnation without need: {why}",
+                number_of(handle)
+            ));
+        }
+        self.site.next_incarnation += 1;
+        let incarnation = Incarnation(self.site.next_incarnation);
+        self.site.disk.renew(incarnation, &mut self.oracle);
+        if let Some(session) = &mut self.site.session {
+            session
+                .sender
+                .close(Code::HistoryMismatch, None, "new incarnation");
+        }
+        Ok(())
+    }
+
+    /// The session is over: the connection closes, and the site dials again after a while.
+    pub(super) fn hang_up(&mut self) {
+        if let Some(session) = self.site.session.take() {
+            self.send(session.connection, Side::Hub, Packet::Lost);
+            let delay = self.rng.between(20_000, 600_000);
+            self.after_us(delay, Event::Dial);
+        }
+    }
+
+    pub(super) fn site_receives(&mut self, connection: u64, packet: Packet) -> Verdict {
+        let now = self.now;
+        let Some(session) = self
+            .site
+            .session
+            .as_mut()
+            .filter(|session| session.connection == connection)
+        else {
+            return Ok(());
+        };
+        match packet {
+            Packet::Control(bytes) => session.sender.handle_control(&bytes, now),
+            Packet::Lost => self.hang_up(),
+            Packet::Open | Packet::Data(_) => return Err("the hub does not send this".into()),
+        }
+        self.pump_site()
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        connection: u64,
+        handle: Handle,
+        from: Offset,
+        max_bytes: u32,
+    ) -> Verdict {
+        if let Some(session) = &mut self.site.session
+            && session.connection == connection
+        {
+            let log = &self.site.disk.logs[number_of(handle)];
+            let result = log.read(from, max_bytes, &mut *self.site.encoder);
+            session.sender.handle_read(handle, result);
+        }
+        self.pump_site()
+    }
+
+    pub(super) fn append(&mut self) -> Verdict {
+        if !self.site.is_up {
+            return Ok(());
+        }
+        let is_new =
+            self.site.disk.logs.is_empty() || (self.site.disk.logs.len() < 4 && self.rng.chance(4));
+        if is_new {
+            self.site.disk.logs.push(DiskLog::default());
+            let number = self.site.disk.logs.len() - 1;
+            self.oracle.begin(self.site.disk.incarnation, number, 0);
+        }
+        let number = self.rng.below(self.site.disk.logs.len() as u64) as usize;
+        let first = self.site.next_id;
+        self.site.next_id += self.rng.between(1, 5);
+        let ids: Vec<u64> = (first..self.site.next_id).collect();
+        let log = &mut self.site.disk.logs[number];
+        if self.rng.chance(3) {
+            log.drop_newest(number, ids.len() as u64, first, &mut self.oracle);
+            self.tally.gaps += 1;
+        } else {
+            log.append(number, ids, &mut self.oracle);
+        }
+        self.tally.items += 1;
+        let log = &self.site.disk.logs[number];
+        let (range, acked) = (log.range(), log.acked);
+        if let Some(session) = &mut self.site.session {
+            session
+                .sender
+                .add_log(handle_of(number), name_of(number), range, acked);
+            session.sender.log_grew(handle_of(number), range.end);
+        }
+        self.pump_site()
+    }
+
+    /// The process dies; now and then it takes a while until somebody notices.
+    pub(super) fn site_crashes(&mut self) {
+        if let Some(session) = self.site.session.take() {
+            // nobody tells the hub
+            self.cut(session.connection, false);
+        }
+        self.site.is_up = false;
+        self.site.disk.crash(&mut self.rng);
+        let most = if self.rng.chance(15) {
+            12_000_000
+        } else {
+            2_000_000
+        };
+        let delay = self.rng.between(1_000, most);
+        self.after_us(delay, Event::SiteStarts);
+    }
+}
+
+/// Two correct ends never accuse each other of breaking the protocol.
+pub(super) fn check_close(close: &Close) -> Verdict {
+    match close.code {
+        Code::Busy | Code::Superseded | Code::Timeout | Code::Stopping | Code::HistoryMismatch => {
+            Ok(())
+        }
+        Code::Version
+        | Code::NotAllowed
+        | Code::NotOwner
+        | Code::BadFrame
+        | Code::Limit
+        | Code::Internal
+        | Code::Other(_) => Err(format!("session ended: {close:?}")),
+    }
+}
