@@ -9,6 +9,11 @@
 )]
 
 mod bare_broker;
+mod chaos;
+mod clocks;
+mod disk;
+mod hostile;
+mod identity;
 mod kills;
 mod links;
 mod main_path;

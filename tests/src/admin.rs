@@ -17,6 +17,12 @@ impl Admin {
         Self { port }
     }
 
+    /// `host:port`.
+    #[must_use]
+    pub fn address(self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// Whether `/readyz` says yes.
     #[must_use]
     pub fn is_ready(self) -> bool {

@@ -33,6 +33,7 @@ pub struct Broker {
 struct Local {
     dir: TempDir,
     port: u16,
+    log: PathBuf,
     process: Option<Process>,
 }
 
@@ -60,13 +61,14 @@ impl Broker {
             broker.wait_ready(START_LIMIT)?;
             return Ok(broker);
         }
-        let dir = tempfile::Builder::new().prefix("kedge-kafka-").tempdir()?;
+        let dir = paths::scratch("kafka")?;
         let port = ports::free();
         write_settings(dir.path(), port, ports::free())?;
         format(dir.path())?;
         let local = Local {
             dir,
             port,
+            log: paths::log_file("kafka")?,
             process: None,
         };
         let broker = Self {
@@ -125,7 +127,7 @@ impl Broker {
         let dir = local.dir.path();
         let mut java = java("512m")?;
         java.arg("kafka.Kafka").arg(dir.join("server.properties"));
-        local.process = Some(Process::spawn("kafka", java, &dir.join("kafka.log"))?);
+        local.process = Some(Process::spawn("kafka", java, &local.log)?);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ impl Certs {
     /// # Errors
     /// When `hub-node certs` fails.
     pub fn make() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kedge-certs-").tempdir()?;
+        let dir = paths::scratch("certs")?;
         let mut command = Command::new(paths::node("hub-node")?);
         command.args(["certs", "init", "--dir"]).arg(dir.path());
         command.args(["--host", "localhost"]);
@@ -80,6 +80,7 @@ pub struct Hub {
     dir: TempDir,
     port: u16,
     admin: u16,
+    log: PathBuf,
     args: Vec<String>,
     process: Option<Process>,
 }
@@ -95,7 +96,7 @@ impl Hub {
         identity: &Identity,
         over: &Settings,
     ) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kedge-hub-").tempdir()?;
+        let dir = paths::scratch("hub")?;
         let (port, admin) = (ports::free(), ports::free());
         let settings = Settings::default()
             .with("listen.address", format!("127.0.0.1:{port}"))
@@ -115,10 +116,12 @@ impl Hub {
             .with("admin.listen", format!("127.0.0.1:{admin}"))
             .over(over);
         settings.write(&dir.path().join("hub.toml"))?;
+        let log = paths::log_file("hub")?;
         Ok(Self {
             dir,
             port,
             admin,
+            log,
             args: Vec::new(),
             process: None,
         })
@@ -192,7 +195,7 @@ impl Hub {
     /// Its log file.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.dir.path().join("hub.log")
+        self.log.clone()
     }
 }
 

@@ -1,9 +1,12 @@
 //! Where the set-up put what the tests need, and where the nodes' binaries are.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 /// The cache that `make setup` fills.
 #[must_use]
@@ -77,6 +80,50 @@ pub fn node(name: &str) -> Result<PathBuf> {
             this.display()
         )
     })
+}
+
+/// A directory of this run under the cache. It goes when it is dropped; with `KEDGE_KEEP` set it stays.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn scratch(name: &str) -> Result<TempDir> {
+    let keep = env::var_os("KEDGE_KEEP").is_some();
+    let mut builder = tempfile::Builder::new();
+    let prefix = format!("{name}-");
+    let dir = builder
+        .prefix(&prefix)
+        .disable_cleanup(keep)
+        .tempdir_in(this_run()?);
+    dir.context("make a scratch directory")
+}
+
+/// A new log file. The logs of the last run stay until the next one.
+///
+/// # Errors
+/// When its directory cannot be made.
+pub fn log_file(name: &str) -> Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let dir = this_run()?.join("logs");
+    fs::create_dir_all(&dir).context("make the logs' directory")?;
+    Ok(dir.join(format!("{count:03}-{name}.log")))
+}
+
+/// The directory of this process; those of processes that are gone are removed.
+fn this_run() -> Result<PathBuf> {
+    static CLEANED: Once = Once::new();
+    let runs = cache().join("run");
+    CLEANED.call_once(|| {
+        for entry in fs::read_dir(&runs).into_iter().flatten().flatten() {
+            let is_running = Path::new("/proc").join(entry.file_name()).exists();
+            if !is_running && env::var_os("KEDGE_KEEP").is_none() {
+                let _in_use = fs::remove_dir_all(entry.path());
+            }
+        }
+    });
+    let dir = runs.join(std::process::id().to_string());
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    Ok(dir)
 }
 
 fn is_program(path: &Path) -> bool {

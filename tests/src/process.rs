@@ -11,7 +11,7 @@ use std::{fs, io, thread};
 
 use anyhow::{Context, Result, bail};
 
-use crate::wait;
+use crate::{paths, wait};
 
 type Spawn = (Command, mpsc::SyncSender<io::Result<Child>>);
 
@@ -151,7 +151,7 @@ fn open_log(path: &Path) -> Result<File> {
 /// # Errors
 /// When it fails or takes longer than `limit`; the message holds what it wrote.
 pub fn run(name: &str, mut command: Command, limit: Duration) -> Result<String> {
-    let dir = tempfile::tempdir().context("make a directory for the output")?;
+    let dir = paths::scratch("output")?;
     let (out, err) = (dir.path().join("out"), dir.path().join("err"));
     command.stdout(open_log(&out)?).stderr(open_log(&err)?);
     let mut child = spawn_from_keeper(command).with_context(|| format!("start {name}"))?;

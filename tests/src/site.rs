@@ -47,6 +47,7 @@ pub struct Site {
     kafka: u16,
     http: u16,
     admin: u16,
+    log: PathBuf,
     environment: Vec<(String, String)>,
     process: Option<Process>,
 }
@@ -57,7 +58,7 @@ impl Site {
     /// # Errors
     /// When the configuration cannot be written.
     pub fn prepare(hub: SocketAddr, identity: &Identity, over: &Settings) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kedge-site-").tempdir()?;
+        let dir = paths::scratch("site")?;
         let data_dir = dir.path().join("data");
         Self::prepare_in(dir, data_dir, hub, identity, over)
     }
@@ -72,7 +73,7 @@ impl Site {
         identity: &Identity,
         over: &Settings,
     ) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kedge-site-").tempdir()?;
+        let dir = paths::scratch("site")?;
         Self::prepare_in(dir, data_dir.to_owned(), hub, identity, over)
     }
 
@@ -101,13 +102,16 @@ impl Site {
             .with("admin.listen", format!("127.0.0.1:{admin}"))
             .over(over);
         settings.write(&dir.path().join("edge.toml"))?;
+        let log = paths::log_file("edge")?;
+        let environment = Vec::new();
         Ok(Self {
             dir,
             data_dir,
             kafka,
             http,
             admin,
-            environment: Vec::new(),
+            log,
+            environment,
             process: None,
         })
     }
@@ -208,6 +212,6 @@ impl Site {
     /// Its log file.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.dir.path().join("edge.log")
+        self.log.clone()
     }
 }

@@ -13,6 +13,8 @@ use rdkafka::producer::{
 };
 use rdkafka::{ClientConfig, Message as _};
 
+use serde::Serialize;
+
 use crate::record::Numbered;
 use crate::{seed, wait};
 
@@ -365,6 +367,13 @@ fn send(producer: &ThreadedProducer<Notes>, job: &Job, record: &Numbered) -> Res
     Ok(())
 }
 
+/// An element of the posted array. The site stores the value's text as it stands.
+#[derive(Serialize)]
+struct Row<'a> {
+    key: Option<String>,
+    value: &'a Numbered,
+}
+
 struct Poster {
     agent: ureq::Agent,
     url: String,
@@ -385,7 +394,10 @@ impl Poster {
     fn post(&self, job: &Job, records: &[Numbered]) {
         let rows: Vec<_> = records
             .iter()
-            .map(|record| serde_json::json!({ "key": job.key(record.number), "value": record }))
+            .map(|record| Row {
+                key: job.key(record.number),
+                value: record,
+            })
             .collect();
         let answer = self.agent.post(&self.url).send_json(&rows);
         match answer {
