@@ -10,10 +10,23 @@ pub mod ids;
 pub mod link;
 pub mod partitioner;
 pub mod record;
+pub mod retry;
 pub mod units;
 pub mod wire;
 
 #[cfg(feature = "runtime")]
+pub mod admin;
+#[cfg(feature = "runtime")]
 pub mod config;
+#[cfg(feature = "runtime")]
+pub mod crashsafe;
+#[cfg(feature = "runtime")]
+pub mod metrics;
+#[cfg(feature = "runtime")]
+pub mod tasks;
+#[cfg(feature = "runtime")]
+pub mod telemetry;
+#[cfg(feature = "runtime")]
+pub mod time;
 #[cfg(feature = "runtime")]
 pub mod tls;

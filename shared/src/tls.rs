@@ -1,14 +1,195 @@
 //! Mutual TLS between sites and hubs: files, identity, errors that say what to do.
+//!
+//! TLS 1.3 only, ring, ALPN [`ALPN`]. Each end trusts the authorities in its `ca` file and nothing
+//! else: the system's store is never read.
+//!
+//! - A **site** is who its certificate says: exactly one subject alternative name of the form
+//!   `kedge:site:<name>` (a URI). The common name and all other names are ignored, and so is whatever a
+//!   message claims. The certificate must be for client authentication.
+//! - A **hub** carries the DNS name or address that sites dial as a subject alternative name, and is for
+//!   server authentication: a site's certificate cannot pass for a hub.
+//!
+//! Certificates are renewed by replacing the files: [`ClientTls::refresh`] and [`ServerTls::refresh`]
+//! read them again, and connections from then on use what they found. A resumed session skips the
+//! chain's verification; [`site_of`] therefore looks at the validity dates each time.
 
-use std::path::PathBuf;
+mod explain;
+mod files;
+mod identity;
+#[cfg(test)]
+mod tests;
 
-/// The three PEM files of one end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// This end's certificate, then intermediates.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// Certificates of the authorities that the other end's certificate must come from.
-    pub ca: PathBuf,
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::crypto::CryptoProvider;
+use rustls::server::WebPkiClientVerifier;
+
+pub use explain::{Peer, explain};
+use files::Material;
+pub use files::{Inspection, TlsError, TlsFiles};
+pub use identity::{CertificateInfo, IdentityError, SITE_URI_PREFIX, site_of, site_of_certificate};
+
+/// The protocol and its version, negotiated in the handshake.
+pub const ALPN: &[u8] = b"kedge/1";
+
+/// What a site dials with.
+#[derive(Debug)]
+pub struct ClientTls {
+    files: TlsFiles,
+    current: Mutex<Current<QuicClientConfig>>,
+}
+
+/// What a hub accepts with.
+#[derive(Debug)]
+pub struct ServerTls {
+    files: TlsFiles,
+    current: Mutex<Current<QuicServerConfig>>,
+}
+
+struct Current<C> {
+    material: Material,
+    config: Arc<C>,
+}
+
+impl<C> std::fmt::Debug for Current<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Current").finish_non_exhaustive()
+    }
+}
+
+impl ClientTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file and what is wrong with it.
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let current = Mutex::new(Current::load(&files, client_config)?);
+        Ok(Self { files, current })
+    }
+
+    /// What to dial with. The same until the files change, so that sessions can be resumed.
+    #[must_use]
+    pub fn config(&self) -> Arc<QuicClientConfig> {
+        Arc::clone(
+            &self
+                .current
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .config,
+        )
+    }
+
+    /// Reads the files again; true when they changed. Call before dialling.
+    ///
+    /// # Errors
+    /// [`TlsError`]: what was loaded before stays in use.
+    pub fn refresh(&self) -> Result<bool, TlsError> {
+        refresh(&self.files, &self.current, client_config)
+    }
+
+    /// This site's name.
+    ///
+    /// # Errors
+    /// The certificate names no site.
+    pub fn site(&self) -> Result<crate::ids::SiteId, IdentityError> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        site_of_certificate(current.material.leaf())
+    }
+}
+
+impl ServerTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file and what is wrong with it.
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let current = Mutex::new(Current::load(&files, server_config)?);
+        Ok(Self { files, current })
+    }
+
+    /// What to accept with.
+    #[must_use]
+    pub fn config(&self) -> Arc<QuicServerConfig> {
+        Arc::clone(
+            &self
+                .current
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .config,
+        )
+    }
+
+    /// Reads the files again; true when they changed and [`ServerTls::config`] is another. Session
+    /// tickets given out before are void then.
+    ///
+    /// # Errors
+    /// [`TlsError`]: what was loaded before stays in use.
+    pub fn refresh(&self) -> Result<bool, TlsError> {
+        refresh(&self.files, &self.current, server_config)
+    }
+}
+
+impl<C> Current<C> {
+    fn load(
+        files: &TlsFiles,
+        build: fn(&TlsFiles, &Material) -> Result<C, TlsError>,
+    ) -> Result<Self, TlsError> {
+        let material = files.read()?;
+        let config = Arc::new(build(files, &material)?);
+        Ok(Self { material, config })
+    }
+}
+
+fn refresh<C>(
+    files: &TlsFiles,
+    current: &Mutex<Current<C>>,
+    build: fn(&TlsFiles, &Material) -> Result<C, TlsError>,
+) -> Result<bool, TlsError> {
+    let material = files.read()?;
+    let is_same = {
+        let current = current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.material.is_same(&material)
+    };
+    if is_same {
+        return Ok(false);
+    }
+    let config = Arc::new(build(files, &material)?);
+    *current.lock().unwrap_or_else(PoisonError::into_inner) = Current { material, config };
+    Ok(true)
+}
+
+fn client_config(files: &TlsFiles, material: &Material) -> Result<QuicClientConfig, TlsError> {
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| files.unusable(error))?
+        .with_root_certificates(Arc::clone(&material.roots))
+        .with_client_auth_cert(material.chain.clone(), material.key.clone_key())
+        .map_err(|error| files.unusable(error))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    QuicClientConfig::try_from(config).map_err(|error| files.unusable(error))
+}
+
+fn server_config(files: &TlsFiles, material: &Material) -> Result<QuicServerConfig, TlsError> {
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
+            .build()
+            .map_err(|error| files.unusable(error))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| files.unusable(error))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(material.chain.clone(), material.key.clone_key())
+        .map_err(|error| files.unusable(error))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // Tickets that carry their own state: rustls' table holds 256 sites only.
+    config.ticketer =
+        rustls::crypto::ring::Ticketer::new().map_err(|error| files.unusable(error))?;
+    // Nothing is accepted before the handshake is over: a site's first flight could be replayed.
+    config.max_early_data_size = 0;
+    QuicServerConfig::try_from(config).map_err(|error| files.unusable(error))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }

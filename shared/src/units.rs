@@ -390,8 +390,8 @@ mod tests {
 
         #[test]
         fn no_text_panics(text in ".*") {
-            let _ = text.parse::<ByteSize>().is_ok();
-            let _ = text.parse::<Span>().is_ok();
+            drop(text.parse::<ByteSize>());
+            drop(text.parse::<Span>());
         }
     }
 }

@@ -1,0 +1,420 @@
+//! Real handshakes on loopback.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use quinn::{ConnectionError, Endpoint};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::time::wall_ms;
+
+type Ca = Issuer<'static, KeyPair>;
+
+struct Authority {
+    issuer: Ca,
+    pem: String,
+}
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    Authority {
+        issuer: Issuer::new(params, key),
+        pem,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Dates {
+    Valid,
+    Past,
+    Future,
+}
+
+fn issue(
+    ca: &Authority,
+    names: Vec<SanType>,
+    usage: ExtendedKeyUsagePurpose,
+    dates: Dates,
+) -> [String; 2] {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names;
+    params.extended_key_usages = vec![usage];
+    match dates {
+        Dates::Valid => {}
+        Dates::Past => {
+            params.not_before = date_time_ymd(2001, 1, 1);
+            params.not_after = date_time_ymd(2002, 1, 1);
+        }
+        Dates::Future => params.not_before = date_time_ymd(2900, 1, 1),
+    }
+    let key = KeyPair::generate().unwrap();
+    [
+        params.signed_by(&key, &ca.issuer).unwrap().pem(),
+        key.serialize_pem(),
+    ]
+}
+
+fn hub(ca: &Authority, dates: Dates) -> [String; 2] {
+    let names = vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into())];
+    issue(ca, names, ExtendedKeyUsagePurpose::ServerAuth, dates)
+}
+
+fn site(ca: &Authority, dates: Dates) -> [String; 2] {
+    let names = vec![SanType::URI("kedge:site:shop-1".try_into().unwrap())];
+    issue(ca, names, ExtendedKeyUsagePurpose::ClientAuth, dates)
+}
+
+fn files(dir: &Path, name: &str, [certificate, key]: [String; 2], ca: &str) -> TlsFiles {
+    let write = |suffix: &str, content: &str| {
+        let path = dir.join(format!("{name}{suffix}"));
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    TlsFiles {
+        certificate: write(".pem", &certificate),
+        key: write("-key.pem", &key),
+        ca: write("-ca.pem", ca),
+    }
+}
+
+fn listen(tls: &ServerTls) -> (Endpoint, SocketAddr) {
+    let config = quinn::ServerConfig::with_crypto(tls.config());
+    let endpoint = Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    (endpoint, address)
+}
+
+/// The outcome at the hub and at the site: a hub's refusal reaches the site after its own handshake.
+async fn meet(
+    server: &Endpoint,
+    address: SocketAddr,
+    client: Arc<QuicClientConfig>,
+) -> (Result<SiteResult, ConnectionError>, ConnectionError) {
+    let dial = async {
+        let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let config = quinn::ClientConfig::new(client);
+        match endpoint
+            .connect_with(config, address, "127.0.0.1")
+            .unwrap()
+            .await
+        {
+            Ok(connection) => connection.closed().await,
+            Err(error) => error,
+        }
+    };
+    let accept = async {
+        let connection = server.accept().await.unwrap().await?;
+        let site = site_of(connection.peer_identity(), wall_ms());
+        connection.close(7_u32.into(), b"done");
+        Ok(site)
+    };
+    tokio::join!(accept, dial)
+}
+
+type SiteResult = Result<crate::ids::SiteId, IdentityError>;
+
+struct World {
+    dir: TempDir,
+    ca: Authority,
+    rogue: Authority,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            ca: authority("ours"),
+            rogue: authority("rogue"),
+        }
+    }
+
+    fn hub(&self, certificate: [String; 2]) -> ServerTls {
+        ServerTls::load(files(self.dir.path(), "hub", certificate, &self.ca.pem)).unwrap()
+    }
+
+    fn site(&self, certificate: [String; 2]) -> ClientTls {
+        ClientTls::load(files(self.dir.path(), "site", certificate, &self.ca.pem)).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_site_is_known_by_its_certificate() {
+    let world = World::new();
+    let client = world.site(site(&world.ca, Dates::Valid));
+    let (server, address) = listen(&world.hub(hub(&world.ca, Dates::Valid)));
+    let (at_hub, at_site) = meet(&server, address, client.config()).await;
+    assert_eq!(at_hub.unwrap().unwrap().as_str(), "shop-1");
+    assert!(
+        matches!(at_site, ConnectionError::ApplicationClosed(_)),
+        "{at_site}"
+    );
+    assert_eq!(client.site().unwrap().as_str(), "shop-1");
+}
+
+#[tokio::test]
+async fn the_hub_refuses_sites_without_a_good_certificate_and_says_why() {
+    let world = World::new();
+    let server_tls = world.hub(hub(&world.ca, Dates::Valid));
+    let (server, address) = listen(&server_tls);
+    let for_servers = issue(
+        &world.ca,
+        vec![SanType::URI("kedge:site:shop-1".try_into().unwrap())],
+        ExtendedKeyUsagePurpose::ServerAuth,
+        Dates::Valid,
+    );
+    for (certificate, at_hub, at_site) in [
+        (
+            site(&world.rogue, Dates::Valid),
+            "does not know",
+            "this site's certificate comes from",
+        ),
+        (
+            site(&world.ca, Dates::Past),
+            "the site's certificate expired",
+            "this site's certificate expired",
+        ),
+        (
+            site(&world.ca, Dates::Future),
+            "not valid yet",
+            "clock reads",
+        ),
+        (
+            site(&authority("ours"), Dates::Valid),
+            "the site's certificate has a signature that does not fit",
+            "another authority of the same name",
+        ),
+        (
+            for_servers,
+            "purpose",
+            "the hub refuses this site's certificate",
+        ),
+    ] {
+        let client = world.site(certificate);
+        let (hub_result, site_error) = meet(&server, address, client.config()).await;
+        let hub_text = explain(&hub_result.unwrap_err(), Peer::Site, wall_ms());
+        let site_text = explain(&site_error, Peer::Hub, wall_ms());
+        assert!(hub_text.contains(at_hub), "{hub_text}");
+        assert!(site_text.contains(at_site), "{site_text}");
+    }
+}
+
+#[tokio::test]
+async fn the_hub_refuses_a_site_without_certificate() {
+    let world = World::new();
+    let (server, address) = listen(&world.hub(hub(&world.ca, Dates::Valid)));
+    let material = files(
+        world.dir.path(),
+        "x",
+        site(&world.ca, Dates::Valid),
+        &world.ca.pem,
+    )
+    .read();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(material.unwrap().roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    let client = Arc::new(QuicClientConfig::try_from(config).unwrap());
+    let (hub_result, site_error) = meet(&server, address, client).await;
+    assert!(hub_result.is_err());
+    let text = explain(&site_error, Peer::Hub, wall_ms());
+    assert!(
+        text.contains("the hub requires a certificate and got none"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_site_refuses_hubs_without_a_good_certificate_and_says_why() {
+    let world = World::new();
+    let other_name = issue(
+        &world.ca,
+        vec![SanType::DnsName("elsewhere.example".try_into().unwrap())],
+        ExtendedKeyUsagePurpose::ServerAuth,
+        Dates::Valid,
+    );
+    let client = world.site(site(&world.ca, Dates::Valid));
+    for (certificate, part) in [
+        (
+            hub(&world.rogue, Dates::Valid),
+            "the hub's certificate comes from an authority",
+        ),
+        (hub(&world.ca, Dates::Past), "the hub's certificate expired"),
+        (
+            hub(&world.ca, Dates::Future),
+            "not valid yet; this machine's clock reads 2",
+        ),
+        (
+            site(&world.ca, Dates::Valid),
+            "this site refuses the hub's certificate",
+        ),
+        (other_name, "this site refuses the hub's certificate"),
+    ] {
+        let (server, address) = listen(&world.hub(certificate));
+        let (hub_result, site_error) = meet(&server, address, client.config()).await;
+        assert!(hub_result.is_err());
+        let text = explain(&site_error, Peer::Hub, wall_ms());
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn another_protocol_version_is_named() {
+    let world = World::new();
+    let (server, address) = listen(&world.hub(hub(&world.ca, Dates::Valid)));
+    let tls = files(
+        world.dir.path(),
+        "x",
+        site(&world.ca, Dates::Valid),
+        &world.ca.pem,
+    );
+    let material = tls.read().unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(material.roots)
+        .with_client_auth_cert(material.chain, material.key)
+        .unwrap();
+    config.alpn_protocols = vec![b"kedge/99".to_vec()];
+    let client = Arc::new(QuicClientConfig::try_from(config).unwrap());
+    let (_, site_error) = meet(&server, address, client).await;
+    let text = explain(&site_error, Peer::Hub, wall_ms());
+    assert!(text.contains("share no protocol"), "{text}");
+}
+
+#[tokio::test]
+async fn renewed_files_are_used_by_the_next_connection() {
+    let world = World::new();
+    let server_tls = world.hub(hub(&world.ca, Dates::Valid));
+    let (server, address) = listen(&server_tls);
+    let client = world.site(site(&world.ca, Dates::Past));
+    assert!(meet(&server, address, client.config()).await.0.is_err());
+    assert!(!client.refresh().unwrap());
+    let before = client.config();
+    files(
+        world.dir.path(),
+        "site",
+        site(&world.ca, Dates::Valid),
+        &world.ca.pem,
+    );
+    assert!(client.refresh().unwrap());
+    assert!(!Arc::ptr_eq(&before, &client.config()));
+    assert!(
+        meet(&server, address, client.config())
+            .await
+            .0
+            .unwrap()
+            .is_ok()
+    );
+    // The hub rolls over to another authority: the site's certificate is not good any more.
+    files(
+        world.dir.path(),
+        "hub",
+        hub(&world.ca, Dates::Valid),
+        &world.rogue.pem,
+    );
+    assert!(server_tls.refresh().unwrap());
+    server.set_server_config(Some(quinn::ServerConfig::with_crypto(server_tls.config())));
+    assert!(meet(&server, address, client.config()).await.0.is_err());
+}
+
+#[test]
+fn half_written_files_leave_the_old_ones_in_use() {
+    let world = World::new();
+    let client = world.site(site(&world.ca, Dates::Valid));
+    let before = client.config();
+    std::fs::write(world.dir.path().join("site.pem"), "-----BEGIN CERT").unwrap();
+    let error = client.refresh().unwrap_err().to_string();
+    assert!(
+        error.contains("site.pem") && error.contains("certificate"),
+        "{error}"
+    );
+    assert!(Arc::ptr_eq(&before, &client.config()));
+}
+
+#[test]
+fn only_one_uri_of_ours_names_a_site() {
+    let world = World::new();
+    let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+    let dns = |text: &str| SanType::DnsName(text.try_into().unwrap());
+    let named = |names: Vec<SanType>| {
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        let pair = issue(&world.ca, names, usage, Dates::Valid);
+        world.site(pair).site()
+    };
+    let with_others = vec![dns("shop-2"), uri("spiffe://x/y"), uri("kedge:site:shop-1")];
+    assert_eq!(named(with_others).unwrap().as_str(), "shop-1");
+    assert_eq!(
+        named(vec![dns("kedge:site:shop-1")]),
+        Err(IdentityError::NoSite)
+    );
+    assert_eq!(named(vec![]), Err(IdentityError::NoSite));
+    let two = named(vec![uri("kedge:site:a"), uri("kedge:site:b")]);
+    assert!(
+        matches!(two, Err(IdentityError::SeveralSites { .. })),
+        "{two:?}"
+    );
+    let bad = named(vec![uri("kedge:site:a/b")]);
+    assert!(matches!(bad, Err(IdentityError::BadName(_))), "{bad:?}");
+}
+
+#[test]
+fn a_resumed_session_with_an_old_certificate_is_refused() {
+    let world = World::new();
+    let pair = files(
+        world.dir.path(),
+        "x",
+        site(&world.ca, Dates::Past),
+        &world.ca.pem,
+    );
+    let chain: Box<dyn std::any::Any> = Box::new(pair.read().unwrap().chain);
+    let error = site_of(Some(chain), wall_ms()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("valid from 2001-01-01 00:00:00 UTC"),
+        "{error}"
+    );
+    assert_eq!(site_of(None, 0), Err(IdentityError::NoCertificate));
+}
+
+#[test]
+fn an_inspection_tells_dates_and_mismatches() {
+    let world = World::new();
+    let dir = world.dir.path();
+    let good = files(dir, "a", site(&world.ca, Dates::Valid), &world.ca.pem);
+    let inspection = good.inspect(wall_ms()).unwrap();
+    assert_eq!(inspection.problems, Vec::<String>::new());
+    assert_eq!(inspection.certificate.site.unwrap().as_str(), "shop-1");
+    let old = files(dir, "b", site(&world.ca, Dates::Past), &world.ca.pem);
+    let problems = old.inspect(wall_ms()).unwrap().problems.join("\n");
+    assert!(problems.contains("expired on 2002-01-01") && problems.contains("clock reads"));
+    let [certificate, _] = site(&world.ca, Dates::Valid);
+    let [_, key] = site(&world.ca, Dates::Valid);
+    let mixed = files(dir, "c", [certificate, key], &world.ca.pem);
+    let problems = mixed.inspect(wall_ms()).unwrap().problems.join("\n");
+    assert!(problems.contains("c-key.pem"), "{problems}");
+    let missing = TlsFiles {
+        ca: dir.join("none.pem"),
+        ..good
+    };
+    assert!(
+        missing
+            .inspect(wall_ms())
+            .unwrap_err()
+            .to_string()
+            .contains("none.pem")
+    );
+}
