@@ -9,7 +9,7 @@ use system_tests::broker::Broker;
 use system_tests::central::Reader;
 use system_tests::clients::{self, Client};
 use system_tests::oracle;
-use system_tests::record::Numbered;
+use system_tests::record::{Numbered, Shape};
 use system_tests::seed;
 use system_tests::writer::{Pace, Writer};
 
@@ -40,7 +40,7 @@ fn the_oracle_is_content_with_a_bare_broker_and_sees_what_is_injected() -> Resul
         .create()?;
     let mut random = seed::generator(1, "bare");
     let again = (0..8)
-        .map(|number| Numbered::new("bare", number, 200, &mut random))
+        .map(|number| Numbered::new("bare", number, 200, Shape::Blob, &mut random))
         .last();
     let payload = again.map(|record| record.encode()).unwrap_or_default();
     producer

@@ -186,6 +186,19 @@ impl Hub {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
+    /// The address of its embedded cluster, from its log.
+    ///
+    /// # Errors
+    /// When the log does not tell.
+    pub fn embedded_bootstrap(&self) -> Result<String> {
+        let log = std::fs::read_to_string(&self.log).context("read the hub's log")?;
+        let found = log
+            .lines()
+            .find_map(|line| line.split_once("bootstrap=")?.1.split(' ').next());
+        let bootstrap = found.context("the hub's log names no embedded cluster")?;
+        Ok(bootstrap.trim_matches('"').to_owned())
+    }
+
     /// Its admin listener.
     #[must_use]
     pub fn admin(&self) -> Admin {

@@ -67,6 +67,17 @@ impl Stage {
         })
     }
 
+    /// Reads from another cluster from here on: the hub chose its own.
+    pub fn set_bootstrap(&mut self, bootstrap: String) {
+        self.bootstrap = bootstrap;
+    }
+
+    /// The central cluster.
+    #[must_use]
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
     /// A topic's name that no other run uses.
     #[must_use]
     pub fn topic(&self, name: &str) -> String {

@@ -15,7 +15,7 @@ use rdkafka::{ClientConfig, Message as _};
 
 use serde::Serialize;
 
-use crate::record::Numbered;
+use crate::record::{Numbered, Shape};
 use crate::{seed, wait};
 
 /// A record that was acknowledged.
@@ -95,6 +95,8 @@ pub struct Pace {
     pub total: Option<u64>,
     /// Different keys; 0: records without a key.
     pub keys: u64,
+    /// What the contents look like.
+    pub shape: Shape,
     /// Decides the contents.
     pub seed: u64,
 }
@@ -106,6 +108,7 @@ impl Default for Pace {
             size: 200,
             total: None,
             keys: 50,
+            shape: Shape::Blob,
             seed: 1,
         }
     }
@@ -286,7 +289,13 @@ impl Job {
                     + Duration::from_secs(1).mul_f64(as_f64(number) / f64::from(self.pace.rate));
                 thread::sleep(due.saturating_duration_since(Instant::now()));
             }
-            let record = Numbered::new(&self.name, number, self.pace.size, &mut random);
+            let record = Numbered::new(
+                &self.name,
+                number,
+                self.pace.size,
+                self.pace.shape,
+                &mut random,
+            );
             send(self, &record)?;
             self.ledger.sent.fetch_add(1, Ordering::Relaxed);
             number += 1;
