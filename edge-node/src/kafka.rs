@@ -41,6 +41,8 @@ pub struct KafkaConfig {
     pub cluster_id: String,
     /// Open connections.
     pub max_connections: usize,
+    /// At that many, a connection idle for so long makes room for the next.
+    pub min_idle: Duration,
     /// Largest request.
     pub max_request_bytes: usize,
     /// Unanswered requests of one connection.
@@ -83,6 +85,7 @@ impl KafkaConfig {
             advertised: None,
             cluster_id: "kedge".to_owned(),
             max_connections: 1000,
+            min_idle: Duration::from_secs(10),
             // clients send at most 1 MiB a partition by default
             max_request_bytes: 8 * 1024 * 1024,
             max_inflight_requests: 64,
@@ -122,3 +125,6 @@ pub struct KafkaStats {
     /// Batches that were not stored.
     pub refused_batches: AtomicU64,
 }
+
+#[cfg(test)]
+mod tests;

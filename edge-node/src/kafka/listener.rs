@@ -19,8 +19,6 @@ use crate::ingest::Ingest;
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A connection that spoke this recently never makes room for another.
-const MIN_IDLE: Duration = Duration::from_secs(10);
 
 /// A bound socket, not yet accepting.
 #[derive(Debug)]
@@ -148,7 +146,7 @@ impl Pool {
             .open
             .iter()
             .filter_map(|(id, open)| Some((*id, open.activity.idle_for()?)))
-            .filter(|(_, idle)| *idle >= MIN_IDLE)
+            .filter(|(_, idle)| *idle >= self.config.min_idle)
             .max_by_key(|(_, idle)| *idle);
         let Some(evicted) = idle.and_then(|(id, _)| self.open.remove(&id)) else {
             return false;
