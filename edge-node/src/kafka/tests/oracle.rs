@@ -193,7 +193,10 @@ proptest! {
         let bytes = match plan {
             Plan::ProducerId if !transactional => producer_id::encode(header.correlation, Ok(id)),
             Plan::Reply(bytes) if transactional => bytes,
-            other => panic!("{other:?}"),
+            other @ (Plan::ProducerId
+            | Plan::Reply(_)
+            | Plan::Metadata(_)
+            | Plan::Produce(_)) => panic!("{other:?}"),
         };
         let (_, found) = response::<InitProducerIdResponse>(bytes, version);
         let (code, id, epoch) = if transactional { (53, -1, -1) } else { (0, id, 0) };
