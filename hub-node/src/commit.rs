@@ -6,7 +6,24 @@
 //! acknowledge to the sites. After an outcome that is not known the producer is thrown away and the lane
 //! goes on from its committed checkpoints with the batches that it still holds.
 
+mod backoff;
+pub mod checkpoint;
+mod config;
+mod counters;
+mod dead_letter;
+mod driver;
+mod health;
+mod lanes;
+mod machine;
+mod queue;
+mod transact;
+
+pub use checkpoint::LogKey;
+pub use config::{CommitConfig, TopicPolicy};
+pub use counters::Counters;
+pub use lanes::{LaneHandle, LaneRouter, Lanes, StartError};
 pub use shared::batch::Block;
+
 use shared::ids::{Incarnation, Offset, SiteId, TopicPartition};
 use tokio::sync::{mpsc, oneshot};
 
@@ -69,8 +86,6 @@ pub enum EndReason {
     Malformed,
     /// The committed checkpoint of one of its logs cannot be read: a person must look.
     Damaged,
-    /// The session did not read its events.
-    Slow,
     /// The hub is stopping.
     Stopping,
 }
@@ -85,7 +100,7 @@ pub enum LaneRequest {
         site: SiteId,
         incarnation: Incarnation,
         session: SessionId,
-        /// Bounded; the lane never waits for it: a session that does not read is ended.
+        /// Bounded; the lane never waits for it: a session that does not read is ended, without a word.
         events: mpsc::Sender<LaneEvent>,
         reply: oneshot::Sender<Result<(), EndReason>>,
     },

@@ -1,0 +1,28 @@
+//! What the lanes have done, for metrics and status.
+
+use std::sync::atomic::AtomicU64;
+
+/// Sums over all lanes since the start, but for the last, which is a level.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Records in their topics.
+    pub committed_records: AtomicU64,
+    /// Bytes of the deliveries that were committed, as they were held in memory.
+    pub committed_bytes: AtomicU64,
+    /// Transactions committed.
+    pub transactions: AtomicU64,
+    /// Transactions aborted.
+    pub aborts: AtomicU64,
+    /// Times that a lane was acquired.
+    pub acquired: AtomicU64,
+    /// Times that a lane had to be acquired anew after an unknown outcome.
+    pub rebuilds: AtomicU64,
+    /// Times that another hub took a lane away.
+    pub fenced: AtomicU64,
+    /// Records in the dead-letter topic.
+    pub dead_letters: AtomicU64,
+    /// Records that sites dropped by policy before they were sent.
+    pub lost_records: AtomicU64,
+    /// Bytes that wait in lanes or are in a transaction under way.
+    pub queue_bytes: AtomicU64,
+}
