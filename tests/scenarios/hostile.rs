@@ -9,6 +9,8 @@ use rand::RngExt as _;
 use system_tests::broker::Broker;
 use system_tests::raw::{self, Raw};
 use system_tests::record::Numbered;
+use system_tests::rogue::{self, Misdeed};
+use system_tests::settings::Settings;
 use system_tests::stage::Stage;
 use system_tests::writer::{Acked, Pace, Writer};
 use system_tests::{hub, seed, wait};
@@ -282,4 +284,43 @@ fn a_dead_letter_in_a_batch_holds_nothing_up() -> Result<()> {
     let ledger = stage.wait_drained(&topic, LIMIT)?;
     ensure!(ledger.committed == 2_001, "{ledger:?}");
     Ok(())
+}
+
+/// Peers of the hub's QUIC listener that have no certificate, speak another protocol, or break ours.
+#[test]
+#[ignore = "system test: make test"]
+fn a_peer_that_breaks_the_link_protocol_is_closed_and_others_go_on() -> Result<()> {
+    let run_seed = seed::announce("rogue peers");
+    let mut random = seed::generator(run_seed, "rogue");
+    let hub_settings = Settings::default().with("listen.handshake_timeout", "2s");
+    let mut stage = Stage::start_with(Broker::shared(), &hub_settings, &Settings::default())?;
+    let topic = stage.topic("bystander");
+    let writer = Writer::kafka("w", &stage.site.bootstrap(), &topic, Pace::default(), &[])?;
+    let reader = stage.reader(&[&topic])?;
+    reader.wait_for(500, LIMIT)?;
+    let identity = stage.certs.issue("site-rogue")?;
+    let hub = stage.hub.address();
+    let mut noise = |length: usize| -> Vec<u8> { (0..length).map(|_| random.random()).collect() };
+    let misdeeds = [
+        Misdeed::Silence,
+        Misdeed::Control(vec![0xff; 64]),
+        Misdeed::Control(vec![0; 64]),
+        Misdeed::Control(noise(100)),
+        Misdeed::Control(noise(100_000)),
+        Misdeed::Data(noise(10)),
+        Misdeed::Data(noise(100_000)),
+    ];
+    for misdeed in &misdeeds {
+        let reason = rogue::misbehave(hub, &identity, true, None, misdeed)?;
+        ensure!(
+            !reason.contains("timed out"),
+            "{misdeed:?}: forgotten instead of closed"
+        );
+    }
+    rogue::misbehave(hub, &identity, false, None, &Misdeed::Silence)?;
+    rogue::misbehave(hub, &identity, true, Some(b"h3"), &Misdeed::Silence)?;
+    reader.wait_for(reader.seen().len() + 500, LIMIT)?;
+    stage.hub.process()?.check_alive()?;
+    let ledger = writer.finish(LIMIT)?;
+    stage.judge(&ledger.acked(), LIMIT)?.check()
 }

@@ -29,6 +29,7 @@ pub mod power;
 pub mod process;
 pub mod raw;
 pub mod record;
+pub mod rogue;
 pub mod seed;
 pub mod settings;
 pub mod site;
