@@ -45,19 +45,28 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`] with every problem found.
-    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_document(Document::load(file)?)
+    pub fn load(file: Option<&Path>, cluster: Cluster) -> Result<Self, ConfigError> {
+        Self::from_document(Document::load(file)?, cluster)
     }
 
     /// Reads a parsed document.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with every problem found.
-    pub fn from_document(mut document: Document) -> Result<Self, ConfigError> {
-        let config = read::config(&mut document);
+    pub fn from_document(mut document: Document, cluster: Cluster) -> Result<Self, ConfigError> {
+        let config = read::config(&mut document, cluster);
         document.finish()?;
         Ok(config)
     }
+}
+
+/// Which cluster the hub commits to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cluster {
+    /// The one in `[kafka]`.
+    Configured,
+    /// A mock inside the process (`--embedded-cluster`): `kafka.bootstrap` may be missing.
+    Embedded,
 }
 
 /// `[node]`: the process.

@@ -1,5 +1,8 @@
 //! Beside the central Kafka cluster: takes what the sites send and commits it exactly once.
 
+pub mod certs;
+pub mod cli;
 pub mod commit;
 pub mod config;
 pub mod sink;
+pub mod status;

@@ -9,7 +9,8 @@ use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    CommitConfig, Config, KafkaConfig, ListenConfig, NodeConfig, Properties, SiteRule, SitesConfig,
+    Cluster, CommitConfig, Config, KafkaConfig, ListenConfig, NodeConfig, Properties, SiteRule,
+    SitesConfig,
 };
 
 /// An idle connection costs 30 to 40 kB: about 400 MB of sessions.
@@ -61,11 +62,11 @@ const FIXED_PROPERTIES: [&str; 7] = [
     "request.required.acks",
 ];
 
-pub(super) fn config(document: &mut Document) -> Config {
+pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
     let config = Config {
         node: node(document.section("node")),
         listen: listen(document.section("listen")),
-        kafka: kafka(document.section("kafka")),
+        kafka: kafka(document.section("kafka"), cluster),
         commit: commit(document.section("commit")),
         sites: sites(document.section("sites")),
         admin: AdminConfig::read(
@@ -130,8 +131,12 @@ fn listen(mut section: Section) -> ListenConfig {
     config
 }
 
-fn kafka(mut section: Section) -> KafkaConfig {
-    let bootstrap = section.required::<Bootstrap>("bootstrap", "\"kafka-1:9092,kafka-2:9092\"");
+fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
+    let example = "\"kafka-1:9092,kafka-2:9092\"";
+    let bootstrap = match cluster {
+        Cluster::Configured => section.required::<Bootstrap>("bootstrap", example),
+        Cluster::Embedded => section.optional::<Bootstrap>("bootstrap"),
+    };
     let properties = section.map("properties");
     for key in properties
         .keys()

@@ -1,0 +1,271 @@
+//! A small certificate authority for a first deployment: `hub-node certs init|issue`.
+//!
+//! One directory holds it all: `ca.pem` and `ca-key.pem`, `hub.pem` and `hub-key.pem`, and for each site
+//! `sites/<name>.pem` and `sites/<name>-key.pem`. Keys are P-256, readable by their owner only. Nothing
+//! is ever overwritten. A larger installation uses its own authority: what certificates must carry is
+//! told in `shared::tls`.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
+};
+use shared::crashsafe::{self, Access};
+use shared::ids::SiteId;
+use shared::tls::{CertificateInfo, SITE_URI_PREFIX};
+use shared::units::Span;
+
+/// Valid from a day ago: clocks at sites run late.
+const CLOCKS_RUN_LATE: Span = Span::days(1);
+
+/// Where the authority's files are.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    dir: PathBuf,
+}
+
+/// A certificate and its key, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The certificate file.
+    pub certificate: PathBuf,
+    /// The key file.
+    pub key: PathBuf,
+    /// Valid until, ms since the epoch.
+    pub not_after_ms: i64,
+}
+
+impl Authority {
+    /// The authority in a directory, existing or to be made.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// The certificate that both ends need to trust.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    /// Makes the authority.
+    ///
+    /// # Errors
+    /// One is there already, or the file system's.
+    pub fn create(&self, validity: Span) -> anyhow::Result<Written> {
+        std::fs::create_dir_all(&self.dir)
+            .with_context(|| format!("create {}", self.dir.display()))?;
+        let mut params = parameters(validity)?;
+        // Two authorities of one name are told apart by nobody who reads an error message.
+        let name = format!("Kedge CA {:08x}", rand::random::<u32>());
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().context("make a key")?;
+        let certificate = params
+            .self_signed(&key)
+            .context("sign the authority's certificate")?;
+        self.write("ca", &certificate, &key)
+    }
+
+    /// Makes a hub's certificate for the names and addresses that sites dial.
+    ///
+    /// # Errors
+    /// A bad name, no authority here, files there already, or the file system's.
+    pub fn issue_hub(&self, hosts: &[String], validity: Span) -> anyhow::Result<Written> {
+        let mut names = Vec::with_capacity(hosts.len());
+        for host in hosts {
+            names.push(match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(
+                    host.as_str()
+                        .try_into()
+                        .with_context(|| format!("`{host}` is no host name and no address"))?,
+                ),
+            });
+        }
+        let Some(first) = hosts.first() else {
+            bail!("a hub needs the name that sites dial")
+        };
+        self.issue(
+            "hub",
+            first,
+            names,
+            ExtendedKeyUsagePurpose::ServerAuth,
+            validity,
+        )
+    }
+
+    /// Makes a site's certificate.
+    ///
+    /// # Errors
+    /// No authority here, files there already, or the file system's.
+    pub fn issue_site(&self, site: &SiteId, validity: Span) -> anyhow::Result<Written> {
+        let sites = self.dir.join("sites");
+        std::fs::create_dir_all(&sites).with_context(|| format!("create {}", sites.display()))?;
+        let uri = format!("{SITE_URI_PREFIX}{site}");
+        let name = SanType::URI(uri.try_into().context("a site's name is ASCII")?);
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.issue(
+            &format!("sites/{site}"),
+            site.as_str(),
+            vec![name],
+            usage,
+            validity,
+        )
+    }
+
+    fn issue(
+        &self,
+        file: &str,
+        name: &str,
+        names: Vec<SanType>,
+        usage: ExtendedKeyUsagePurpose,
+        validity: Span,
+    ) -> anyhow::Result<Written> {
+        let mut params = parameters(validity)?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names = names;
+        params.extended_key_usages = vec![usage];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().context("make a key")?;
+        let certificate = params
+            .signed_by(&key, &self.issuer()?)
+            .context("sign the certificate")?;
+        self.write(file, &certificate, &key)
+    }
+
+    fn issuer(&self) -> anyhow::Result<Issuer<'static, KeyPair>> {
+        let read = |file: PathBuf| {
+            std::fs::read_to_string(&file).with_context(|| {
+                format!(
+                    "read {}: make an authority first with `hub-node certs init`",
+                    file.display()
+                )
+            })
+        };
+        let key = KeyPair::from_pem(&read(self.dir.join("ca-key.pem"))?)
+            .context("read the authority's key")?;
+        Issuer::from_ca_cert_pem(&read(self.certificate())?, key)
+            .context("read the authority's certificate")
+    }
+
+    fn write(
+        &self,
+        name: &str,
+        certificate: &rcgen::Certificate,
+        key: &KeyPair,
+    ) -> anyhow::Result<Written> {
+        let written = Written {
+            certificate: self.dir.join(format!("{name}.pem")),
+            key: self.dir.join(format!("{name}-key.pem")),
+            not_after_ms: CertificateInfo::parse(certificate.der())?.not_after_ms,
+        };
+        // Before either is written: a certificate must not end up beside another's key.
+        for file in [&written.certificate, &written.key] {
+            if file.exists() {
+                bail!("{} exists: it is not overwritten", file.display());
+            }
+        }
+        let create = |file: &Path, content: String, access| {
+            crashsafe::create(file, content.as_bytes(), access)
+                .with_context(|| format!("write {}", file.display()))
+        };
+        create(&written.key, key.serialize_pem(), Access::Private)?;
+        create(&written.certificate, certificate.pem(), Access::Public)?;
+        Ok(written)
+    }
+}
+
+fn parameters(validity: Span) -> anyhow::Result<CertificateParams> {
+    let now =
+        u64::try_from(shared::time::wall_ms()).context("this machine's clock is before 1970")?;
+    let epoch = date_time_ymd(1970, 1, 1);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let from = now.saturating_sub(CLOCKS_RUN_LATE.as_millis());
+    params.not_before = epoch + std::time::Duration::from_millis(from);
+    params.not_after = epoch + std::time::Duration::from_millis(now + validity.as_millis());
+    Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use shared::tls::{ClientTls, ServerTls, TlsFiles, site_of};
+
+    use super::*;
+
+    fn files(authority: &Authority, written: &Written) -> TlsFiles {
+        TlsFiles {
+            certificate: written.certificate.clone(),
+            key: written.key.clone(),
+            ca: authority.certificate(),
+        }
+    }
+
+    #[tokio::test]
+    async fn issued_certificates_carry_a_real_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::at(&dir.path().join("certs"));
+        authority.create(Span::days(10)).unwrap();
+        let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let hub = authority.issue_hub(&hosts, Span::days(1)).unwrap();
+        let site = authority
+            .issue_site(&SiteId::new("shop-1").unwrap(), Span::days(1))
+            .unwrap();
+
+        let server = ServerTls::load(files(&authority, &hub)).unwrap();
+        let client = ClientTls::load(files(&authority, &site)).unwrap();
+        let config = quinn::ServerConfig::with_crypto(server.config());
+        let listener = quinn::Endpoint::server(config, ([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        for host in &hosts {
+            let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+            let config = quinn::ClientConfig::new(client.config());
+            let dial = endpoint.connect_with(config, address, host).unwrap();
+            let accept = async { listener.accept().await.unwrap().await };
+            let (dialled, accepted) = tokio::join!(dial, accept);
+            dialled.unwrap();
+            let identity = accepted.unwrap().peer_identity();
+            let found = site_of(identity, shared::time::wall_ms()).unwrap();
+            assert_eq!(found.as_str(), "shop-1");
+        }
+    }
+
+    #[test]
+    fn keys_are_private_and_nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::at(dir.path());
+        let ca = authority.create(Span::days(10)).unwrap();
+        let mode = std::fs::metadata(&ca.key).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let before = std::fs::read(&ca.key).unwrap();
+        let error = authority.create(Span::days(10)).unwrap_err().to_string();
+        assert!(error.contains("ca.pem exists"), "{error}");
+        assert_eq!(std::fs::read(&ca.key).unwrap(), before);
+        let site = SiteId::new("shop-1").unwrap();
+        authority.issue_site(&site, Span::days(1)).unwrap();
+        assert!(authority.issue_site(&site, Span::days(1)).is_err());
+    }
+
+    #[test]
+    fn without_an_authority_the_error_names_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let site = SiteId::new("shop-1").unwrap();
+        let error = Authority::at(dir.path())
+            .issue_site(&site, Span::days(1))
+            .unwrap_err();
+        assert!(
+            format!("{error:#}").contains("hub-node certs init"),
+            "{error:#}"
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! What the hub tells about itself: the document at `/status`, and the same for people.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use shared::cli::{Table, thousands};
+use shared::time::utc;
+use shared::units::{ByteSize, Span};
+
+/// Sites that the text form lists; the document has all.
+const LISTED_SITES: usize = 50;
+
+/// The document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the software.
+    pub version: String,
+    /// The hub's wall clock, ms since the epoch.
+    pub wall_ms: i64,
+    /// Since the start of the process.
+    pub uptime_ms: u64,
+    /// What keeps it from its work; empty when ready.
+    pub problems: Vec<String>,
+    /// Lanes, all and those that cannot commit at the moment.
+    pub lanes: LaneCounts,
+    /// Sums since the start.
+    pub commit: CommitCounts,
+    /// Sites that this process has seen, by name.
+    pub sites: BTreeMap<String, SiteLine>,
+}
+
+/// The lanes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneCounts {
+    /// All lanes of the system.
+    pub all: u64,
+    /// Lanes that cannot commit.
+    pub troubled: u64,
+}
+
+/// What was committed since the start of the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitCounts {
+    /// Records in their topics.
+    pub records: u64,
+    /// Their bytes as held in memory.
+    pub bytes: u64,
+    /// Transactions committed.
+    pub transactions: u64,
+    /// Transactions aborted.
+    pub aborts: u64,
+    /// Times that a lane was built anew after an unknown outcome.
+    pub rebuilds: u64,
+    /// Times that another hub took a lane.
+    pub fenced: u64,
+    /// Records in the dead-letter topic.
+    pub dead_letters: u64,
+    /// Records that sites declared as dropped by policy.
+    pub gap_records: u64,
+    /// Bytes that wait to be committed.
+    pub queue_bytes: u64,
+}
+
+/// One site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteLine {
+    /// Open sessions.
+    pub sessions: u32,
+    /// The incarnation that it named last.
+    pub incarnation: String,
+    /// Wall clock of the last connect or disconnect, ms since the epoch.
+    pub changed_ms: i64,
+    /// How often it changed its incarnation while this hub ran.
+    pub incarnation_changes: u64,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let up = Span::millis(self.uptime_ms).rounded();
+        writeln!(
+            f,
+            "hub-node {}, up {up}, clock {}",
+            self.version,
+            utc(self.wall_ms)
+        )?;
+        let connected = self.sites.values().filter(|site| site.sessions > 0).count();
+        let ready = if self.problems.is_empty() {
+            "yes"
+        } else {
+            "no"
+        };
+        writeln!(f, "ready     {ready}")?;
+        for problem in &self.problems {
+            writeln!(f, "problem   {problem}")?;
+        }
+        writeln!(
+            f,
+            "lanes     {}, {} in trouble",
+            self.lanes.all, self.lanes.troubled
+        )?;
+        let sites = thousands(self.sites.len() as u64);
+        writeln!(
+            f,
+            "sites     {} connected, {sites} seen",
+            thousands(connected as u64)
+        )?;
+        let commit = &self.commit;
+        let mut table = Table::new(&["since start", ""]);
+        table.row(["records committed".to_owned(), thousands(commit.records)]);
+        table.row([
+            "bytes committed".to_owned(),
+            ByteSize(commit.bytes).rounded(),
+        ]);
+        table.row([
+            "bytes waiting".to_owned(),
+            ByteSize(commit.queue_bytes).rounded(),
+        ]);
+        table.row(["transactions".to_owned(), thousands(commit.transactions)]);
+        table.row(["aborted".to_owned(), thousands(commit.aborts)]);
+        table.row(["lanes rebuilt".to_owned(), thousands(commit.rebuilds)]);
+        table.row([
+            "lanes lost to another hub".to_owned(),
+            thousands(commit.fenced),
+        ]);
+        table.row(["dead letters".to_owned(), thousands(commit.dead_letters)]);
+        table.row([
+            "records dropped at sites".to_owned(),
+            thousands(commit.gap_records),
+        ]);
+        write!(f, "\n{table}")?;
+        self.write_sites(f)
+    }
+}
+
+impl Status {
+    fn write_sites(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.sites.is_empty() {
+            return Ok(());
+        }
+        let mut table = Table::new(&["site", "state", "since", "incarnations"]);
+        for (name, site) in self.sites.iter().take(LISTED_SITES) {
+            let state = if site.sessions > 0 {
+                "connected"
+            } else {
+                "away"
+            };
+            let since = utc(site.changed_ms);
+            let incarnations = thousands(site.incarnation_changes + 1);
+            table.row([name.clone(), state.to_owned(), since, incarnations]);
+        }
+        write!(f, "\n{table}")?;
+        let more = self.sites.len().saturating_sub(LISTED_SITES);
+        if more > 0 {
+            writeln!(f, "and {more} more: --output json lists all")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_round_trips_and_reads_well() {
+        let site = SiteLine {
+            sessions: 1,
+            incarnation: "00".to_owned(),
+            changed_ms: 0,
+            incarnation_changes: 0,
+        };
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            wall_ms: 1_000,
+            uptime_ms: 90_000,
+            problems: vec!["lanes: 1 of 4 cannot commit".to_owned()],
+            lanes: LaneCounts {
+                all: 4,
+                troubled: 1,
+            },
+            commit: CommitCounts {
+                records: 1_234_567,
+                ..CommitCounts::default()
+            },
+            sites: BTreeMap::from([("shop-1".to_owned(), site)]),
+        };
+        let text = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+        let shown = status.to_string();
+        for part in [
+            "up 1m30s",
+            "ready     no",
+            "1 of 4 cannot commit",
+            "1 234 567",
+            "shop-1",
+        ] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! What the two commands have in common: where the configuration is, what `check` found, tables.
+//!
+//! Nothing here prints: a node's `cli.rs` does.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// How long `status` waits for a node.
+pub const STATUS_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How a command ended; its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// 0: everything is as it should be.
+    Fine,
+    /// 1: it works, and found problems.
+    Problems,
+    /// 2: the command could not do its work.
+    Failed,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Fine => Self::SUCCESS,
+            Outcome::Problems => Self::from(1),
+            Outcome::Failed => Self::from(2),
+        }
+    }
+}
+
+/// `--config`
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigArg {
+    /// Configuration file. Without it the file in /etc/kedge, when there is one, else only the environment
+    #[arg(long, short, env = "KEDGE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    /// The file to read: as given, or the usual one when it exists.
+    #[must_use]
+    pub fn file(&self, usual: &str) -> Option<PathBuf> {
+        self.config
+            .clone()
+            .or_else(|| Some(PathBuf::from(usual)).filter(|file| file.exists()))
+    }
+}
+
+/// How `status` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// Tables for people.
+    Text,
+    /// The document as the node tells it.
+    Json,
+}
+
+/// Options of `status`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StatusArgs {
+    /// Where the configuration names the admin listener
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Admin listener of the node, instead of the one in the configuration
+    #[arg(long, value_name = "HOST:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// For people, or as JSON
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// What `check` found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The node would not work.
+    pub problems: Vec<String>,
+    /// The node would work, for how long or how well is the question.
+    pub warnings: Vec<String>,
+    /// Facts to compare with what was meant.
+    pub notes: Vec<String>,
+}
+
+impl Findings {
+    /// Looks at certificate, key and authorities; returns what was read.
+    pub fn certificates(&mut self, files: &crate::tls::TlsFiles) -> Option<crate::tls::Inspection> {
+        let inspection = match files.inspect(crate::time::wall_ms()) {
+            Ok(inspection) => inspection,
+            Err(error) => {
+                self.problems.push(error.to_string());
+                return None;
+            }
+        };
+        self.problems.extend_from_slice(&inspection.problems);
+        self.warnings.extend_from_slice(&inspection.warnings);
+        let until = crate::time::utc(inspection.certificate.not_after_ms);
+        let file = files.certificate.display();
+        self.notes
+            .push(format!("certificate {file} is valid until {until}"));
+        Some(inspection)
+    }
+
+    /// Looks whether an address can be listened on. Taken addresses are no problem while the node runs.
+    pub fn address(&mut self, key: &str, bound: std::io::Result<()>, is_running: bool) {
+        match bound {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && is_running => {
+                self.notes
+                    .push(format!("{key} is in use: the node is running"));
+            }
+            Err(error) => self.problems.push(format!("{key}: cannot listen: {error}")),
+        }
+    }
+
+    /// Looks whether files can be written in a directory, which need not exist yet.
+    pub fn writable(&mut self, key: &str, directory: &Path) {
+        let existing = directory.ancestors().find(|ancestor| ancestor.exists());
+        let shown = directory.display();
+        let Some(existing) = existing.filter(|existing| existing.is_dir()) else {
+            self.problems
+                .push(format!("{key}: {shown} is not a directory"));
+            return;
+        };
+        let probe = existing.join(format!(".kedge-check-{}", std::process::id()));
+        match std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe)) {
+            Ok(()) => {}
+            Err(error) => {
+                let existing = existing.display();
+                self.problems
+                    .push(format!("{key}: cannot write in {existing}: {error}"));
+            }
+        }
+    }
+
+    /// [`Outcome::Problems`] when there are any.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        if self.problems.is_empty() {
+            Outcome::Fine
+        } else {
+            Outcome::Problems
+        }
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for note in &self.notes {
+            writeln!(f, "note     {note}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning  {warning}")?;
+        }
+        for problem in &self.problems {
+            writeln!(f, "problem  {problem}")?;
+        }
+        match self.problems.len() {
+            0 => f.write_str("ok"),
+            1 => f.write_str("1 problem"),
+            count => write!(f, "{count} problems"),
+        }
+    }
+}
+
+/// Columns under a header: the first to the left, figures to the right.
+#[derive(Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with its header.
+    #[must_use]
+    pub fn new(header: &[&str]) -> Self {
+        Self {
+            rows: vec![header.iter().map(|name| (*name).to_owned()).collect()],
+        }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| cell(row, column).chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, width) in widths.iter().enumerate() {
+                let text = cell(row, column);
+                if column == 0 {
+                    line.push_str(&format!("{text:<width$}"));
+                } else {
+                    line.push_str(&format!("  {text:>width$}"));
+                }
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A count with spaces between its thousands: `1 234 567`.
+#[must_use]
+pub fn thousands(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_line_up() {
+        let mut table = Table::new(&["topic", "accepted"]);
+        table.row(["a".to_owned(), thousands(1_234_567)]);
+        table.row(["longer.name".to_owned(), thousands(12)]);
+        let expected = "topic         accepted\na            1 234 567\nlonger.name         12\n";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn thousands_are_grouped_from_the_right() {
+        for (count, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1 000"),
+            (1_234_567, "1 234 567"),
+        ] {
+            assert_eq!(thousands(count), text);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_a_file_or_not_writable_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut findings = Findings::default();
+        findings.writable("node.data_dir", &dir.path().join("not/yet/there"));
+        assert_eq!(findings.outcome(), Outcome::Fine);
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        findings.writable("node.data_dir", &dir.path().join("file/data"));
+        assert_eq!(findings.outcome(), Outcome::Problems);
+        assert!(
+            findings.to_string().contains("problem  node.data_dir: "),
+            "{findings}"
+        );
+    }
+}
