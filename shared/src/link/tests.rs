@@ -1,1 +1,663 @@
 //! Both halves against each other, without a network.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::ids::{Incarnation, TopicName, TopicPartition};
+use crate::wire::{
+    Ack, Checkpoint, DataContent, DataHeader, Farewell, Frame, Handle, Hello, LogEntry, LogRange,
+    LogReply, MIN_MAX_BATCH_BYTES, RecordsHeader, Welcome,
+};
+
+const START: Duration = Duration::from_secs(100);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+fn log(partition: u32) -> TopicPartition {
+    TopicPartition {
+        topic: TopicName::new("temperatures").unwrap(),
+        partition,
+    }
+}
+
+fn range(start: u64, end: u64) -> LogRange {
+    LogRange {
+        origin: 0,
+        start,
+        end,
+    }
+}
+
+fn sender() -> Sender {
+    Sender::new(SenderConfig {
+        nonce: 1,
+        incarnation: Incarnation(7),
+        software: "test".into(),
+        codecs: vec![1],
+        max_reads: 2,
+        max_read_bytes: 1_000,
+        handshake_timeout: Duration::from_secs(5),
+    })
+}
+
+fn receiver(window: u64) -> Receiver {
+    let config = ReceiverConfig {
+        codecs: vec![1, 0],
+        max_logs: 3,
+        max_batch_bytes: MIN_MAX_BATCH_BYTES,
+        window,
+        keep_alive: KEEP_ALIVE,
+        handshake_timeout: Duration::from_secs(5),
+    };
+    Receiver::new(config, START)
+}
+
+fn outputs(sender: &mut Sender) -> Vec<SenderOutput> {
+    std::iter::from_fn(|| sender.poll_output()).collect()
+}
+
+fn hub_outputs(receiver: &mut Receiver) -> Vec<ReceiverOutput> {
+    std::iter::from_fn(|| receiver.poll_output()).collect()
+}
+
+fn hub_frames(receiver: &mut Receiver) -> Vec<Frame> {
+    let mut decoder = crate::wire::FrameDecoder::default();
+    let mut frames = Vec::new();
+    for output in hub_outputs(receiver) {
+        if let ReceiverOutput::Control(bytes) = output {
+            decoder.feed(&bytes);
+            frames.push(decoder.poll().unwrap().unwrap());
+        }
+    }
+    frames
+}
+
+fn closed(outputs: &[SenderOutput]) -> Option<&Close> {
+    outputs.iter().find_map(|output| match output {
+        SenderOutput::Close(close) => Some(close),
+        _ => None,
+    })
+}
+
+fn hub_closed(outputs: &[ReceiverOutput]) -> Option<&Close> {
+    outputs.iter().find_map(|output| match output {
+        ReceiverOutput::Close(close) => Some(close),
+        _ => None,
+    })
+}
+
+fn welcome(credit_limit: u64, checkpoints: &[(u32, LogReply)]) -> Bytes {
+    let checkpoints = checkpoints
+        .iter()
+        .map(|&(handle, reply)| crate::wire::CheckpointEntry {
+            handle: Handle(handle),
+            reply,
+        })
+        .collect();
+    Frame::Welcome(Welcome {
+        version: 1,
+        codec: 1,
+        credit_limit,
+        max_batch_bytes: MIN_MAX_BATCH_BYTES,
+        keep_alive_ms: 10_000,
+        checkpoints,
+    })
+    .encode()
+}
+
+fn at(next_offset: u64, chain: u64) -> LogReply {
+    LogReply::At(Checkpoint { next_offset, chain })
+}
+
+/// A sender with one log of this range that was welcomed with this reply.
+fn welcomed(range: LogRange, reply: LogReply, credit_limit: u64) -> Sender {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), range, range.start);
+    sender.start(START);
+    assert_eq!(outputs(&mut sender).len(), 1);
+    sender.handle_control(&welcome(credit_limit, &[(1, reply)]), START);
+    sender
+}
+
+fn records(base_offset: u64, next_offset: u64, raw_len: u32) -> ReadResult {
+    ReadResult::Records {
+        base_offset,
+        next_offset,
+        chain: next_offset * 10,
+        header: RecordsHeader {
+            codec: 0,
+            raw_len,
+            crc: 0,
+        },
+        payload: Bytes::new(),
+    }
+}
+
+fn data(base_offset: u64, next_offset: u64, raw_len: u32) -> Bytes {
+    DataHeader {
+        handle: Handle(1),
+        base_offset,
+        next_offset,
+        chain: next_offset * 10,
+        content: DataContent::Records(RecordsHeader {
+            codec: 0,
+            raw_len,
+            crc: 0,
+        }),
+    }
+    .encode()
+}
+
+fn hello(logs: &[(u32, u32)]) -> Bytes {
+    Frame::Hello(Hello {
+        min_version: 1,
+        max_version: 9,
+        nonce: 3,
+        incarnation: Incarnation(7),
+        software: "test".into(),
+        codecs: vec![200, 1],
+        logs: entries(logs),
+    })
+    .encode()
+}
+
+fn entries(logs: &[(u32, u32)]) -> Vec<LogEntry> {
+    logs.iter()
+        .map(|&(handle, partition)| LogEntry {
+            handle: Handle(handle),
+            log: log(partition),
+            range: range(0, 100),
+        })
+        .collect()
+}
+
+/// A receiver that welcomed a site with log 0 under handle 1, whose checkpoint is 10.
+fn open(window: u64) -> Receiver {
+    let mut receiver = receiver(window);
+    receiver.handle_control(&hello(&[(1, 0)]), START);
+    receiver.handle_checkpoints(&[at(10, 5)], START);
+    assert_eq!(hub_outputs(&mut receiver).len(), 2);
+    receiver
+}
+
+fn delivered(outputs: &[ReceiverOutput]) -> Vec<(u64, u64)> {
+    outputs
+        .iter()
+        .filter_map(|output| match output {
+            ReceiverOutput::Deliver(d) => Some((d.header.base_offset, d.header.next_offset)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_site_sends_from_the_checkpoint_once_its_history_agrees() {
+    let mut sender = welcomed(range(0, 20), at(10, 5), 10_000);
+    let out = outputs(&mut sender);
+    assert!(matches!(out[0], SenderOutput::Established { codec: 1, .. }));
+    assert_eq!(
+        out[1..],
+        [SenderOutput::Chain {
+            handle: Handle(1),
+            offset: 10
+        }]
+    );
+    sender.handle_chain(Handle(1), 10, Some(5));
+    assert_eq!(
+        outputs(&mut sender),
+        [
+            SenderOutput::Acked {
+                handle: Handle(1),
+                next_offset: 10
+            },
+            SenderOutput::Read {
+                handle: Handle(1),
+                from: 10,
+                max_bytes: 1_000
+            },
+        ]
+    );
+    sender.handle_read(Handle(1), records(10, 20, 100));
+    let out = outputs(&mut sender);
+    let [SenderOutput::Data(stream)] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert_eq!(
+        (stream.header.base_offset, stream.header.next_offset),
+        (10, 20)
+    );
+}
+
+#[test]
+fn a_history_that_differs_is_never_sent() {
+    for (reply, chain) in [
+        (at(21, 5), None),
+        (at(10, 5), Some(Some(6))),
+        (at(20, 5), Some(None)),
+    ] {
+        let mut sender = welcomed(range(0, 20), reply, 10_000);
+        if let Some(chain) = chain {
+            let LogReply::At(checkpoint) = reply else {
+                unreachable!()
+            };
+            sender.handle_chain(Handle(1), checkpoint.next_offset, chain);
+        }
+        let out = outputs(&mut sender);
+        let is_mismatch = |o: &SenderOutput| matches!(o, SenderOutput::HistoryMismatch { .. });
+        assert!(out.iter().any(is_mismatch), "{reply:?}: {out:?}");
+        assert!(!out.iter().any(|o| matches!(o, SenderOutput::Read { .. })));
+    }
+}
+
+#[test]
+fn what_was_trimmed_below_the_checkpoint_becomes_a_gap() {
+    let mut sender = welcomed(range(15, 20), at(10, 5), 10_000);
+    let out = outputs(&mut sender);
+    let question = SenderOutput::Chain {
+        handle: Handle(1),
+        offset: 15,
+    };
+    assert_eq!(out.last(), Some(&question));
+    sender.handle_chain(Handle(1), 15, Some(99));
+    let out = outputs(&mut sender);
+    let Some(SenderOutput::Data(stream)) = out.first() else {
+        panic!("{out:?}");
+    };
+    assert_eq!(
+        (stream.header.base_offset, stream.header.next_offset),
+        (10, 15)
+    );
+    assert_eq!(stream.header.chain, 99);
+    assert_eq!(
+        stream.header.content,
+        DataContent::Gap {
+            reason: crate::wire::GAP_NOT_AT_SITE
+        }
+    );
+}
+
+#[test]
+fn a_denied_log_is_parked_and_the_others_go_on() {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.start(START);
+    outputs(&mut sender);
+    let replies = [(1, LogReply::Denied), (2, LogReply::Absent)];
+    sender.handle_control(&welcome(10_000, &replies), START);
+    let out = outputs(&mut sender);
+    assert!(out.contains(&SenderOutput::Denied { handle: Handle(1) }));
+    let reads: Vec<_> = out
+        .iter()
+        .filter(|o| matches!(o, SenderOutput::Read { .. }))
+        .collect();
+    assert!(matches!(
+        reads[..],
+        [SenderOutput::Read {
+            handle: Handle(2),
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn logs_take_turns() {
+    let mut sender = sender();
+    for handle in 1..=3 {
+        sender.add_log(Handle(handle), log(handle), range(0, 1_000), 0);
+    }
+    sender.start(START);
+    outputs(&mut sender);
+    let replies = [1, 2, 3].map(|handle| (handle, LogReply::Absent));
+    sender.handle_control(&welcome(1_000_000, &replies), START);
+    let mut turns = Vec::new();
+    while turns.len() < 9 {
+        for output in outputs(&mut sender) {
+            if let SenderOutput::Read { handle, from, .. } = output {
+                turns.push(handle.0);
+                sender.handle_read(handle, records(from, from + 1, 100));
+            }
+        }
+    }
+    assert_eq!(turns[..9], [1, 2, 3, 1, 2, 3, 1, 2, 3]);
+}
+
+#[test]
+fn nothing_is_sent_beyond_the_credit() {
+    let mut sender = welcomed(range(0, 20), LogReply::Absent, 600);
+    outputs(&mut sender);
+    sender.handle_read(Handle(1), records(0, 10, 400));
+    assert_eq!(outputs(&mut sender), [], "400 + 256 is more than 600");
+    sender.handle_control(&Frame::Credit(656).encode(), START);
+    assert!(matches!(outputs(&mut sender)[..], [SenderOutput::Data(_)]));
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_not_sent_ends_the_session() {
+    for (next, is_wrong) in [(5, true), (10, false), (15, true), (20, true)] {
+        let mut sender = welcomed(range(0, 20), LogReply::Absent, 10_000);
+        outputs(&mut sender);
+        sender.handle_read(Handle(1), records(0, 10, 400));
+        outputs(&mut sender);
+        let ack = Ack {
+            credit_limit: 20_000,
+            acked: vec![(Handle(1), next)],
+        };
+        sender.handle_control(&Frame::Ack(ack).encode(), START);
+        let out = outputs(&mut sender);
+        assert_eq!(closed(&out).is_some(), is_wrong, "{next}: {out:?}");
+    }
+}
+
+#[test]
+fn a_late_acknowledgement_is_ignored() {
+    let mut sender = welcomed(range(0, 20), at(10, 0), 10_000);
+    outputs(&mut sender);
+    let ack = Ack {
+        credit_limit: 0,
+        acked: vec![(Handle(1), 3)],
+    };
+    sender.handle_control(&Frame::Ack(ack).encode(), START);
+    assert_eq!(outputs(&mut sender), []);
+}
+
+#[test]
+fn a_silent_hub_is_pinged_and_then_given_up() {
+    let mut sender = welcomed(range(0, 0), LogReply::Absent, 10_000);
+    outputs(&mut sender);
+    let mut pings = 0;
+    let (close, now) = loop {
+        let now = sender.poll_timeout().expect("the session has a time limit");
+        sender.handle_timeout(now);
+        let out = outputs(&mut sender);
+        if let Some(close) = closed(&out) {
+            break (close.clone(), now);
+        }
+        pings += out.len();
+    };
+    assert_eq!((pings, now), (2, START + KEEP_ALIVE * 3));
+    assert_eq!(close.code, Code::Timeout);
+    assert_eq!(sender.poll_timeout(), None);
+}
+
+#[test]
+fn a_hub_that_never_welcomes_is_given_up() {
+    let mut sender = sender();
+    sender.start(START);
+    let deadline = sender.poll_timeout().unwrap();
+    sender.handle_timeout(deadline);
+    let out = outputs(&mut sender);
+    assert_eq!(closed(&out).unwrap().code, Code::Timeout);
+}
+
+#[test]
+fn a_refusal_tells_when_to_come_back() {
+    let mut sender = sender();
+    sender.start(START);
+    let refusal = Farewell {
+        code: Code::NotOwner,
+        retry_after_ms: 250,
+        text: "lane 3 is elsewhere".into(),
+    };
+    sender.handle_control(&Frame::Refuse(refusal).encode(), START);
+    let out = outputs(&mut sender);
+    let close = closed(&out).unwrap();
+    assert_eq!(close.code, Code::NotOwner);
+    assert_eq!(close.retry_after, Some(Duration::from_millis(250)));
+    assert!(close.by_peer);
+}
+
+#[test]
+fn a_batch_larger_than_the_hub_takes_parks_its_log() {
+    let mut sender = welcomed(range(0, 20), LogReply::Absent, 10_000_000);
+    outputs(&mut sender);
+    sender.handle_read(Handle(1), records(0, 10, MIN_MAX_BATCH_BYTES + 1));
+    let out = outputs(&mut sender);
+    assert!(
+        matches!(out[..], [SenderOutput::TooLarge { .. }]),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn many_logs_are_declared_in_frames_that_fit() {
+    let mut sender = sender();
+    let topic = TopicName::new(&"x".repeat(249)).unwrap();
+    for handle in 0..8_000 {
+        let log = TopicPartition {
+            topic: topic.clone(),
+            partition: handle,
+        };
+        sender.add_log(Handle(handle), log, range(0, 0), 0);
+    }
+    sender.start(START);
+    let mut decoder = crate::wire::FrameDecoder::default();
+    let mut declared = 0;
+    let mut welcomed = false;
+    loop {
+        let out = outputs(&mut sender);
+        if out.is_empty() {
+            break;
+        }
+        for output in out {
+            let SenderOutput::Control(bytes) = output else {
+                continue;
+            };
+            decoder.feed(&bytes);
+            match decoder.poll().unwrap().unwrap() {
+                Frame::Hello(hello) => declared += hello.logs.len(),
+                Frame::Declare(logs) => declared += logs.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+        if !welcomed {
+            welcomed = true;
+            sender.handle_control(&welcome(0, &[]), START);
+        }
+    }
+    assert_eq!(declared, 8_000);
+}
+
+#[test]
+fn a_hub_puts_streams_in_order_and_drops_repeated_ones() {
+    let mut receiver = open(100_000);
+    for (base, next) in [(20, 30), (5, 10), (40, 50), (10, 20), (10, 20), (40, 50)] {
+        receiver.handle_data(&data(base, next, 100), START);
+    }
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(delivered(&out), [(10, 20), (20, 30)]);
+    receiver.handle_data(&data(30, 40, 100), START);
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(delivered(&out), [(30, 40), (40, 50)]);
+    assert_eq!(receiver.held_bytes(), 4 * 356);
+}
+
+#[test]
+fn a_stream_that_overlaps_ends_the_session() {
+    for (base, next) in [(5, 15), (15, 25)] {
+        let mut receiver = open(100_000);
+        receiver.handle_data(&data(base, next, 100), START);
+        receiver.handle_data(&data(10, 20, 100), START);
+        let out = hub_outputs(&mut receiver);
+        assert_eq!(hub_closed(&out).unwrap().code, Code::BadFrame, "{base}");
+    }
+}
+
+#[test]
+fn only_what_is_committed_is_acknowledged_and_gives_credit_back() {
+    let mut receiver = open(1_000);
+    receiver.handle_data(&data(10, 20, 100), START);
+    receiver.handle_data(&data(20, 30, 100), START);
+    assert_eq!(hub_frames(&mut receiver), []);
+    receiver.handle_committed(&log(0), 20);
+    let ack = Ack {
+        credit_limit: 1_356,
+        acked: vec![(Handle(1), 20)],
+    };
+    assert_eq!(hub_frames(&mut receiver), [Frame::Ack(ack)]);
+    receiver.handle_committed(&log(0), 20);
+    assert_eq!(hub_frames(&mut receiver), []);
+}
+
+#[test]
+fn data_beyond_the_credit_ends_the_session() {
+    let mut receiver = open(600);
+    receiver.handle_data(&data(10, 20, 100), START);
+    receiver.handle_data(&data(30, 40, 100), START);
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(hub_closed(&out).unwrap().code, Code::Limit);
+}
+
+#[test]
+fn a_smaller_window_grants_nothing_until_it_has_room() {
+    let mut receiver = open(1_000);
+    receiver.set_window(100);
+    receiver.handle_data(&data(10, 20, 100), START);
+    receiver.handle_committed(&log(0), 20);
+    let Frame::Ack(ack) = &hub_frames(&mut receiver)[0] else {
+        panic!("an acknowledgement");
+    };
+    assert_eq!(ack.credit_limit, 1_000);
+    receiver.set_window(2_000);
+    assert_eq!(hub_frames(&mut receiver), [Frame::Credit(2_356)]);
+}
+
+#[test]
+fn too_many_streams_end_the_session() {
+    let mut receiver = open(u64::MAX / 2);
+    for n in 0..=crate::wire::MAX_STREAMS_IN_FLIGHT as u64 {
+        receiver.handle_data(&data(20 + n, 21 + n, 0), START);
+    }
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(hub_closed(&out).unwrap().code, Code::Limit);
+}
+
+#[test]
+fn frames_out_of_place_end_the_session() {
+    for frame in [
+        Frame::Credit(1),
+        Frame::Declare(entries(&[(1, 0)])),
+        Frame::Ping(1),
+        Frame::Goodbye(Farewell {
+            code: Code::Stopping,
+            retry_after_ms: 0,
+            text: String::new(),
+        }),
+    ] {
+        let mut receiver = receiver(1_000);
+        receiver.handle_control(&frame.encode(), START);
+        let out = hub_outputs(&mut receiver);
+        assert_eq!(hub_closed(&out).unwrap().code, Code::BadFrame, "{frame:?}");
+    }
+    let mut receiver = receiver(1_000);
+    receiver.handle_data(&data(0, 1, 1), START);
+    assert!(
+        hub_closed(&hub_outputs(&mut receiver)).is_some(),
+        "data first"
+    );
+}
+
+#[test]
+fn a_log_that_is_declared_twice_or_too_many_end_the_session() {
+    for (logs, code) in [
+        (&[(1, 0), (1, 1)][..], Code::BadFrame),
+        (&[(1, 0), (2, 0)][..], Code::BadFrame),
+        (&[(1, 0), (2, 1), (3, 2), (4, 3)][..], Code::Limit),
+    ] {
+        let mut receiver = receiver(1_000);
+        receiver.handle_control(&hello(logs), START);
+        let out = hub_outputs(&mut receiver);
+        assert_eq!(hub_closed(&out).unwrap().code, code, "{logs:?}");
+    }
+}
+
+#[test]
+fn the_hub_takes_the_best_version_and_codec_that_both_know() {
+    let mut receiver = receiver(1_000);
+    receiver.handle_control(&hello(&[]), START);
+    receiver.handle_checkpoints(&[], START);
+    let Frame::Welcome(welcome) = &hub_frames(&mut receiver)[0] else {
+        panic!("a welcome");
+    };
+    assert_eq!((welcome.version, welcome.codec), (1, 1));
+}
+
+#[test]
+fn a_site_without_a_common_version_is_refused() {
+    let mut bytes = hello(&[]).to_vec();
+    let min_version = bytes.iter().position(|b| *b == b'K').unwrap() + 4;
+    bytes[min_version..min_version + 4].copy_from_slice(&[0, 7, 0, 9]);
+    let mut receiver = receiver(1_000);
+    receiver.handle_control(&bytes, START);
+    let frames = hub_frames(&mut receiver);
+    let [Frame::Refuse(refusal)] = &frames[..] else {
+        panic!("{frames:?}");
+    };
+    assert_eq!(refusal.code, Code::Version);
+}
+
+#[test]
+fn a_silent_site_is_given_up() {
+    let mut receiver = open(1_000);
+    assert_eq!(receiver.poll_timeout(), Some(START + KEEP_ALIVE * 3));
+    receiver.handle_control(&Frame::Ping(4).encode(), START + KEEP_ALIVE);
+    assert_eq!(hub_frames(&mut receiver), [Frame::Pong(4)]);
+    receiver.handle_timeout(START + KEEP_ALIVE * 3);
+    assert!(!receiver.is_closed());
+    receiver.handle_timeout(START + KEEP_ALIVE * 4);
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(hub_closed(&out).unwrap().code, Code::Timeout);
+}
+
+#[test]
+fn nothing_but_the_goodbye_comes_after_a_close() {
+    let mut sender = welcomed(range(0, 20), at(10, 0), 10_000);
+    sender.close(Code::HistoryMismatch, None, "new incarnation");
+    let out = outputs(&mut sender);
+    assert!(
+        matches!(out[..], [SenderOutput::Control(_), SenderOutput::Close(_)]),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn a_garbled_control_stream_ends_both_halves() {
+    let mut sender = welcomed(range(0, 20), LogReply::Absent, 10_000);
+    sender.handle_control(&[77, 1, 0], START);
+    assert_eq!(closed(&outputs(&mut sender)).unwrap().code, Code::BadFrame);
+    let mut receiver = open(1_000);
+    receiver.handle_control(&[8, 0xff, 0xff, 0xff, 0x7f], START);
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(hub_closed(&out).unwrap().code, Code::BadFrame);
+}
+
+#[test]
+fn fuzz_receiver() {
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let mut receiver = open(100_000);
+        for piece in bytes.chunks(40) {
+            let (kind, rest) = piece.split_first().expect("pieces are not empty");
+            if kind % 2 == 0 {
+                receiver.handle_control(rest, START);
+            } else {
+                receiver.handle_data(&Bytes::copy_from_slice(rest), START);
+            }
+            hub_outputs(&mut receiver);
+            assert!(receiver.held_bytes() <= 100_000 || receiver.is_closed());
+        }
+    });
+}
+
+#[test]
+fn fuzz_sender() {
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let mut sender = welcomed(range(0, 20), at(10, 0), 10_000);
+        outputs(&mut sender);
+        sender.handle_read(Handle(1), records(10, 20, 100));
+        for piece in bytes.chunks(40) {
+            sender.handle_control(piece, START);
+            outputs(&mut sender);
+        }
+    });
+}

@@ -62,6 +62,8 @@ pub(super) struct World {
     pub(super) tally: Tally,
     events: BTreeMap<(Duration, u64), Event>,
     next_event: u64,
+    /// The number of the event that is being handled.
+    event: u64,
     heals_at: Duration,
     /// Milliseconds between faults, on average.
     fault_ms: u64,
@@ -104,6 +106,7 @@ impl World {
             tally: Tally::default(),
             events: BTreeMap::new(),
             next_event: 0,
+            event: 0,
             heals_at: Duration::from_millis(rng.between(1_000, 15_000)),
             fault_ms: rng.between(100, 2_000),
             append_ms: rng.between(10, 200),
@@ -229,9 +232,10 @@ impl World {
             self.now = self.now.max(timeout);
             return self.time_out();
         }
-        let Some(((at, _), event)) = self.events.pop_first() else {
+        let Some(((at, number), event)) = self.events.pop_first() else {
             return Err("nothing happens any more".into());
         };
+        self.event = number;
         self.now = self.now.max(at);
         self.check_dead_sessions()?;
         self.handle(event)
@@ -317,14 +321,13 @@ impl World {
         match (self.network.fate(connection, &packet, self.now), to) {
             (Fate::Vanishes, _) => Ok(()),
             (Fate::Later(at), _) => {
-                self.at(
-                    at,
-                    Event::Arrives {
-                        connection,
-                        to,
-                        packet,
-                    },
-                );
+                // under its old number: what was sent first still arrives first
+                let event = Event::Arrives {
+                    connection,
+                    to,
+                    packet,
+                };
+                self.events.insert((at, self.event), event);
                 Ok(())
             }
             (Fate::Arrives, Side::Site) => self.site_receives(connection, packet),
