@@ -6,6 +6,98 @@
 //! Always true, for every partition: `start <= acked <= end`, and each offset in `start..end` is
 //! either in exactly one stored batch or in exactly one gap.
 
+/// The part of [`Store`] that both stores leave to their engine as it is.
+macro_rules! delegate_to_engine {
+    () => {
+        fn ensure_topic(
+            &self,
+            name: &TopicName,
+            partitions: u32,
+            rules: TopicRules,
+        ) -> Result<Arc<Topic>, StoreError> {
+            self.engine.ensure_topic(name, partitions, rules)
+        }
+
+        fn topics(&self) -> Vec<Arc<Topic>> {
+            self.engine.book().topics.values().cloned().collect()
+        }
+
+        fn topic(&self, name: &str) -> Option<Arc<Topic>> {
+            self.engine.book().topics.get(name).cloned()
+        }
+
+        fn next_producer_id(&self) -> Result<i64, StoreError> {
+            self.engine.next_producer_id()
+        }
+
+        fn read(
+            &self,
+            partition: PartitionId,
+            from: Offset,
+            max_bytes: usize,
+        ) -> Result<Vec<Item>, StoreError> {
+            self.engine.read(partition, from, max_bytes)
+        }
+
+        fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
+            self.engine.range(partition)
+        }
+
+        fn chain_at(
+            &self,
+            partition: PartitionId,
+            offset: Offset,
+        ) -> Result<Option<u64>, StoreError> {
+            self.engine.chain_at(partition, offset)
+        }
+
+        fn acknowledge(&self, partition: PartitionId, next: Offset) -> Result<(), StoreError> {
+            self.engine.acknowledge(partition, next)
+        }
+
+        fn sweep(&self, wall_ms: i64) -> Result<(), StoreError> {
+            self.engine.sweep(wall_ms)
+        }
+
+        fn incarnation(&self) -> Incarnation {
+            self.engine.book().incarnation()
+        }
+
+        fn ledger(&self) -> Vec<(TopicName, Ledger)> {
+            self.engine.book().ledger()
+        }
+
+        fn changes(&self) -> watch::Receiver<u64> {
+            self.engine.changes()
+        }
+
+        fn failure(&self) -> watch::Receiver<Option<StoreError>> {
+            self.engine.failure()
+        }
+    };
+}
+
+mod age;
+mod book;
+mod chain;
+mod config;
+mod disk;
+mod draft;
+mod ends;
+mod engine;
+mod keys;
+mod memory;
+mod node;
+mod partition;
+mod producers;
+mod recovery;
+mod repair;
+mod retention;
+mod rocks;
+mod space;
+mod value;
+mod writer;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -13,6 +105,12 @@ use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 use shared::record::BatchHeader;
 use tokio::sync::{oneshot, watch};
+
+pub use config::StoreConfig;
+pub use memory::MemoryStore;
+pub use node::{RocksStore, StartReport};
+pub use recovery::DamagedRange;
+pub use repair::Salvage;
 
 /// A partition's number in the store, unique over all topics and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,129 @@
+//! What the engine needs of a disk: [`Disk`], with RocksDB and memory behind it.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use shared::ids::Offset;
+
+use super::partition::{Gap, Partition};
+use super::producers::{ProducerKey, ProducerState};
+use super::value::{BatchHead, IndexEntry, StoreRecord};
+use super::{PartitionId, StoreError};
+
+/// Why the disk did not do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DiskError {
+    /// No space: passes when there is some again.
+    Full(String),
+    /// Stored bytes are not what they were.
+    Corrupt(String),
+    /// Anything else: nothing is acknowledged until the store was opened again.
+    Failed(String),
+}
+
+impl From<DiskError> for StoreError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Corrupt(why) => Self::Corrupt(why),
+            DiskError::Full(why) | DiskError::Failed(why) => Self::Io(why),
+        }
+    }
+}
+
+/// One change. A commit is a list of them that holds as a whole or not at all, in order.
+#[derive(Debug, Clone)]
+pub(super) enum Op {
+    /// A batch; its base offset is patched in on the way.
+    PutBatch {
+        partition: PartitionId,
+        base: Offset,
+        head: BatchHead,
+        batch: Bytes,
+    },
+    PutIndex {
+        partition: PartitionId,
+        entry: IndexEntry,
+    },
+    /// Deletes batches and index entries from `from` up to and without `to`.
+    Delete {
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+    },
+    PutGap {
+        partition: PartitionId,
+        gap: Gap,
+    },
+    DeleteGap {
+        partition: PartitionId,
+        from: Offset,
+    },
+    PutPartition {
+        partition: PartitionId,
+        books: Partition,
+    },
+    PutProducer {
+        key: ProducerKey,
+        state: ProducerState,
+    },
+    DeleteProducer(ProducerKey),
+    PutStore(StoreRecord),
+}
+
+/// A stored batch as a scan shows it.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    pub(super) base: Offset,
+    pub(super) head: BatchHead,
+    pub(super) batch: Bytes,
+}
+
+impl Stored {
+    pub(super) fn next(&self) -> Offset {
+        self.base + u64::from(self.head.count)
+    }
+}
+
+/// Batches in order, as they were when the scan began.
+pub(super) trait Scan {
+    fn next(&mut self) -> Result<Option<Stored>, DiskError>;
+}
+
+/// The port to what keeps the bytes.
+pub(super) trait Disk: Debug + Send + Sync + 'static {
+    /// Carries out all of it or nothing; with `is_synced` it returns once it survives a power cut.
+    fn commit(&self, ops: &[Op], is_synced: bool) -> Result<(), DiskError>;
+
+    /// Batches of a partition from the one that holds `from`, up to and without `to`.
+    fn scan(&self, partition: PartitionId, from: Offset, to: Offset) -> Box<dyn Scan + '_>;
+
+    /// Shows index entries with `from < offset < to` in order, until `visit` says false.
+    fn index(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+        visit: &mut dyn FnMut(&IndexEntry) -> bool,
+    ) -> Result<(), DiskError>;
+
+    /// Everything of the partition below `to` is deleted: gives the space back.
+    fn reclaim(&self, _partition: PartitionId, _to: Offset) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    /// Less free space than there should be?
+    fn is_low(&self) -> bool {
+        false
+    }
+
+    /// A deletion found no space: frees some that was set aside. False when there is none.
+    fn open_reserve(&self) -> bool {
+        false
+    }
+
+    /// Looks after what was set aside and after files kept for inspection.
+    fn maintain(&self) {}
+
+    /// Notes for the next start that stored bytes are damaged.
+    fn mark_damaged(&self, _why: &str) {}
+}

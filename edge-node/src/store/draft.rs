@@ -1,0 +1,449 @@
+//! A change under way: new states on top of the book, and the list of what to write for them.
+//!
+//! Nothing here touches the book; the engine publishes a draft once it is on disk, or forgets it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shared::record::BatchHeader;
+
+use super::book::Book;
+use super::disk::{Disk, DiskError, Op};
+use super::partition::{MAX_GAPS, Partition, Point};
+use super::producers::{Producers, Verdict};
+use super::retention::{self, Scope, Step, Usage};
+use super::value::{BatchHead, IndexEntry};
+use super::{Append, AppendError, Appended, GapReason, OnFull, PartitionId, Topic};
+
+/// Entries of the time index lie at most this far apart in time.
+const INDEX_AGE_MS: u64 = 60_000;
+
+/// Limits that come from the config.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) quota_bytes: Option<u64>,
+    /// Bytes between two entries of the time index.
+    pub(super) index_bytes: u64,
+}
+
+/// New partition states and the list of changes that leads to them.
+#[derive(Debug)]
+pub(super) struct Draft<'a, D> {
+    book: &'a Book,
+    disk: &'a D,
+    limits: Limits,
+    is_disk_low: bool,
+    touched: BTreeMap<PartitionId, Partition>,
+    ops: Vec<Op>,
+    stored_bytes: u64,
+    acked_bytes: u64,
+    position: u64,
+}
+
+/// A finished draft.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    pub(super) partitions: BTreeMap<PartitionId, Partition>,
+    pub(super) ops: Vec<Op>,
+}
+
+impl Change {
+    /// True when something is deleted: readers must not look meanwhile.
+    pub(super) fn deletes(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Delete { .. }))
+    }
+}
+
+impl<'a, D: Disk> Draft<'a, D> {
+    pub(super) fn new(book: &'a Book, disk: &'a D, limits: Limits, is_disk_low: bool) -> Self {
+        Self {
+            book,
+            disk,
+            limits,
+            is_disk_low,
+            touched: BTreeMap::new(),
+            ops: Vec::new(),
+            stored_bytes: book.stored_bytes,
+            acked_bytes: book.acked_bytes,
+            position: book.position,
+        }
+    }
+
+    /// Judges a batch and puts it at the end of its log, or a gap in its place.
+    pub(super) fn append(
+        &mut self,
+        append: &Append,
+        producers: &mut Producers,
+    ) -> Result<Result<Appended, AppendError>, DiskError> {
+        let Some(topic) = self.book.topic_of(append.partition).map(Arc::clone) else {
+            return Ok(Err(AppendError::UnknownPartition));
+        };
+        let header = &append.header;
+        if let Some(stamp) = header.producer {
+            match producers.check(append.partition, stamp, header.count) {
+                Err(refusal) => return Ok(Err(refusal)),
+                Ok(Verdict::Duplicate(base_offset)) => {
+                    let log_start = self.start_of(append.partition);
+                    return Ok(Ok(Appended {
+                        base_offset,
+                        is_duplicate: true,
+                        log_start,
+                    }));
+                }
+                Ok(Verdict::New) => {}
+            }
+        }
+        let point = match self.make_room(append, &topic)? {
+            Step::Append => self.put_batch(append),
+            Step::DropNewest => self.drop_newest(append.partition, header),
+            Step::Refuse(why) => return Ok(Err(AppendError::Full(why))),
+            Step::FreeAcked(..) | Step::DropOldest(_) => {
+                return Ok(Err(AppendError::Full("no room could be made")));
+            }
+        };
+        if let Some(stamp) = header.producer {
+            producers.note(append.partition, stamp, header.count, point.offset);
+        }
+        Ok(Ok(Appended {
+            base_offset: point.offset,
+            is_duplicate: false,
+            log_start: self.start_of(append.partition),
+        }))
+    }
+
+    fn start_of(&self, id: PartitionId) -> u64 {
+        self.partition(id).map_or(0, |p| p.start.offset)
+    }
+
+    fn make_room(&mut self, append: &Append, topic: &Topic) -> Result<Step, DiskError> {
+        let incoming = u64::try_from(append.batch.len()).unwrap_or(u64::MAX);
+        let mut is_stuck = false;
+        loop {
+            let usage = self.usage(topic);
+            let step = retention::next_step(&usage, incoming, topic.rules.on_full, is_stuck);
+            let before = self.stored_bytes;
+            match step {
+                Step::FreeAcked(Scope::Topic, bytes) => {
+                    self.free_acked(&topic.partitions, bytes)?
+                }
+                Step::FreeAcked(Scope::Node, bytes) => self.free_acked_of_all(bytes)?,
+                Step::DropOldest(bytes) => self.drop_oldest(&topic.partitions, bytes)?,
+                Step::DropNewest if self.has_many_gaps(append.partition) => {
+                    return Ok(Step::Refuse("the log has too many gaps"));
+                }
+                Step::Append | Step::DropNewest | Step::Refuse(_) => return Ok(step),
+            }
+            is_stuck = self.stored_bytes == before;
+        }
+    }
+
+    fn has_many_gaps(&self, id: PartitionId) -> bool {
+        self.partition(id).is_some_and(|p| p.gaps.len() >= MAX_GAPS)
+    }
+
+    fn usage(&self, topic: &Topic) -> Usage {
+        let sum = |of: fn(&Partition) -> u64| {
+            let partitions = topic.partitions.iter();
+            partitions
+                .filter_map(|id| self.partition(*id))
+                .map(of)
+                .sum()
+        };
+        Usage {
+            topic: sum(Partition::stored_bytes),
+            topic_acked: sum(Partition::acked_bytes),
+            topic_limit: topic.rules.retention_bytes,
+            node: self.stored_bytes,
+            node_acked: self.acked_bytes,
+            node_limit: self.limits.quota_bytes,
+            is_disk_low: self.is_disk_low,
+        }
+    }
+
+    fn put_batch(&mut self, append: &Append) -> Point {
+        let (partition, header) = (append.partition, &append.header);
+        let bytes = u64::try_from(append.batch.len()).unwrap_or(u64::MAX);
+        let (age_ms, position) = (self.book.record.age.now_ms, self.position);
+        let index_bytes = self.limits.index_bytes;
+        let (before, is_due) = self.edit(partition, |p| {
+            let before = p.append(header.crc, header.count, bytes, age_ms);
+            let is_due = p.indexed.is_none_or(|(at, age)| {
+                before.bytes >= at + index_bytes || age_ms >= age + INDEX_AGE_MS
+            });
+            if is_due {
+                p.indexed = Some((before.bytes, age_ms));
+            }
+            (before, is_due)
+        });
+        self.position += bytes;
+        let head = BatchHead {
+            count: header.count,
+            chain: before.chain,
+            bytes: before.bytes,
+            age_ms,
+            position,
+        };
+        self.ops.push(Op::PutBatch {
+            partition,
+            base: before.offset,
+            head,
+            batch: append.batch.clone(),
+        });
+        if is_due {
+            let max_timestamp_ms = header.max_timestamp_ms;
+            let entry = IndexEntry {
+                point: before,
+                age_ms,
+                max_timestamp_ms,
+            };
+            self.ops.push(Op::PutIndex { partition, entry });
+        }
+        before
+    }
+
+    fn drop_newest(&mut self, partition: PartitionId, header: &BatchHeader) -> Point {
+        let age_ms = self.book.record.age.now_ms;
+        self.edit(partition, |p| {
+            p.drop_newest(header.crc, header.count, age_ms)
+        })
+    }
+
+    /// Moves a cursor up. False when it is there already.
+    pub(super) fn acknowledge(&mut self, partition: PartitionId, to: Point) -> bool {
+        self.edit(partition, |p| p.acknowledge(to))
+    }
+
+    /// Unacked records become the first of a new incarnation.
+    pub(super) fn set_origins(&mut self) {
+        let ids: Vec<PartitionId> = self.book.partitions().map(|(id, _)| id).collect();
+        for id in ids {
+            self.edit(id, |p| p.origin = p.acked.offset);
+        }
+    }
+
+    /// Takes a partition up that is not in the book yet.
+    pub(super) fn create(&mut self, id: PartitionId, partition: Partition) {
+        self.touched.insert(id, partition);
+    }
+
+    pub(super) fn push(&mut self, op: Op) {
+        self.ops.push(op);
+    }
+
+    /// Applies a topic's limits as far as `on_full` allows without an append to judge.
+    pub(super) fn sweep_topic(&mut self, topic: &Topic) -> Result<(), DiskError> {
+        if let Some(retention_ms) = topic.rules.retention_ms {
+            let now = self.book.record.age.now_ms;
+            if let Some(cutoff) = now.checked_sub(retention_ms) {
+                for id in &topic.partitions {
+                    self.expire(*id, cutoff)?;
+                }
+            }
+        }
+        let usage = self.usage(topic);
+        if let Some(bytes) = retention::excess_of(usage.topic, usage.topic_limit) {
+            self.free_acked(&topic.partitions, bytes)?;
+        }
+        let usage = self.usage(topic);
+        if let Some(bytes) = retention::excess_of(usage.topic, usage.topic_limit)
+            && topic.rules.on_full == OnFull::DropOldest
+        {
+            self.drop_oldest(&topic.partitions, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Applies the node's quota.
+    pub(super) fn sweep_node(&mut self) -> Result<(), DiskError> {
+        match retention::excess_of(self.stored_bytes, self.limits.quota_bytes) {
+            Some(bytes) => self.free_acked_of_all(bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn expire(&mut self, id: PartitionId, cutoff_ms: u64) -> Result<(), DiskError> {
+        let Some(p) = self.partition(id).filter(|p| p.start.offset < p.end.offset) else {
+            return Ok(());
+        };
+        let mut cut = p.start;
+        if p.last_age_ms <= cutoff_ms {
+            cut = p.end;
+        } else {
+            let (from, to) = (p.start.offset, p.end.offset);
+            self.disk.index(id, from, to, &mut |entry| {
+                let is_old = entry.age_ms <= cutoff_ms;
+                if is_old {
+                    cut = entry.point;
+                }
+                is_old
+            })?;
+        }
+        self.trim(id, cut, GapReason::Expired);
+        Ok(())
+    }
+
+    /// Lets acknowledged records of all topics go, about `bytes` of them.
+    pub(super) fn free_acked_of_all(&mut self, bytes: u64) -> Result<(), DiskError> {
+        let mut ids: Vec<PartitionId> = self.book.partitions().map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        self.free_acked(&ids, bytes)
+    }
+
+    fn free_acked(&mut self, ids: &[PartitionId], bytes: u64) -> Result<(), DiskError> {
+        self.free(
+            ids,
+            bytes,
+            Partition::acked_bytes,
+            |p| p.acked,
+            GapReason::DroppedOldest,
+        )
+    }
+
+    /// Lets the oldest records go, sent or not, about `bytes` of them.
+    pub(super) fn drop_oldest(&mut self, ids: &[PartitionId], bytes: u64) -> Result<(), DiskError> {
+        self.free(
+            ids,
+            bytes,
+            Partition::stored_bytes,
+            |p| p.end,
+            GapReason::DroppedOldest,
+        )
+    }
+
+    /// Trims the partitions that hold most first, until `bytes` are free.
+    fn free(
+        &mut self,
+        ids: &[PartitionId],
+        bytes: u64,
+        size: fn(&Partition) -> u64,
+        limit: fn(&Partition) -> Point,
+        reason: GapReason,
+    ) -> Result<(), DiskError> {
+        let goal = self.stored_bytes.saturating_sub(bytes);
+        let mut order: Vec<(u64, PartitionId)> = ids
+            .iter()
+            .filter_map(|id| Some((size(self.partition(*id)?), *id)))
+            .filter(|(size, _)| *size > 0)
+            .collect();
+        order.sort_unstable_by_key(|(size, id)| (std::cmp::Reverse(*size), *id));
+        for (_, id) in order {
+            if self.stored_bytes <= goal {
+                break;
+            }
+            let Some(p) = self.partition(id) else {
+                continue;
+            };
+            let cut = self.cut_for(id, p, self.stored_bytes - goal, limit(p))?;
+            self.trim(id, cut, reason);
+        }
+        Ok(())
+    }
+
+    /// The first known boundary, at most `limit`, with `bytes` stored before it.
+    fn cut_for(
+        &self,
+        id: PartitionId,
+        p: &Partition,
+        bytes: u64,
+        limit: Point,
+    ) -> Result<Point, DiskError> {
+        let mut cut = limit;
+        self.disk
+            .index(id, p.start.offset, limit.offset, &mut |entry| {
+                let is_enough = p.live_bytes(p.start, entry.point) >= bytes;
+                if is_enough {
+                    cut = entry.point;
+                }
+                !is_enough
+            })?;
+        Ok(cut)
+    }
+
+    fn trim(&mut self, partition: PartitionId, cut: Point, reason: GapReason) {
+        // a boundary inside a gap is none
+        let cut = match self.partition(partition).and_then(|p| p.gap_at(cut.offset)) {
+            Some(gap) => gap.from,
+            None => cut,
+        };
+        if let Some((from, to)) = self.edit(partition, |p| p.trim(cut, reason)) {
+            self.ops.push(Op::Delete {
+                partition,
+                from,
+                to,
+            });
+        }
+    }
+
+    fn partition(&self, id: PartitionId) -> Option<&Partition> {
+        self.touched.get(&id).or_else(|| self.book.partition(id))
+    }
+
+    /// Changes a partition that exists, and the totals with it.
+    fn edit<R>(&mut self, id: PartitionId, change: impl FnOnce(&mut Partition) -> R) -> R {
+        let book = self.book;
+        let p = self.touched.entry(id).or_insert_with(|| {
+            let known = book.partition(id);
+            known.expect("callers have looked the partition up").clone()
+        });
+        let before = (p.stored_bytes(), p.acked_bytes());
+        let result = change(p);
+        self.stored_bytes = self.stored_bytes + p.stored_bytes() - before.0;
+        self.acked_bytes = self.acked_bytes + p.acked_bytes() - before.1;
+        result
+    }
+
+    /// The change as a whole: partitions that differ, their gaps, and everything noted.
+    pub(super) fn finish(self) -> Change {
+        let Self {
+            book,
+            touched,
+            mut ops,
+            ..
+        } = self;
+        let mut partitions = BTreeMap::new();
+        for (id, mut p) in touched {
+            let old = book.partition(id);
+            if old == Some(&p) {
+                continue;
+            }
+            push_gap_changes(&mut ops, id, old, &p);
+            p.version += 1;
+            p.invariants();
+            ops.push(Op::PutPartition {
+                partition: id,
+                books: p.clone(),
+            });
+            partitions.insert(id, p);
+        }
+        Change { partitions, ops }
+    }
+}
+
+/// Notes the gaps that came and went between two states of a partition.
+pub(super) fn push_gap_changes(
+    ops: &mut Vec<Op>,
+    partition: PartitionId,
+    old: Option<&Partition>,
+    new: &Partition,
+) {
+    let old_gaps = old.map(|p| &p.gaps);
+    if old_gaps.is_some_and(|gaps| Arc::ptr_eq(gaps, &new.gaps)) {
+        return;
+    }
+    for from in old_gaps.into_iter().flat_map(|gaps| gaps.keys()) {
+        if !new.gaps.contains_key(from) {
+            ops.push(Op::DeleteGap {
+                partition,
+                from: *from,
+            });
+        }
+    }
+    for (from, gap) in new.gaps.iter() {
+        if old_gaps.and_then(|gaps| gaps.get(from)) != Some(gap) {
+            ops.push(Op::PutGap {
+                partition,
+                gap: *gap,
+            });
+        }
+    }
+}

@@ -1,0 +1,551 @@
+//! The store's logic over any [`Disk`]: one change at a time, readers beside it.
+//!
+//! ```text
+//! append group ┐            ┌ draft ─► disk.commit ─► publish in the book ─► answer
+//! acknowledge  ├─► `writing`┤   (new states,  (one synced      (readers see
+//! sweep        ┘   (mutex)  └    list of ops)   write)           it from here)
+//! ```
+//! Always true: the book shows only what is on disk. A change that deletes holds the book while it is
+//! written, so that a reader's view and its scan belong together. After a failure that does not pass
+//! nothing is acknowledged any more: after a failed sync the kernel may have dropped what it could not
+//! write and report success the next time.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use shared::ids::{Incarnation, Offset, TopicName};
+use tokio::sync::watch;
+
+use super::book::Book;
+use super::disk::{Disk, DiskError, Op};
+use super::draft::{Change, Draft, Limits};
+use super::partition::{Partition, Point};
+use super::producers::{ProducerKey, ProducerState, Producers};
+use super::value::StoreRecord;
+use super::{
+    Append, AppendError, Appended, Item, LogRange, PartitionId, StoreError, Topic, TopicRules,
+    chain, value,
+};
+
+/// Producer ids are taken from the disk in blocks: one sync for so many.
+const PRODUCER_BLOCK: i64 = 1_000;
+/// What a gap counts for in the size of a read.
+const GAP_COST: usize = 64;
+/// Acknowledged bytes that one sweep lets go while the disk is low.
+const RELIEF_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Everything that a store was when it was closed.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) record: StoreRecord,
+    pub(super) partitions: Vec<(PartitionId, Partition)>,
+    pub(super) producers: Vec<(ProducerKey, ProducerState)>,
+}
+
+/// The store's logic.
+#[derive(Debug)]
+pub(super) struct Engine<D> {
+    pub(super) disk: D,
+    limits: Limits,
+    writing: Mutex<Writing>,
+    book: RwLock<Book>,
+    changes: watch::Sender<u64>,
+    failure: watch::Sender<Option<StoreError>>,
+}
+
+/// State that only the one who writes needs.
+#[derive(Debug)]
+struct Writing {
+    producers: Producers,
+    producer_ids: std::ops::Range<i64>,
+    /// Logs whose last write failed: bytes beyond their end may be left in the write-ahead log.
+    unclean: BTreeSet<PartitionId>,
+}
+
+impl<D: Disk> Engine<D> {
+    pub(super) fn new(
+        disk: D,
+        loaded: Loaded,
+        limits: Limits,
+        max_producers: usize,
+        rules: &Arc<TopicRules>,
+    ) -> Self {
+        let writing = Writing {
+            producers: Producers::new(max_producers, loaded.producers),
+            producer_ids: 0..0,
+            unclean: BTreeSet::new(),
+        };
+        Self {
+            disk,
+            limits,
+            writing: Mutex::new(writing),
+            book: RwLock::new(Book::new(loaded.record, loaded.partitions, rules)),
+            changes: watch::Sender::new(0),
+            failure: watch::Sender::new(None),
+        }
+    }
+
+    /// Appends a group with one synced write. The answers are in the order of the batches.
+    pub(super) fn append_group(&self, group: &[Append]) -> Vec<Result<Appended, AppendError>> {
+        let mut writing = self.writing();
+        if let Some(error) = self.failure.borrow().as_ref() {
+            let refusal = AppendError::Unavailable(error.to_string());
+            return group.iter().map(|_| Err(refusal.clone())).collect();
+        }
+        let (change, forget, answers) = match self.draft_group(group, &mut writing) {
+            Ok(drafted) => drafted,
+            Err(error) => return self.refuse_group(&mut writing, vec![], group.len(), error),
+        };
+        if change.ops.is_empty() {
+            return answers; // refusals and duplicates only: nothing to write
+        }
+        // Invariant 1: the answers leave this function only after this write was synced.
+        if let Err(error) = self.commit(change, true, &mut writing.unclean) {
+            return self.refuse_group(&mut writing, answers, group.len(), error);
+        }
+        writing.producers.keep(&forget);
+        self.changes.send_modify(|n| *n += 1);
+        answers
+    }
+
+    #[expect(clippy::type_complexity, reason = "one caller, right above")]
+    fn draft_group(
+        &self,
+        group: &[Append],
+        writing: &mut Writing,
+    ) -> Result<(Change, Vec<ProducerKey>, Vec<Result<Appended, AppendError>>), DiskError> {
+        let book = self.book();
+        let mut draft = Draft::new(&book, &self.disk, self.limits, self.disk.is_low());
+        for partition in &writing.unclean {
+            let from = book.partition(*partition).map_or(0, |p| p.end.offset);
+            let (partition, to) = (*partition, Offset::MAX);
+            draft.push(Op::Delete {
+                partition,
+                from,
+                to,
+            });
+        }
+        let mut answers = Vec::with_capacity(group.len());
+        for append in group {
+            answers.push(draft.append(append, &mut writing.producers)?);
+        }
+        let (noted, forget) = writing.producers.changes();
+        for (key, state) in noted {
+            draft.push(Op::PutProducer { key, state });
+        }
+        for key in &forget {
+            draft.push(Op::DeleteProducer(*key));
+        }
+        Ok((draft.finish(), forget, answers))
+    }
+
+    /// The group is not on disk: whoever would have got `Ok` gets the reason.
+    fn refuse_group(
+        &self,
+        writing: &mut Writing,
+        answers: Vec<Result<Appended, AppendError>>,
+        len: usize,
+        error: DiskError,
+    ) -> Vec<Result<Appended, AppendError>> {
+        writing.producers.forget_noted();
+        let refusal = match error {
+            DiskError::Full(_) => AppendError::Full("the disk is full"),
+            DiskError::Corrupt(_) | DiskError::Failed(_) => {
+                AppendError::Unavailable(self.fail(error).to_string())
+            }
+        };
+        let mut answers = answers.into_iter();
+        (0..len)
+            .map(|_| match answers.next() {
+                Some(Err(own)) => Err(own),
+                Some(Ok(_)) | None => Err(refusal.clone()),
+            })
+            .collect()
+    }
+
+    /// Writes a change and publishes it. Everything that changes the store passes here.
+    fn commit(
+        &self,
+        change: Change,
+        is_synced: bool,
+        unclean: &mut BTreeSet<PartitionId>,
+    ) -> Result<(), DiskError> {
+        let deletes = change.deletes();
+        let held = deletes.then(|| self.book_mut());
+        let is_synced = is_synced || deletes;
+        let mut written = self.disk.commit(&change.ops, is_synced);
+        if matches!(written, Err(DiskError::Full(_))) && deletes && self.disk.open_reserve() {
+            written = self.disk.commit(&change.ops, is_synced);
+        }
+        if let Err(error) = written {
+            unclean.extend(change.ops.iter().filter_map(|op| match op {
+                Op::PutBatch { partition, .. } => Some(*partition),
+                _ => None,
+            }));
+            return Err(error);
+        }
+        if change.ops.iter().any(is_scrub) {
+            unclean.clear();
+        }
+        let mut book = held.unwrap_or_else(|| self.book_mut());
+        for op in &change.ops {
+            if let Op::PutStore(record) = op {
+                book.record = *record;
+            }
+        }
+        for (id, partition) in change.partitions {
+            book.put(id, partition);
+        }
+        drop(book);
+        for op in &change.ops {
+            if let Op::Delete { partition, to, .. } = op
+                && !is_scrub(op)
+            {
+                self.disk.reclaim(*partition, *to)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn acknowledge(&self, id: PartitionId, next: Offset) -> Result<(), StoreError> {
+        let mut writing = self.writing();
+        self.check_alive()?;
+        let Some(point) = self.boundary(id, next)? else {
+            return Ok(());
+        };
+        let change = {
+            let book = self.book();
+            let mut draft = Draft::new(&book, &self.disk, self.limits, false);
+            draft.acknowledge(id, point);
+            draft.finish()
+        };
+        if change.ops.is_empty() {
+            return Ok(());
+        }
+        let partitions = change.partitions.clone();
+        match self.commit(change, false, &mut writing.unclean) {
+            Ok(()) => Ok(()),
+            // a full disk must not stop what makes room: the cursor holds in memory, the next write
+            // takes it along, and after a crash the hub tells it again
+            Err(DiskError::Full(_)) => {
+                let mut book = self.book_mut();
+                for (id, partition) in partitions {
+                    book.put(id, partition);
+                }
+                Ok(())
+            }
+            Err(error @ (DiskError::Corrupt(_) | DiskError::Failed(_))) => Err(self.fail(error)),
+        }
+    }
+
+    /// The last boundary at or before `next`.
+    fn boundary(&self, id: PartitionId, next: Offset) -> Result<Option<Point>, StoreError> {
+        let book = self.book();
+        let p = book.partition(id).ok_or(StoreError::UnknownPartition)?;
+        if next <= p.acked.offset || next > p.end.offset {
+            return Ok(None);
+        }
+        if let Some(point) = p.known_point(next) {
+            return Ok(Some(point));
+        }
+        if let Some(gap) = p.gap_at(next) {
+            return Ok(Some(gap.from));
+        }
+        let mut scan = self.disk.scan(id, next, p.end.offset);
+        let found = scan.next().map_err(|error| self.fail(error))?;
+        Ok(found
+            .filter(|stored| stored.base <= next)
+            .map(|stored| Point {
+                offset: stored.base,
+                chain: stored.head.chain,
+                bytes: stored.head.bytes,
+            }))
+    }
+
+    pub(super) fn chain_at(&self, id: PartitionId, at: Offset) -> Result<Option<u64>, StoreError> {
+        let book = self.book();
+        let p = book.partition(id).ok_or(StoreError::UnknownPartition)?;
+        if at == 0 {
+            return Ok(Some(0));
+        }
+        if let Some(point) = p.known_point(at) {
+            return Ok(Some(point.chain));
+        }
+        if at < p.start.offset || at > p.end.offset || p.gap_at(at).is_some() {
+            return Ok(None);
+        }
+        let mut scan = self.disk.scan(id, at, p.end.offset);
+        drop(book);
+        let found = scan.next().map_err(|error| self.fail(error))?;
+        Ok(found
+            .filter(|stored| stored.base == at)
+            .map(|stored| stored.head.chain))
+    }
+
+    pub(super) fn read(
+        &self,
+        id: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        let book = self.book();
+        let p = book
+            .partition(id)
+            .ok_or(StoreError::UnknownPartition)?
+            .clone();
+        let mut at = from.max(p.start.offset);
+        let first = p.gap_at(at).map_or(at, |gap| gap.to.offset);
+        // begun while the book is held: the scan shows what the books say
+        let mut scan = self.disk.scan(id, first, p.end.offset);
+        drop(book);
+        let mut items = Vec::new();
+        let mut used = 0;
+        while at < p.end.offset && (items.is_empty() || used < max_bytes) {
+            let (item, next, cost) = match p.gap_at(at) {
+                Some(gap) => (gap_item(&gap), gap.to.offset, GAP_COST),
+                None => match scan.next() {
+                    Ok(Some(stored)) if stored.base <= at && at < stored.next() => {
+                        let (next, cost) = (stored.next(), stored.batch.len());
+                        (batch_item(stored), next, cost)
+                    }
+                    Ok(_) => {
+                        let why = format!("partition {} lacks offset {at}", id.0);
+                        return Err(self.fail(DiskError::Corrupt(why)));
+                    }
+                    Err(error) => return Err(self.fail(error)),
+                },
+            };
+            if !items.is_empty() && used + cost > max_bytes {
+                break;
+            }
+            used += cost;
+            at = next;
+            items.push(item);
+        }
+        Ok(items)
+    }
+
+    pub(super) fn ensure_topic(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        rules: TopicRules,
+    ) -> Result<Arc<Topic>, StoreError> {
+        let mut writing = self.writing();
+        self.check_alive()?;
+        let rules = Arc::new(rules);
+        let (change, topic) = {
+            let book = self.book();
+            let mut ids = book
+                .topics
+                .get(name.as_str())
+                .map_or_else(Vec::new, |t| t.partitions.clone());
+            let mut record = book.record;
+            let mut draft = Draft::new(&book, &self.disk, self.limits, false);
+            for index in u32::try_from(ids.len()).unwrap_or(u32::MAX)..partitions {
+                let id = PartitionId(record.next_partition);
+                record.next_partition += 1;
+                draft.create(id, Partition::new(name.clone(), index));
+                ids.push(id);
+            }
+            if record != book.record {
+                draft.push(Op::PutStore(record));
+            }
+            let name = name.clone();
+            (
+                draft.finish(),
+                Arc::new(Topic {
+                    name,
+                    partitions: ids,
+                    rules,
+                }),
+            )
+        };
+        let is_new = !change.ops.is_empty();
+        if is_new {
+            self.commit(change, true, &mut writing.unclean)
+                .map_err(|error| self.fail_lasting(error))?;
+        }
+        self.book_mut()
+            .topics
+            .insert(name.clone(), Arc::clone(&topic));
+        if is_new {
+            self.changes.send_modify(|n| *n += 1);
+        }
+        Ok(topic)
+    }
+
+    pub(super) fn next_producer_id(&self) -> Result<i64, StoreError> {
+        let mut writing = self.writing();
+        if writing.producer_ids.is_empty() {
+            self.check_alive()?;
+            let mut record = self.book().record;
+            let block = record.next_producer..record.next_producer + PRODUCER_BLOCK;
+            record.next_producer = block.end;
+            self.commit_record(record, &mut writing.unclean)?;
+            writing.producer_ids = block;
+        }
+        let id = writing.producer_ids.start;
+        writing.producer_ids.start += 1;
+        Ok(id)
+    }
+
+    fn commit_record(
+        &self,
+        record: StoreRecord,
+        unclean: &mut BTreeSet<PartitionId>,
+    ) -> Result<(), StoreError> {
+        let ops = vec![Op::PutStore(record)];
+        let change = Change {
+            ops,
+            ..Change::default()
+        };
+        self.commit(change, true, unclean)
+            .map_err(|error| self.fail_lasting(error))
+    }
+
+    pub(super) fn renew_incarnation(
+        &self,
+        incarnation: Incarnation,
+    ) -> Result<Incarnation, StoreError> {
+        let mut writing = self.writing();
+        self.check_alive()?;
+        let change = {
+            let book = self.book();
+            let mut draft = Draft::new(&book, &self.disk, self.limits, false);
+            draft.set_origins();
+            draft.push(Op::PutStore(StoreRecord {
+                incarnation,
+                ..book.record
+            }));
+            draft.finish()
+        };
+        self.commit(change, true, &mut writing.unclean)
+            .map_err(|error| self.fail_lasting(error))?;
+        self.changes.send_modify(|n| *n += 1);
+        Ok(incarnation)
+    }
+
+    pub(super) fn sweep(&self, wall_ms: i64) -> Result<(), StoreError> {
+        let mut writing = self.writing();
+        self.check_alive()?;
+        let age = self.book().record.age.advanced(wall_ms);
+        // in memory at once: a disk that is full must not stop the clock
+        self.book_mut().record.age = age;
+        let is_low = self.disk.is_low();
+        let swept = {
+            let book = self.book();
+            let mut draft = Draft::new(&book, &self.disk, self.limits, is_low);
+            let swept = sweep_all(&book, &mut draft, is_low);
+            draft.push(Op::PutStore(book.record));
+            swept.map(|()| draft.finish())
+        };
+        let change = swept.map_err(|error| self.fail(error))?;
+        self.commit(change, false, &mut writing.unclean)
+            .map_err(|error| self.fail_lasting(error))?;
+        self.disk.maintain();
+        self.changes.send_modify(|n| *n += 1);
+        Ok(())
+    }
+
+    pub(super) fn range(&self, id: PartitionId) -> Result<LogRange, StoreError> {
+        let book = self.book();
+        book.partition(id)
+            .map(Partition::range)
+            .ok_or(StoreError::UnknownPartition)
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn failure(&self) -> watch::Receiver<Option<StoreError>> {
+        self.failure.subscribe()
+    }
+
+    fn check_alive(&self) -> Result<(), StoreError> {
+        self.failure.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// A full disk passes; everything else is final for the process.
+    fn fail_lasting(&self, error: DiskError) -> StoreError {
+        match error {
+            DiskError::Full(_) => error.into(),
+            DiskError::Corrupt(_) | DiskError::Failed(_) => self.fail(error),
+        }
+    }
+
+    /// Notes the first failure: nothing is acknowledged after it.
+    pub(super) fn fail(&self, error: DiskError) -> StoreError {
+        let error = StoreError::from(error);
+        if let StoreError::Corrupt(why) = &error {
+            self.disk.mark_damaged(why);
+        }
+        self.failure.send_if_modified(|failure| {
+            let is_first = failure.is_none();
+            if is_first {
+                tracing::error!(%error, "Store failed");
+                *failure = Some(error.clone());
+            }
+            is_first
+        });
+        error
+    }
+
+    pub(super) fn book(&self) -> RwLockReadGuard<'_, Book> {
+        self.book.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book_mut(&self) -> RwLockWriteGuard<'_, Book> {
+        self.book.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sweep_all<D: Disk>(
+    book: &Book,
+    draft: &mut Draft<'_, D>,
+    is_low: bool,
+) -> Result<(), DiskError> {
+    for topic in book.topics.values() {
+        draft.sweep_topic(topic)?;
+    }
+    draft.sweep_node()?;
+    if is_low {
+        draft.free_acked_of_all(RELIEF_BYTES)?;
+    }
+    Ok(())
+}
+
+/// Deletes what a failed write may have left beyond the end of a log.
+fn is_scrub(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Delete {
+            to: Offset::MAX,
+            ..
+        }
+    )
+}
+
+fn gap_item(gap: &super::partition::Gap) -> Item {
+    Item::Gap {
+        from: gap.from.offset,
+        to: gap.to.offset,
+        reason: gap.reason,
+        chain: gap.to.chain,
+    }
+}
+
+fn batch_item(stored: super::disk::Stored) -> Item {
+    let crc = value::crc_of(&stored.batch);
+    Item::Batch {
+        base_offset: stored.base,
+        next_offset: stored.next(),
+        chain: chain::after_batch(stored.head.chain, crc, stored.head.count),
+        batch: stored.batch,
+    }
+}

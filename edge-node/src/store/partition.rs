@@ -1,0 +1,439 @@
+//! One partition's books: its three ends, its gaps and what became of every record.
+//!
+//! ```text
+//!   start            acked                    end
+//!     │ kept for local │ waiting for the hub    │
+//!     │ readers        │                        │
+//! ────┴───batches──────┴──batches, gaps─────────┴──►
+//! ```
+//! Always true, checked by [`Partition::invariants`]:
+//! * `start <= acked <= end`, in offsets and in bytes; `origin <= acked`;
+//! * gaps are in order, don't touch with the same reason on one side of `acked`, and lie in `start..end`;
+//! * no gap spans `acked`;
+//! * `end = committed + queued + expired + dropped_oldest + dropped_newest + damaged`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shared::ids::{Offset, TopicName};
+
+use super::{GapReason, Ledger, LogRange, chain};
+
+/// Most gaps that one partition keeps; `drop-newest` refuses beyond it.
+pub(super) const MAX_GAPS: usize = 10_000;
+
+/// A boundary between items, with all that was ever appended before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Point {
+    pub(super) offset: Offset,
+    pub(super) chain: u64,
+    /// Logical bytes appended before it since the partition began, dropped ones included.
+    pub(super) bytes: u64,
+}
+
+/// A range without records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gap {
+    pub(super) from: Point,
+    pub(super) to: Point,
+    pub(super) reason: GapReason,
+}
+
+impl Gap {
+    pub(super) fn records(&self) -> u64 {
+        self.to.offset - self.from.offset
+    }
+
+    fn bytes(&self) -> u64 {
+        self.to.bytes - self.from.bytes
+    }
+}
+
+/// Records that were accepted and are not delivered, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub(super) expired: u64,
+    pub(super) oldest: u64,
+    pub(super) newest: u64,
+    pub(super) damaged: u64,
+}
+
+impl Lost {
+    fn add(&mut self, reason: GapReason, records: u64) {
+        match reason {
+            GapReason::Expired => self.expired += records,
+            GapReason::DroppedOldest => self.oldest += records,
+            GapReason::DroppedNewest => self.newest += records,
+            GapReason::Damaged => self.damaged += records,
+        }
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.expired + self.oldest + self.newest + self.damaged
+    }
+}
+
+/// The state of one partition; small, cloned for every change and put back when it is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Partition {
+    pub(super) topic: TopicName,
+    pub(super) index: u32,
+    /// Grows with every stored change: of two records the higher one is the later.
+    pub(super) version: u64,
+    /// First offset of this incarnation.
+    pub(super) origin: Offset,
+    pub(super) start: Point,
+    pub(super) acked: Point,
+    pub(super) end: Point,
+    pub(super) committed: u64,
+    pub(super) lost: Lost,
+    /// Store age of the last append, ms.
+    pub(super) last_age_ms: u64,
+    pub(super) gaps: Arc<BTreeMap<Offset, Gap>>,
+    /// Bytes and age at the last entry of the time index, since the store was opened.
+    pub(super) indexed: Option<(u64, u64)>,
+}
+
+impl Partition {
+    pub(super) fn new(topic: TopicName, index: u32) -> Self {
+        Self {
+            topic,
+            index,
+            version: 0,
+            origin: 0,
+            start: Point::default(),
+            acked: Point::default(),
+            end: Point::default(),
+            committed: 0,
+            lost: Lost::default(),
+            last_age_ms: 0,
+            gaps: Arc::default(),
+            indexed: None,
+        }
+    }
+
+    pub(super) fn range(&self) -> LogRange {
+        LogRange {
+            origin: self.origin,
+            start: self.start.offset,
+            acked: self.acked.offset,
+            end: self.end.offset,
+        }
+    }
+
+    /// Moves the end past a batch; returns where it begins.
+    pub(super) fn append(&mut self, crc: u32, count: u32, bytes: u64, age_ms: u64) -> Point {
+        let before = self.end;
+        self.end = Point {
+            offset: before.offset + u64::from(count),
+            chain: chain::after_batch(before.chain, crc, count),
+            bytes: before.bytes + bytes,
+        };
+        self.last_age_ms = age_ms;
+        before
+    }
+
+    /// Takes a batch into the books and leaves a gap in its place.
+    pub(super) fn drop_newest(&mut self, crc: u32, count: u32, age_ms: u64) -> Point {
+        let from = self.append(crc, count, 0, age_ms);
+        self.add_gap(from, self.end, GapReason::DroppedNewest);
+        self.settle();
+        from
+    }
+
+    /// Moves the cursor up to a boundary; false when it is there already.
+    pub(super) fn acknowledge(&mut self, to: Point) -> bool {
+        if to.offset <= self.acked.offset || to.offset > self.end.offset {
+            return false;
+        }
+        let gone: u64 = self
+            .gaps
+            .range(self.acked.offset..to.offset)
+            .map(|(_, gap)| gap.records())
+            .sum();
+        self.committed += to.offset - self.acked.offset - gone;
+        self.acked = to;
+        self.settle();
+        true
+    }
+
+    /// Lets everything before `cut` go. What was not acknowledged leaves gaps with this reason. Returns
+    /// the offsets to delete.
+    pub(super) fn trim(&mut self, cut: Point, reason: GapReason) -> Option<(Offset, Offset)> {
+        if cut.offset <= self.start.offset || cut.offset > self.end.offset {
+            return None;
+        }
+        let from = self.start.offset;
+        self.start = if cut.offset <= self.acked.offset {
+            cut
+        } else {
+            self.acked
+        };
+        let start = self.start.offset;
+        Arc::make_mut(&mut self.gaps).retain(|offset, _| *offset >= start);
+        if cut.offset > self.acked.offset {
+            self.add_gap(self.acked, cut, reason);
+        }
+        self.settle();
+        Some((from, cut.offset))
+    }
+
+    /// Notes that the disk lost what lies between two boundaries.
+    pub(super) fn add_damage(&mut self, from: Point, to: Point) {
+        self.add_gap(from, to, GapReason::Damaged);
+    }
+
+    /// The stretches of `from..to` that are no gap yet become one. Those before `acked` are no loss:
+    /// the hub has the records.
+    fn add_gap(&mut self, from: Point, to: Point, reason: GapReason) {
+        let acked = self.acked;
+        if from.offset < acked.offset && acked.offset < to.offset {
+            self.add_gap(from, acked, reason);
+            self.add_gap(acked, to, reason);
+            return;
+        }
+        let inside: Vec<Gap> = self
+            .gaps
+            .range(from.offset..to.offset)
+            .map(|(_, gap)| *gap)
+            .collect();
+        let mut at = from;
+        for gap in inside {
+            self.add_stretch(at, gap.from, reason);
+            at = gap.to;
+        }
+        self.add_stretch(at, to, reason);
+    }
+
+    fn add_stretch(&mut self, from: Point, to: Point, reason: GapReason) {
+        if from.offset >= to.offset {
+            return;
+        }
+        if from.offset >= self.acked.offset {
+            self.lost.add(reason, to.offset - from.offset);
+        }
+        let acked = self.acked.offset;
+        let gaps = Arc::make_mut(&mut self.gaps);
+        let mut gap = Gap { from, to, reason };
+        if let Some((_, before)) = gaps.range(..from.offset).next_back()
+            && before.to.offset == from.offset
+            && before.reason == reason
+            && from.offset != acked
+        {
+            gap.from = before.from;
+        }
+        if let Some(after) = gaps.get(&to.offset)
+            && after.reason == reason
+            && to.offset != acked
+        {
+            gap.to = after.to;
+            gaps.remove(&to.offset);
+        }
+        gaps.insert(gap.from.offset, gap);
+    }
+
+    /// An acknowledged gap at the start has told its story.
+    fn settle(&mut self) {
+        while let Some(gap) = self.gaps.get(&self.start.offset).copied()
+            && gap.to.offset <= self.acked.offset
+        {
+            self.start = gap.to;
+            Arc::make_mut(&mut self.gaps).remove(&gap.from.offset);
+        }
+    }
+
+    /// Brings the books in order after a recovery.
+    pub(super) fn settle_recovered(&mut self) {
+        self.settle();
+        if !self.is_balanced() {
+            self.balance();
+        }
+        self.indexed = None;
+    }
+
+    /// The gap that holds this offset.
+    pub(super) fn gap_at(&self, offset: Offset) -> Option<Gap> {
+        let (_, gap) = self.gaps.range(..=offset).next_back()?;
+        (offset < gap.to.offset).then_some(*gap)
+    }
+
+    /// A boundary known from memory.
+    pub(super) fn known_point(&self, offset: Offset) -> Option<Point> {
+        if let Some(point) = [self.start, self.acked, self.end]
+            .into_iter()
+            .find(|point| point.offset == offset)
+        {
+            return Some(point);
+        }
+        if let Some(gap) = self.gaps.get(&offset) {
+            return Some(gap.from);
+        }
+        let (_, before) = self.gaps.range(..offset).next_back()?;
+        (before.to.offset == offset).then_some(before.to)
+    }
+
+    /// Logical bytes stored between two boundaries.
+    pub(super) fn live_bytes(&self, from: Point, to: Point) -> u64 {
+        let gone: u64 = self
+            .gaps
+            .range(from.offset..to.offset)
+            .map(|(_, gap)| gap.bytes())
+            .sum();
+        to.bytes.saturating_sub(from.bytes).saturating_sub(gone)
+    }
+
+    pub(super) fn stored_bytes(&self) -> u64 {
+        self.live_bytes(self.start, self.end)
+    }
+
+    pub(super) fn acked_bytes(&self) -> u64 {
+        self.live_bytes(self.start, self.acked)
+    }
+
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.live_bytes(self.acked, self.end)
+    }
+
+    pub(super) fn queued(&self) -> u64 {
+        let gone: u64 = self
+            .gaps
+            .range(self.acked.offset..)
+            .map(|(_, gap)| gap.records())
+            .sum();
+        self.end.offset - self.acked.offset - gone
+    }
+
+    pub(super) fn add_to(&self, ledger: &mut Ledger) {
+        ledger.accepted += self.end.offset;
+        ledger.committed += self.committed;
+        ledger.queued += self.queued();
+        ledger.queued_bytes += self.queued_bytes();
+        ledger.expired += self.lost.expired;
+        ledger.dropped_oldest += self.lost.oldest;
+        ledger.dropped_newest += self.lost.newest;
+        ledger.damaged += self.lost.damaged;
+    }
+
+    /// Makes the ledger add up after a recovery that could not read everything: what nothing else
+    /// explains was damaged.
+    fn balance(&mut self) {
+        let explained = self.committed + self.queued() + self.lost.total();
+        self.lost.damaged += self.end.offset.saturating_sub(explained);
+        let mut excess = explained.saturating_sub(self.end.offset);
+        for number in [
+            &mut self.lost.damaged,
+            &mut self.committed,
+            &mut self.lost.expired,
+            &mut self.lost.oldest,
+            &mut self.lost.newest,
+        ] {
+            let taken = excess.min(*number);
+            *number -= taken;
+            excess -= taken;
+        }
+    }
+
+    /// True when the books add up.
+    fn is_balanced(&self) -> bool {
+        self.end.offset == self.committed + self.queued() + self.lost.total()
+    }
+
+    pub(super) fn invariants(&self) {
+        debug_assert!(self.start.offset <= self.acked.offset, "{self:?}");
+        debug_assert!(self.acked.offset <= self.end.offset, "{self:?}");
+        debug_assert!(self.origin <= self.acked.offset, "{self:?}");
+        debug_assert!(self.is_balanced(), "ledger: {self:?}");
+        let mut at = self.start.offset;
+        for gap in self.gaps.values() {
+            debug_assert!(gap.from.offset >= at, "gap before {at}: {self:?}");
+            debug_assert!(gap.from.offset < gap.to.offset, "{self:?}");
+            let acked = self.acked.offset;
+            debug_assert!(
+                gap.to.offset <= acked || gap.from.offset >= acked,
+                "{self:?}"
+            );
+            at = gap.to.offset;
+        }
+        debug_assert!(at <= self.end.offset, "{self:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trimming_unsent_records_keeps_earlier_gaps_with_their_reason() {
+        let mut p = log(&[10, 10]);
+        p.drop_newest(7, 5, 0);
+        p.append(8, 10, 100, 0);
+        let (cut, oldest) = (p.end, GapReason::DroppedOldest);
+        p.append(9, 1, 100, 0);
+        assert_eq!(p.trim(cut, oldest), Some((0, 35)));
+        let seen: Vec<_> = p
+            .gaps
+            .values()
+            .map(|g| (g.from.offset, g.to.offset, g.reason))
+            .collect();
+        let newest = GapReason::DroppedNewest;
+        assert_eq!(seen, [(0, 20, oldest), (20, 25, newest), (25, 35, oldest)]);
+        assert_eq!(
+            (p.queued(), p.queued_bytes(), p.stored_bytes()),
+            (1, 100, 100)
+        );
+        p.invariants();
+    }
+
+    #[test]
+    fn gaps_of_one_reason_grow_together() {
+        let mut p = log(&[1, 1, 1, 1]);
+        for offset in 1..4 {
+            let cut = Point {
+                offset,
+                chain: offset,
+                bytes: offset * 100,
+            };
+            p.trim(cut, GapReason::Expired);
+        }
+        assert_eq!(p.gaps.len(), 1);
+        assert_eq!((p.lost.expired, p.queued_bytes()), (3, 100));
+        p.invariants();
+    }
+
+    #[test]
+    fn an_acknowledged_gap_at_the_start_goes() {
+        let mut p = log(&[5]);
+        let cut = p.end;
+        p.append(3, 5, 100, 0);
+        p.trim(cut, GapReason::Expired);
+        assert_eq!(p.range().start, 0);
+        assert!(p.acknowledge(cut));
+        assert!(p.gaps.is_empty());
+        assert_eq!((p.range().start, p.committed), (5, 0));
+        assert!(!p.acknowledge(cut), "the cursor moves up only");
+        p.invariants();
+    }
+
+    #[test]
+    fn damage_among_acknowledged_records_is_no_loss() {
+        let mut p = log(&[10, 10, 10]);
+        let point = |offset: u64| Point {
+            offset,
+            chain: 1,
+            bytes: offset * 10,
+        };
+        p.acknowledge(point(20));
+        p.add_damage(point(10), point(30));
+        assert_eq!((p.lost.damaged, p.committed, p.queued()), (10, 20, 0));
+        assert_eq!(p.gaps.len(), 2, "no gap spans the cursor");
+        p.invariants();
+    }
+
+    fn log(counts: &[u32]) -> Partition {
+        let mut p = Partition::new(TopicName::new("t").unwrap(), 0);
+        for count in counts {
+            p.append(1, *count, 100, 0);
+        }
+        p
+    }
+}

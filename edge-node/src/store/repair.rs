@@ -1,0 +1,430 @@
+//! Salvage: a damaged database is set aside and everything that can be read goes into a new one.
+//!
+//! ```text
+//! store/  db/           the database           salvage        damage was found: salvage on start
+//!         ends          the books once more    damaged-<n>/   what was set aside, the latest only
+//!         reserve                              db-new/        a copy under way
+//!
+//! mark ─► db → damaged-n ─► copy to db-new ─► db-new → db ─► unmark
+//! ```
+//! Each step can be cut short: the next start finds the mark and begins again from what was set aside.
+//! Deliberately not done: salvage in place. The copy needs as much free space as the log; when there is
+//! less, records that the hub has are left out, and what does not fit then counts as damaged.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rocksdb::{DB, WriteBatch, WriteOptions};
+use shared::ids::{Incarnation, Offset};
+
+use super::age::AgeClock;
+use super::disk::{DiskError, Op};
+use super::ends::Ends;
+use super::engine::Loaded;
+use super::partition::Partition;
+use super::rocks::{self, IDX, LOG, META};
+use super::value::{self, IndexEntry, StoreRecord};
+use super::{PartitionId, keys, space};
+
+const MARK: &str = "salvage";
+const DB_DIR: &str = "db";
+const NEW_DIR: &str = "db-new";
+const ASIDE: &str = "damaged-";
+/// Bytes copied in one write.
+const COPY_BYTES: usize = 2 << 20;
+
+/// What a salvage did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Salvage {
+    /// Why it was needed.
+    pub reason: String,
+    /// Where the damaged files are kept until the next salvage.
+    pub set_aside: Option<PathBuf>,
+    /// Record batches copied.
+    pub batches: u64,
+    /// True when nothing could be read: the store has a new incarnation.
+    pub is_total_loss: bool,
+}
+
+/// Notes that the next start must salvage.
+pub(super) fn mark(dir: &Path, why: &str) {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(dir.join(MARK))?;
+        file.write_all(why.as_bytes())?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()
+    };
+    if let Err(error) = write() {
+        tracing::error!(%error, "Store could not be marked as damaged");
+    }
+}
+
+/// Why a salvage is due, if it is.
+pub(super) fn marked(dir: &Path) -> Option<String> {
+    let reason = fs::read(dir.join(MARK)).ok()?;
+    Some(String::from_utf8_lossy(&reason).into_owned())
+}
+
+/// Sets the database aside and makes a new one of what can be read.
+pub(super) fn salvage(
+    dir: &Path,
+    reason: String,
+    ends: Option<&Ends>,
+    fresh: Incarnation,
+    index_bytes: u64,
+) -> Result<Salvage, DiskError> {
+    let source = set_aside(dir).map_err(|error| io_error(&error))?;
+    let old = source.as_deref().and_then(open_damaged);
+    let target = dir.join(NEW_DIR);
+    let db = rocks::open_db(&target, true).map_err(rocks::disk_error)?;
+    let mut loaded = read_books(old.as_ref(), ends, fresh);
+    let is_total_loss = loaded.record.incarnation == fresh;
+    if is_total_loss {
+        for (_, p) in &mut loaded.partitions {
+            p.start = p.acked;
+            p.origin = p.acked.offset;
+        }
+    }
+    let has_room = source.as_deref().is_none_or(|source| {
+        space::free_bytes(dir).is_ok_and(|free| free > space::size_of(source))
+    });
+    let mut copy = Copy {
+        db: &db,
+        batch: WriteBatch::default(),
+        batches: 0,
+    };
+    for (id, p) in &mut loaded.partitions {
+        if !has_room {
+            p.start = p.acked;
+            let start = p.start.offset;
+            std::sync::Arc::make_mut(&mut p.gaps).retain(|from, _| *from >= start);
+        }
+        if let Some(old) = &old
+            && let Err(error) = copy.partition(old, *id, p.start.offset, index_bytes)
+        {
+            // what was not copied is found missing and declared
+            tracing::error!(?error, topic = %p.topic, partition = p.index, "Salvage of a log ended early");
+        }
+    }
+    copy.flush()?;
+    let batches = copy.batches;
+    write_books(&db, &loaded)?;
+    for name in [LOG, META, IDX] {
+        db.flush_cf(rocks::family(&db, name))
+            .map_err(rocks::disk_error)?;
+    }
+    drop(db);
+    drop(old);
+    let finish = || -> io::Result<()> {
+        fs::rename(&target, dir.join(DB_DIR))?;
+        fs::remove_file(dir.join(MARK)).or_else(ignore_missing)?;
+        File::open(dir)?.sync_all()
+    };
+    finish().map_err(|error| io_error(&error))?;
+    Ok(Salvage {
+        reason,
+        set_aside: source,
+        batches,
+        is_total_loss,
+    })
+}
+
+/// Moves the database out of the way; finds it there when an earlier salvage was cut short.
+fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
+    fs::remove_dir_all(dir.join(NEW_DIR)).or_else(ignore_missing)?;
+    let mut older = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(ASIDE)?.parse::<u64>().ok());
+        older.extend(number);
+    }
+    older.sort_unstable();
+    let db = dir.join(DB_DIR);
+    if !db.exists() {
+        return Ok(older.last().map(|n| dir.join(format!("{ASIDE}{n}"))));
+    }
+    for number in &older {
+        fs::remove_dir_all(dir.join(format!("{ASIDE}{number}")))?;
+    }
+    let aside = dir.join(format!("{ASIDE}{}", older.last().map_or(1, |n| n + 1)));
+    fs::rename(&db, &aside)?;
+    File::open(dir)?.sync_all()?;
+    Ok(Some(aside))
+}
+
+/// Opens what is there for reading; asks RocksDB to piece files together when it refuses.
+fn open_damaged(path: &Path) -> Option<DB> {
+    let open = || {
+        let (mut options, families) = rocks::tuned(false);
+        options.set_paranoid_checks(false);
+        let names = families
+            .iter()
+            .map(|family| family.name().to_owned())
+            .collect::<Vec<_>>();
+        DB::open_cf_for_read_only(&options, path, names, false)
+    };
+    open()
+        .or_else(|error| {
+            tracing::warn!(%error, "Damaged database does not open and is pieced together");
+            let (options, _) = rocks::tuned(false);
+            DB::repair(&options, path)?;
+            open()
+        })
+        .map_err(|error| tracing::error!(%error, "Damaged database is unreadable"))
+        .ok()
+}
+
+/// The books, as far as they can be read, and from the ends file for the rest.
+fn read_books(old: Option<&DB>, ends: Option<&Ends>, fresh: Incarnation) -> Loaded {
+    let point = |key: &[u8]| -> Option<Vec<u8>> {
+        let old = old?;
+        old.get_cf(rocks::family(old, META), key).ok().flatten()
+    };
+    let stored = point(keys::STORE).and_then(|record| value::parse_store(&record));
+    let is_readable = stored.is_some() || old.is_some_and(has_batches);
+    let record = match (stored, ends) {
+        (Some(record), _) => record,
+        (None, Some(ends)) if is_readable => ends.record,
+        (None, Some(ends)) => StoreRecord {
+            incarnation: fresh,
+            ..ends.record
+        },
+        (None, None) => StoreRecord {
+            incarnation: fresh,
+            next_partition: 0,
+            next_producer: 0,
+            age: AgeClock::default(),
+        },
+    };
+    let known = ends.map_or(0, |ends| ends.record.next_partition);
+    let mut loaded = Loaded {
+        record,
+        partitions: Vec::new(),
+        producers: Vec::new(),
+    };
+    for id in (0..record.next_partition.max(known)).map(PartitionId) {
+        let stored = point(&keys::partition(id)).and_then(|books| value::parse_partition(&books));
+        let noted = ends.and_then(|ends| ends.partitions.get(&id));
+        let Some(mut p) = stored.or_else(|| noted.cloned()) else {
+            continue;
+        };
+        if let Some(old) = old {
+            read_gaps(old, id, &mut p);
+            read_producers(old, id, &mut loaded);
+        }
+        loaded.partitions.push((id, p));
+    }
+    loaded
+}
+
+fn has_batches(db: &DB) -> bool {
+    let mut iter = rocks::bounded(db, LOG, Vec::new(), vec![0xff; 13]);
+    iter.seek_to_first();
+    iter.valid()
+}
+
+fn read_gaps(old: &DB, id: PartitionId, p: &mut Partition) {
+    let prefix = &keys::gap(id, 0)[..5];
+    let gaps = std::sync::Arc::make_mut(&mut p.gaps);
+    each_readable(old, META, prefix, 0, &mut |from, found| {
+        gaps.extend(value::parse_gap(found).map(|gap| (from, gap)));
+        true
+    });
+}
+
+fn read_producers(old: &DB, id: PartitionId, loaded: &mut Loaded) {
+    let first = super::producers::ProducerKey {
+        partition: id,
+        id: 0,
+    };
+    let prefix = &keys::producer(first)[..5];
+    each_readable(old, META, prefix, 0, &mut |producer, found| {
+        let key = super::producers::ProducerKey {
+            partition: id,
+            id: producer.cast_signed(),
+        };
+        loaded
+            .producers
+            .extend(value::parse_producer(found).map(|state| (key, state)));
+        true
+    });
+}
+
+fn write_books(db: &DB, loaded: &Loaded) -> Result<(), DiskError> {
+    let mut ops = vec![Op::PutStore(loaded.record)];
+    for (id, p) in &loaded.partitions {
+        ops.push(Op::PutPartition {
+            partition: *id,
+            books: p.clone(),
+        });
+        ops.extend(p.gaps.values().map(|gap| Op::PutGap {
+            partition: *id,
+            gap: *gap,
+        }));
+    }
+    for (key, state) in &loaded.producers {
+        ops.push(Op::PutProducer {
+            key: *key,
+            state: state.clone(),
+        });
+    }
+    rocks::write_ops(db, &ops, true, &mut Vec::new())
+}
+
+/// A copy under way.
+struct Copy<'a> {
+    db: &'a DB,
+    batch: WriteBatch,
+    batches: u64,
+}
+
+impl Copy<'_> {
+    fn partition(
+        &mut self,
+        old: &DB,
+        id: PartitionId,
+        from: Offset,
+        index_bytes: u64,
+    ) -> Result<(), DiskError> {
+        let mut indexed = None;
+        let mut outcome = Ok(());
+        each_readable(
+            old,
+            LOG,
+            &keys::item(id, 0)[..4],
+            from,
+            &mut |base, found| {
+                // RocksDB's checksum held; the producer's own is cheap to ask as well
+                let Some((head, batch)) = value::split_batch(found) else {
+                    return true;
+                };
+                if shared::record::verify_checksum(batch, value::crc_of(batch)).is_err() {
+                    return true;
+                }
+                self.batch
+                    .put_cf(rocks::family(self.db, LOG), keys::item(id, base), found);
+                self.batches += 1;
+                if indexed.is_none_or(|at| head.bytes >= at + index_bytes) {
+                    indexed = Some(head.bytes);
+                    let point = super::partition::Point {
+                        offset: base,
+                        chain: head.chain,
+                        bytes: head.bytes,
+                    };
+                    let max_timestamp_ms = shared::record::BatchHeader::parse(batch)
+                        .map_or(0, |header| header.max_timestamp_ms);
+                    let entry = IndexEntry {
+                        point,
+                        age_ms: head.age_ms,
+                        max_timestamp_ms,
+                    };
+                    let index = rocks::family(self.db, IDX);
+                    self.batch
+                        .put_cf(index, keys::item(id, base), value::index_entry(&entry));
+                }
+                if self.batch.size_in_bytes() >= COPY_BYTES {
+                    outcome = self.flush();
+                }
+                outcome.is_ok()
+            },
+        );
+        outcome
+    }
+
+    fn flush(&mut self) -> Result<(), DiskError> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        let batch = std::mem::take(&mut self.batch);
+        self.db
+            .write_opt(batch, &options)
+            .map_err(rocks::disk_error)
+    }
+}
+
+/// Shows every value under `prefix` whose u64 suffix is at least `from`, as far as blocks can be read:
+/// behind a damaged block it goes on at the first key that can. Ends when `visit` says false.
+fn each_readable(
+    db: &DB,
+    family: &str,
+    prefix: &[u8],
+    from: u64,
+    visit: &mut dyn FnMut(u64, &[u8]) -> bool,
+) {
+    let mut at = from;
+    loop {
+        let mut iter = under(db, family, prefix, at);
+        while let Some((key, found)) = iter.item() {
+            let Some(suffix) = key.get(prefix.len()..).and_then(|tail| tail.first_chunk()) else {
+                return;
+            };
+            let suffix = u64::from_be_bytes(*suffix);
+            if !visit(suffix, found) {
+                return;
+            }
+            at = suffix.saturating_add(1);
+            iter.next();
+        }
+        if iter.status().is_ok() {
+            return;
+        }
+        match next_readable(db, family, prefix, at) {
+            Some(next) => at = next,
+            None => return,
+        }
+    }
+}
+
+/// The first place behind a damaged one: strides that double, then halves back.
+fn next_readable(db: &DB, family: &str, prefix: &[u8], at: u64) -> Option<u64> {
+    let is_readable = |suffix: u64| {
+        let iter = under(db, family, prefix, suffix);
+        iter.valid() || iter.status().is_ok()
+    };
+    let mut stride = 1;
+    let mut sound = loop {
+        let next = at.checked_add(stride)?;
+        if is_readable(next) {
+            break next;
+        }
+        stride = stride.checked_mul(2)?;
+    };
+    let mut damaged = at + stride / 2;
+    while damaged + 1 < sound {
+        let middle = damaged + (sound - damaged) / 2;
+        if is_readable(middle) {
+            sound = middle;
+        } else {
+            damaged = middle;
+        }
+    }
+    Some(sound)
+}
+
+fn under<'a>(db: &'a DB, family: &str, prefix: &[u8], from: u64) -> rocksdb::DBRawIterator<'a> {
+    let mut first = prefix.to_vec();
+    first.extend_from_slice(&from.to_be_bytes());
+    let mut last = prefix.to_vec();
+    last.extend_from_slice(&[0xff; 9]);
+    let mut iter = rocks::bounded(db, family, first.clone(), last);
+    iter.seek(first);
+    iter
+}
+
+fn ignore_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn io_error(error: &io::Error) -> DiskError {
+    if error.kind() == io::ErrorKind::StorageFull {
+        DiskError::Full(error.to_string())
+    } else {
+        DiskError::Failed(error.to_string())
+    }
+}

@@ -1,0 +1,490 @@
+//! RocksDB as the [`Disk`]: three column families, tuned for a small box and a queue's life.
+//!
+//! Reads start at known positions and end at bounds, whole ranges are deleted at once, so that no reader
+//! walks over tombstones. Values are batches that producers or the door have compressed where it pays:
+//! they are not compressed again.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRawIterator, DBRecoveryMode, ErrorKind, Options, ReadOptions, WriteBatch, WriteBufferManager,
+    WriteOptions,
+};
+use shared::ids::Offset;
+
+use super::disk::{Disk, DiskError, Op, Scan, Stored};
+use super::ends::EndsFile;
+use super::engine::Loaded;
+use super::partition::Partition;
+use super::space::{self, Reserve};
+use super::value::{self, IndexEntry};
+use super::{PartitionId, keys};
+
+pub(super) const LOG: &str = "log";
+pub(super) const META: &str = "meta";
+pub(super) const IDX: &str = "idx";
+
+const MIB: usize = 1 << 20;
+
+/// The store's files on disk.
+#[derive(Debug)]
+pub(super) struct RocksDisk {
+    db: DB,
+    dir: PathBuf,
+    ends: Mutex<EndsFile>,
+    scratch: Mutex<Vec<u8>>,
+    reserve: Reserve,
+    min_free_bytes: u64,
+}
+
+impl RocksDisk {
+    pub(super) fn new(
+        db: DB,
+        dir: &Path,
+        ends: EndsFile,
+        reserve: Reserve,
+        min_free_bytes: u64,
+    ) -> Self {
+        Self {
+            db,
+            dir: dir.to_owned(),
+            ends: Mutex::new(ends),
+            scratch: Mutex::default(),
+            reserve,
+            min_free_bytes,
+        }
+    }
+
+    /// Looks after the ends file. True when something is left to sync.
+    pub(super) fn sync_ends(&self) -> bool {
+        self.ends().sync_if_due()
+    }
+
+    /// Notes that the store was closed in order.
+    pub(super) fn close(&self) {
+        self.ends().close();
+    }
+
+    fn ends(&self) -> MutexGuard<'_, EndsFile> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn db(&self) -> &DB {
+        &self.db
+    }
+}
+
+impl Disk for RocksDisk {
+    fn commit(&self, ops: &[Op], is_synced: bool) -> Result<(), DiskError> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        write_ops(&self.db, ops, is_synced, &mut scratch)?;
+        drop(scratch);
+        let mut ends = self.ends();
+        for op in ops {
+            match op {
+                Op::PutPartition { partition, books } => ends.write_partition(*partition, books),
+                Op::PutStore(record) => ends.write_store(*record),
+                Op::PutBatch { .. }
+                | Op::PutIndex { .. }
+                | Op::Delete { .. }
+                | Op::PutGap { .. }
+                | Op::DeleteGap { .. }
+                | Op::PutProducer { .. }
+                | Op::DeleteProducer(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(&self, partition: PartitionId, from: Offset, to: Offset) -> Box<dyn Scan + '_> {
+        scan(&self.db, partition, from, to)
+    }
+
+    fn index(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+        visit: &mut dyn FnMut(&IndexEntry) -> bool,
+    ) -> Result<(), DiskError> {
+        let Some(first) = from.checked_add(1).filter(|first| *first < to) else {
+            return Ok(());
+        };
+        let mut iter = bounded(
+            &self.db,
+            IDX,
+            keys::item(partition, first),
+            keys::item(partition, to),
+        );
+        iter.seek_to_first();
+        while let Some(value) = iter.value() {
+            let entry = value::parse_index_entry(value)
+                .ok_or_else(|| DiskError::Corrupt("index entry does not parse".to_owned()))?;
+            if !visit(&entry) {
+                return Ok(());
+            }
+            iter.next();
+        }
+        iter.status().map_err(disk_error)
+    }
+
+    fn reclaim(&self, partition: PartitionId, to: Offset) -> Result<(), DiskError> {
+        // the end is part of the range
+        let (from, last) = (
+            keys::item(partition, 0),
+            keys::item(partition, to.saturating_sub(1)),
+        );
+        for name in [LOG, IDX] {
+            let family = family(&self.db, name);
+            self.db
+                .delete_file_in_range_cf(family, from, last)
+                .map_err(disk_error)?;
+        }
+        Ok(())
+    }
+
+    fn is_low(&self) -> bool {
+        space::free_bytes(&self.dir).is_ok_and(|free| free < self.min_free_bytes)
+    }
+
+    fn open_reserve(&self) -> bool {
+        self.reserve.open()
+    }
+
+    fn maintain(&self) {
+        if let Ok(free) = space::free_bytes(&self.dir) {
+            self.reserve.fill(free, self.min_free_bytes);
+        }
+    }
+
+    fn mark_damaged(&self, why: &str) {
+        super::repair::mark(&self.dir, why);
+    }
+}
+
+/// Carries out a list of changes as one write.
+pub(super) fn write_ops(
+    db: &DB,
+    ops: &[Op],
+    is_synced: bool,
+    scratch: &mut Vec<u8>,
+) -> Result<(), DiskError> {
+    let (log, meta, idx) = (family(db, LOG), family(db, META), family(db, IDX));
+    let mut batch = WriteBatch::default();
+    for op in ops {
+        match op {
+            Op::PutBatch {
+                partition,
+                base,
+                head,
+                batch: bytes,
+            } => {
+                value::put_batch(scratch, head, *base, bytes);
+                batch.put_cf(log, keys::item(*partition, *base), &scratch[..]);
+            }
+            Op::PutIndex { partition, entry } => {
+                let key = keys::item(*partition, entry.point.offset);
+                batch.put_cf(idx, key, value::index_entry(entry));
+            }
+            Op::Delete {
+                partition,
+                from,
+                to,
+            } => {
+                let (from, to) = (keys::item(*partition, *from), keys::item(*partition, *to));
+                batch.delete_range_cf(log, from, to);
+                batch.delete_range_cf(idx, from, to);
+            }
+            Op::PutGap { partition, gap } => {
+                let key = keys::gap(*partition, gap.from.offset);
+                batch.put_cf(meta, key, value::gap(gap));
+            }
+            Op::DeleteGap { partition, from } => {
+                batch.delete_cf(meta, keys::gap(*partition, *from));
+            }
+            Op::PutPartition { partition, books } => {
+                batch.put_cf(meta, keys::partition(*partition), value::partition(books));
+            }
+            Op::PutProducer { key, state } => {
+                batch.put_cf(meta, keys::producer(*key), value::producer(state));
+            }
+            Op::DeleteProducer(key) => batch.delete_cf(meta, keys::producer(*key)),
+            Op::PutStore(record) => batch.put_cf(meta, keys::STORE, value::store(record)),
+        }
+    }
+    let mut options = WriteOptions::default();
+    options.set_sync(is_synced);
+    db.write_opt(batch, &options).map_err(disk_error)
+}
+
+/// Batches of a partition from the one that holds `from`, up to and without `to`.
+pub(super) fn scan(
+    db: &DB,
+    partition: PartitionId,
+    from: Offset,
+    to: Offset,
+) -> Box<dyn Scan + '_> {
+    Box::new(LogScan::new(db, partition, from, to))
+}
+
+/// Batches of one partition, from the one that holds a given offset.
+struct LogScan<'a> {
+    iter: DBRawIterator<'a>,
+    partition: PartitionId,
+    from: Offset,
+    has_begun: bool,
+}
+
+impl<'a> LogScan<'a> {
+    fn new(db: &'a DB, partition: PartitionId, from: Offset, to: Offset) -> Self {
+        let iter = bounded(
+            db,
+            LOG,
+            keys::item(partition, 0),
+            keys::item(partition, to.max(from)),
+        );
+        Self {
+            iter,
+            partition,
+            from,
+            has_begun: false,
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), DiskError> {
+        let key = keys::item(self.partition, self.from);
+        self.iter.seek(key);
+        if self.iter.key() == Some(&key[..]) {
+            return Ok(());
+        }
+        self.iter.status().map_err(disk_error)?;
+        // no batch begins here: the one before may hold the offset
+        self.iter.seek_for_prev(key);
+        let from = self.from;
+        if self.current()?.is_none_or(|stored| stored.next() <= from) {
+            self.iter.seek(key);
+        }
+        Ok(())
+    }
+
+    fn current(&self) -> Result<Option<Stored>, DiskError> {
+        match self.iter.item() {
+            Some((key, value)) => parse_stored(self.partition, key, value).map(Some),
+            None => self.iter.status().map(|()| None).map_err(disk_error),
+        }
+    }
+}
+
+impl Scan for LogScan<'_> {
+    fn next(&mut self) -> Result<Option<Stored>, DiskError> {
+        if self.has_begun {
+            if self.iter.valid() {
+                self.iter.next();
+            }
+        } else {
+            self.has_begun = true;
+            self.begin()?;
+        }
+        self.current()
+    }
+}
+
+fn parse_stored(partition: PartitionId, key: &[u8], value: &[u8]) -> Result<Stored, DiskError> {
+    let base = keys::offset_of(partition, key);
+    let parsed = base.zip(value::split_batch(value));
+    let (base, (head, batch)) =
+        parsed.ok_or_else(|| DiskError::Corrupt("stored batch does not parse".to_owned()))?;
+    Ok(Stored {
+        base,
+        head,
+        batch: value::own(batch),
+    })
+}
+
+/// The first batch whose place in the whole store's history is at or after `position`; the last one
+/// when all are older.
+pub(super) fn first_since(
+    db: &DB,
+    partition: PartitionId,
+    position: u64,
+) -> Result<Option<Offset>, DiskError> {
+    let mut iter = bounded(
+        db,
+        LOG,
+        keys::item(partition, 0),
+        keys::item(partition, Offset::MAX),
+    );
+    let mut first = None;
+    iter.seek_to_last();
+    while let Some((key, value)) = iter.item() {
+        let base = keys::offset_of(partition, key);
+        let head = value::split_batch(value);
+        let (base, (head, _)) = base
+            .zip(head)
+            .ok_or_else(|| DiskError::Corrupt("stored batch does not parse".to_owned()))?;
+        if head.position < position && first.is_some() {
+            break;
+        }
+        first = Some(base);
+        iter.prev();
+    }
+    iter.status().map_err(disk_error)?;
+    Ok(first)
+}
+
+/// Everything small that a database holds. `None` when it has no store record: it is new.
+pub(super) fn load(db: &DB) -> Result<Option<Loaded>, DiskError> {
+    let meta = family(db, META);
+    let Some(record) = db.get_cf(meta, keys::STORE).map_err(disk_error)? else {
+        return Ok(None);
+    };
+    let record = value::parse_store(&record).ok_or_else(|| unparsed("store record"))?;
+    let mut partitions: Vec<(PartitionId, Partition)> = Vec::new();
+    each(db, META, &[keys::PARTITION], &mut |key, found| {
+        let id = key.get(1..5).and_then(|id| id.first_chunk());
+        let id = PartitionId(u32::from_be_bytes(*id?));
+        partitions.push((id, value::parse_partition(found)?));
+        Some(())
+    })?;
+    each(db, META, &[keys::GAP], &mut |key, found| {
+        let (id, from) = keys::split_item(key.get(1..)?)?;
+        let gap = value::parse_gap(found)?;
+        let at = partitions.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        let gaps = &mut partitions.get_mut(at)?.1.gaps;
+        std::sync::Arc::make_mut(gaps).insert(from, gap);
+        Some(())
+    })?;
+    let mut producers = Vec::new();
+    each(db, META, &[keys::PRODUCER], &mut |key, found| {
+        producers.push((keys::split_producer(key)?, value::parse_producer(found)?));
+        Some(())
+    })?;
+    Ok(Some(Loaded {
+        record,
+        partitions,
+        producers,
+    }))
+}
+
+fn each(
+    db: &DB,
+    name: &str,
+    prefix: &[u8; 1],
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> Option<()>,
+) -> Result<(), DiskError> {
+    let mut iter = bounded(db, name, *prefix, [prefix[0] + 1]);
+    iter.seek_to_first();
+    while let Some((key, found)) = iter.item() {
+        visit(key, found).ok_or_else(|| unparsed("record"))?;
+        iter.next();
+    }
+    iter.status().map_err(disk_error)
+}
+
+fn unparsed(what: &str) -> DiskError {
+    DiskError::Corrupt(format!("stored {what} does not parse"))
+}
+
+/// An iterator over `from..to` that leaves the block cache to indexes.
+pub(super) fn bounded<'a>(
+    db: &'a DB,
+    name: &str,
+    from: impl Into<Vec<u8>>,
+    to: impl Into<Vec<u8>>,
+) -> DBRawIterator<'a> {
+    let mut options = ReadOptions::default();
+    options.fill_cache(false);
+    options.set_iterate_lower_bound(from);
+    options.set_iterate_upper_bound(to);
+    db.raw_iterator_cf_opt(family(db, name), options)
+}
+
+pub(super) fn family<'a>(db: &'a DB, name: &str) -> &'a ColumnFamily {
+    db.cf_handle(name)
+        .expect("every database is opened with all column families")
+}
+
+/// Opens the database; creates it only when told so.
+pub(super) fn open_db(path: &Path, may_create: bool) -> Result<DB, rocksdb::Error> {
+    let (options, families) = tuned(may_create);
+    DB::open_cf_descriptors(&options, path, families)
+}
+
+/// The options of the whole database and of its column families.
+pub(super) fn tuned(may_create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
+    let cache = Cache::new_lru_cache(8 * MIB);
+    let memory =
+        WriteBufferManager::new_write_buffer_manager_with_cache(12 * MIB, true, cache.clone());
+    let mut options = Options::default();
+    options.create_if_missing(may_create);
+    options.create_missing_column_families(may_create);
+    options.set_write_buffer_manager(&memory);
+    options.set_max_open_files(64);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_max_background_jobs(2);
+    options.set_max_subcompactions(1);
+    options.set_max_total_wal_size(16 << 20);
+    options.set_bytes_per_sync(512 << 10);
+    options.set_max_manifest_file_size(MIB);
+    options.set_max_log_file_size(MIB);
+    options.set_keep_log_file_num(2);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_writable_file_max_buffer_size(256 << 10);
+    options.set_compaction_readahead_size(256 << 10);
+    // a damaged record in the write-ahead log must not take the sound ones behind it along: what is
+    // missing is found and declared by `recovery`
+    options.set_wal_recovery_mode(DBRecoveryMode::SkipAnyCorruptedRecord);
+    let families = [("default", MIB), (META, MIB), (IDX, MIB), (LOG, 4 * MIB)]
+        .map(|(name, buffer)| {
+            let options = family_options(&cache, buffer);
+            ColumnFamilyDescriptor::new(name, options)
+        })
+        .into();
+    (options, families)
+}
+
+fn family_options(cache: &Cache, write_buffer: usize) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(16 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_format_version(5);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(write_buffer);
+    options.set_max_write_buffer_number(3);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_target_file_size_base(8 << 20);
+    options.set_max_bytes_for_level_base(32 << 20);
+    options
+}
+
+pub(super) fn disk_error(error: rocksdb::Error) -> DiskError {
+    let kind = error.kind();
+    let text = error.into_string();
+    if text.contains("No space left") || text.contains("NoSpace") {
+        return DiskError::Full(text);
+    }
+    match kind {
+        ErrorKind::Corruption => DiskError::Corrupt(text),
+        ErrorKind::NotFound
+        | ErrorKind::NotSupported
+        | ErrorKind::InvalidArgument
+        | ErrorKind::IOError
+        | ErrorKind::MergeInProgress
+        | ErrorKind::Incomplete
+        | ErrorKind::ShutdownInProgress
+        | ErrorKind::TimedOut
+        | ErrorKind::Aborted
+        | ErrorKind::Busy
+        | ErrorKind::Expired
+        | ErrorKind::TryAgain
+        | ErrorKind::CompactionTooLarge
+        | ErrorKind::ColumnFamilyDropped
+        | ErrorKind::Unknown => DiskError::Failed(text),
+    }
+}

@@ -1,0 +1,379 @@
+//! Stored values, laid out by hand. Numbers are big endian; each value begins with its version.
+//!
+//! ```text
+//! batch      1 │ 0 0 0 │ count u32 │ chain u64 │ bytes u64 │ age u64 │ position u64 │ record batch
+//!              (chain and bytes: of all before it in the partition; position: bytes appended before
+//!              it in the whole store; age: store clock, ms)
+//! index      1 │ point │ age u64 │ max timestamp i64
+//! point      offset u64 │ chain u64 │ bytes u64
+//! gap        1 │ reason u8 │ from point │ to point
+//! partition  1 │ version u64 │ origin u64 │ start point │ acked point │ end point │ committed u64
+//!              │ expired u64 │ oldest u64 │ newest u64 │ damaged u64 │ last age u64
+//!              │ index u32 │ topic length u8 │ topic
+//! producer   1 │ epoch i16 │ used u64 │ n u8 │ n × (first i32 │ last i32 │ base offset u64)
+//! store      1 │ incarnation u128 │ next partition u32 │ next producer i64 │ age u64 │ wall i64
+//! ```
+//! RocksDB has checksums over all of it; a value that does not parse is damage all the same.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use shared::ids::{Incarnation, Offset, TopicName};
+
+use super::GapReason;
+use super::age::AgeClock;
+use super::partition::{Gap, Lost, Partition, Point};
+use super::producers::{ProducerState, Sent};
+
+const VERSION: u8 = 1;
+
+/// Bytes in front of a stored batch.
+pub(super) const HEAD_LEN: usize = 40;
+
+/// What stands in front of a stored batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BatchHead {
+    pub(super) count: u32,
+    /// The partition's history before the batch.
+    pub(super) chain: u64,
+    /// The partition's logical bytes before the batch.
+    pub(super) bytes: u64,
+    pub(super) age_ms: u64,
+    /// Bytes that the whole store appended before it.
+    pub(super) position: u64,
+}
+
+/// An entry of the time index: everything before the point is at most `age_ms` old by the store's
+/// clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IndexEntry {
+    pub(super) point: Point,
+    pub(super) age_ms: u64,
+    /// Largest timestamp of the batch at the point.
+    pub(super) max_timestamp_ms: i64,
+}
+
+/// What belongs to the whole store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StoreRecord {
+    pub(super) incarnation: Incarnation,
+    pub(super) next_partition: u32,
+    /// First producer id of the block that was not begun.
+    pub(super) next_producer: i64,
+    pub(super) age: AgeClock,
+}
+
+/// A batch in its stored form, with its base offset patched in.
+pub(super) fn put_batch(out: &mut Vec<u8>, head: &BatchHead, base: Offset, batch: &[u8]) {
+    out.clear();
+    out.reserve(HEAD_LEN + batch.len());
+    out.extend_from_slice(&[VERSION, 0, 0, 0]);
+    out.extend_from_slice(&head.count.to_be_bytes());
+    for word in [head.chain, head.bytes, head.age_ms, head.position] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    out.extend_from_slice(batch);
+    shared::record::patch(&mut out[HEAD_LEN..], base, 0);
+}
+
+/// The head of a stored batch and the batch behind it.
+pub(super) fn split_batch(value: &[u8]) -> Option<(BatchHead, &[u8])> {
+    let mut input = Input::new(value)?;
+    input.take::<3>()?;
+    let head = BatchHead {
+        count: input.u32()?,
+        chain: input.u64()?,
+        bytes: input.u64()?,
+        age_ms: input.u64()?,
+        position: input.u64()?,
+    };
+    (head.count > 0 && input.0.len() >= shared::record::HEADER_LEN).then_some((head, input.0))
+}
+
+/// The checksum of a stored batch as its header says.
+pub(super) fn crc_of(batch: &[u8]) -> u32 {
+    batch
+        .get(17..)
+        .and_then(|tail| tail.first_chunk())
+        .map_or(0, |crc| u32::from_be_bytes(*crc))
+}
+
+pub(super) fn index_entry(entry: &IndexEntry) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    put_point(&mut out, &entry.point);
+    out.extend_from_slice(&entry.age_ms.to_be_bytes());
+    out.extend_from_slice(&entry.max_timestamp_ms.to_be_bytes());
+    out
+}
+
+pub(super) fn parse_index_entry(value: &[u8]) -> Option<IndexEntry> {
+    let mut input = Input::new(value)?;
+    Some(IndexEntry {
+        point: input.point()?,
+        age_ms: input.u64()?,
+        max_timestamp_ms: input.u64()?.cast_signed(),
+    })
+}
+
+pub(super) fn gap(gap: &Gap) -> Vec<u8> {
+    let mut out = vec![VERSION, gap.reason as u8];
+    put_point(&mut out, &gap.from);
+    put_point(&mut out, &gap.to);
+    out
+}
+
+pub(super) fn parse_gap(value: &[u8]) -> Option<Gap> {
+    let mut input = Input::new(value)?;
+    let reason = match input.u8()? {
+        1 => GapReason::Expired,
+        2 => GapReason::DroppedOldest,
+        3 => GapReason::DroppedNewest,
+        4 => GapReason::Damaged,
+        _ => return None,
+    };
+    let (from, to) = (input.point()?, input.point()?);
+    (from.offset < to.offset && from.bytes <= to.bytes).then_some(Gap { from, to, reason })
+}
+
+pub(super) fn partition(p: &Partition) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend_from_slice(&p.version.to_be_bytes());
+    out.extend_from_slice(&p.origin.to_be_bytes());
+    for point in [&p.start, &p.acked, &p.end] {
+        put_point(&mut out, point);
+    }
+    let lost = &p.lost;
+    for number in [
+        p.committed,
+        lost.expired,
+        lost.oldest,
+        lost.newest,
+        lost.damaged,
+        p.last_age_ms,
+    ] {
+        out.extend_from_slice(&number.to_be_bytes());
+    }
+    out.extend_from_slice(&p.index.to_be_bytes());
+    let name = p.topic.as_str().as_bytes();
+    out.push(u8::try_from(name.len()).expect("topic names have at most 249 bytes"));
+    out.extend_from_slice(name);
+    out
+}
+
+/// The books of a partition, without its gaps.
+pub(super) fn parse_partition(value: &[u8]) -> Option<Partition> {
+    let mut input = Input::new(value)?;
+    let (version, origin) = (input.u64()?, input.u64()?);
+    let (start, acked, end) = (input.point()?, input.point()?, input.point()?);
+    let committed = input.u64()?;
+    let lost = Lost {
+        expired: input.u64()?,
+        oldest: input.u64()?,
+        newest: input.u64()?,
+        damaged: input.u64()?,
+    };
+    let last_age_ms = input.u64()?;
+    let index = input.u32()?;
+    let len = usize::from(input.u8()?);
+    let name = std::str::from_utf8(input.0.get(..len)?).ok()?;
+    let mut p = Partition::new(TopicName::new(name).ok()?, index);
+    p.version = version;
+    p.origin = origin;
+    (p.start, p.acked, p.end) = (start, acked, end);
+    p.committed = committed;
+    p.lost = lost;
+    p.last_age_ms = last_age_ms;
+    let ordered = start.offset <= acked.offset
+        && acked.offset <= end.offset
+        && start.bytes <= acked.bytes
+        && acked.bytes <= end.bytes
+        && origin <= acked.offset;
+    ordered.then_some(p)
+}
+
+pub(super) fn producer(state: &ProducerState) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend_from_slice(&state.epoch.to_be_bytes());
+    out.extend_from_slice(&state.used.to_be_bytes());
+    out.push(u8::try_from(state.sent.len()).expect("a handful is remembered"));
+    for sent in &state.sent {
+        out.extend_from_slice(&sent.first.to_be_bytes());
+        out.extend_from_slice(&sent.last.to_be_bytes());
+        out.extend_from_slice(&sent.base_offset.to_be_bytes());
+    }
+    out
+}
+
+pub(super) fn parse_producer(value: &[u8]) -> Option<ProducerState> {
+    let mut input = Input::new(value)?;
+    let epoch = i16::from_be_bytes(input.take()?);
+    let used = input.u64()?;
+    let count = usize::from(input.u8()?);
+    let mut sent = VecDeque::with_capacity(count);
+    for _ in 0..count {
+        sent.push_back(Sent {
+            first: i32::from_be_bytes(input.take()?),
+            last: i32::from_be_bytes(input.take()?),
+            base_offset: input.u64()?,
+        });
+    }
+    Some(ProducerState { epoch, used, sent })
+}
+
+pub(super) fn store(record: &StoreRecord) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend_from_slice(&record.incarnation.0.to_be_bytes());
+    out.extend_from_slice(&record.next_partition.to_be_bytes());
+    out.extend_from_slice(&record.next_producer.to_be_bytes());
+    out.extend_from_slice(&record.age.now_ms.to_be_bytes());
+    out.extend_from_slice(&record.age.wall_ms.to_be_bytes());
+    out
+}
+
+pub(super) fn parse_store(value: &[u8]) -> Option<StoreRecord> {
+    let mut input = Input::new(value)?;
+    Some(StoreRecord {
+        incarnation: Incarnation(u128::from_be_bytes(input.take()?)),
+        next_partition: input.u32()?,
+        next_producer: input.u64()?.cast_signed(),
+        age: AgeClock {
+            now_ms: input.u64()?,
+            wall_ms: input.u64()?.cast_signed(),
+        },
+    })
+}
+
+/// The batch of a stored value in memory of its own.
+pub(super) fn own(batch: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(batch)
+}
+
+fn put_point(out: &mut Vec<u8>, point: &Point) {
+    for word in [point.offset, point.chain, point.bytes] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+}
+
+/// A cursor that ends instead of reading past the end.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    /// Begins behind a version that is known.
+    fn new(value: &'a [u8]) -> Option<Self> {
+        value.strip_prefix(&[VERSION]).map(Self)
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take().map(u8::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    fn point(&mut self) -> Option<Point> {
+        Some(Point {
+            offset: self.u64()?,
+            chain: self.u64()?,
+            bytes: self.u64()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_comes_back_as_it_was_and_no_prefix_of_it_parses() {
+        let point = |n: u64| Point {
+            offset: n,
+            chain: !n,
+            bytes: n * 3,
+        };
+        let entry = IndexEntry {
+            point: point(5),
+            age_ms: 6,
+            max_timestamp_ms: -7,
+        };
+        check(&index_entry(&entry), parse_index_entry, &entry);
+        let hole = Gap {
+            from: point(5),
+            to: point(6),
+            reason: GapReason::Damaged,
+        };
+        check(&gap(&hole), parse_gap, &hole);
+        let mut books = Partition::new(TopicName::new("plant.1").unwrap(), 3);
+        (books.version, books.origin, books.committed) = (9, 2, 4);
+        (books.start, books.acked, books.end) = (point(1), point(7), point(9));
+        books.lost = Lost {
+            expired: 1,
+            oldest: 2,
+            newest: 3,
+            damaged: 4,
+        };
+        books.last_age_ms = 88;
+        check(&partition(&books), parse_partition, &books);
+        let sent = Sent {
+            first: i32::MAX,
+            last: 3,
+            base_offset: 1 << 50,
+        };
+        let state = ProducerState {
+            epoch: 7,
+            used: 99,
+            sent: VecDeque::from([sent, sent]),
+        };
+        check(&producer(&state), parse_producer, &state);
+        let all = StoreRecord {
+            incarnation: Incarnation(1 << 100),
+            next_partition: 4,
+            next_producer: 1000,
+            age: AgeClock {
+                now_ms: 5,
+                wall_ms: -6,
+            },
+        };
+        check(&store(&all), parse_store, &all);
+    }
+
+    #[test]
+    fn a_batch_is_stored_behind_its_head_and_with_its_offset() {
+        let head = BatchHead {
+            count: 2,
+            chain: 3,
+            bytes: 4,
+            age_ms: 5,
+            position: 6,
+        };
+        let mut out = Vec::new();
+        put_batch(&mut out, &head, 77, &[0xaa; 70]);
+        let (found, batch) = split_batch(&out).unwrap();
+        assert_eq!((found, &batch[..8]), (head, &77_u64.to_be_bytes()[..]));
+        assert_eq!(split_batch(&out[..90]), None);
+    }
+
+    fn check<T: PartialEq + std::fmt::Debug>(
+        bytes: &[u8],
+        parse: fn(&[u8]) -> Option<T>,
+        expected: &T,
+    ) {
+        assert_eq!(parse(bytes).as_ref(), Some(expected));
+        for len in 0..bytes.len() {
+            assert_eq!(parse(&bytes[..len]), None, "first {len} bytes");
+        }
+        let mut other_version = bytes.to_vec();
+        other_version[0] = 99;
+        assert_eq!(parse(&other_version), None);
+    }
+}

@@ -1,0 +1,181 @@
+//! Group commit: one thread takes everything that waits and has it written with one sync.
+//!
+//! The queue is bounded by count and by bytes; an append that finds it full is refused at once, so that
+//! the producer waits and not our memory. While one group is synced the next one gathers: throughput
+//! grows with load and an idle store answers after one sync.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::engine::Engine;
+use super::rocks::RocksDisk;
+use super::{Append, AppendError, Appended};
+
+/// Largest group: what is copied into one write.
+const GROUP_BYTES: usize = 2 * 1024 * 1024;
+/// What a waiting append takes beside its bytes.
+const OVERHEAD: usize = 256;
+/// How long the thread waits before it looks after what is left to sync.
+const IDLE: Duration = Duration::from_secs(1);
+
+type Answer = Result<Appended, AppendError>;
+
+#[derive(Debug)]
+struct Waiting {
+    append: Append,
+    reply: oneshot::Sender<Answer>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Append(Waiting),
+    Stop,
+}
+
+/// The way to the thread.
+#[derive(Debug)]
+pub(super) struct Writer {
+    queue: SyncSender<Message>,
+    waiting_bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        engine: Arc<Engine<RocksDisk>>,
+        max_len: usize,
+        max_bytes: usize,
+    ) -> std::io::Result<Self> {
+        let (queue, receiver) = sync_channel(max_len.max(1));
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&waiting_bytes);
+        let thread = thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || run(&engine, &receiver, &counter))?;
+        Ok(Self {
+            queue,
+            waiting_bytes,
+            max_bytes,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Queues a batch; never blocks.
+    pub(super) fn append(&self, append: Append) -> oneshot::Receiver<Answer> {
+        let (reply, receiver) = oneshot::channel();
+        let cost = cost(&append);
+        let before = self.waiting_bytes.fetch_add(cost, Ordering::Relaxed);
+        // a batch larger than the whole queue still passes when nothing else waits
+        let refused = if before > 0 && before + cost > self.max_bytes {
+            Some((
+                reply,
+                AppendError::Full("too many appends wait for the disk"),
+            ))
+        } else {
+            match self
+                .queue
+                .try_send(Message::Append(Waiting { append, reply }))
+            {
+                Ok(()) => None,
+                Err(TrySendError::Full(Message::Append(waiting))) => {
+                    let why = AppendError::Full("too many appends wait for the disk");
+                    Some((waiting.reply, why))
+                }
+                Err(TrySendError::Disconnected(Message::Append(waiting))) => {
+                    let why = AppendError::Unavailable("the store is closed".to_owned());
+                    Some((waiting.reply, why))
+                }
+                Err(
+                    TrySendError::Full(Message::Stop) | TrySendError::Disconnected(Message::Stop),
+                ) => None,
+            }
+        };
+        if let Some((reply, why)) = refused {
+            self.waiting_bytes.fetch_sub(cost, Ordering::Relaxed);
+            // whoever asked may have gone
+            reply.send(Err(why)).ok();
+        }
+        receiver
+    }
+
+    /// Answers what waits, then ends the thread. Later appends are refused.
+    pub(super) fn stop(&self) {
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            // ends when the thread has made room, or fails because it is gone
+            self.queue.send(Message::Stop).ok();
+            if thread.join().is_err() {
+                tracing::error!("Store writer ended in a panic");
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn cost(append: &Append) -> usize {
+    append.batch.len() + OVERHEAD
+}
+
+fn run(engine: &Engine<RocksDisk>, queue: &Receiver<Message>, waiting_bytes: &AtomicUsize) {
+    let mut is_stopping = false;
+    let mut has_unsynced = false;
+    let mut group = Vec::new();
+    let mut replies = Vec::new();
+    while !is_stopping {
+        // an idle store sleeps for good once nothing is left to sync
+        let first = if has_unsynced {
+            queue.recv_timeout(IDLE)
+        } else {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        };
+        let mut next = match first {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        let mut bytes = 0;
+        while let Some(message) = next {
+            match message {
+                Message::Append(waiting) => {
+                    bytes += cost(&waiting.append);
+                    group.push(waiting.append);
+                    replies.push(waiting.reply);
+                }
+                Message::Stop => {
+                    is_stopping = true;
+                    break;
+                }
+            }
+            next = if bytes < GROUP_BYTES {
+                queue.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        if !group.is_empty() {
+            let answers = engine.append_group(&group);
+            group.clear();
+            for (reply, answer) in replies.drain(..).zip(answers) {
+                // whoever asked may have gone
+                reply.send(answer).ok();
+            }
+            waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        has_unsynced = engine.disk.sync_ends();
+    }
+}
