@@ -27,4 +27,12 @@ pub(crate) enum Mutation {
     ForgetCredit,
     /// Hub: does not watch for a dead peer.
     ForgetDeadPeer,
+    /// Hub's lane: a new session is told the checkpoints while a transaction is under way.
+    AnswerDuringTransaction,
+    /// Hub's lane: what an older session queued is committed after a newer one was welcomed.
+    KeepOldQueue,
+    /// Hub's lane: an aborted transaction counts as committed.
+    AckAborted,
+    /// Hub's listener: a stream goes to the site's latest session, whatever connection it came on.
+    MixConnections,
 }

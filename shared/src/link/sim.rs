@@ -164,7 +164,11 @@ fn every_broken_rule_is_noticed() {
         (Mutation::ForgetEndCheck, 2_000),
         (Mutation::ForgetTrimmedGap, 2_000),
         (Mutation::ForgetCredit, 300),
-        (Mutation::ForgetDeadPeer, 300),
+        (Mutation::ForgetDeadPeer, 1_000),
+        (Mutation::AnswerDuringTransaction, 1_000),
+        (Mutation::KeepOldQueue, 1_000),
+        (Mutation::AckAborted, 300),
+        (Mutation::MixConnections, 1_000),
     ] {
         let caught = (0..seeds).find_map(|seed| Some((seed, run(seed, Some(mutation)).err()?)));
         let (seed, what) =

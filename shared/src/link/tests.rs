@@ -74,16 +74,20 @@ fn hub_frames(receiver: &mut Receiver) -> Vec<Frame> {
 }
 
 fn closed(outputs: &[SenderOutput]) -> Option<&Close> {
-    outputs.iter().find_map(|output| match output {
-        SenderOutput::Close(close) => Some(close),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        let SenderOutput::Close(close) = output else {
+            return None;
+        };
+        Some(close)
     })
 }
 
 fn hub_closed(outputs: &[ReceiverOutput]) -> Option<&Close> {
-    outputs.iter().find_map(|output| match output {
-        ReceiverOutput::Close(close) => Some(close),
-        _ => None,
+    outputs.iter().find_map(|output| {
+        let ReceiverOutput::Close(close) = output else {
+            return None;
+        };
+        Some(close)
     })
 }
 
@@ -184,9 +188,11 @@ fn open(window: u64) -> Receiver {
 fn delivered(outputs: &[ReceiverOutput]) -> Vec<(u64, u64)> {
     outputs
         .iter()
-        .filter_map(|output| match output {
-            ReceiverOutput::Deliver(d) => Some((d.header.base_offset, d.header.next_offset)),
-            _ => None,
+        .filter_map(|output| {
+            let ReceiverOutput::Deliver(d) = output else {
+                return None;
+            };
+            Some((d.header.base_offset, d.header.next_offset))
         })
         .collect()
 }
@@ -445,10 +451,9 @@ fn many_logs_are_declared_in_frames_that_fit() {
                 continue;
             };
             decoder.feed(&bytes);
-            match decoder.poll().unwrap().unwrap() {
-                Frame::Hello(hello) => declared += hello.logs.len(),
-                Frame::Declare(logs) => declared += logs.len(),
-                other => panic!("{other:?}"),
+            let frame = decoder.poll().unwrap().unwrap();
+            if let Frame::Hello(Hello { logs, .. }) | Frame::Declare(logs) = frame {
+                declared += logs.len();
             }
         }
         if !welcomed {

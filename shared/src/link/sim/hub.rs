@@ -9,6 +9,7 @@ use super::site::check_close;
 use super::world::{Event, World};
 use crate::batch::{Block, Decoders, open};
 use crate::ids::Incarnation;
+use crate::link::broken;
 use crate::link::{Delivered, Receiver, ReceiverConfig, ReceiverOutput};
 use crate::wire::{Code, DataContent, LogEntry, LogReply, MIN_MAX_BATCH_BYTES};
 
@@ -67,6 +68,11 @@ impl World {
             return Ok(());
         }
         let now = self.now;
+        let connection = if broken!(self, MixConnections) && matches!(packet, Packet::Data(_)) {
+            self.hub.lane.attached.unwrap_or(connection)
+        } else {
+            connection
+        };
         let Some(session) = self.hub.sessions.get_mut(&connection) else {
             return Ok(());
         };
@@ -141,7 +147,9 @@ impl World {
     /// the transaction that may hold the rest.
     fn attach(&mut self, connection: u64) -> Verdict {
         let older = self.hub.lane.attached.replace(connection);
-        self.hub.lane.queue.clear();
+        if !broken!(self, KeepOldQueue) {
+            self.hub.lane.queue.clear();
+        }
         self.hub.lane.waiting = None;
         if let Some(older) = older.filter(|older| *older != connection)
             && let Some(session) = self.hub.sessions.get_mut(&older)
@@ -149,7 +157,7 @@ impl World {
             session.receiver.close(Code::Superseded, None, "superseded");
             self.pump_hub(older)?;
         }
-        if self.hub.lane.transaction.is_some() {
+        if self.hub.lane.transaction.is_some() && !broken!(self, AnswerDuringTransaction) {
             self.hub.lane.waiting = Some(connection);
         } else {
             self.answer(connection);
@@ -251,13 +259,15 @@ impl World {
             }
             2 | 3 => self.hub_crashes(true)?,
             // aborted: the lane starts anew from its checkpoints
-            4 | 5 => {
+            4 | 5 if !broken!(self, AckAborted) => {
                 self.hub.lane.transaction = None;
                 self.end_sessions(Code::Busy)?;
             }
             _ => {
                 let work = self.hub.lane.transaction.take().unwrap_or_default();
-                self.commit(&work)?;
+                if outcome > 5 {
+                    self.commit(&work)?;
+                }
                 let mut connections: Vec<u64> = Vec::new();
                 for done in &work {
                     // the lane acknowledges to the session that is attached and to no other

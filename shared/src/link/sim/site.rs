@@ -215,14 +215,14 @@ impl World {
         if !self.site.is_up {
             return Ok(());
         }
-        let is_new =
-            self.site.disk.logs.is_empty() || (self.site.disk.logs.len() < 4 && self.rng.chance(4));
-        if is_new {
+        let known = self.site.disk.logs.len();
+        let number = if known == 0 || (known < 4 && self.rng.chance(4)) {
             self.site.disk.logs.push(DiskLog::default());
-            let number = self.site.disk.logs.len() - 1;
-            self.oracle.begin(self.site.disk.incarnation, number, 0);
-        }
-        let number = self.rng.below(self.site.disk.logs.len() as u64) as usize;
+            self.oracle.begin(self.site.disk.incarnation, known, 0);
+            known
+        } else {
+            self.rng.below(known as u64) as usize
+        };
         let first = self.site.next_id;
         self.site.next_id += self.rng.between(1, 5);
         let ids: Vec<u64> = (first..self.site.next_id).collect();
