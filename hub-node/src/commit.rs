@@ -13,6 +13,8 @@ mod counters;
 mod dead_letter;
 mod driver;
 mod health;
+#[cfg(test)]
+mod kafka_tests;
 mod lanes;
 mod machine;
 mod queue;

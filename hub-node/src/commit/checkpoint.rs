@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(
             hex(&value),
             "01 000000000000002a 1122334455667788 0000000000000005 0000000000000001 \
-             0000018bcfe56800 a9c9f2d8"
+             0000018bcfe56800 e3676d4b"
                 .replace(' ', "")
         );
     }
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(hex(&claim_key()), "02");
         assert_eq!(
             hex(&value),
-            "01 0000018bcfe56800 05 6875622d61 b61d8aa5".replace(' ', "")
+            "01 0000018bcfe56800 05 6875622d61 582fc55d".replace(' ', "")
         );
         assert_eq!(read(&claim_key(), Some(&value)), Entry::Claim(claim()));
     }
@@ -279,7 +279,7 @@ mod tests {
     fn a_layout_has_these_bytes() {
         let value = layout_value(4);
         assert_eq!(hex(&layout_key()), "03");
-        assert_eq!(hex(&value), "01 00000004 b61d8aa5".replace(' ', ""));
+        assert_eq!(hex(&value), "01 00000004 9c1d4fe3".replace(' ', ""));
         assert_eq!(read(&layout_key(), Some(&value)), Entry::Layout(Some(4)));
         assert_eq!(read(&layout_key(), Some(&value[1..])), Entry::Layout(None));
     }

@@ -160,7 +160,7 @@ mod tests {
         let lanes: Vec<_> = ["shop-1", "shop-2", "train-17", "a"]
             .map(|name| lane_of(&SiteId::new(name).unwrap(), 4))
             .into();
-        assert_eq!(lanes, [0, 0, 0, 0]);
+        assert_eq!(lanes, [2, 1, 0, 0]);
     }
 
     #[test]

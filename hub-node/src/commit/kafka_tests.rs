@@ -1,0 +1,625 @@
+//! The lanes on a real cluster, named by `KAFKA_BOOTSTRAP`; without one these tests pass without a
+//! word, for the mock cluster knows neither isolation nor fencing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use shared::ids::{Incarnation, SiteId, TopicName, TopicPartition};
+use shared::record::{Header, put_record};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::sink::kafka::KafkaCluster;
+use crate::sink::{Cluster, LaneSink, OutRecord};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_and_their_checkpoint_commit_together() {
+    let Some(world) = World::new("plain") else {
+        return;
+    };
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("orders", 2);
+    assert_eq!(site.checkpoint(&log).await, None);
+    let headers = [
+        Header {
+            name: b"a",
+            value: Some(b"1"),
+        },
+        Header {
+            name: b"a",
+            value: None,
+        },
+    ];
+    let sent = [
+        (Some(&b"k"[..]), Some(&b"v0"[..]), &headers[..]),
+        (None, Some(&b"v1"[..]), &[]),
+        (Some(&b"k"[..]), None, &[]),
+        (None, Some(&b""[..]), &[]),
+    ];
+    site.deliver(&log, 0, 77, &sent).await;
+    assert_eq!(site.committed(&log, 4).await.chain, 77);
+
+    let got = world.read(&log.topic);
+    let mut got: Vec<_> = got
+        .into_iter()
+        .map(|r| (r.header("kedge.offset"), r))
+        .collect();
+    got.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(got.len(), 4);
+    let first = &got[0].1;
+    let text = |name: &str, value: Option<&str>| {
+        (
+            name.to_owned(),
+            value.map(|value| value.as_bytes().to_vec()),
+        )
+    };
+    assert_eq!(
+        first.headers,
+        [
+            text("a", Some("1")),
+            text("a", None),
+            text("kedge.site", Some("shop-1")),
+            text("kedge.incarnation", Some(&format!("{:032x}", 1))),
+            text("kedge.partition", Some("2")),
+            text("kedge.offset", Some("0")),
+            text("kedge.ts", Some("1700000000000")),
+        ]
+    );
+    assert_eq!(first.timestamp_ms, 1_700_000_000_000);
+    assert_eq!(
+        first.partition, got[2].1.partition,
+        "one key, one partition"
+    );
+    assert_eq!(
+        got[1].1.partition, got[3].1.partition,
+        "one log, one partition"
+    );
+    let kv: Vec<_> = got
+        .iter()
+        .map(|(_, r)| (r.key.as_deref(), r.value.as_deref()))
+        .collect();
+    for (got, (key, value, _)) in kv.iter().zip(sent) {
+        assert_eq!(*got, (key, value));
+    }
+
+    hub.stop().await;
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let checkpoint = site.checkpoint(&log).await.unwrap();
+    assert_eq!((checkpoint.next_offset, checkpoint.chain), (4, 77));
+    site.deliver(&log, 2, 78, &[sent[2], sent[3], sent[1]])
+        .await;
+    site.committed(&log, 5).await;
+    assert_eq!(world.read(&log.topic).len(), 5, "the overlap is skipped");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisoned_record_goes_alone_to_the_dead_letters() {
+    let Some(world) = World::new("dead") else {
+        return;
+    };
+    world
+        .create("small", &[("max.message.bytes", "20000")])
+        .await;
+    world
+        .create("compacted", &[("cleanup.policy", "compact")])
+        .await;
+    world.create("strict", &[]).await;
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let small = world.log("small", 0);
+    let large = vec![b'x'; 100_000];
+    let value = |value: &'static [u8]| (None, Some(value), &[][..]);
+    let records = [value(b"a"), (None, Some(&large[..]), &[][..]), value(b"b")];
+    site.deliver(&small, 0, 1, &records).await;
+    let compacted = world.log("compacted", 0);
+    let keyed = |key: &'static [u8]| (Some(key), Some(&b"v"[..]), &[][..]);
+    site.deliver(
+        &compacted,
+        0,
+        1,
+        &[keyed(b"1"), value(b"no key"), keyed(b"2")],
+    )
+    .await;
+    // a day ahead: this topic has the default limit of an hour
+    let strict = world.log("strict", 0);
+    let day = i64::try_from(now_ms()).unwrap() + 86_400_000;
+    site.deliver_at(&strict, 0, 1, &[value(b"tomorrow")], day)
+        .await;
+    site.committed(&small, 3).await;
+    site.committed(&compacted, 3).await;
+    site.committed(&strict, 1).await;
+
+    assert_eq!(values(&world.read(&small.topic)), ["a", "b"]);
+    assert_eq!(values(&world.read(&compacted.topic)), ["v", "v"]);
+    assert!(world.read(&strict.topic).is_empty());
+    let mut reasons: Vec<_> = world
+        .read(&world.topic("dead"))
+        .iter()
+        .map(|r| {
+            (
+                r.header("kedge.topic"),
+                r.header("kedge.offset"),
+                r.header("kedge.reason"),
+            )
+        })
+        .collect();
+    reasons.sort();
+    let expect = |log: &TopicPartition, offset: &str, reason: &str| {
+        (log.topic.to_string(), offset.to_owned(), reason.to_owned())
+    };
+    assert_eq!(
+        reasons,
+        [
+            expect(&compacted, "1", "no-key"),
+            expect(&small, "1", "too-large"),
+            expect(&strict, "0", "invalid-timestamp"),
+        ]
+    );
+    assert_eq!(hub.lanes.counters().dead_letters.load(Ordering::Relaxed), 3);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_only_the_broker_knows_finds_its_culprit() {
+    let Some(world) = World::new("culprit") else {
+        return;
+    };
+    world.create("shrinks", &[]).await;
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("shrinks", 0);
+    let value = |value: &'static [u8]| (None, Some(value), &[][..]);
+    site.deliver(&log, 0, 1, &[value(b"a")]).await;
+    site.committed(&log, 1).await;
+    // the hub remembers the old limit
+    world.alter("shrinks", "max.message.bytes", "5000").await;
+    let noise = noise(20_000);
+    let records = [value(b"b"), (None, Some(&noise[..]), &[][..]), value(b"c")];
+    site.deliver(&log, 1, 2, &records).await;
+    site.committed(&log, 4).await;
+    assert_eq!(values(&world.read(&log.topic)), ["a", "b", "c"]);
+    let dead = world.read(&world.topic("dead"));
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].header("kedge.reason"), "too-large");
+    site.deliver(&log, 4, 3, &[value(b"d")]).await;
+    site.committed(&log, 5).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_topics_are_dead_letters_where_none_are_created() {
+    let Some(mut world) = World::new("unknown") else {
+        return;
+    };
+    world.create("dead", &[]).await;
+    world.config.topics.auto_create = false;
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let (log, ours) = (
+        world.log("nowhere", 0),
+        TopicPartition {
+            topic: TopicName::new(&world.config.checkpoint_topic).unwrap(),
+            partition: 0,
+        },
+    );
+    for log in [&log, &ours] {
+        site.deliver(log, 0, 1, &[(None, Some(b"x"), &[])]).await;
+        site.committed(log, 1).await;
+    }
+    let mut reasons: Vec<_> = world
+        .read(&world.topic("dead"))
+        .iter()
+        .map(|r| r.header("kedge.reason"))
+        .collect();
+    reasons.sort();
+    assert_eq!(reasons, ["invalid-topic", "unknown-topic"]);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombie_hub_is_fenced_and_writes_nothing_visible() {
+    let Some(mut world) = World::new("zombie") else {
+        return;
+    };
+    world.config.step_down = Duration::from_secs(3);
+    let (a, b) = (world.hub().await, world.hub().await);
+    let log = world.log("t", 0);
+    let record = |value: &'static [u8]| [(None, Some(value), &[][..])];
+    let mut at_a = Site::attach(&a, "shop-1").await.unwrap();
+    at_a.deliver(&log, 0, 1, &record(b"a0")).await;
+    at_a.committed(&log, 1).await;
+    let mut at_b = Site::attach(&b, "shop-1").await.unwrap();
+    assert_eq!(at_b.checkpoint(&log).await.unwrap().next_offset, 1);
+    // A does not know yet
+    at_a.deliver(&log, 1, 66, &record(b"zombie")).await;
+    assert_eq!(at_a.ended().await, EndReason::Fenced);
+    at_b.deliver(&log, 1, 2, &record(b"b1")).await;
+    at_b.committed(&log, 2).await;
+    assert_eq!(values(&world.read(&log.topic)), ["a0", "b1"]);
+    assert_eq!(a.lanes.counters().fenced.load(Ordering::Relaxed), 1);
+    // after a while A may take the lane back, if a site comes to it
+    assert_eq!(
+        Site::attach(&a, "shop-1").await.err(),
+        Some(EndReason::Fenced)
+    );
+    let at_a = poll_until(async || Site::attach(&a, "shop-1").await.ok()).await;
+    assert_eq!(at_a.checkpoint(&log).await.unwrap().next_offset, 2);
+    at_b.deliver(&log, 2, 3, &record(b"late")).await;
+    assert_eq!(at_b.ended().await, EndReason::Fenced);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_hub_left_open_is_never_seen() {
+    let Some(world) = World::new("crash") else {
+        return;
+    };
+    world.create("t", &[]).await;
+    let handle = tokio::runtime::Handle::current();
+    let cluster = KafkaCluster::new(&world.config, handle).unwrap();
+    let topic = world.topic("t");
+    let topic = topic.as_str().to_owned();
+    let left = tokio::task::spawn_blocking(move || {
+        cluster.prepare().unwrap();
+        let mut dies = cluster.lane(0);
+        dies.acquire((b"\x02", b"dies"), &mut |_, _| ()).unwrap();
+        let record = |value: &'static [u8]| OutRecord {
+            topic: Box::leak(topic.clone().into_boxed_str()),
+            partition: 0,
+            key: None,
+            value: Some(value),
+            timestamp_ms: 1,
+            headers: None,
+            marks: &[],
+        };
+        dies.destination(&topic).unwrap();
+        dies.begin().unwrap();
+        dies.produce(0, &record(b"committed")).unwrap();
+        dies.store(b"key", b"1").unwrap();
+        assert!(dies.settle().unwrap().is_empty());
+        dies.commit().unwrap();
+        dies.begin().unwrap();
+        dies.produce(0, &record(b"open")).unwrap();
+        dies.store(b"key", b"2").unwrap();
+        assert!(dies.settle().unwrap().is_empty());
+        // it dies here; its successor settles what it left
+        let mut read = Vec::new();
+        let mut heir = cluster.lane(0);
+        heir.acquire((b"\x02", b"heir"), &mut |key, value| {
+            read.push((key.to_vec(), value.unwrap().to_vec()));
+        })
+        .unwrap();
+        assert_eq!(dies.commit(), Err(crate::sink::SinkError::Fenced));
+        read
+    });
+    let read = left.await.unwrap();
+    let stored: Vec<_> = read.iter().filter(|(key, _)| key == b"key").collect();
+    assert_eq!(stored, [&(b"key".to_vec(), b"1".to_vec())]);
+    assert_eq!(values(&world.read(&world.topic("t"))), ["committed"]);
+}
+
+/// Names of one test's topics and lanes, so that tests share a cluster.
+struct World {
+    name: String,
+    config: CommitConfig,
+}
+
+impl World {
+    fn new(name: &str) -> Option<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let bootstrap = std::env::var("KAFKA_BOOTSTRAP").ok()?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{name}-{:x}-{number}", now_ms());
+        let config = CommitConfig {
+            bootstrap_servers: bootstrap,
+            transactional_id_prefix: format!("{name}-lane"),
+            checkpoint_topic: format!("{name}-checkpoints"),
+            dead_letter_topic: format!("{name}-dead"),
+            lanes: 2,
+            topics: TopicPolicy {
+                partitions: Some(4),
+                ..TopicPolicy::default()
+            },
+            ..CommitConfig::default()
+        };
+        Some(Self { name, config })
+    }
+
+    async fn hub(&self) -> Hub {
+        let cancel = CancellationToken::new();
+        let lanes = Lanes::start(self.config.clone(), cancel.clone())
+            .await
+            .unwrap();
+        Hub { lanes, cancel }
+    }
+
+    fn topic(&self, topic: &str) -> TopicName {
+        TopicName::new(&format!("{}-{topic}", self.name)).unwrap()
+    }
+
+    fn log(&self, topic: &str, partition: u32) -> TopicPartition {
+        TopicPartition {
+            topic: self.topic(topic),
+            partition,
+        }
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.config.bootstrap_servers);
+        config
+    }
+
+    async fn create(&self, topic: &str, config: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let topic = self.topic(topic);
+        let mut new = NewTopic::new(topic.as_str(), 2, TopicReplication::Fixed(1));
+        for (key, value) in config {
+            new = new.set(key, value);
+        }
+        let made = admin.create_topics([&new], &AdminOptions::new()).await;
+        made.unwrap().remove(0).unwrap();
+    }
+
+    async fn alter(&self, topic: &str, key: &str, value: &str) {
+        use rdkafka::admin::{AlterConfig, ResourceSpecifier};
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let topic = self.topic(topic);
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic.as_str())).set(key, value);
+        let altered = admin.alter_configs([&change], &AdminOptions::new()).await;
+        altered.unwrap().remove(0).unwrap();
+    }
+
+    /// Everything that a reader of committed records sees, in order per partition.
+    fn read(&self, topic: &TopicName) -> Vec<Got> {
+        let mut config = self.client();
+        config
+            .set("group.id", "test")
+            .set("isolation.level", "read_committed");
+        config
+            .set("enable.partition.eof", "true")
+            .set("enable.auto.commit", "false");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let metadata = consumer
+            .fetch_metadata(Some(topic.as_str()), LIMIT)
+            .unwrap();
+        let partitions = metadata.topics()[0].partitions().len();
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..partitions {
+            let partition = i32::try_from(partition).unwrap();
+            assignment
+                .add_partition_offset(topic.as_str(), partition, Offset::Beginning)
+                .unwrap();
+        }
+        consumer.assign(&assignment).unwrap();
+        let (mut got, mut ended) = (Vec::new(), 0);
+        while ended < partitions {
+            match consumer.poll(LIMIT).expect("the cluster answers") {
+                Ok(message) => got.push(Got::of(&message)),
+                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => ended += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        got.sort_by_key(|got| got.partition);
+        got
+    }
+}
+
+#[derive(Debug)]
+struct Got {
+    partition: i32,
+    timestamp_ms: i64,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Got {
+    fn of<M: Message>(message: &M) -> Self {
+        let headers = message.headers();
+        Self {
+            partition: message.partition(),
+            timestamp_ms: message.timestamp().to_millis().unwrap(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers.map_or_else(Vec::new, |headers| {
+                headers
+                    .iter()
+                    .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
+                    .collect()
+            }),
+        }
+    }
+
+    fn header(&self, name: &str) -> String {
+        let found = self.headers.iter().rev().find(|(key, _)| key == name);
+        let value = found.and_then(|(_, value)| value.clone());
+        String::from_utf8(value.unwrap_or_default()).unwrap()
+    }
+}
+
+fn values(got: &[Got]) -> Vec<String> {
+    got.iter()
+        .map(|got| {
+            String::from_utf8_lossy(got.value.as_deref().unwrap())
+                .chars()
+                .take(20)
+                .collect()
+        })
+        .collect()
+}
+
+struct Hub {
+    lanes: Lanes,
+    cancel: CancellationToken,
+}
+
+impl Hub {
+    async fn stop(mut self) {
+        self.cancel.cancel();
+        self.lanes.join().await.unwrap();
+    }
+}
+
+type Sent<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a [Header<'a>]);
+
+/// A site's session, as the hub's intake would drive it.
+struct Site {
+    session: SessionId,
+    lane: LaneHandle,
+    events: mpsc::Receiver<LaneEvent>,
+    committed: BTreeMap<TopicPartition, Checkpoint>,
+}
+
+impl Site {
+    async fn attach(hub: &Hub, site: &str) -> Result<Self, EndReason> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let session = SessionId(NUMBER.fetch_add(1, Ordering::Relaxed));
+        let site = SiteId::new(site).unwrap();
+        let lane = hub.lanes.lane_of(&site);
+        let (events, inbox) = mpsc::channel(1024);
+        let (reply, answer) = oneshot::channel();
+        let attach = LaneRequest::Attach {
+            site,
+            incarnation: Incarnation(1),
+            session,
+            events,
+            reply,
+        };
+        lane.send(attach).await.unwrap();
+        tokio::time::timeout(LIMIT, answer)
+            .await
+            .unwrap()
+            .unwrap()?;
+        Ok(Self {
+            session,
+            lane,
+            events: inbox,
+            committed: BTreeMap::new(),
+        })
+    }
+
+    async fn checkpoint(&self, log: &TopicPartition) -> Option<Checkpoint> {
+        let (reply, answer) = oneshot::channel();
+        let request = LaneRequest::Checkpoints {
+            session: self.session,
+            logs: vec![log.clone()],
+            reply,
+        };
+        self.lane.send(request).await.unwrap();
+        answer.await.unwrap().unwrap()[0]
+    }
+
+    async fn deliver(&self, log: &TopicPartition, base: u64, chain: u64, records: &[Sent<'_>]) {
+        self.deliver_at(log, base, chain, records, 1_700_000_000_000)
+            .await;
+    }
+
+    async fn deliver_at(
+        &self,
+        log: &TopicPartition,
+        base: u64,
+        chain: u64,
+        records: &[Sent<'_>],
+        timestamp_ms: i64,
+    ) {
+        let mut bytes = Vec::new();
+        for (i, (key, value, headers)) in (0..).zip(records) {
+            put_record(&mut bytes, i, 0, *key, *value, headers);
+        }
+        let count = u32::try_from(records.len()).unwrap();
+        let delivery = Delivery {
+            log: log.clone(),
+            base_offset: base,
+            next: Checkpoint {
+                next_offset: base + u64::from(count),
+                chain,
+            },
+            bytes: bytes.len(),
+            content: Content::Records(vec![Block {
+                base_offset: base,
+                count,
+                base_timestamp_ms: timestamp_ms,
+                is_log_append_time: false,
+                records: bytes.into(),
+            }]),
+        };
+        let session = self.session;
+        self.lane
+            .send(LaneRequest::Deliver { session, delivery })
+            .await
+            .unwrap();
+    }
+
+    /// Waits until a log is committed up to `next`.
+    async fn committed(&mut self, log: &TopicPartition, next: u64) -> Checkpoint {
+        loop {
+            if let Some(checkpoint) = self.committed.get(log)
+                && checkpoint.next_offset >= next
+            {
+                return *checkpoint;
+            }
+            match self.event().await {
+                LaneEvent::Committed(logs) => self.committed.extend(logs),
+                LaneEvent::Ended(reason) => panic!("ended: {reason:?}"),
+            }
+        }
+    }
+
+    async fn ended(&mut self) -> EndReason {
+        loop {
+            if let LaneEvent::Ended(reason) = self.event().await {
+                return reason;
+            }
+        }
+    }
+
+    async fn event(&mut self) -> LaneEvent {
+        let event = tokio::time::timeout(LIMIT, self.events.recv()).await;
+        event
+            .expect("the lane answers")
+            .expect("the session goes on")
+    }
+}
+
+async fn poll_until<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        if let Some(done) = attempt().await {
+            return done;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Bytes that no codec makes smaller.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
+}
