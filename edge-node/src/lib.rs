@@ -1,8 +1,12 @@
 //! The one process at a remote site: a durable log, the protocols that local producers speak, and the
 //! uplink to the hub.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod http;
 pub mod ingest;
 pub mod kafka;
+pub mod metrics;
+pub mod status;
 pub mod store;

@@ -89,6 +89,36 @@ pub const fn level(count: u64) -> f64 {
     count as f64
 }
 
+/// What the kernel knows of this process.
+///
+/// # Errors
+/// The writer's.
+pub fn process(scrape: &mut Scrape<'_>) -> fmt::Result {
+    let resident = level(resident_bytes().unwrap_or(0));
+    scrape.gauge(
+        "process_resident_bytes",
+        "Memory in use (resident set)",
+        single(resident),
+    )?;
+    let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let files = level(files as u64);
+    scrape.gauge(
+        "process_open_files",
+        "Open files and sockets",
+        single(files),
+    )
+}
+
+/// `VmRSS` of `/proc/self/status`, which tells kB.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?;
+    kilobytes.checked_mul(1_024)
+}
+
 /// All families as OpenMetrics text, every name with the prefix and an underscore in front.
 ///
 /// # Errors

@@ -1,0 +1,109 @@
+//! What the admin listener shows of the parts of this node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::admin::{Check, Provider};
+use shared::ids::SiteId;
+use shared::time;
+
+use crate::http::HttpStats;
+use crate::ingest::IngestStats;
+use crate::kafka::KafkaStats;
+use crate::metrics::{self, Counters};
+use crate::status::{Status, TopicStatus, UplinkStatus};
+use crate::store::Store;
+
+/// The uplink as the admin listener sees it.
+pub trait UplinkView: std::fmt::Debug + Send + Sync + 'static {
+    /// What it is doing and has done.
+    fn status(&self) -> UplinkStatus;
+}
+
+/// No uplink: switched off.
+#[derive(Debug, Clone, Copy)]
+pub struct NoUplink;
+
+impl UplinkView for NoUplink {
+    fn status(&self) -> UplinkStatus {
+        UplinkStatus::default()
+    }
+}
+
+/// The parts of a running node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The name in the certificate, when there is one.
+    pub site: Option<SiteId>,
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// The door's counters.
+    pub ingest: Arc<IngestStats>,
+    /// The Kafka listener's, when it is on.
+    pub kafka: Option<Arc<KafkaStats>>,
+    /// The HTTP listener's, when it is on.
+    pub http: Option<Arc<HttpStats>>,
+    /// The uplink.
+    pub uplink: Arc<dyn UplinkView>,
+    /// When the process started, by [`time::now`].
+    pub started: Duration,
+}
+
+impl Node {
+    fn document(&self) -> Status {
+        let topics = self.store.ledger().into_iter();
+        let topics = topics.map(|(name, ledger)| TopicStatus {
+            name: name.to_string(),
+            ledger: ledger.into(),
+        });
+        let mut topics: Vec<TopicStatus> = topics.collect();
+        topics.sort_by(|left, right| left.name.cmp(&right.name));
+        let uptime = time::now().saturating_sub(self.started).as_millis();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            site: self.site.as_ref().map(ToString::to_string),
+            incarnation: self.store.incarnation().to_string(),
+            wall_ms: time::wall_ms(),
+            uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
+            problems: self.problems(),
+            uplink: self.uplink.status(),
+            topics,
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let checks = self.readiness().into_iter();
+        checks
+            .filter_map(|check| Some(format!("{}: {}", check.name, check.problem?)))
+            .collect()
+    }
+}
+
+impl Provider for Node {
+    /// A site is ready when it takes records. The link is none of it: being offline is normal.
+    fn readiness(&self) -> Vec<Check> {
+        let failure = self
+            .store
+            .failure()
+            .borrow()
+            .as_ref()
+            .map(ToString::to_string);
+        vec![Check::new("store", failure)]
+    }
+
+    fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let (node, status) = (self.clone(), self.document());
+        shared::metrics::encode(metrics::PREFIX, move |scrape| {
+            let counters = Counters {
+                ingest: &node.ingest,
+                kafka: node.kafka.as_deref(),
+                http: node.http.as_deref(),
+            };
+            metrics::write(scrape, &status, counters)
+        })
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::to_value(self.document()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,173 @@
+//! The command line: what is asked, what is printed, how it exits.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the one place that talks to a terminal"
+)]
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use shared::admin::fetch;
+use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs};
+
+use crate::config::{Config, UplinkConfig};
+use crate::status::Status;
+
+/// The file that is read when none is named and it exists.
+const CONFIG_FILE: &str = "/etc/kedge/edge.toml";
+
+/// Keeps a site working when the link is down: takes records, makes them durable, delivers them to the
+/// hub exactly once
+///
+/// Exit codes: 0 fine, 1 problems found or the node failed, 2 the command could not do its work.
+#[derive(Debug, Parser)]
+#[command(
+    name = "edge-node",
+    version,
+    about,
+    long_about,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node until SIGTERM
+    Run(ConfigArg),
+    /// Check configuration, certificates, directories and ports without starting, and print every problem
+    Check(ConfigArg),
+    /// Ask a running node how it is, with every topic's delivery ledger
+    Status(StatusArgs),
+    /// Print the version
+    Version,
+}
+
+/// Runs the command line; `run` is the node itself.
+pub fn main(run: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => start(&args, run),
+        Command::Check(args) => Ok(check(&args)),
+        Command::Status(args) => status(&args),
+        Command::Version => {
+            let protocol = String::from_utf8_lossy(shared::tls::ALPN);
+            println!(
+                "edge-node {} (protocol {protocol})",
+                env!("CARGO_PKG_VERSION")
+            );
+            Ok(Outcome::Fine)
+        }
+    };
+    let outcome = outcome.unwrap_or_else(|error| {
+        eprintln!("edge-node: {error:#}");
+        Outcome::Failed
+    });
+    outcome.into()
+}
+
+fn start(
+    args: &ConfigArg,
+    run: impl FnOnce(Config) -> anyhow::Result<()>,
+) -> anyhow::Result<Outcome> {
+    let config = Config::load(args.file(CONFIG_FILE).as_deref())?;
+    shared::telemetry::init(&config.log)?;
+    match run(config) {
+        Ok(()) => Ok(Outcome::Fine),
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "The node failed");
+            Ok(Outcome::Problems)
+        }
+    }
+}
+
+fn check(args: &ConfigArg) -> Outcome {
+    let mut findings = Findings::default();
+    match Config::load(args.file(CONFIG_FILE).as_deref()) {
+        Ok(config) => inspect(&config, &mut findings),
+        Err(error) => findings.problems.push(error.to_string()),
+    }
+    println!("{findings}");
+    findings.outcome()
+}
+
+fn inspect(config: &Config, findings: &mut Findings) {
+    findings.writable("node.data_dir", &config.node.data_dir);
+    let is_running = fetch(config.admin.listen, "/healthz", STATUS_LIMIT).is_ok();
+    let mut bind = |key: &str, address: SocketAddr| {
+        findings.address(key, TcpListener::bind(address).map(drop), is_running);
+    };
+    bind("admin.listen", config.admin.listen);
+    if let Some(kafka) = &config.kafka {
+        bind("kafka.listen", kafka.listen);
+    }
+    if let Some(http) = &config.http {
+        bind("http.listen", http.listen);
+    }
+    match &config.uplink {
+        Some(uplink) => inspect_uplink(uplink, findings),
+        None => findings
+            .warnings
+            .push("the uplink is switched off: records queue".to_owned()),
+    }
+}
+
+fn inspect_uplink(uplink: &UplinkConfig, findings: &mut Findings) {
+    if let Some(inspection) = findings.certificates(&uplink.tls) {
+        match inspection.certificate.site {
+            Some(site) => findings.notes.push(format!("this site is `{site}`")),
+            None => {
+                let file = uplink.tls.certificate.display();
+                findings.problems.push(format!(
+                    "{file} names no site; expected: a subject alternative name URI \
+                     kedge:site:<name>, as `hub-node certs issue` makes it"
+                ));
+            }
+        }
+    }
+    for hub in &uplink.hubs {
+        // The site may be offline just now: no problem.
+        if let Err(error) = (hub.host.as_str(), hub.port).to_socket_addrs() {
+            findings
+                .warnings
+                .push(format!("hub {hub} is not found at the moment: {error}"));
+        }
+    }
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
+    let address = match args.admin {
+        Some(address) => address,
+        None => {
+            Config::load(args.config.file(CONFIG_FILE).as_deref())?
+                .admin
+                .listen
+        }
+    };
+    let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
+    let status: Status = serde_json::from_str(&text)?;
+    match args.output {
+        Output::Json => println!("{}", text.trim_end()),
+        Output::Text => print!("{status}"),
+    }
+    Ok(if status.is_fine() {
+        Outcome::Fine
+    } else {
+        Outcome::Problems
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

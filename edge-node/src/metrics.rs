@@ -1,0 +1,376 @@
+//! Every metric of the site: names, units, labels. All are read from others' counters at scrape time.
+//!
+//! Labels are bounded: `topic` to [`MAX_TOPICS`] names, `reason` and `protocol` to a few words.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shared::metrics::{Labels, Scrape, level, single};
+
+use crate::http::HttpStats;
+use crate::ingest::IngestStats;
+use crate::kafka::KafkaStats;
+use crate::status::{Ledger, Status, TopicStatus};
+
+/// In front of every name.
+pub const PREFIX: &str = "kedge_edge";
+
+/// Topics that have series of their own; the rest is summed up under [`OTHER_TOPICS`].
+const MAX_TOPICS: usize = 1_000;
+
+/// No topic can have this name.
+const OTHER_TOPICS: &str = "*";
+
+/// Counters of the parts that are switched on.
+#[derive(Debug, Clone, Copy)]
+pub struct Counters<'a> {
+    /// The door to the log.
+    pub ingest: &'a IngestStats,
+    /// The Kafka listener.
+    pub kafka: Option<&'a KafkaStats>,
+    /// The HTTP listener.
+    pub http: Option<&'a HttpStats>,
+}
+
+/// Writes every family.
+///
+/// # Errors
+/// The writer's.
+pub fn write(scrape: &mut Scrape<'_>, status: &Status, counters: Counters<'_>) -> fmt::Result {
+    write_node(scrape, status)?;
+    write_ledger(scrape, &bounded(&status.topics))?;
+    write_uplink(scrape, status)?;
+    write_ingest(scrape, counters.ingest)?;
+    write_connections(scrape, counters)?;
+    counters
+        .kafka
+        .map_or(Ok(()), |kafka| write_kafka(scrape, kafka))?;
+    shared::metrics::process(scrape)
+}
+
+fn write_node(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    let ready = f64::from(u8::from(status.problems.is_empty()));
+    scrape.gauge("ready", "1 when the site accepts records", single(ready))?;
+    let uptime = level(status.uptime_ms) / 1_000.0;
+    scrape.gauge(
+        "uptime_seconds",
+        "Seconds since the process started",
+        single(uptime),
+    )?;
+    let unbalanced = level(status.unbalanced().count() as u64);
+    scrape.gauge(
+        "ledger_unbalanced_topics",
+        "Topics whose delivery ledger does not add up: a bug",
+        single(unbalanced),
+    )?;
+    let info = vec![("version", status.version.clone())];
+    scrape.gauge(
+        "build_info",
+        "Always 1; the version is in the label",
+        [(info, 1.0)],
+    )
+}
+
+fn write_ledger(scrape: &mut Scrape<'_>, topics: &[(String, Ledger)]) -> fmt::Result {
+    let count = |read: fn(&Ledger) -> u64| {
+        topics
+            .iter()
+            .map(move |(name, ledger)| (vec![("topic", name.clone())], read(ledger)))
+    };
+    let gauge =
+        |read: fn(&Ledger) -> u64| count(read).map(|(labels, value)| (labels, level(value)));
+    scrape.counter(
+        "records_accepted",
+        "Records acknowledged to producers; the sum of committed, queued, expired and dropped",
+        count(|ledger| ledger.accepted),
+    )?;
+    scrape.counter(
+        "records_committed",
+        "Records that the hub acknowledged as committed",
+        count(|ledger| ledger.committed),
+    )?;
+    scrape.gauge(
+        "records_queued",
+        "Records stored and not yet acknowledged by the hub",
+        gauge(|ledger| ledger.queued),
+    )?;
+    scrape.gauge(
+        "queued_bytes",
+        "Logical bytes of the queued records",
+        gauge(|ledger| ledger.queued_bytes),
+    )?;
+    scrape.counter(
+        "records_expired",
+        "Records that aged out before they were sent",
+        count(|ledger| ledger.expired),
+    )?;
+    let reasons: [(&str, fn(&Ledger) -> u64); 3] = [
+        ("oldest", |ledger| ledger.dropped_oldest),
+        ("newest", |ledger| ledger.dropped_newest),
+        ("damaged", |ledger| ledger.damaged),
+    ];
+    let dropped = reasons.iter().flat_map(|(reason, read)| {
+        topics.iter().map(move |(name, ledger)| {
+            (
+                vec![("topic", name.clone()), ("reason", (*reason).to_owned())],
+                read(ledger),
+            )
+        })
+    });
+    scrape.counter(
+        "records_dropped",
+        "Records dropped before they were sent, by reason",
+        dropped,
+    )
+}
+
+fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    let uplink = &status.uplink;
+    let connected = f64::from(u8::from(uplink.is_connected));
+    scrape.gauge(
+        "uplink_connected",
+        "1 while a session with a hub is open",
+        single(connected),
+    )?;
+    scrape.counter(
+        "uplink_sessions",
+        "Sessions opened with a hub",
+        single(uplink.sessions),
+    )?;
+    scrape.counter(
+        "uplink_attempts",
+        "Attempts to dial a hub",
+        single(uplink.attempts),
+    )?;
+    scrape.counter(
+        "uplink_raw_bytes",
+        "Bytes of records sent, before compression",
+        single(uplink.raw_bytes),
+    )?;
+    scrape.counter(
+        "uplink_encoded_bytes",
+        "Bytes of records sent, compressed",
+        single(uplink.encoded_bytes),
+    )?;
+    scrape.counter(
+        "uplink_sent_bytes",
+        "Bytes of all UDP datagrams sent",
+        single(uplink.sent_bytes),
+    )?;
+    scrape.counter(
+        "uplink_received_bytes",
+        "Bytes of all UDP datagrams received",
+        single(uplink.received_bytes),
+    )?;
+    let rtt = level(uplink.rtt_us) / 1_000_000.0;
+    scrape.gauge(
+        "uplink_rtt_seconds",
+        "Smoothed round-trip time to the hub",
+        single(rtt),
+    )
+}
+
+fn write_ingest(scrape: &mut Scrape<'_>, ingest: &IngestStats) -> fmt::Result {
+    let count = |counter: &AtomicU64| single(counter.load(Ordering::Relaxed));
+    scrape.counter(
+        "ingest_batches",
+        "Batches handed to the store",
+        count(&ingest.batches),
+    )?;
+    scrape.counter(
+        "ingest_records",
+        "Records handed to the store",
+        count(&ingest.records),
+    )?;
+    scrape.counter(
+        "ingest_bytes",
+        "Bytes of batches as received",
+        count(&ingest.bytes),
+    )?;
+    scrape.counter(
+        "ingest_refused",
+        "Batches refused because of what they are",
+        count(&ingest.refused),
+    )?;
+    scrape.counter(
+        "ingest_full",
+        "Batches refused because the store was full",
+        count(&ingest.full),
+    )?;
+    scrape.counter(
+        "topics_created",
+        "Topics created because a client asked for them",
+        count(&ingest.topics_created),
+    )
+}
+
+fn write_connections(scrape: &mut Scrape<'_>, counters: Counters<'_>) -> fmt::Result {
+    let kafka = counters
+        .kafka
+        .map(|stats| ("kafka", &stats.open, &stats.accepted, &stats.requests));
+    let http = counters
+        .http
+        .map(|stats| ("http", &stats.open, &stats.accepted, &stats.requests));
+    let listeners: Vec<_> = kafka.into_iter().chain(http).collect();
+    let label = |protocol: &str| -> Labels { vec![("protocol", protocol.to_owned())] };
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let open = listeners
+        .iter()
+        .map(|(protocol, open, ..)| (label(protocol), level(read(open))));
+    scrape.gauge("connections_open", "Open connections of clients", open)?;
+    let accepted = listeners
+        .iter()
+        .map(|(protocol, _, all, _)| (label(protocol), read(all)));
+    scrape.counter(
+        "connections_accepted",
+        "Connections of clients accepted",
+        accepted,
+    )?;
+    let requests = listeners
+        .iter()
+        .map(|(protocol, _, _, all)| (label(protocol), read(all)));
+    scrape.counter("requests", "Requests received", requests)
+}
+
+fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {
+    let count = |counter: &AtomicU64| single(counter.load(Ordering::Relaxed));
+    scrape.counter(
+        "kafka_connections_refused",
+        "Connections refused at the limit",
+        count(&kafka.refused_connections),
+    )?;
+    scrape.counter(
+        "kafka_connections_failed",
+        "Connections ended by garbage, slowness or a broken socket",
+        count(&kafka.failed),
+    )?;
+    scrape.counter(
+        "kafka_received_bytes",
+        "Bytes received",
+        count(&kafka.bytes_in),
+    )?;
+    scrape.counter(
+        "kafka_batches_refused",
+        "Batches answered with an error",
+        count(&kafka.refused_batches),
+    )
+}
+
+/// At most [`MAX_TOPICS`] names; what is left goes into one.
+fn bounded(topics: &[TopicStatus]) -> Vec<(String, Ledger)> {
+    let (named, rest) = topics.split_at(topics.len().min(MAX_TOPICS));
+    let mut series: Vec<_> = named
+        .iter()
+        .map(|topic| (topic.name.clone(), topic.ledger))
+        .collect();
+    if !rest.is_empty() {
+        let sum = rest
+            .iter()
+            .fold(Ledger::default(), |sum, topic| sum.plus(&topic.ledger));
+        series.push((OTHER_TOPICS.to_owned(), sum));
+    }
+    series
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::UplinkStatus;
+
+    fn text(topics: Vec<TopicStatus>) -> String {
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            site: None,
+            incarnation: String::new(),
+            wall_ms: 0,
+            uptime_ms: 1_500,
+            problems: Vec::new(),
+            uplink: UplinkStatus::default(),
+            topics,
+        };
+        shared::metrics::encode(PREFIX, move |scrape| {
+            let (ingest, kafka, http) = (
+                IngestStats::default(),
+                KafkaStats::default(),
+                HttpStats::default(),
+            );
+            kafka.open.store(3, Ordering::Relaxed);
+            let counters = Counters {
+                ingest: &ingest,
+                kafka: Some(&kafka),
+                http: Some(&http),
+            };
+            write(scrape, &status, counters)
+        })
+        .unwrap()
+    }
+
+    fn topic(name: String, accepted: u64) -> TopicStatus {
+        let ledger = Ledger {
+            accepted,
+            committed: accepted,
+            ..Ledger::default()
+        };
+        TopicStatus { name, ledger }
+    }
+
+    #[test]
+    fn the_ledger_is_told_by_topic_and_reason() {
+        let ledger = Ledger {
+            accepted: 15,
+            committed: 1,
+            queued: 2,
+            queued_bytes: 400,
+            expired: 3,
+            dropped_oldest: 4,
+            dropped_newest: 5,
+            damaged: 0,
+        };
+        let text = text(vec![TopicStatus {
+            name: "a".to_owned(),
+            ledger,
+        }]);
+        for line in [
+            "kedge_edge_records_accepted_total{topic=\"a\"} 15",
+            "kedge_edge_records_committed_total{topic=\"a\"} 1",
+            "kedge_edge_records_queued{topic=\"a\"} 2.0",
+            "kedge_edge_records_expired_total{topic=\"a\"} 3",
+            "kedge_edge_records_dropped_total{topic=\"a\",reason=\"oldest\"} 4",
+            "kedge_edge_records_dropped_total{topic=\"a\",reason=\"newest\"} 5",
+            "kedge_edge_records_dropped_total{topic=\"a\",reason=\"damaged\"} 0",
+            "kedge_edge_connections_open{protocol=\"kafka\"} 3.0",
+            "kedge_edge_ready 1.0",
+            "kedge_edge_ledger_unbalanced_topics 0.0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        assert!(text.contains("kedge_edge_process_resident_bytes"));
+    }
+
+    #[test]
+    fn topics_beyond_the_bound_share_a_series() {
+        let text = text(
+            (0..MAX_TOPICS + 5)
+                .map(|index| topic(format!("t{index:04}"), 2))
+                .collect(),
+        );
+        let series = text
+            .lines()
+            .filter(|line| line.starts_with("kedge_edge_records_accepted_total"));
+        assert_eq!(series.count(), MAX_TOPICS + 1);
+        assert!(text.contains("kedge_edge_records_accepted_total{topic=\"*\"} 10\n"));
+    }
+
+    #[test]
+    fn no_family_is_written_twice() {
+        let text = text(vec![topic("a".to_owned(), 1)]);
+        let mut families: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("# TYPE"))
+            .collect();
+        let all = families.len();
+        families.sort_unstable();
+        families.dedup();
+        assert_eq!(families.len(), all);
+    }
+}

@@ -1,0 +1,361 @@
+//! What the site tells about itself: the document at `/status`, and the same for people.
+//!
+//! The heart is the delivery ledger: for each topic
+//! `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged`, in records.
+//! If it does not add up, the text says so and `edge-node status` exits with 1.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use shared::cli::{Table, thousands};
+use shared::time::utc;
+use shared::units::{ByteSize, Span};
+
+use crate::store;
+
+/// The document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the software.
+    pub version: String,
+    /// The site's name, from its certificate; absent when it has none yet.
+    pub site: Option<String>,
+    /// The store's incarnation.
+    pub incarnation: String,
+    /// The site's wall clock, ms since the epoch.
+    pub wall_ms: i64,
+    /// Since the start of the process.
+    pub uptime_ms: u64,
+    /// What keeps it from accepting records; empty when ready.
+    pub problems: Vec<String>,
+    /// The way to the hub.
+    pub uplink: UplinkStatus,
+    /// Every topic's ledger, by name.
+    pub topics: Vec<TopicStatus>,
+}
+
+/// The way to the hub. A site that is offline is healthy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UplinkStatus {
+    /// Whether the configuration has it switched on.
+    pub is_enabled: bool,
+    /// Whether a session with a hub is open.
+    pub is_connected: bool,
+    /// The hub of the session, or the one dialled last.
+    pub hub: Option<String>,
+    /// Wall clock of the last change of `is_connected`, ms since the epoch.
+    pub changed_ms: i64,
+    /// Why there is no session.
+    pub last_error: Option<String>,
+    /// Sessions that were opened since the start.
+    pub sessions: u64,
+    /// Attempts to dial since the start.
+    pub attempts: u64,
+    /// Records' bytes before compression, sent since the start.
+    pub raw_bytes: u64,
+    /// The same compressed.
+    pub encoded_bytes: u64,
+    /// Bytes of UDP datagrams sent since the start, everything included.
+    pub sent_bytes: u64,
+    /// Bytes of UDP datagrams received.
+    pub received_bytes: u64,
+    /// Smoothed round-trip time of the session, microseconds.
+    pub rtt_us: u64,
+}
+
+/// One topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicStatus {
+    /// Its name.
+    pub name: String,
+    /// Its ledger.
+    pub ledger: Ledger,
+}
+
+/// The delivery ledger, in records but for `queued_bytes`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Acknowledged to producers.
+    pub accepted: u64,
+    /// Acknowledged by the hub as committed.
+    pub committed: u64,
+    /// Stored, not yet acknowledged by the hub.
+    pub queued: u64,
+    /// Logical bytes of the queued records.
+    pub queued_bytes: u64,
+    /// Aged out before they were sent.
+    pub expired: u64,
+    /// Dropped by `drop-oldest`.
+    pub dropped_oldest: u64,
+    /// Dropped by `drop-newest`.
+    pub dropped_newest: u64,
+    /// Lost by the disk.
+    pub damaged: u64,
+}
+
+impl From<store::Ledger> for Ledger {
+    fn from(ledger: store::Ledger) -> Self {
+        Self {
+            accepted: ledger.accepted,
+            committed: ledger.committed,
+            queued: ledger.queued,
+            queued_bytes: ledger.queued_bytes,
+            expired: ledger.expired,
+            dropped_oldest: ledger.dropped_oldest,
+            dropped_newest: ledger.dropped_newest,
+            damaged: ledger.damaged,
+        }
+    }
+}
+
+impl Ledger {
+    /// Records that are accounted for.
+    #[must_use]
+    pub const fn accounted(&self) -> u64 {
+        self.committed
+            .saturating_add(self.queued)
+            .saturating_add(self.expired)
+            .saturating_add(self.dropped_oldest)
+            .saturating_add(self.dropped_newest)
+            .saturating_add(self.damaged)
+    }
+
+    /// Whether every accepted record is accounted for, and no other.
+    #[must_use]
+    pub const fn adds_up(&self) -> bool {
+        self.accepted == self.accounted()
+    }
+
+    /// Both together.
+    #[must_use]
+    pub(crate) const fn plus(self, other: &Self) -> Self {
+        Self {
+            accepted: self.accepted.saturating_add(other.accepted),
+            committed: self.committed.saturating_add(other.committed),
+            queued: self.queued.saturating_add(other.queued),
+            queued_bytes: self.queued_bytes.saturating_add(other.queued_bytes),
+            expired: self.expired.saturating_add(other.expired),
+            dropped_oldest: self.dropped_oldest.saturating_add(other.dropped_oldest),
+            dropped_newest: self.dropped_newest.saturating_add(other.dropped_newest),
+            damaged: self.damaged.saturating_add(other.damaged),
+        }
+    }
+
+    fn cells(&self) -> [String; 8] {
+        [
+            thousands(self.accepted),
+            thousands(self.committed),
+            thousands(self.queued),
+            ByteSize(self.queued_bytes).rounded(),
+            thousands(self.expired),
+            thousands(self.dropped_oldest),
+            thousands(self.dropped_newest),
+            thousands(self.damaged),
+        ]
+    }
+}
+
+impl Status {
+    /// The topics whose ledger does not add up.
+    pub fn unbalanced(&self) -> impl Iterator<Item = &TopicStatus> {
+        self.topics.iter().filter(|topic| !topic.ledger.adds_up())
+    }
+
+    /// Ready, and every ledger adds up.
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
+        self.problems.is_empty() && self.unbalanced().next().is_none()
+    }
+
+    fn write_ledger(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new(&[
+            "topic",
+            "accepted",
+            "committed",
+            "queued",
+            "queued bytes",
+            "expired",
+            "oldest dropped",
+            "newest dropped",
+            "damaged",
+        ]);
+        let mut total = Ledger::default();
+        for topic in &self.topics {
+            total = total.plus(&topic.ledger);
+            table.row([topic.name.clone()].into_iter().chain(topic.ledger.cells()));
+        }
+        if self.topics.len() > 1 {
+            table.row(["(all)".to_owned()].into_iter().chain(total.cells()));
+        }
+        writeln!(f, "\n{table}")?;
+        for topic in self.unbalanced() {
+            let (accepted, accounted) = (topic.ledger.accepted, topic.ledger.accounted());
+            let name = &topic.name;
+            writeln!(
+                f,
+                "DOES NOT ADD UP  {name}: {accepted} accepted, {accounted} accounted for"
+            )?;
+        }
+        if self.unbalanced().next().is_none() {
+            writeln!(
+                f,
+                "The ledger adds up: accepted = committed + queued + expired + dropped + damaged"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let up = Span::millis(self.uptime_ms).rounded();
+        writeln!(
+            f,
+            "edge-node {}, up {up}, clock {}",
+            self.version,
+            utc(self.wall_ms)
+        )?;
+        writeln!(
+            f,
+            "site         {}",
+            self.site.as_deref().unwrap_or("(no certificate)")
+        )?;
+        writeln!(f, "incarnation  {}", self.incarnation)?;
+        let ready = if self.problems.is_empty() {
+            "yes"
+        } else {
+            "no"
+        };
+        writeln!(f, "ready        {ready}")?;
+        for problem in &self.problems {
+            writeln!(f, "problem      {problem}")?;
+        }
+        self.uplink.write(f, self.wall_ms)?;
+        self.write_ledger(f)
+    }
+}
+
+impl UplinkStatus {
+    fn write(&self, f: &mut fmt::Formatter<'_>, wall_ms: i64) -> fmt::Result {
+        if !self.is_enabled {
+            return writeln!(f, "uplink       switched off");
+        }
+        let hub = self.hub.as_deref().unwrap_or("any hub");
+        let lasting = u64::try_from(wall_ms.saturating_sub(self.changed_ms)).unwrap_or(0);
+        let lasting = Span::millis(lasting).rounded();
+        if self.is_connected {
+            let rtt = Span::millis(self.rtt_us.div_ceil(1_000)).rounded();
+            writeln!(
+                f,
+                "uplink       connected to {hub} for {lasting}, round trip {rtt}"
+            )?;
+        } else {
+            let why = self.last_error.as_deref().unwrap_or("no attempt yet");
+            writeln!(f, "uplink       not connected for {lasting}, {hub}: {why}")?;
+        }
+        let raw = ByteSize(self.raw_bytes).rounded();
+        let sent = ByteSize(self.sent_bytes).rounded();
+        writeln!(
+            f,
+            "sent         {raw} of records in {sent} on the wire since start"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(name: &str, ledger: Ledger) -> TopicStatus {
+        TopicStatus {
+            name: name.to_owned(),
+            ledger,
+        }
+    }
+
+    fn status(topics: Vec<TopicStatus>) -> Status {
+        Status {
+            version: "0.1.0".to_owned(),
+            site: Some("shop-1".to_owned()),
+            incarnation: "00ff".to_owned(),
+            wall_ms: 100_000,
+            uptime_ms: 93_600_000,
+            problems: Vec::new(),
+            uplink: UplinkStatus {
+                is_enabled: true,
+                changed_ms: 40_000,
+                last_error: Some("the hub does not answer".to_owned()),
+                ..UplinkStatus::default()
+            },
+            topics,
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_adds_up_says_so() {
+        let ledger = Ledger {
+            accepted: 1_500,
+            committed: 1_000,
+            queued: 300,
+            queued_bytes: 2_097_152,
+            expired: 100,
+            dropped_oldest: 50,
+            dropped_newest: 40,
+            damaged: 10,
+        };
+        let status = status(vec![topic("a", ledger), topic("b", Ledger::default())]);
+        let text = status.to_string();
+        assert!(status.is_fine());
+        for part in [
+            "up 1d2h",
+            "shop-1",
+            "not connected for 1m",
+            "does not answer",
+            "adds up",
+            "(all)",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let line = text.lines().find(|line| line.starts_with("a ")).unwrap();
+        let cells: Vec<&str> = line
+            .split("  ")
+            .map(str::trim)
+            .filter(|c| !c.is_empty())
+            .collect();
+        assert_eq!(
+            cells,
+            [
+                "a", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "10"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_ledger_that_does_not_add_up_is_named() {
+        let ledger = Ledger {
+            accepted: 10,
+            committed: 4,
+            queued: 5,
+            ..Ledger::default()
+        };
+        let status = status(vec![
+            topic("fine", Ledger::default()),
+            topic("lossy", ledger),
+        ]);
+        assert!(!status.is_fine());
+        let text = status.to_string();
+        assert!(
+            text.contains("DOES NOT ADD UP  lossy: 10 accepted, 9 accounted for"),
+            "{text}"
+        );
+        assert!(!text.contains("The ledger adds up"));
+    }
+
+    #[test]
+    fn the_document_round_trips() {
+        let status = status(vec![topic("a", Ledger::default())]);
+        let text = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+    }
+}
