@@ -45,7 +45,10 @@ pub struct SiteRules {
 
 impl Default for SiteRules {
     fn default() -> Self {
-        Self { allowed: vec![NamePattern::new("*")], topics: vec![NamePattern::new("*")] }
+        Self {
+            allowed: vec![NamePattern::new("*")],
+            topics: vec![NamePattern::new("*")],
+        }
     }
 }
 
@@ -53,13 +56,17 @@ impl SiteRules {
     /// May this site connect at all?
     #[must_use]
     pub fn admits(&self, site: &SiteId) -> bool {
-        self.allowed.iter().any(|pattern| pattern.matches(site.as_str()))
+        self.allowed
+            .iter()
+            .any(|pattern| pattern.matches(site.as_str()))
     }
 
     /// May sites write this topic?
     #[must_use]
     pub fn allows_topic(&self, topic: &TopicName) -> bool {
-        self.topics.iter().any(|pattern| pattern.matches(topic.as_str()))
+        self.topics
+            .iter()
+            .any(|pattern| pattern.matches(topic.as_str()))
     }
 }
 
@@ -121,11 +128,16 @@ impl Register {
     /// Sessions that are open.
     #[must_use]
     pub fn open_sessions(&self) -> u64 {
-        self.lock().values().map(|status| u64::from(status.sessions)).sum()
+        self.lock()
+            .values()
+            .map(|status| u64::from(status.sessions))
+            .sum()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SiteId, SiteStatus>> {
-        self.sites.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.sites
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

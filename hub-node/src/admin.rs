@@ -1,0 +1,136 @@
+//! What the admin listener shows of the parts of this hub.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use shared::admin::{Check, Provider};
+use shared::time;
+use tokio::sync::watch;
+
+use crate::commit::{Counters, Lanes};
+use crate::metrics;
+use crate::sites::Register;
+use crate::status::{CommitCounts, LaneCounts, SiteLine, Status};
+
+/// The parts of a running hub. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Set once the cluster has answered.
+    lanes: Arc<OnceLock<LanesView>>,
+    count: u32,
+    sites: Arc<Register>,
+    started: Duration,
+}
+
+#[derive(Debug)]
+struct LanesView {
+    counters: Arc<Counters>,
+    troubled: watch::Receiver<usize>,
+}
+
+impl Node {
+    /// A hub that started at `started`, by [`time::now`], and will have so many lanes. It is not ready
+    /// before [`Node::lanes_started`].
+    #[must_use]
+    pub fn new(lanes: u32, sites: Arc<Register>, started: Duration) -> Self {
+        Self {
+            lanes: Arc::default(),
+            count: lanes,
+            sites,
+            started,
+        }
+    }
+
+    /// The cluster has answered, the lanes are there.
+    pub fn lanes_started(&self, lanes: &Lanes) {
+        let view = || LanesView {
+            counters: lanes.counters(),
+            troubled: lanes.troubled(),
+        };
+        self.lanes.get_or_init(view);
+    }
+
+    fn document(&self) -> Status {
+        let sites = self.sites.snapshot().into_iter();
+        let uptime = time::now().saturating_sub(self.started).as_millis();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            wall_ms: time::wall_ms(),
+            uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
+            problems: self.problems(),
+            lanes: LaneCounts {
+                all: u64::from(self.count),
+                troubled: self.troubled(),
+            },
+            commit: self.commit_counts(),
+            sites: sites
+                .map(|(name, site)| {
+                    let line = SiteLine {
+                        sessions: site.sessions,
+                        incarnation: site.incarnation,
+                        changed_ms: site.changed_ms,
+                        incarnation_changes: site.incarnation_changes,
+                    };
+                    (name.to_string(), line)
+                })
+                .collect(),
+        }
+    }
+
+    fn commit_counts(&self) -> CommitCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Some(LanesView { counters, .. }) = self.lanes.get() else {
+            return CommitCounts::default();
+        };
+        CommitCounts {
+            records: read(&counters.committed_records),
+            bytes: read(&counters.committed_bytes),
+            transactions: read(&counters.transactions),
+            aborts: read(&counters.aborts),
+            rebuilds: read(&counters.rebuilds),
+            fenced: read(&counters.fenced),
+            dead_letters: read(&counters.dead_letters),
+            gap_records: read(&counters.lost_records),
+            queue_bytes: read(&counters.queue_bytes),
+        }
+    }
+
+    fn troubled(&self) -> u64 {
+        let all = u64::from(self.count);
+        self.lanes
+            .get()
+            .map_or(all, |lanes| *lanes.troubled.borrow() as u64)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let checks = self.readiness().into_iter();
+        checks
+            .filter_map(|check| Some(format!("{}: {}", check.name, check.problem?)))
+            .collect()
+    }
+}
+
+impl Provider for Node {
+    /// A hub is ready when every lane can commit.
+    fn readiness(&self) -> Vec<Check> {
+        let (troubled, all) = (self.troubled(), self.count);
+        let problem = match self.lanes.get() {
+            None => Some("waiting for the central cluster".to_owned()),
+            Some(_) if troubled > 0 => Some(format!("{troubled} of {all} cannot commit")),
+            Some(_) => None,
+        };
+        vec![Check::new("lanes", problem)]
+    }
+
+    fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let status = self.document();
+        shared::metrics::encode(metrics::PREFIX, move |scrape| {
+            metrics::write(scrape, &status)
+        })
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::to_value(self.document()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,119 @@
+//! Every metric of the hub: names, units, labels. All are read from others' counters at scrape time.
+//!
+//! No label names a site: ten thousand of them would be ten thousand series. `/status` lists sites.
+
+use std::fmt;
+
+use shared::metrics::{Scrape, level, single};
+
+use crate::status::Status;
+
+/// In front of every name.
+pub const PREFIX: &str = "kedge_hub";
+
+/// Writes every family.
+///
+/// # Errors
+/// The writer's.
+pub fn write(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    write_node(scrape, status)?;
+    write_commit(scrape, status)?;
+    write_sites(scrape, status)?;
+    shared::metrics::process(scrape)
+}
+
+fn write_node(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    let ready = f64::from(u8::from(status.problems.is_empty()));
+    scrape.gauge("ready", "1 when every lane can commit", single(ready))?;
+    let uptime = level(status.uptime_ms) / 1_000.0;
+    scrape.gauge(
+        "uptime_seconds",
+        "Seconds since the process started",
+        single(uptime),
+    )?;
+    let info = vec![("version", status.version.clone())];
+    scrape.gauge(
+        "build_info",
+        "Always 1; the version is in the label",
+        [(info, 1.0)],
+    )
+}
+
+fn write_commit(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    let (lanes, commit) = (&status.lanes, &status.commit);
+    scrape.gauge("lanes", "Lanes of the system", single(level(lanes.all)))?;
+    scrape.gauge(
+        "lanes_troubled",
+        "Lanes that cannot commit",
+        single(level(lanes.troubled)),
+    )?;
+    let waiting = level(commit.queue_bytes);
+    scrape.gauge(
+        "queue_bytes",
+        "Bytes that wait to be committed",
+        single(waiting),
+    )?;
+    for (name, help, value) in [
+        (
+            "records_committed",
+            "Records committed to their topics",
+            commit.records,
+        ),
+        (
+            "committed_bytes",
+            "Bytes of committed deliveries, as held in memory",
+            commit.bytes,
+        ),
+        (
+            "transactions_committed",
+            "Kafka transactions committed",
+            commit.transactions,
+        ),
+        (
+            "transactions_aborted",
+            "Kafka transactions aborted",
+            commit.aborts,
+        ),
+        (
+            "lanes_rebuilt",
+            "Lanes acquired anew after an unknown outcome",
+            commit.rebuilds,
+        ),
+        ("lanes_fenced", "Lanes that another hub took", commit.fenced),
+        (
+            "dead_letters",
+            "Records in the dead-letter topic",
+            commit.dead_letters,
+        ),
+        (
+            "gap_records",
+            "Records that sites declared as dropped by policy",
+            commit.gap_records,
+        ),
+    ] {
+        scrape.counter(name, help, single(value))?;
+    }
+    Ok(())
+}
+
+fn write_sites(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    let sites = status.sites.values();
+    let connected = sites.clone().filter(|site| site.sessions > 0).count() as u64;
+    scrape.gauge(
+        "sites_connected",
+        "Sites with an open session",
+        single(level(connected)),
+    )?;
+    let known = level(status.sites.len() as u64);
+    scrape.gauge(
+        "sites_known",
+        "Sites that this process has seen",
+        single(known),
+    )?;
+    let changes = sites.map(|site| site.incarnation_changes).sum();
+    scrape.counter(
+        "incarnation_changes",
+        "Times that a site came back with another store: restored, wiped or copied",
+        single(changes),
+    )
+}
