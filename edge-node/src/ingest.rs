@@ -17,10 +17,12 @@ mod policy;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use shared::ids::TopicName;
 use shared::record::{self, BatchHeader, BatchLimits, Compression, RecordError};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Mutex, Semaphore, oneshot};
 use tracing::{debug, info};
 
@@ -34,6 +36,11 @@ use crate::store::{Append, AppendError, Appended, Store, StoreError, Topic};
 const INLINE_BATCH_BYTES: usize = 32 * 1024;
 /// Most bytes that a batch checked on the spot may decompress to.
 const INLINE_UNCOMPRESSED_BYTES: usize = 256 * 1024;
+
+/// Pauses between attempts while the store's queue is full: 2, 4, … 128 ms, a quarter of a second in
+/// all. A group's sync takes less.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LAST_PAUSE: Duration = Duration::from_millis(256);
 
 /// What the door holds producers to.
 #[derive(Debug, Clone, Copy)]
@@ -120,10 +127,19 @@ struct Inner {
     stats: Arc<IngestStats>,
 }
 
+type Outcome = Result<Appended, AppendError>;
+
+/// The store's answer, or what it will come by.
+#[derive(Debug)]
+enum Answer {
+    Here(Outcome),
+    Waiting(oneshot::Receiver<Outcome>),
+}
+
 /// A batch on its way to the disk.
 #[derive(Debug)]
 pub struct Pending {
-    receiver: oneshot::Receiver<Result<Appended, AppendError>>,
+    answer: Answer,
     stats: Arc<IngestStats>,
     /// Records in the batch.
     pub count: u32,
@@ -135,11 +151,10 @@ impl Pending {
     /// # Errors
     /// The store's refusal.
     pub async fn synced(self) -> Result<Appended, AppendError> {
-        let outcome = self.receiver.await.unwrap_or_else(|_| {
-            Err(AppendError::Unavailable(
-                "the store stopped before it answered".to_owned(),
-            ))
-        });
+        let outcome = match self.answer {
+            Answer::Here(outcome) => outcome,
+            Answer::Waiting(receiver) => receiver.await.unwrap_or_else(|_| Err(stopped())),
+        };
         if matches!(outcome, Err(AppendError::Full(_))) {
             self.stats.full.fetch_add(1, Ordering::Relaxed);
         }
@@ -271,16 +286,38 @@ impl Ingest {
             .records
             .fetch_add(u64::from(header.count), Ordering::Relaxed);
         stats.bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        let receiver = self.inner.store.append(Append {
+        let append = Append {
             partition: *partition,
             batch,
             header,
-        });
+        };
         Ok(Pending {
-            receiver,
+            answer: self.hand_over(append).await,
             stats: stats.clone(),
             count: header.count,
         })
+    }
+
+    /// Hands a batch to the store. When its queue is full it says so at once: that passes, and to wait
+    /// here keeps the order of what comes behind.
+    async fn hand_over(&self, append: Append) -> Answer {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let copy = Append {
+                batch: append.batch.clone(),
+                ..append
+            };
+            let mut receiver = self.inner.store.append(copy);
+            match receiver.try_recv() {
+                Err(TryRecvError::Empty) => return Answer::Waiting(receiver),
+                Err(TryRecvError::Closed) => return Answer::Here(Err(stopped())),
+                Ok(Err(AppendError::Full(_))) if pause < LAST_PAUSE => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Ok(outcome) => return Answer::Here(outcome),
+            }
+        }
     }
 
     async fn check(&self, batch: &Bytes, max_batch_bytes: usize) -> Result<BatchHeader, Refusal> {
@@ -322,6 +359,10 @@ impl Ingest {
             .await
             .unwrap_or_else(|error| Err(StoreError::Io(format!("producer id: {error}"))))
     }
+}
+
+fn stopped() -> AppendError {
+    AppendError::Unavailable("the store stopped before it answered".to_owned())
 }
 
 /// The check's result when it is cheap enough for the task that received the batch, `None` when it

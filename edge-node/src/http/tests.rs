@@ -346,7 +346,7 @@ async fn a_full_store_is_told_with_507_and_a_dead_one_with_503() {
         (AppendError::Full("quota"), 507),
         (AppendError::Unavailable("disk".into()), 503),
     ] {
-        server.store.set(Mode::Refuse(error));
+        server.store.set(Mode::Refuse(error, u32::MAX));
         let (found, answer, head) = post(server.address, "/v1/topics/t/records", "", b"x").await;
         assert_eq!(found, status);
         assert!(

@@ -7,7 +7,7 @@ use crate::store::OnFull;
 
 pub(crate) mod fake;
 
-use fake::FakeStore;
+use fake::{FakeStore, Mode};
 
 /// A configuration that lets clients create any topic, with 4 partitions.
 pub(crate) fn any_topic() -> TopicsConfig {
@@ -152,4 +152,18 @@ async fn topics_beyond_the_limit_are_not_created_even_at_once() {
     let created = tasks.join_all().await.into_iter().filter(|ok| *ok).count();
     assert_eq!((created, ingest.topics().len()), (3, 3));
     assert!(ingest.topic("no such", true).await.is_err(), "a bad name");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_waited_for_and_keeps_its_order() {
+    let store = FakeStore::shared();
+    let ingest = door(&store);
+    let topic = ingest.topic("t", true).await.unwrap();
+    store.set(Mode::Refuse(AppendError::Full("queue"), 3));
+    for (value, base) in [(b"a", 0), (b"b", 1)] {
+        let batch = batch_of(&[value], Compression::None);
+        let pending = ingest.append(&topic, 0, batch).await.unwrap();
+        assert_eq!(pending.synced().await.unwrap().base_offset, base);
+    }
+    assert_eq!(ingest.stats().full.load(Ordering::Relaxed), 0);
 }

@@ -96,9 +96,9 @@ impl<'a, D: Disk> Draft<'a, D> {
         let point = match self.make_room(append, &topic)? {
             Step::Append => self.put_batch(append),
             Step::DropNewest => self.drop_newest(append.partition, header),
-            Step::Refuse(why) => return Ok(Err(AppendError::Full(why))),
+            Step::Refuse(why) => return Ok(Err(refuse(append, producers, why))),
             Step::FreeAcked(..) | Step::DropOldest(_) => {
-                return Ok(Err(AppendError::Full("no room could be made")));
+                return Ok(Err(refuse(append, producers, "no room could be made")));
             }
         };
         if let Some(stamp) = header.producer {
@@ -417,6 +417,14 @@ impl<'a, D: Disk> Draft<'a, D> {
         }
         Change { partitions, ops }
     }
+}
+
+/// The store is full; a producer's next batches must not pass this one.
+fn refuse(append: &Append, producers: &mut Producers, why: &'static str) -> AppendError {
+    if let Some(stamp) = append.header.producer {
+        producers.refuse(append.partition, stamp);
+    }
+    AppendError::Full(why)
 }
 
 /// Notes the gaps that came and went between two states of a partition.

@@ -47,12 +47,22 @@ pub(super) enum Verdict {
     Duplicate(Offset),
 }
 
+/// A producer's first batch in a partition, which was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refused {
+    epoch: i16,
+    first: i32,
+}
+
 /// All producers, with the changes of the group under way on top.
 #[derive(Debug, Default)]
 pub(super) struct Producers {
     kept: HashMap<ProducerKey, ProducerState>,
     by_use: BTreeMap<u64, ProducerKey>,
     noted: HashMap<ProducerKey, ProducerState>,
+    /// First batches that were refused. What the producer sent behind them must not take their place:
+    /// the first would not be accepted any more when it is sent again.
+    refused: HashMap<ProducerKey, Refused>,
     next_use: u64,
     max: usize,
 }
@@ -83,9 +93,38 @@ impl Producers {
             id: stamp.id,
         };
         match self.noted.get(&key).or_else(|| self.kept.get(&key)) {
-            None => Ok(Verdict::New),
+            None => match self.refused.get(&key) {
+                Some(refused) if refused.comes_before(stamp) => {
+                    Err(AppendError::OutOfOrderSequence {
+                        producer: stamp.id,
+                        found: stamp.base_sequence,
+                        expected: refused.first,
+                    })
+                }
+                Some(_) | None => Ok(Verdict::New),
+            },
             Some(state) => state.check(stamp, count),
         }
+    }
+
+    /// A batch that was new could not be appended.
+    pub(super) fn refuse(&mut self, partition: PartitionId, stamp: ProducerStamp) {
+        let key = ProducerKey {
+            partition,
+            id: stamp.id,
+        };
+        if !self.noted.contains_key(&key) && !self.kept.contains_key(&key) {
+            let (epoch, first) = (stamp.epoch, stamp.base_sequence);
+            self.expect_first(key, Refused { epoch, first });
+        }
+    }
+
+    fn expect_first(&mut self, key: ProducerKey, refused: Refused) {
+        if self.refused.len() >= self.max {
+            // so many at once do not all come back; the others are taken at their word again
+            self.refused.clear();
+        }
+        self.refused.insert(key, refused);
     }
 
     /// Notes a batch that goes into the group under way.
@@ -151,6 +190,7 @@ impl Producers {
             }
         }
         for (key, state) in self.noted.drain() {
+            self.refused.remove(&key);
             self.by_use.insert(state.used, key);
             if let Some(old) = self.kept.insert(key, state) {
                 self.by_use.remove(&old.used);
@@ -158,14 +198,26 @@ impl Producers {
         }
     }
 
-    /// The group failed: nothing of it is known.
+    /// The group failed: nothing of it is known, but which batch of a producer came first.
     pub(super) fn forget_noted(&mut self) {
-        self.noted.clear();
+        for (key, state) in std::mem::take(&mut self.noted) {
+            if let Some(sent) = state.sent.front().filter(|_| !self.kept.contains_key(&key)) {
+                let (epoch, first) = (state.epoch, sent.first);
+                self.expect_first(key, Refused { epoch, first });
+            }
+        }
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
         self.kept.len()
+    }
+}
+
+impl Refused {
+    /// True for a batch that the producer sent after the refused one.
+    fn comes_before(self, stamp: ProducerStamp) -> bool {
+        self.epoch == stamp.epoch && self.first != stamp.base_sequence
     }
 }
 
@@ -272,6 +324,34 @@ mod tests {
         assert_eq!(p.check(P, stamp(0, 0), 1), Ok(Verdict::Duplicate(0)));
         p.forget_noted();
         assert_eq!(p.check(P, stamp(0, 0), 1), Ok(Verdict::New));
+    }
+
+    #[test]
+    fn nothing_takes_the_place_of_a_first_batch_that_was_refused() {
+        let mut p = Producers::new(10, Vec::new());
+        // pipelined: the first finds the store full, the second would fit
+        assert_eq!(p.check(P, stamp(0, 0), 10), Ok(Verdict::New));
+        p.refuse(P, stamp(0, 0));
+        assert!(matches!(
+            p.check(P, stamp(0, 10), 10),
+            Err(AppendError::OutOfOrderSequence { expected: 0, .. })
+        ));
+        send(&mut p, 0, 0, 10, 0).unwrap();
+        send(&mut p, 0, 10, 10, 10).unwrap();
+        p.refuse(P, stamp(0, 20));
+        assert_eq!(p.check(P, stamp(0, 20), 1), Ok(Verdict::New));
+    }
+
+    #[test]
+    fn a_first_batch_of_a_failed_group_keeps_its_place() {
+        let mut p = Producers::new(10, Vec::new());
+        p.note(P, stamp(0, 5), 10, 0);
+        p.note(P, stamp(0, 15), 10, 10);
+        p.forget_noted();
+        assert!(p.check(P, stamp(0, 15), 10).is_err());
+        assert_eq!(p.check(P, stamp(0, 5), 10), Ok(Verdict::New));
+        // a producer that gave up starts again with another epoch
+        assert_eq!(p.check(P, stamp(1, 0), 1), Ok(Verdict::New));
     }
 
     #[test]

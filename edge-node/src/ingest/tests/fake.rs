@@ -1,7 +1,6 @@
-//! A store for tests of what stands in front of it: it keeps batches in memory, and answers at once,
-//! never, or with an error, as the test says.
+//! A store for tests of what stands in front of it: the store in memory, whose answers are held back
+//! or replaced as the test says.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -9,11 +8,11 @@ use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
 use crate::store::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Store, StoreError, Topic,
-    TopicRules,
+    Append, AppendError, Appended, Item, Ledger, LogRange, MemoryStore, PartitionId, Store,
+    StoreError, Topic, TopicRules,
 };
 
-type Answer = oneshot::Sender<Result<Appended, AppendError>>;
+type Outcome = Result<Appended, AppendError>;
 
 /// How appends are answered.
 #[derive(Debug, Clone, Default)]
@@ -23,22 +22,19 @@ pub(crate) enum Mode {
     Sync,
     /// When the test calls [`FakeStore::release`].
     Hold,
-    /// With this error.
-    Refuse(AppendError),
+    /// With this error, so many times.
+    Refuse(AppendError, u32),
 }
 
 #[derive(Debug, Default)]
 struct State {
     mode: Mode,
-    topics: BTreeMap<TopicName, Arc<Topic>>,
-    partitions: u32,
-    logs: BTreeMap<PartitionId, (u64, Vec<Bytes>)>,
-    producers: i64,
-    held: Vec<(Answer, Appended)>,
+    held: Vec<(oneshot::Sender<Outcome>, Outcome)>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct FakeStore {
+    memory: MemoryStore,
     state: Mutex<State>,
 }
 
@@ -63,116 +59,113 @@ impl FakeStore {
     pub(crate) fn release(&self) {
         let mut state = self.state();
         state.mode = Mode::Sync;
-        for (answer, appended) in state.held.drain(..).rev() {
-            drop(answer.send(Ok(appended)));
+        for (answer, outcome) in state.held.drain(..).rev() {
+            answer.send(outcome).ok();
         }
     }
 
+    /// The batches of a log, with base offset 0 again.
     pub(crate) fn batches(&self, partition: PartitionId) -> Vec<Bytes> {
-        let state = self.state();
-        state
-            .logs
-            .get(&partition)
-            .map_or_else(Vec::new, |log| log.1.clone())
+        let items = self.memory.read(partition, 0, usize::MAX).unwrap();
+        let batches = items.into_iter().map(|item| match item {
+            Item::Batch { batch, .. } => {
+                let mut batch = batch.to_vec();
+                shared::record::patch(&mut batch, 0, 0);
+                batch.into()
+            }
+            Item::Gap { .. } => panic!("a gap"),
+        });
+        batches.collect()
     }
 }
 
 impl Store for FakeStore {
+    fn append(&self, append: Append) -> oneshot::Receiver<Outcome> {
+        let (answer, receiver) = oneshot::channel();
+        let mut state = self.state();
+        if let Mode::Refuse(error, times) = &mut state.mode
+            && let Some(left) = times.checked_sub(1)
+        {
+            *times = left;
+            answer.send(Err(error.clone())).ok();
+            return receiver;
+        }
+        let outcome = self
+            .memory
+            .append(append)
+            .try_recv()
+            .expect("answered at once");
+        if matches!(state.mode, Mode::Hold) {
+            state.held.push((answer, outcome));
+        } else {
+            answer.send(outcome).ok();
+        }
+        receiver
+    }
+
     fn ensure_topic(
         &self,
         name: &TopicName,
         partitions: u32,
         rules: TopicRules,
     ) -> Result<Arc<Topic>, StoreError> {
-        let mut state = self.state();
-        if let Some(topic) = state.topics.get(name) {
-            return Ok(topic.clone());
-        }
-        let first = state.partitions;
-        state.partitions += partitions;
-        let topic = Arc::new(Topic {
-            name: name.clone(),
-            partitions: (first..first + partitions).map(PartitionId).collect(),
-            rules: Arc::new(rules),
-        });
-        state.topics.insert(name.clone(), topic.clone());
-        Ok(topic)
+        self.memory.ensure_topic(name, partitions, rules)
     }
 
     fn topics(&self) -> Vec<Arc<Topic>> {
-        self.state().topics.values().cloned().collect()
+        self.memory.topics()
     }
 
     fn topic(&self, name: &str) -> Option<Arc<Topic>> {
-        self.state().topics.get(name).cloned()
-    }
-
-    fn append(&self, append: Append) -> oneshot::Receiver<Result<Appended, AppendError>> {
-        let (answer, receiver) = oneshot::channel();
-        let mut state = self.state();
-        if let Mode::Refuse(error) = &state.mode {
-            drop(answer.send(Err(error.clone())));
-            return receiver;
-        }
-        let (end, batches) = state.logs.entry(append.partition).or_default();
-        let appended = Appended {
-            base_offset: *end,
-            is_duplicate: false,
-            log_start: 0,
-        };
-        *end += u64::from(append.header.count);
-        batches.push(append.batch);
-        if matches!(state.mode, Mode::Hold) {
-            state.held.push((answer, appended));
-        } else {
-            drop(answer.send(Ok(appended)));
-        }
-        receiver
+        self.memory.topic(name)
     }
 
     fn next_producer_id(&self) -> Result<i64, StoreError> {
-        let mut state = self.state();
-        state.producers += 1;
-        Ok(state.producers)
+        self.memory.next_producer_id()
     }
 
-    fn read(&self, _: PartitionId, _: Offset, _: usize) -> Result<Vec<Item>, StoreError> {
-        unimplemented!("nothing in front of the store reads")
+    fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.memory.read(partition, from, max)
     }
 
-    fn range(&self, _: PartitionId) -> Result<LogRange, StoreError> {
-        unimplemented!("nothing in front of the store reads")
+    fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
+        self.memory.range(partition)
     }
 
-    fn chain_at(&self, _: PartitionId, _: Offset) -> Result<Option<u64>, StoreError> {
-        unimplemented!("nothing in front of the store reads")
+    fn chain_at(&self, partition: PartitionId, offset: Offset) -> Result<Option<u64>, StoreError> {
+        self.memory.chain_at(partition, offset)
     }
 
-    fn acknowledge(&self, _: PartitionId, _: Offset) -> Result<(), StoreError> {
-        unimplemented!("nothing in front of the store acknowledges")
+    fn acknowledge(&self, partition: PartitionId, next: Offset) -> Result<(), StoreError> {
+        self.memory.acknowledge(partition, next)
     }
 
-    fn sweep(&self, _: i64) -> Result<(), StoreError> {
-        Ok(())
+    fn sweep(&self, wall_ms: i64) -> Result<(), StoreError> {
+        self.memory.sweep(wall_ms)
     }
 
     fn incarnation(&self) -> Incarnation {
-        Incarnation(1)
+        self.memory.incarnation()
     }
 
     fn renew_incarnation(&self) -> Result<Incarnation, StoreError> {
-        Ok(Incarnation(2))
+        self.memory.renew_incarnation()
     }
 
     fn ledger(&self) -> Vec<(TopicName, Ledger)> {
-        Vec::new()
+        self.memory.ledger()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
+        self.memory.changes()
     }
 
     fn failure(&self) -> watch::Receiver<Option<StoreError>> {
-        watch::channel(None).1
+        self.memory.failure()
     }
 }

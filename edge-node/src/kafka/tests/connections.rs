@@ -295,7 +295,7 @@ async fn what_the_store_refuses_is_told_as_kafka_does() {
             47,
         ),
     ] {
-        node.store.set(Mode::Refuse(error));
+        node.store.set(Mode::Refuse(error, u32::MAX));
         assert_eq!(client.produce(batch(&["a"], None)).await, code);
     }
     node.store.set(Mode::Sync);
