@@ -157,7 +157,7 @@ fn every_broken_rule_is_noticed() {
         (Mutation::SkipDuplicateCheck, 300),
         (Mutation::IgnoreGap, 300),
         (Mutation::DeliverOutOfOrder, 300),
-        (Mutation::IgnoreCredit, 300),
+        (Mutation::IgnoreCredit, 2_000),
         (Mutation::ResumeFromStart, 300),
         (Mutation::ResumeOneLater, 300),
         (Mutation::ForgetChainCheck, 2_000),
@@ -168,7 +168,7 @@ fn every_broken_rule_is_noticed() {
         (Mutation::AnswerDuringTransaction, 1_000),
         (Mutation::KeepOldQueue, 1_000),
         (Mutation::AckAborted, 300),
-        (Mutation::MixConnections, 1_000),
+        (Mutation::MixConnections, 3_000),
     ] {
         let caught = (0..seeds).find_map(|seed| Some((seed, run(seed, Some(mutation)).err()?)));
         let (seed, what) =

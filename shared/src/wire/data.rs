@@ -54,13 +54,19 @@ pub struct DataHeader {
 }
 
 impl DataHeader {
+    /// Decoded bytes of the payload.
+    #[must_use]
+    pub fn raw_len(&self) -> u32 {
+        match self.content {
+            DataContent::Records(records) => records.raw_len,
+            DataContent::Gap { .. } => 0,
+        }
+    }
+
     /// What the stream costs in credit.
     #[must_use]
     pub fn charge(&self) -> u64 {
-        match self.content {
-            DataContent::Records(records) => charge(records.raw_len),
-            DataContent::Gap { .. } => charge(0),
-        }
+        charge(self.raw_len())
     }
 
     /// The bytes that open the stream; the payload follows.

@@ -1,0 +1,286 @@
+//! How a log's items flow: where to go on, what to read, what to hold and what to send.
+
+use bytes::Bytes;
+
+use super::log::Phase;
+use super::{ReadResult, Sender, SenderOutput, State};
+use crate::ids::Offset;
+use crate::link::broken;
+use crate::link::resume::{Mismatch, Resume, compare, resume};
+use crate::wire::{
+    CheckpointEntry, Code, DataContent, DataHeader, GAP_NOT_AT_SITE, Handle, LogRange, LogReply,
+    MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
+};
+
+/// With less credit than this, and than a whole read, no read starts while others are under way: streams
+/// would get ever smaller.
+const MIN_READ_BYTES: u64 = 16 << 10;
+
+impl Sender {
+    pub(super) fn handle_checkpoints(&mut self, entries: &[CheckpointEntry]) {
+        for entry in entries {
+            let known = self.logs.get(&entry.handle);
+            let Some(range) = known
+                .filter(|log| log.phase == Phase::Declared)
+                .map(|log| log.range)
+            else {
+                return self.fail(
+                    Code::BadFrame,
+                    "checkpoint of a log that was not declared".into(),
+                );
+            };
+            self.resume_log(entry.handle, self.decide(&range, entry.reply));
+        }
+    }
+
+    fn decide(&self, range: &LogRange, reply: LogReply) -> Resume {
+        let decision = resume(range, reply);
+        if broken!(self, ResumeFromStart) {
+            return Resume::From(range.start);
+        }
+        if broken!(self, ForgetChainCheck)
+            && let Resume::Check(checkpoint) = decision
+        {
+            return Resume::From(checkpoint.next_offset);
+        }
+        if broken!(self, ForgetEndCheck) && decision == Resume::Mismatch(Mismatch::BeyondEnd) {
+            return Resume::From(range.end);
+        }
+        if broken!(self, ResumeOneLater)
+            && let Resume::From(next) = decision
+            && next < range.end
+        {
+            return Resume::From(next + 1);
+        }
+        decision
+    }
+
+    fn resume_log(&mut self, handle: Handle, decision: Resume) {
+        let Some(log) = self.logs.get_mut(&handle) else {
+            return;
+        };
+        match decision {
+            Resume::From(next) => {
+                log.acked = next;
+                log.read = next;
+                log.phase = Phase::Ready;
+                self.outputs.push_back(SenderOutput::Acked {
+                    handle,
+                    next_offset: next,
+                });
+                self.enqueue(handle);
+            }
+            Resume::Check(checkpoint) => {
+                log.phase = Phase::Checking(checkpoint);
+                self.outputs.push_back(SenderOutput::Chain {
+                    handle,
+                    offset: checkpoint.next_offset,
+                });
+            }
+            Resume::Probe(next) if next >= log.range.end => {
+                self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
+            }
+            Resume::Probe(next) => {
+                log.acked = next;
+                log.read = next;
+                log.phase = Phase::Ready;
+                log.is_unproven = true;
+                self.enqueue(handle);
+            }
+            Resume::Mismatch(mismatch) => {
+                log.phase = Phase::Parked;
+                self.outputs
+                    .push_back(SenderOutput::HistoryMismatch { handle, mismatch });
+            }
+            Resume::Denied => {
+                log.phase = Phase::Parked;
+                self.outputs.push_back(SenderOutput::Denied { handle });
+            }
+        }
+    }
+
+    /// The answer to [`SenderOutput::Chain`]: the store's chain at that offset, `None` when it is not a
+    /// boundary that the store knows.
+    pub fn handle_chain(&mut self, handle: Handle, offset: Offset, chain: Option<u64>) {
+        let Some(log) = self.logs.get(&handle) else {
+            return;
+        };
+        match log.phase {
+            Phase::Checking(checkpoint) if checkpoint.next_offset == offset => {
+                self.resume_log(handle, compare(checkpoint, chain));
+            }
+            Phase::Trimmed if log.range.start == offset => {
+                self.hold_trimmed(handle, chain.unwrap_or(0));
+            }
+            Phase::Checking(_)
+            | Phase::Trimmed
+            | Phase::Undeclared
+            | Phase::Declared
+            | Phase::Ready
+            | Phase::Reading { .. }
+            | Phase::Parked => {}
+        }
+    }
+
+    /// What lies between what the hub holds and the log's start is no longer at the site.
+    fn hold_trimmed(&mut self, handle: Handle, chain: u64) {
+        let Some(log) = self.logs.get_mut(&handle) else {
+            return;
+        };
+        let header = DataHeader {
+            handle,
+            base_offset: log.read,
+            next_offset: log.range.start,
+            chain,
+            content: DataContent::Gap {
+                reason: GAP_NOT_AT_SITE,
+            },
+        };
+        log.phase = Phase::Ready;
+        self.hold(header, Bytes::new());
+    }
+
+    /// The answer to [`SenderOutput::Read`]. Answers that nobody waits for are ignored.
+    pub fn handle_read(&mut self, handle: Handle, result: ReadResult) {
+        let State::Open(session) = self.state else {
+            return;
+        };
+        let Some(log) = self.logs.get_mut(&handle) else {
+            return;
+        };
+        let Phase::Reading { reserved, end } = log.phase else {
+            return;
+        };
+        self.reads -= 1;
+        self.reserved -= reserved;
+        log.phase = Phase::Ready;
+        let Some((mut header, payload)) = result.into_stream(handle) else {
+            // unless it grew while it was read, there is nothing up to its end
+            if log.range.end == end {
+                log.range.end = log.read;
+            }
+            return self.enqueue(handle);
+        };
+        let is_rest_of_gap = log.is_rest_of_gap(&header);
+        // not a boundary because it was trimmed since the hub was asked, or because it became part of a gap
+        let is_gone = header.base_offset > log.read
+            || (is_rest_of_gap && header.base_offset <= log.first_unacked);
+        if log.is_unproven && is_gone {
+            log.is_unproven = false;
+            self.outputs.push_back(SenderOutput::Acked {
+                handle,
+                next_offset: log.read,
+            });
+        }
+        if is_rest_of_gap {
+            header.base_offset = log.read;
+        }
+        if header.raw_len() > session.max_batch_bytes {
+            log.phase = Phase::Parked;
+            self.outputs.push_back(SenderOutput::TooLarge {
+                handle,
+                offset: header.base_offset,
+                bytes: header.raw_len(),
+                limit: session.max_batch_bytes,
+            });
+        } else if log.is_unproven
+            || header.base_offset < log.read
+            || header.next_offset <= header.base_offset
+        {
+            self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
+        } else if header.base_offset > log.read {
+            // trimmed while it was read: the gap goes first, then it is read again
+            log.range.start = header.base_offset;
+            self.enqueue(handle);
+        } else {
+            self.hold(header, payload);
+        }
+    }
+
+    fn hold(&mut self, header: DataHeader, payload: Bytes) {
+        let Some(log) = self.logs.get_mut(&header.handle) else {
+            return;
+        };
+        log.read = header.next_offset;
+        log.range.end = log.range.end.max(log.read);
+        self.held_charge += header.charge();
+        self.held.push_back(super::DataStream {
+            head: header.encode(),
+            header,
+            payload,
+        });
+        self.enqueue(header.handle);
+    }
+
+    /// Puts a log in line if it has something to send.
+    pub(super) fn enqueue(&mut self, handle: Handle) {
+        if let Some(log) = self.logs.get_mut(&handle)
+            && log.phase == Phase::Ready
+            && log.read < log.range.end
+            && !log.in_ring
+        {
+            log.in_ring = true;
+            self.ring.push_back(handle);
+        }
+    }
+
+    pub(super) fn poll_data(&mut self) -> Option<SenderOutput> {
+        let charge = self.held.front()?.header.charge();
+        if self.in_flight >= MAX_STREAMS_IN_FLIGHT {
+            return None;
+        }
+        if !self.credit.take(charge) && !broken!(self, IgnoreCredit) {
+            return None;
+        }
+        let stream = self.held.pop_front()?;
+        self.held_charge -= charge;
+        self.in_flight += 1;
+        if let Some(log) = self.logs.get_mut(&stream.header.handle) {
+            log.in_flight.push_back(stream.header.next_offset);
+        }
+        Some(SenderOutput::Data(stream))
+    }
+
+    pub(super) fn poll_read(&mut self, max_batch_bytes: u32) -> Option<SenderOutput> {
+        if self.reads + self.held.len() >= self.config.max_reads {
+            return None;
+        }
+        let credit = self
+            .credit
+            .available()
+            .saturating_sub(self.reserved + self.held_charge)
+            .saturating_sub(STREAM_OVERHEAD);
+        let is_idle = self.reads == 0 && self.held.is_empty() && self.in_flight == 0;
+        let most = self.config.max_read_bytes.min(max_batch_bytes);
+        if credit < MIN_READ_BYTES.min(most.into()) && !(is_idle && credit > 0) {
+            return None;
+        }
+        let handle = self.ring.pop_front()?;
+        let log = self.logs.get_mut(&handle)?;
+        log.in_ring = false;
+        if log.read < log.range.start {
+            if broken!(self, ForgetTrimmedGap) {
+                log.read = log.range.start;
+            } else {
+                log.phase = Phase::Trimmed;
+                return Some(SenderOutput::Chain {
+                    handle,
+                    offset: log.range.start,
+                });
+            }
+        }
+        let max_bytes = u32::try_from(credit).map_or(most, |credit| most.min(credit));
+        let reserved = charge(max_bytes);
+        log.phase = Phase::Reading {
+            reserved,
+            end: log.range.end,
+        };
+        self.reads += 1;
+        self.reserved += reserved;
+        Some(SenderOutput::Read {
+            handle,
+            from: log.read,
+            max_bytes,
+        })
+    }
+}
