@@ -19,7 +19,7 @@
 //! - `acked <= sent <= end` at the site, `committed <= delivered` at the hub;
 //! - the sum of the charges of all streams (`raw_len + 256` each) stays within the hub's credit limit.
 //!
-//! A session that breaks any rule ends with a [`Code`](crate::wire::Code); the next one starts from
+//! A session that breaks any rule ends with a [`Code`]; the next one starts from
 //! the hub's committed checkpoints. Nothing of a session outlives it, so nothing needs to be repaired.
 
 mod receiver;

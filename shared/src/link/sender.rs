@@ -117,6 +117,7 @@ impl Sender {
             phase: Phase::Undeclared,
             first_unacked: acked.max(range.start),
             is_unproven: false,
+            is_start_known: true,
             acked: range.origin,
             read: range.origin,
             in_flight: VecDeque::new(),

@@ -109,9 +109,10 @@ impl Sender {
             Phase::Checking(checkpoint) if checkpoint.next_offset == offset => {
                 self.resume_log(handle, compare(checkpoint, chain));
             }
-            Phase::Trimmed if log.range.start == offset => {
-                self.hold_trimmed(handle, chain.unwrap_or(0));
-            }
+            Phase::Trimmed if log.range.start == offset => match chain {
+                Some(chain) => self.hold_trimmed(handle, chain),
+                None => self.find_start(handle),
+            },
             Phase::Checking(_)
             | Phase::Trimmed
             | Phase::Undeclared
@@ -140,6 +141,15 @@ impl Sender {
         self.hold(header, Bytes::new());
     }
 
+    /// The log was trimmed further since: a read tells its start.
+    fn find_start(&mut self, handle: Handle) {
+        if let Some(log) = self.logs.get_mut(&handle) {
+            log.is_start_known = false;
+            log.phase = Phase::Ready;
+            self.enqueue(handle);
+        }
+    }
+
     /// The answer to [`SenderOutput::Read`]. Answers that nobody waits for are ignored.
     pub fn handle_read(&mut self, handle: Handle, result: ReadResult) {
         let State::Open(session) = self.state else {
@@ -156,11 +166,15 @@ impl Sender {
         log.phase = Phase::Ready;
         let Some((mut header, payload)) = result.into_stream(handle) else {
             // unless it grew while it was read, there is nothing up to its end
-            if log.range.end == end {
+            if log.range.end == end && log.is_start_known {
                 log.range.end = log.read;
+            } else if log.range.end == end {
+                log.range.start = end;
+                log.is_start_known = true;
             }
             return self.enqueue(handle);
         };
+        log.is_start_known = true;
         let is_rest_of_gap = log.is_rest_of_gap(&header);
         // not a boundary because it was trimmed since the hub was asked, or because it became part of a gap
         let is_gone = header.base_offset > log.read
@@ -258,7 +272,7 @@ impl Sender {
         let handle = self.ring.pop_front()?;
         let log = self.logs.get_mut(&handle)?;
         log.in_ring = false;
-        if log.read < log.range.start {
+        if log.read < log.range.start && log.is_start_known {
             if broken!(self, ForgetTrimmedGap) {
                 log.read = log.range.start;
             } else {

@@ -25,6 +25,8 @@ pub(super) struct Log {
     pub(super) first_unacked: Offset,
     /// The hub's checkpoint lies inside a batch or a gap of the log: the first read tells which.
     pub(super) is_unproven: bool,
+    /// False when the log was trimmed further than `range.start` says.
+    pub(super) is_start_known: bool,
     /// The hub holds everything before; `acked <= read <= range.end`.
     pub(super) acked: Offset,
     /// Everything before was read, and waits in `held` or was sent.

@@ -83,13 +83,13 @@ pub enum SenderOutput {
     },
     /// Open a stream and send.
     Data(DataStream),
-    /// Read from the store and answer with [`Sender::handle_read`].
+    /// Read from the store and answer with [`Sender::handle_read`](super::Sender::handle_read).
     Read {
         handle: Handle,
         from: Offset,
         max_bytes: u32,
     },
-    /// Ask the store for its chain at this offset and answer with [`Sender::handle_chain`].
+    /// Ask the store for its chain at this offset and answer with [`Sender::handle_chain`](super::Sender::handle_chain).
     Chain { handle: Handle, offset: Offset },
     /// The hub holds everything before this offset.
     Acked { handle: Handle, next_offset: Offset },

@@ -109,7 +109,7 @@ impl World {
             event: 0,
             heals_at: Duration::from_millis(rng.between(1_000, 15_000)),
             fault_ms: rng.between(100, 2_000),
-            append_ms: rng.between(3, 200),
+            append_ms: rng.between(10, 200),
             rng,
         };
         world.after_us(0, Event::Append);
