@@ -18,6 +18,8 @@ mod kafka_tests;
 mod lanes;
 mod machine;
 mod queue;
+#[cfg(test)]
+mod sim;
 mod transact;
 
 pub use checkpoint::LogKey;

@@ -3,10 +3,11 @@
 //!
 //! The port is blocking on purpose: librdkafka's transaction calls are, and a lane makes them from its own
 //! blocking step. Two implementations pass the same contract suite: [`kafka`] and the in-memory
-//! `memory`, a truthful model of transactions, isolation and fencing.
+//! [`memory`], a truthful model of transactions, isolation and fencing.
 
 pub mod kafka;
 pub mod mapping;
+pub mod memory;
 
 mod errors;
 

@@ -15,7 +15,10 @@
 //!   hole and without overlap (`skip_below` cuts overlaps);
 //! - a `Committed` event is only emitted for a checkpoint that a transaction committed or that was read
 //!   back from the cluster;
-//! - at most one session of a site may deliver, and none before nothing of its predecessor is left.
+//! - at most one session of a site may deliver, and none before nothing of its predecessor is left;
+//! - a session is let in only after a transaction that began after it came has committed: a hub that was
+//!   fenced and does not know it would tell checkpoints that are out of date. In a busy lane that costs
+//!   nothing, in an idle one a transaction that holds nothing but the lane's claim.
 //!
 //! After an unknown outcome nothing is thrown away: the batches stay, the lane is acquired anew, and
 //! the checkpoints read then say of each batch whether it is in the cluster. Being fenced is different:
@@ -67,7 +70,7 @@ pub(crate) enum Work {
 /// The content of one Kafka transaction.
 #[derive(Debug, Clone)]
 pub(crate) struct Transaction {
-    /// Deliveries in order.
+    /// Deliveries in order; none when only the lane's ownership is to be proven.
     pub(crate) items: Vec<Queued>,
     /// What is committed of each of their logs so far.
     pub(crate) logs: HashMap<Arc<LogKey>, Stored>,
@@ -119,6 +122,16 @@ struct Attach {
     site: SiteId,
     incarnation: Incarnation,
     session: SessionId,
+    proof: Proof,
+}
+
+/// Whether the lane was this hub's after a session came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    None,
+    /// The step under way will tell.
+    UnderWay,
+    Given,
 }
 
 #[derive(Debug)]
@@ -173,10 +186,17 @@ impl Machine {
         match self.state {
             State::Released if !self.attaching.is_empty() => {
                 self.state = State::Acquiring;
+                self.prove();
                 Some(Work::Acquire)
             }
-            State::Acquiring => Some(Work::Acquire),
-            State::Ready if !self.queue.is_empty() => Some(Work::Commit(self.begin())),
+            State::Acquiring => {
+                self.prove();
+                Some(Work::Acquire)
+            }
+            State::Ready if !self.queue.is_empty() || self.lacks_proof() => {
+                self.prove();
+                Some(Work::Commit(self.begin()))
+            }
             State::Released | State::Ready | State::Committing | State::SteppedDown { .. } => None,
         }
     }
@@ -223,8 +243,8 @@ impl Machine {
             site,
             incarnation,
             session,
+            proof: Proof::None,
         });
-        self.admit();
     }
 
     /// A session asks where the cluster stands.
@@ -280,6 +300,7 @@ impl Machine {
         damaged: HashSet<LogKey>,
     ) {
         self.state = State::Ready;
+        self.proven();
         self.committed = logs;
         self.damaged = damaged;
         let kept = std::mem::take(&mut self.in_flight);
@@ -366,6 +387,7 @@ impl Machine {
         } else {
             State::Ready
         };
+        self.proven();
         let done = std::mem::take(&mut self.in_flight);
         self.committed.extend(logs);
         self.report(done.iter().map(|queued| (queued.session, &queued.key)));
@@ -557,6 +579,29 @@ impl Machine {
         });
     }
 
+    /// A step begins whose success proves that the lane is this hub's.
+    fn prove(&mut self) {
+        for attach in &mut self.attaching {
+            if attach.proof == Proof::None {
+                attach.proof = Proof::UnderWay;
+            }
+        }
+    }
+
+    fn proven(&mut self) {
+        for attach in &mut self.attaching {
+            if attach.proof == Proof::UnderWay {
+                attach.proof = Proof::Given;
+            }
+        }
+    }
+
+    fn lacks_proof(&self) -> bool {
+        self.attaching
+            .iter()
+            .any(|attach| attach.proof != Proof::Given)
+    }
+
     /// Lets in who waits and of whose site nothing is left.
     fn admit(&mut self) {
         if !self.knows_checkpoints() {
@@ -568,7 +613,7 @@ impl Machine {
         };
         let (free, waiting) = std::mem::take(&mut self.attaching)
             .into_iter()
-            .partition(|attach| is_free(&attach.site));
+            .partition(|attach| attach.proof == Proof::Given && is_free(&attach.site));
         self.attaching = waiting;
         let free: Vec<Attach> = free;
         for attach in free {

@@ -65,7 +65,10 @@ pub(crate) struct Transactor<S> {
     counters: Arc<Counters>,
     /// Records that the broker refused in an attempt that was aborted.
     marked: HashMap<(Arc<LogKey>, Offset), Reason>,
+    /// The producer in use sends each record alone.
     is_alone: bool,
+    /// The next one will.
+    wants_alone: bool,
 }
 
 /// Why an attempt did not commit.
@@ -100,6 +103,7 @@ impl<S: LaneSink> Transactor<S> {
             counters,
             marked: HashMap::new(),
             is_alone: false,
+            wants_alone: false,
         }
     }
 
@@ -130,6 +134,7 @@ impl<S: LaneSink> Transactor<S> {
             Entry::Foreign => debug!("A record of the checkpoint topic is not one of ours"),
         };
         self.sink.acquire((&claim.0, &claim.1), &mut read)?;
+        self.is_alone = self.wants_alone;
         for log in &restored.damaged {
             error!(site = %log.site, incarnation = %log.incarnation, log = %log.log,
                 "The committed checkpoint of a log cannot be read; the site is refused");
@@ -191,6 +196,9 @@ impl<S: LaneSink> Transactor<S> {
             if let Some(session) = malformed {
                 return Outcome::Malformed(vec![session]);
             }
+            if self.wants_alone && !self.is_alone {
+                return Outcome::Unknown;
+            }
         }
         Outcome::Unknown
     }
@@ -203,11 +211,11 @@ impl<S: LaneSink> Transactor<S> {
     ) -> Outcome {
         self.marked.clear();
         self.has_layout = true;
-        let was_alone = std::mem::take(&mut self.is_alone);
-        if was_alone {
+        if self.is_alone {
+            self.wants_alone = false;
             self.sink.send_alone(false);
         }
-        let reacquire = was_alone || end == CommitEnd::Reacquire;
+        let reacquire = self.is_alone || end == CommitEnd::Reacquire;
         self.count(transaction, &logs);
         Outcome::Committed { logs, reacquire }
     }
@@ -259,6 +267,10 @@ impl<S: LaneSink> Transactor<S> {
             let value = checkpoint::checkpoint_value(&key, stored, now_ms);
             self.sink.store(&key, &value)?;
         }
+        if transaction.items.is_empty() {
+            let value = checkpoint::claim_value(&self.claim);
+            self.sink.store(&checkpoint::claim_key(), &value)?;
+        }
         if !self.has_layout {
             let (key, value) = (
                 checkpoint::layout_key(),
@@ -272,7 +284,11 @@ impl<S: LaneSink> Transactor<S> {
             return Err(Failure::Refused);
         }
         // every record and its checkpoint are delivered: only this call makes them visible, together
-        let end = self.sink.commit()?;
+        let end = self.sink.commit().map_err(|error| match error {
+            // once asked to commit, "must be aborted" is one word against another
+            SinkError::Abortable(text) => SinkError::Unknown(text),
+            error @ (SinkError::Fenced | SinkError::Unknown(_) | SinkError::Refused(_)) => error,
+        })?;
         Ok((logs, end))
     }
 
@@ -299,7 +315,7 @@ impl<S: LaneSink> Transactor<S> {
             "The cluster refused records of a transaction"
         );
         if culprit_unknown {
-            self.is_alone = true;
+            self.wants_alone = true;
             self.sink.send_alone(true);
         }
     }
