@@ -324,7 +324,7 @@ mod tests {
             if let Some(first) = key.first_mut() {
                 *first = kind;
             }
-            let _ = read(&key, value.as_deref());
+            drop(read(&key, value.as_deref()));
         }
     }
 

@@ -2,6 +2,7 @@
 //! word, for the mock cluster knows neither isolation nor fencing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -312,6 +313,137 @@ async fn what_a_dead_hub_left_open_is_never_seen() {
     assert_eq!(values(&world.read(&world.topic("t"))), ["committed"]);
 }
 
+/// Kill and restart the broker meanwhile: `KEDGE_SOAK_S=60 KAFKA_BOOTSTRAP=… cargo test -p hub-node
+/// --lib commit::kafka_tests::soak -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes as long as it is told"]
+async fn soak() {
+    let Some(world) = World::new("soak") else {
+        return;
+    };
+    let seconds = std::env::var("KEDGE_SOAK_S").map_or(10, |s| s.parse().unwrap());
+    let hub = Arc::new(world.hub().await);
+    let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    let sites: Vec<_> = (0..8)
+        .map(|i| {
+            tokio::spawn(feed(
+                hub.clone(),
+                format!("site-{i}"),
+                world.log("t", 0),
+                until,
+            ))
+        })
+        .collect();
+    let mut expected = BTreeMap::new();
+    for (i, site) in sites.into_iter().enumerate() {
+        expected.insert(format!("site-{i}"), site.await.unwrap());
+    }
+    let mut next: BTreeMap<String, u64> = BTreeMap::new();
+    for got in world.read(&world.topic("t")) {
+        let next = next.entry(got.header("kedge.site")).or_default();
+        assert_eq!(got.header("kedge.offset"), next.to_string());
+        *next += 1;
+    }
+    assert_eq!(next, expected);
+    let counters = hub.lanes.counters();
+    println!("{counters:?}");
+    Arc::into_inner(hub).unwrap().stop().await;
+}
+
+/// A site that sends as fast as its credit allows and comes back whenever it is thrown out.
+async fn feed(
+    hub: Arc<Hub>,
+    name: String,
+    log: TopicPartition,
+    until: tokio::time::Instant,
+) -> u64 {
+    let value = vec![b'x'; 200];
+    let records = vec![(None, Some(&value[..]), &[][..]); 50];
+    let (mut acked, mut sent_all) = (0, 0);
+    loop {
+        let Ok(mut site) = Site::attach(&hub, &name).await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let checkpoint = site.checkpoint(&log).await.map_or(0, |c| c.next_offset);
+        assert!(checkpoint >= acked, "{checkpoint} >= {acked}");
+        acked = checkpoint;
+        let mut next = checkpoint;
+        loop {
+            let is_over = tokio::time::Instant::now() > until && next >= sent_all;
+            if is_over && acked == next {
+                return acked;
+            }
+            while next < acked + 1000 && !is_over {
+                site.deliver(&log, next, next, &records).await;
+                next += 50;
+                sent_all = sent_all.max(next);
+            }
+            match tokio::time::timeout(Duration::from_secs(120), site.events.recv()).await {
+                Ok(Some(LaneEvent::Committed(logs))) => {
+                    let moved = logs.iter().find(|(moved, _)| *moved == log);
+                    acked = moved.unwrap().1.next_offset;
+                }
+                Ok(Some(LaneEvent::Ended(_)) | None) => break,
+                Err(_) => panic!("{name}: nothing committed for two minutes"),
+            }
+        }
+    }
+}
+
+/// The hub alone against one plain idempotent producer, on the same records.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn throughput() {
+    let Some(world) = World::new("speed") else {
+        return;
+    };
+    let total = 1_000_000_u64;
+    for round in 0..3 {
+        let topic = format!("t{round}");
+        world.create(&topic, &[]).await;
+        let hub = Arc::new(world.hub().await);
+        let started = std::time::Instant::now();
+        let sites: Vec<_> = (0..16_u32)
+            .map(|i| {
+                let log = world.log(&topic, i);
+                tokio::spawn(race(hub.clone(), format!("site-{i}"), log, total / 16))
+            })
+            .collect();
+        for site in sites {
+            site.await.unwrap();
+        }
+        let ours = total as f64 / started.elapsed().as_secs_f64();
+        let transactions = hub.lanes.counters().transactions.load(Ordering::Relaxed);
+        Arc::into_inner(hub).unwrap().stop().await;
+        let plain = world.plain(&topic, total).await;
+        println!(
+            "hub {ours:.0}/s in {transactions} transactions, plain {plain:.0}/s: {:.2}",
+            ours / plain
+        );
+    }
+}
+
+async fn race(hub: Arc<Hub>, name: String, log: TopicPartition, total: u64) {
+    let value = vec![b'x'; 200];
+    let keys: Vec<_> = (0..1000).map(|i| format!("key-{i}")).collect();
+    let records: Vec<_> = keys
+        .iter()
+        .map(|key| (Some(key.as_bytes()), Some(&value[..]), &[][..]))
+        .collect();
+    let mut site = Site::attach(&hub, &name).await.unwrap();
+    let (mut next, mut acked) = (0, 0);
+    while acked < total {
+        while next < total && next < acked + 20_000 {
+            site.deliver(&log, next, next, &records).await;
+            next += 1000;
+        }
+        if let LaneEvent::Committed(logs) = site.event().await {
+            acked = logs[0].1.next_offset;
+        }
+    }
+}
+
 /// Names of one test's topics and lanes, so that tests share a cluster.
 struct World {
     name: String,
@@ -382,6 +514,43 @@ impl World {
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic.as_str())).set(key, value);
         let altered = admin.alter_configs([&change], &AdminOptions::new()).await;
         altered.unwrap().remove(0).unwrap();
+    }
+
+    /// Records a second of a producer with nothing but idempotence.
+    async fn plain(&self, topic: &str, total: u64) -> f64 {
+        use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+        let mut config = self.client();
+        for (key, value) in [
+            ("enable.idempotence", "true"),
+            ("batch.size", "1000000"),
+            ("batch.num.messages", "10000"),
+            ("linger.ms", "5"),
+            ("compression.type", "lz4"),
+            ("queue.buffering.max.messages", "1000000"),
+        ] {
+            config.set(key, value);
+        }
+        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
+            config.create().unwrap();
+        let topic = self.topic(topic);
+        tokio::task::spawn_blocking(move || {
+            let started = std::time::Instant::now();
+            let value = vec![b'x'; 200];
+            for i in 0..total {
+                let key = format!("key-{}", i % 1000);
+                let mut record = BaseRecord::to(topic.as_str()).key(&key).payload(&value);
+                while let Err((_, back)) = producer.send(record) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    record = back;
+                }
+            }
+            while producer.in_flight_count() > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            total as f64 / started.elapsed().as_secs_f64()
+        })
+        .await
+        .unwrap()
     }
 
     /// Everything that a reader of committed records sees, in order per partition.

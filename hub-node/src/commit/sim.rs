@@ -264,7 +264,10 @@ impl World {
             },
             Some(Work::Commit(transaction)) => match hub.transactor.run(&transaction, 0) {
                 Outcome::Fenced => hub.machine.handle_fenced(until),
-                outcome => hub.machine.handle_outcome(outcome),
+                outcome
+                @ (Outcome::Committed { .. } | Outcome::Unknown | Outcome::Malformed(_)) => {
+                    hub.machine.handle_outcome(outcome);
+                }
             },
         }
         let has_crashed = std::mem::take(&mut self.faults.lock().unwrap().has_crashed);
@@ -341,12 +344,12 @@ impl World {
                     let is_there = offsets.contains(&offset);
                     let is_dead = dead.contains(&offset);
                     assert!(!(is_there && is_dead), "{name}-{offset} is there and dead");
-                    let may_be_dead = fates[offset as usize] != Fate::Good;
+                    let may_be_dead = at(fates, offset) != Fate::Good;
                     assert!(
                         !is_dead || may_be_dead,
                         "{name}-{offset} is dead, and was good"
                     );
-                    let is_gap = site.is_gap(offset);
+                    let is_gap = is_gap(offset);
                     assert!(
                         is_there || is_dead || is_gap,
                         "{name}-{offset} is missing below {end}"
@@ -447,12 +450,6 @@ impl Site {
         }
     }
 
-    /// The same ranges in every session: what was dropped stays dropped.
-    fn is_gap(&self, offset: u64) -> bool {
-        let _ = self;
-        (20..25).contains(&offset)
-    }
-
     /// The next step of a log; sometimes it reaches back over what was sent before.
     fn delivery(&mut self, log: &TopicPartition, rng: &mut StdRng) -> Option<Delivery> {
         let next = *self.session.as_ref()?.next.get(log)?;
@@ -464,14 +461,14 @@ impl Site {
             _ => 0,
         };
         let base = next.saturating_sub(overlap);
-        let end = if self.is_gap(base) {
-            (base..LOG_LEN).find(|at| !self.is_gap(*at))?
+        let end = if is_gap(base) {
+            (base..LOG_LEN).find(|at| !is_gap(*at))?
         } else {
             let wanted = (base + overlap + rng.random_range(1..8)).min(LOG_LEN);
-            let gap = (base..wanted).find(|at| self.is_gap(*at));
+            let gap = (base..wanted).find(|at| is_gap(*at));
             gap.unwrap_or(wanted)
         };
-        let content = match self.is_gap(base) {
+        let content = match is_gap(base) {
             true => Content::Gap { reason: 1 },
             false => Content::Records(self.blocks(log, base, end)),
         };
@@ -498,7 +495,7 @@ impl Site {
                 let mut records = Vec::new();
                 for (i, offset) in (0..).zip(base..end) {
                     let mut value = format!("{}/{log}#{offset}", self.id);
-                    let len = match self.logs[log][offset as usize] {
+                    let len = match at(&self.logs[log], offset) {
                         Fate::Good => 0,
                         Fate::TooLarge => 2_000,
                         Fate::Surprise => MAX_VALUE + 1,
@@ -547,4 +544,13 @@ impl Site {
             *acked = (*acked).max(checkpoint.next_offset);
         }
     }
+}
+
+/// The same range in every session: what was dropped stays dropped.
+fn is_gap(offset: u64) -> bool {
+    (20..25).contains(&offset)
+}
+
+fn at(fates: &[Fate], offset: u64) -> Fate {
+    fates[usize::try_from(offset).unwrap()]
 }
