@@ -7,6 +7,8 @@
 //! Not here: the site's name. It comes from the certificate only.
 
 mod read;
+#[cfg(test)]
+mod tests;
 mod topics;
 
 use std::net::SocketAddr;

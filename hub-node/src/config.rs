@@ -4,9 +4,12 @@
 //! every problem at once. `config/read.rs` holds each key once: name, default and accepted range;
 //! `deploy/config/hub.toml` shows them all, and a test compares it with the defaults.
 
+mod lanes;
 mod read;
 mod sites;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +23,8 @@ use shared::units::{ByteSize, Span};
 
 pub use sites::{SiteRule, SitesConfig};
 pub use template::TopicTemplate;
+
+use crate::sink::mapping::PartitionRule;
 
 /// Everything that a hub can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +77,8 @@ pub enum Cluster {
 /// `[node]`: the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
+    /// Tells hubs apart for people: in logs and in claims of lanes.
+    pub name: String,
     /// How long a stop on SIGTERM may take to commit what is in flight.
     pub stop_timeout: Span,
 }
@@ -112,10 +119,16 @@ pub struct KafkaConfig {
     pub topic_template: TopicTemplate,
     /// Whether missing central topics are created.
     pub create_topics: bool,
-    /// Partitions of created topics.
-    pub create_partitions: i32,
-    /// Replication factor of created topics; -1: the cluster's default.
-    pub replication: i32,
+    /// Partitions of created topics; `None`: the cluster's default.
+    pub create_partitions: Option<u32>,
+    /// Replication factor of created topics, the checkpoint topic too; `None`: the cluster's default.
+    pub replication: Option<u32>,
+    /// How a record's partition is chosen.
+    pub partition_by: PartitionRule,
+    /// Codec towards the cluster, as librdkafka calls it.
+    pub compression: &'static str,
+    /// How long the cluster may take to take a record; then the transaction's outcome is unknown.
+    pub delivery_timeout: Span,
     /// Where records go that the cluster refuses for good.
     pub dead_letter_topic: TopicName,
 }
@@ -132,13 +145,15 @@ pub struct CommitConfig {
     /// Bytes of records in one transaction.
     pub max_transaction_bytes: ByteSize,
     /// Records in one transaction.
-    pub max_transaction_records: usize,
-    /// How long a transaction waits for more records after its first.
-    pub linger: Span,
+    pub max_transaction_records: u32,
     /// After this the broker aborts a transaction by itself (`transaction.timeout.ms`).
     pub transaction_timeout: Span,
     /// Bytes that wait for one lane; above it sessions wait.
     pub lane_queue: ByteSize,
+    /// How long a lane that another hub took refuses sites, the first time; it doubles.
+    pub step_down: Span,
+    /// The limit of that doubling.
+    pub step_down_max: Span,
 }
 
 /// Settings of librdkafka. Values may be secrets: they appear in no log.

@@ -19,8 +19,8 @@ const DEFAULT_QUOTA: ByteSize = ByteSize::gib(10);
 const DEFAULT_MIN_FREE: ByteSize = ByteSize::mib(256);
 /// A few write-ahead logs and a compaction's output: what deletion may need before it frees space.
 const DEFAULT_RESERVE: ByteSize = ByteSize::mib(32);
-/// A quarter of the memory goal: what producers wait for is held in memory once.
-const DEFAULT_QUEUE: ByteSize = ByteSize::mib(16);
+/// Two groups of the largest size: one on its way to the disk, one waiting.
+const DEFAULT_QUEUE: ByteSize = ByteSize::mib(8);
 /// Retention is a matter of days; ten seconds keep each deletion small.
 const DEFAULT_SWEEP: Span = Span::secs(10);
 /// Kafka's own default.

@@ -13,6 +13,8 @@ use super::{
     SitesConfig,
 };
 
+use crate::sink::mapping::PartitionRule;
+
 /// An idle connection costs 30 to 40 kB: about 400 MB of sessions.
 const DEFAULT_MAX_SESSIONS: u32 = 10_000;
 /// A handshake over a satellite, with loss.
@@ -31,28 +33,33 @@ const DEFAULT_MAX_BATCH: ByteSize = ByteSize::mib(4);
 const DEFAULT_MAX_LOGS: u32 = 10_000;
 /// Each costs a producer: 0.7 MB and seven threads with three brokers.
 const DEFAULT_LANES: u32 = 4;
-/// A transaction costs the broker as much as a few thousand records: let it grow with what waits.
-const DEFAULT_TRANSACTION_RECORDS: u32 = 50_000;
+/// A transaction costs the broker as much as a few thousand records; beyond this more of them in one
+/// stop to pay.
+const DEFAULT_TRANSACTION_RECORDS: u32 = 20_000;
 const DEFAULT_TRANSACTION_BYTES: ByteSize = ByteSize::mib(16);
-/// What waits during a commit makes the next transaction: waiting longer only adds delay.
-const DEFAULT_LINGER: Span = Span::millis(5);
-/// librdkafka's default. A dead hub's open transaction hides the records behind it for so long.
-const DEFAULT_TRANSACTION_TIMEOUT: Span = Span::secs(60);
-/// Two transactions: one under way, one that fills.
-const DEFAULT_LANE_QUEUE: ByteSize = ByteSize::mib(32);
+/// A dead hub's open transaction hides the records behind it for so long.
+const DEFAULT_TRANSACTION_TIMEOUT: Span = Span::secs(30);
+/// A broker's restart; less than the transaction's own limit.
+const DEFAULT_DELIVERY_TIMEOUT: Span = Span::secs(20);
+/// Four transactions: one under way, others that fill while it commits.
+const DEFAULT_LANE_QUEUE: ByteSize = ByteSize::mib(64);
+/// Longer than a site takes to find the other hub, so that two hubs do not take a lane in turns.
+const DEFAULT_STEP_DOWN: Span = Span::secs(10);
+const DEFAULT_STEP_DOWN_MAX: Span = Span::minutes(2);
 
 const DEFAULT_CERTIFICATE: &str = "/etc/kedge/hub.pem";
 const DEFAULT_KEY: &str = "/etc/kedge/hub-key.pem";
 const DEFAULT_CA: &str = "/etc/kedge/ca.pem";
 const DEFAULT_TEMPLATE: &str = "{topic}";
 const DEFAULT_DEAD_LETTERS: &str = "kedge.dead-letters";
-const DEFAULT_CHECKPOINTS: &str = "kedge.checkpoints";
+const DEFAULT_CHECKPOINTS: &str = "__kedge_checkpoints";
 
 const LISTEN_PORT: u16 = 7443;
 const ADMIN_PORT: u16 = 9691;
 
 /// Settings of librdkafka that exactly-once delivery rests on.
-const FIXED_PROPERTIES: [&str; 7] = [
+const FIXED_PROPERTIES: [&str; 8] = [
+    "isolation.level",
     "bootstrap.servers",
     "metadata.broker.list",
     "transactional.id",
@@ -75,6 +82,26 @@ pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
         ),
         log: LogConfig::read(document.section("log")),
     };
+    check_limits(&config, document);
+    config
+}
+
+/// Limits that must fit into one another.
+fn check_limits(config: &Config, document: &mut Document) {
+    let (kafka, commit, listen) = (&config.kafka, &config.commit, &config.listen);
+    if kafka.delivery_timeout >= commit.transaction_timeout {
+        let limit = commit.transaction_timeout;
+        let message = format!("not less than commit.transaction_timeout = {limit}");
+        document.problem("kafka.delivery_timeout", message);
+    }
+    if commit.step_down > commit.step_down_max {
+        let message = format!("larger than step_down_max = {}", commit.step_down_max);
+        document.problem("commit.step_down", message);
+    }
+    if commit.lane_queue < listen.max_batch {
+        let message = format!("less than listen.max_batch = {}", listen.max_batch);
+        document.problem("commit.lane_queue", message);
+    }
     if config.kafka.dead_letter_topic == config.commit.checkpoint_topic {
         let name = &config.commit.checkpoint_topic;
         document.problem(
@@ -82,12 +109,15 @@ pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
             format!("{name} is also kafka.dead_letter_topic"),
         );
     }
-    config
 }
 
 fn node(mut section: Section) -> NodeConfig {
     let stop = Span::secs(1)..=Span::minutes(5);
     NodeConfig {
+        // A topic's name has the same letters.
+        name: section
+            .parsed::<TopicName>("name", valid("hub"))
+            .to_string(),
         stop_timeout: section.span("stop_timeout", Span::secs(10), stop),
     }
 }
@@ -132,6 +162,12 @@ fn listen(mut section: Section) -> ListenConfig {
 }
 
 fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
+    let rules = [
+        ("key", PartitionRule::Hash),
+        ("site-partition", PartitionRule::Preserve),
+    ];
+    let codecs = ["none", "gzip", "snappy", "lz4", "zstd"].map(|codec| (codec, codec));
+    let delivery = Span::secs(1)..=Span::minutes(10);
     let example = "\"kafka-1:9092,kafka-2:9092\"";
     let bootstrap = match cluster {
         Cluster::Configured => section.required::<Bootstrap>("bootstrap", example),
@@ -150,8 +186,12 @@ fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
         properties: Properties(properties),
         topic_template: section.parsed("topic_template", valid(DEFAULT_TEMPLATE)),
         create_topics: section.flag("create_topics", true),
-        create_partitions: section.number("create_partitions", 6, 1..=10_000),
-        replication: section.number("replication", -1, -1..=100),
+        create_partitions: Some(section.number("create_partitions", 0_u32, 0..=10_000))
+            .filter(|count| *count > 0),
+        replication: Some(section.number("replication", 0_u32, 0..=100)).filter(|count| *count > 0),
+        partition_by: section.choice("partition_by", PartitionRule::Hash, &rules),
+        compression: section.choice("compression", "lz4", &codecs),
+        delivery_timeout: section.span("delivery_timeout", DEFAULT_DELIVERY_TIMEOUT, delivery),
         dead_letter_topic: section
             .parsed::<TopicName>("dead_letter_topic", valid(DEFAULT_DEAD_LETTERS)),
     }
@@ -159,8 +199,8 @@ fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
 
 fn commit(mut section: Section) -> CommitConfig {
     let bytes = ByteSize::kib(64)..=ByteSize::gib(1);
-    let linger = Span::millis(0)..=Span::secs(10);
     let timeout = Span::secs(5)..=Span::minutes(15);
+    let waits = Span::secs(1)..=Span::hours(1);
     CommitConfig {
         checkpoint_topic: section
             .parsed::<TopicName>("checkpoint_topic", valid(DEFAULT_CHECKPOINTS)),
@@ -177,14 +217,15 @@ fn commit(mut section: Section) -> CommitConfig {
             "max_transaction_records",
             DEFAULT_TRANSACTION_RECORDS,
             1..=1_000_000,
-        ) as usize,
-        linger: section.span("linger", DEFAULT_LINGER, linger),
+        ),
         transaction_timeout: section.span(
             "transaction_timeout",
             DEFAULT_TRANSACTION_TIMEOUT,
             timeout,
         ),
         lane_queue: section.size("lane_queue", DEFAULT_LANE_QUEUE, bytes),
+        step_down: section.span("step_down", DEFAULT_STEP_DOWN, waits.clone()),
+        step_down_max: section.span("step_down_max", DEFAULT_STEP_DOWN_MAX, waits),
     }
 }
 

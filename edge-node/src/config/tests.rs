@@ -1,0 +1,170 @@
+//! The example file says the truth, and bad files say what is wrong.
+
+use shared::config::{ConfigError, Document};
+
+use super::*;
+use crate::store::OnFull;
+
+const EXAMPLE: &str = include_str!("../../../deploy/config/edge.toml");
+const LEAST: &str = "[uplink]\nhubs = [\"hub.example.com:7443\"]\n";
+
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let env = env
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::from_document(Document::parse(text, "test.toml", env).unwrap())
+}
+
+fn problems(text: &str) -> String {
+    load(text, &[]).unwrap_err().to_string()
+}
+
+/// The example with its optional keys switched on: lines that begin with `#` and no blank.
+fn with_optional_keys() -> String {
+    let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    let switch_on = |line| if is_key(&line) { &line[1..] } else { line };
+    EXAMPLE
+        .lines()
+        .map(switch_on)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    assert_eq!(load(EXAMPLE, &[]).unwrap(), load(LEAST, &[]).unwrap());
+}
+
+#[test]
+fn the_example_shows_every_key() {
+    let text = with_optional_keys();
+    let mut document = Document::parse(&text, "edge.toml", []).unwrap();
+    read::config(&mut document);
+    let known = document.known_keys();
+    document.finish().unwrap();
+    let written = written_keys(&text);
+    let missing: Vec<_> = known.iter().filter(|key| !written.contains(key)).collect();
+    assert!(known.len() > 40, "{known:?}");
+    assert!(missing.is_empty(), "not in the example: {missing:?}");
+}
+
+/// Keys of a document as they are written, with `[]` for lists of tables.
+fn written_keys(text: &str) -> Vec<String> {
+    let mut section = String::new();
+    let mut keys = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line
+            .strip_prefix("[[")
+            .and_then(|line| line.strip_suffix("]]"))
+        {
+            keys.push(name.to_owned());
+            section = format!("{name}[]");
+        } else if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
+            keys.push(name.to_owned());
+            name.clone_into(&mut section);
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            keys.push(format!("{section}.{key}"));
+        }
+    }
+    keys
+}
+
+#[test]
+fn a_file_with_many_mistakes_reports_them_all() {
+    let text = problems(
+        "[store]\nquota = \"1MiB\"\nqueue = \"2 apples\"\n[topics.default]\nretention = \"forever\"\n\
+         [[topics.rule]]\npartitions = 0\n[kafka]\nlisten = \"localhost\"\nmax_conections = 3\n\
+         [uplink]\nlevel = 99\nhubs = [\"hub\", \"ok:1\"]\n[log]\nlevel = \"=\"\n[mqtt]\nlisten = 1\n",
+    );
+    for part in [
+        "store.quota = \"1MiB\": out of range; accepted: 16MiB to",
+        "store.queue = \"2 apples\": not a size",
+        "topics.default.retention = \"forever\": not a duration",
+        "or \"unlimited\"",
+        "topics.rule[0].match: missing; for example match = \"sensors.*\"",
+        "topics.rule[0].partitions = 0: out of range; accepted: a whole number from 1 to 256",
+        "kafka.listen = \"localhost\": ",
+        "kafka.max_conections: no such key; did you mean `max_connections`?",
+        "uplink.level = 99: out of range; accepted: a whole number from 1 to 19",
+        "uplink.hubs[0] = \"hub\": not a host and port",
+        "log.level = \"=\": not a log filter",
+        "mqtt: no such key; accepted: node, store, topics, kafka, http, uplink, admin, log",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn values_that_do_not_fit_each_other_are_reported() {
+    let text = problems(
+        "[uplink]\nhubs = [\"h:1\"]\nbackoff_min = \"40s\"\n[topics.default]\nmax_batch = \"16MiB\"\n\
+         [http]\nlisten = \"127.0.0.1:9092\"\n",
+    );
+    for part in [
+        "uplink.backoff_min: larger than backoff_max = 30s",
+        "store.queue: 8MiB is less than the largest max_batch of a topic = 16MiB",
+        "kafka.max_request: 8MiB is less than",
+        "http.listen: 127.0.0.1:9092 is also kafka.listen",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn a_hub_is_required_unless_the_uplink_is_off() {
+    assert!(problems("").contains("uplink.hubs: missing; for example hubs ="));
+    assert_eq!(
+        load("[uplink]\nenabled = false\n", &[]).unwrap().uplink,
+        None
+    );
+}
+
+#[test]
+fn the_environment_wins() {
+    let env = [
+        ("KEDGE_UPLINK__HUBS", "a:1,b:2"),
+        ("KEDGE_NODE__DATA_DIR", "/data"),
+        ("KEDGE_STORE__QUOTA", "64MiB"),
+        ("KEDGE_TOPICS__DEFAULT__RETENTION", "unlimited"),
+        (
+            "KEDGE_TOPICS__RULE",
+            "[{ match = \"logs.*\", on_full = \"drop-oldest\" }]",
+        ),
+        ("KEDGE_HTTP__ENABLED", "false"),
+        ("KEDGE_KAFKA__MAX_CONNECTIONS", "7"),
+    ];
+    let config = load("[store]\nquota = \"1GiB\"\n", &env).unwrap();
+    assert_eq!(config.uplink.unwrap().hubs.len(), 2);
+    assert_eq!(config.node.data_dir, PathBuf::from("/data"));
+    assert_eq!(config.store.quota, ByteSize::mib(64));
+    assert_eq!(config.topics.default.retention, None);
+    assert_eq!(config.topics.settings("logs.a").on_full, OnFull::DropOldest);
+    assert_eq!(config.http, None);
+    assert_eq!(config.kafka.unwrap().max_connections, 7);
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let text = format!(
+        "{LEAST}[topics]\nauto_create = false\n[topics.default]\nretention = \"1d\"\npartitions = 3\n\
+         [[topics.rule]]\nmatch = \"alarms\"\nretention = \"30d\"\n\
+         [[topics.rule]]\nmatch = \"a*\"\nauto_create = true\n"
+    );
+    let topics = load(&text, &[]).unwrap().topics;
+    assert_eq!(topics.settings("alarms").retention, Some(Span::days(30)));
+    assert_eq!(topics.settings("alarms").partitions, 3);
+    assert_eq!(topics.settings("other").retention, Some(Span::days(1)));
+    assert!(topics.may_create("abc") && !topics.may_create("alarms") && !topics.may_create("x"));
+    let declared: Vec<_> = topics
+        .declared()
+        .map(|(name, _)| name.to_string())
+        .collect();
+    assert_eq!(declared, ["alarms"]);
+    assert_eq!(
+        topics.settings("alarms").rules().retention_ms,
+        Some(30 * 86_400_000)
+    );
+}
