@@ -32,7 +32,7 @@ use tracing::debug;
 use super::api::Header;
 use super::dispatch::{self, Plan, Unanswerable};
 use super::error::ErrorCode;
-use super::frame::{FrameBuffer, FrameError, READ_BYTES};
+use super::frame::{FrameBuffer, FrameError};
 use super::metadata::{self, Cluster, MetadataRequest, TopicAnswer};
 use super::produce::{self, Acks, Outcome, ProduceRequest, TopicOutcome};
 use super::{KafkaConfig, KafkaStats, producer_id};
@@ -376,14 +376,15 @@ struct Intake {
 
 impl Intake {
     fn new(read: OwnedReadHalf, config: &KafkaConfig) -> Self {
-        // one whole request must fit, with what was read of the next
+        let frames = FrameBuffer::new(config.max_request_bytes);
+        // less would wait for bytes that nothing gives back
         let window = config
             .max_inflight_bytes
-            .max(2 * config.max_request_bytes + READ_BYTES)
+            .max(frames.max_buffered())
             .min(Semaphore::MAX_PERMITS);
         Self {
             read,
-            frames: FrameBuffer::new(config.max_request_bytes),
+            frames,
             window: Arc::new(Semaphore::new(window)),
             held_window: None,
             held: Reservation::default(),
@@ -414,7 +415,7 @@ impl Intake {
                 Ok(ready) => ready?,
             },
         }
-        let count = match self.read.try_read_buf(self.frames.room()) {
+        let count = match self.read.try_read_buf(&mut self.frames.room()) {
             Ok(0) if self.frames.is_empty() => return Ok(Some(End::Closed)),
             Ok(0) => return Err(ConnError::Truncated),
             Ok(count) => count,
@@ -429,14 +430,14 @@ impl Intake {
         let before = Instant::now();
         let stopped = tokio::select! {
             biased;
-            () = self.take(connection, count) => false,
+            () = self.reserve(connection, count) => false,
             () = connection.stop.cancelled() => true,
         };
         self.frames.pause(before.elapsed());
         Ok(stopped.then_some(End::Stopped))
     }
 
-    async fn take(&mut self, connection: &Connection, count: usize) {
+    async fn reserve(&mut self, connection: &Connection, count: usize) {
         let permits = u32::try_from(count).expect("a read is below 4 GiB");
         let window = self.window.clone().acquire_many_owned(permits).await;
         let window = window.expect("the semaphore is never closed");

@@ -5,7 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::buf::Limit;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 const PREFIX: usize = 4;
 /// Smallest request: API, version, correlation.
@@ -98,17 +99,25 @@ impl FrameBuffer {
         Ok(Some(bytes))
     }
 
-    /// The buffer with room for a read: as much again as has come, no more than the request needs.
-    pub fn room(&mut self) -> &mut BytesMut {
+    /// Room for one read: as much again as has come, no more than the request needs, and at least
+    /// [`READ_BYTES`].
+    pub fn room(&mut self) -> Limit<&mut BytesMut> {
+        let missing = match self.frame_len() {
+            Ok(Some(len)) => (PREFIX + len).saturating_sub(self.buffer.len()),
+            Ok(None) | Err(_) => 0,
+        };
+        let wanted = missing.min(self.buffer.len()).max(READ_BYTES);
         if self.buffer.capacity() - self.buffer.len() < MIN_ROOM {
-            let missing = match self.frame_len() {
-                Ok(Some(len)) => (PREFIX + len).saturating_sub(self.buffer.len()),
-                Ok(None) | Err(_) => 0,
-            };
-            let room = missing.min(self.buffer.len()).max(READ_BYTES);
-            self.buffer.reserve(room);
+            self.buffer.reserve(wanted);
         }
-        &mut self.buffer
+        // the buffer may have grown by more than it was asked to
+        (&mut self.buffer).limit(wanted)
+    }
+
+    /// Most bytes that can be in the buffer after a read, when whole requests are taken between reads.
+    #[must_use]
+    pub fn max_buffered(&self) -> usize {
+        2 * (PREFIX + self.max_frame) + READ_BYTES
     }
 
     /// Call after a read, and after the last whole request was taken.
@@ -160,7 +169,7 @@ mod tests {
             let mut frames = FrameBuffer::new(10_000);
             let mut found = Vec::new();
             for chunk in stream.chunks(step) {
-                frames.room().extend_from_slice(chunk);
+                frames.room().put_slice(chunk);
                 while let Some((frame, wire)) = frames.take().unwrap() {
                     assert_eq!(wire, frame.len() + 4);
                     found.push(frame.to_vec());
@@ -175,23 +184,21 @@ mod tests {
     fn an_impossible_length_is_refused_before_memory_is_taken() {
         for claimed in [i32::MIN, -1, 0, 7] {
             let mut frames = FrameBuffer::new(1000);
-            frames.room().extend_from_slice(&claimed.to_be_bytes());
+            frames.room().put_slice(&claimed.to_be_bytes());
             assert_eq!(frames.take(), Err(FrameError::Length(claimed)));
         }
         let mut frames = FrameBuffer::new(1000);
-        frames.room().extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+        frames.room().put_slice(b"GET / HTTP/1.1\r\n\r\n");
         assert!(matches!(frames.take(), Err(FrameError::TooLarge { .. })));
-        assert!(frames.room().capacity() < 64 * 1024);
+        assert!(frames.buffer.capacity() < 64 * 1024);
     }
 
     #[test]
     fn the_buffer_follows_what_came_not_what_was_promised() {
         let mut frames = FrameBuffer::new(100 << 20);
-        frames
-            .room()
-            .extend_from_slice(&(100_i32 << 20).to_be_bytes());
+        frames.room().put_slice(&(100_i32 << 20).to_be_bytes());
         assert_eq!(frames.take(), Ok(None));
-        assert!(frames.room().capacity() <= 64 * 1024);
+        assert!(frames.buffer.capacity() <= 64 * 1024);
     }
 
     #[test]
@@ -204,13 +211,13 @@ mod tests {
         let mut frames = FrameBuffer::new(10_000);
         frames.mark(start);
         assert_eq!(frames.deadline(pace), None);
-        frames.room().extend_from_slice(&5000_i32.to_be_bytes());
+        frames.room().put_slice(&5000_i32.to_be_bytes());
         frames.mark(start);
         assert_eq!(
             frames.deadline(pace),
             Some(start + Duration::from_millis(10_040))
         );
-        frames.room().extend_from_slice(&[0; 996]);
+        frames.room().put_slice(&[0; 996]);
         frames.mark(start + Duration::from_secs(5));
         assert_eq!(frames.deadline(pace), Some(start + Duration::from_secs(20)));
         frames.pause(Duration::from_secs(3));

@@ -514,6 +514,39 @@ async fn bytes_beyond_the_budget_wait_and_nothing_gets_stuck() {
 }
 
 #[tokio::test]
+async fn the_smallest_window_holds_the_largest_requests() {
+    let node = node(|config, limits| {
+        config.max_request_bytes = 100_000;
+        config.max_inflight_bytes = 0;
+        limits.max_unsynced_bytes = 1;
+    })
+    .await;
+    let value = "x".repeat(99_000);
+    let data = [("t", vec![(0, Some(batch(&[&value], None)))])];
+    let frame = framed(&request(ApiKey::Produce, 8, 1, |out| {
+        produce_request(-1, None, &data).encode(out, 8).unwrap();
+    }));
+    let (read, mut write) = node.client().await.0.into_split();
+    let mut sender = JoinSet::new();
+    sender.spawn(async move {
+        for _ in 0..100 {
+            write.write_all(&frame).await.unwrap();
+        }
+        write
+    });
+    let mut answers = tokio::io::BufReader::new(read);
+    for _ in 0..100 {
+        let read = async {
+            let len = answers.read_u32().await.unwrap();
+            let mut body = vec![0; usize::try_from(len).unwrap()];
+            answers.read_exact(&mut body).await.unwrap();
+        };
+        timeout(LIMIT, read).await.expect("a response");
+    }
+    assert_eq!(node.stored().len(), 100);
+}
+
+#[tokio::test]
 async fn silent_and_slow_clients_are_closed() {
     let node = node(|config, _| {
         config.idle_timeout = Duration::from_millis(30);

@@ -45,7 +45,7 @@ fn any_stream_is_cut_into_frames_or_refused() {
     check!().for_each(|bytes| {
         let mut frames = FrameBuffer::new(1000);
         for chunk in bytes.chunks(7) {
-            frames.room().extend_from_slice(chunk);
+            frames.room().put_slice(chunk);
             while let Ok(Some((frame, _))) = frames.take() {
                 assert!(frame.len() <= 1000);
             }
