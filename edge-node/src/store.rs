@@ -81,12 +81,18 @@ mod age;
 mod book;
 mod chain;
 mod config;
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod crash_tests;
 mod disk;
 mod draft;
 mod ends;
 mod engine;
 mod keys;
 mod memory;
+#[cfg(test)]
+mod model_tests;
 mod node;
 mod partition;
 mod producers;

@@ -41,5 +41,5 @@ mod tests {
         assert_ne!(after_batch(0, 1, 1), after_batch(0, 1, 2));
     }
 
-    const GOLDEN: [u64; 2] = [0, 0];
+    const GOLDEN: [u64; 2] = [3_089_815_396_989_942_888, 1_230_754_960_255_556_489];
 }

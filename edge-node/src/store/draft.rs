@@ -165,7 +165,8 @@ impl<'a, D: Disk> Draft<'a, D> {
         let bytes = u64::try_from(append.batch.len()).unwrap_or(u64::MAX);
         let (age_ms, position) = (self.book.record.age.now_ms, self.position);
         let index_bytes = self.limits.index_bytes;
-        let (before, is_due) = self.edit(partition, |p| {
+        let (before, last_age_ms, is_due) = self.edit(partition, |p| {
+            let last_age_ms = p.last_age_ms;
             let before = p.append(header.crc, header.count, bytes, age_ms);
             let is_due = p.indexed.is_none_or(|(at, age)| {
                 before.bytes >= at + index_bytes || age_ms >= age + INDEX_AGE_MS
@@ -173,7 +174,7 @@ impl<'a, D: Disk> Draft<'a, D> {
             if is_due {
                 p.indexed = Some((before.bytes, age_ms));
             }
-            (before, is_due)
+            (before, last_age_ms, is_due)
         });
         self.position += bytes;
         let head = BatchHead {
@@ -193,7 +194,7 @@ impl<'a, D: Disk> Draft<'a, D> {
             let max_timestamp_ms = header.max_timestamp_ms;
             let entry = IndexEntry {
                 point: before,
-                age_ms,
+                age_ms: last_age_ms,
                 max_timestamp_ms,
             };
             self.ops.push(Op::PutIndex { partition, entry });

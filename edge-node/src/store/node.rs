@@ -231,7 +231,12 @@ fn try_open(dir: &Path, is_new: bool, fresh: Incarnation) -> Result<(DB, Loaded)
             "database has no CURRENT file".to_owned(),
         ));
     }
-    let db = rocks::open_db(&path, is_new).map_err(|error| opening(error.into_string()))?;
+    let db = if is_new {
+        rocks::create_db(&path)
+    } else {
+        rocks::open_db(&path)
+    };
+    let db = db.map_err(|error| opening(error.into_string()))?;
     let loaded = match rocks::load(&db)? {
         Some(loaded) => loaded,
         None if is_new => {

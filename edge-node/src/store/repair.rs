@@ -77,9 +77,8 @@ pub(super) fn salvage(
     let source = set_aside(dir).map_err(|error| io_error(&error))?;
     let old = source.as_deref().and_then(open_damaged);
     let target = dir.join(NEW_DIR);
-    let db = rocks::open_db(&target, true).map_err(rocks::disk_error)?;
-    let mut loaded = read_books(old.as_ref(), ends, fresh);
-    let is_total_loss = loaded.record.incarnation == fresh;
+    let db = rocks::create_db(&target).map_err(rocks::disk_error)?;
+    let (mut loaded, is_total_loss) = read_books(old.as_ref(), ends, fresh);
     if is_total_loss {
         for (_, p) in &mut loaded.partitions {
             p.start = p.acked;
@@ -155,39 +154,52 @@ fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(aside))
 }
 
-/// Opens what is there for reading; asks RocksDB to piece files together when it refuses.
+/// Opens what is there for reading; has RocksDB piece the files together when that fails, or when a
+/// file is so damaged that it spoils every read. That costs the whole file: damaged blocks alone are
+/// left to [`each_readable`].
 fn open_damaged(path: &Path) -> Option<DB> {
-    let open = || {
-        let (mut options, families) = rocks::tuned(false);
-        options.set_paranoid_checks(false);
-        let names = families
-            .iter()
-            .map(|family| family.name().to_owned())
-            .collect::<Vec<_>>();
-        DB::open_cf_for_read_only(&options, path, names, false)
-    };
-    open()
-        .or_else(|error| {
-            tracing::warn!(%error, "Damaged database does not open and is pieced together");
-            let (options, _) = rocks::tuned(false);
-            DB::repair(&options, path)?;
-            open()
-        })
+    let opened = open_for_reading(path);
+    match &opened {
+        Ok(db) if is_usable(db) => return opened.ok(),
+        Ok(_) => tracing::warn!("Damaged database has a file that cannot be read at all"),
+        Err(error) => tracing::warn!(%error, "Damaged database does not open"),
+    }
+    drop(opened);
+    let (options, _) = rocks::tuned(false);
+    DB::repair(&options, path)
+        .and_then(|()| open_for_reading(path))
         .map_err(|error| tracing::error!(%error, "Damaged database is unreadable"))
         .ok()
 }
 
+fn open_for_reading(path: &Path) -> Result<DB, rocksdb::Error> {
+    let (mut options, _) = rocks::tuned(false);
+    options.set_paranoid_checks(false);
+    // a column family is gone when none of its files was left
+    let names = DB::list_cf(&options, path)?;
+    DB::open_cf_for_read_only(&options, path, names, false)
+}
+
+/// A table file that does not open fails reads of keys that it does not even hold.
+fn is_usable(db: &DB) -> bool {
+    [LOG, META]
+        .into_iter()
+        .all(|name| under(db, name, &[0xff], 0).is_some_and(|iter| iter.status().is_ok()))
+}
+
 /// The books, as far as they can be read, and from the ends file for the rest.
-fn read_books(old: Option<&DB>, ends: Option<&Ends>, fresh: Incarnation) -> Loaded {
+///
+/// Second: true when neither they nor any batch could be read.
+fn read_books(old: Option<&DB>, ends: Option<&Ends>, fresh: Incarnation) -> (Loaded, bool) {
     let point = |key: &[u8]| -> Option<Vec<u8>> {
         let old = old?;
-        old.get_cf(rocks::family(old, META), key).ok().flatten()
+        old.get_cf(old.cf_handle(META)?, key).ok().flatten()
     };
     let stored = point(keys::STORE).and_then(|record| value::parse_store(&record));
-    let is_readable = stored.is_some() || old.is_some_and(has_batches);
+    let is_total_loss = stored.is_none() && (ends.is_none() || !old.is_some_and(has_batches));
     let record = match (stored, ends) {
         (Some(record), _) => record,
-        (None, Some(ends)) if is_readable => ends.record,
+        (None, Some(ends)) if !is_total_loss => ends.record,
         (None, Some(ends)) => StoreRecord {
             incarnation: fresh,
             ..ends.record
@@ -217,13 +229,12 @@ fn read_books(old: Option<&DB>, ends: Option<&Ends>, fresh: Incarnation) -> Load
         }
         loaded.partitions.push((id, p));
     }
-    loaded
+    (loaded, is_total_loss)
 }
 
 fn has_batches(db: &DB) -> bool {
-    let mut iter = rocks::bounded(db, LOG, Vec::new(), vec![0xff; 13]);
-    iter.seek_to_first();
-    iter.valid()
+    let first = next_readable(db, LOG, &[], 0);
+    first.is_some() && under(db, LOG, &[], first.unwrap_or(0)).is_some_and(|iter| iter.valid())
 }
 
 fn read_gaps(old: &DB, id: PartitionId, p: &mut Partition) {
@@ -290,6 +301,7 @@ impl Copy<'_> {
         index_bytes: u64,
     ) -> Result<(), DiskError> {
         let mut indexed = None;
+        let mut last_age_ms = None;
         let mut outcome = Ok(());
         each_readable(
             old,
@@ -316,15 +328,17 @@ impl Copy<'_> {
                     };
                     let max_timestamp_ms = shared::record::BatchHeader::parse(batch)
                         .map_or(0, |header| header.max_timestamp_ms);
+                    let age_ms = last_age_ms.unwrap_or(head.age_ms);
                     let entry = IndexEntry {
                         point,
-                        age_ms: head.age_ms,
+                        age_ms,
                         max_timestamp_ms,
                     };
                     let index = rocks::family(self.db, IDX);
                     self.batch
                         .put_cf(index, keys::item(id, base), value::index_entry(&entry));
                 }
+                last_age_ms = Some(head.age_ms);
                 if self.batch.size_in_bytes() >= COPY_BYTES {
                     outcome = self.flush();
                 }
@@ -355,7 +369,9 @@ fn each_readable(
 ) {
     let mut at = from;
     loop {
-        let mut iter = under(db, family, prefix, at);
+        let Some(mut iter) = under(db, family, prefix, at) else {
+            return;
+        };
         while let Some((key, found)) = iter.item() {
             let Some(suffix) = key.get(prefix.len()..).and_then(|tail| tail.first_chunk()) else {
                 return;
@@ -380,8 +396,7 @@ fn each_readable(
 /// The first place behind a damaged one: strides that double, then halves back.
 fn next_readable(db: &DB, family: &str, prefix: &[u8], at: u64) -> Option<u64> {
     let is_readable = |suffix: u64| {
-        let iter = under(db, family, prefix, suffix);
-        iter.valid() || iter.status().is_ok()
+        under(db, family, prefix, suffix).is_some_and(|iter| iter.valid() || iter.status().is_ok())
     };
     let mut stride = 1;
     let mut sound = loop {
@@ -403,14 +418,21 @@ fn next_readable(db: &DB, family: &str, prefix: &[u8], at: u64) -> Option<u64> {
     Some(sound)
 }
 
-fn under<'a>(db: &'a DB, family: &str, prefix: &[u8], from: u64) -> rocksdb::DBRawIterator<'a> {
+/// The first value under `prefix` whose suffix is at least `from`; `None` without the column family.
+fn under<'a>(
+    db: &'a DB,
+    family: &str,
+    prefix: &[u8],
+    from: u64,
+) -> Option<rocksdb::DBRawIterator<'a>> {
+    db.cf_handle(family)?;
     let mut first = prefix.to_vec();
     first.extend_from_slice(&from.to_be_bytes());
     let mut last = prefix.to_vec();
     last.extend_from_slice(&[0xff; 9]);
     let mut iter = rocks::bounded(db, family, first.clone(), last);
     iter.seek(first);
-    iter
+    Some(iter)
 }
 
 fn ignore_missing(error: io::Error) -> io::Result<()> {

@@ -407,10 +407,25 @@ pub(super) fn family<'a>(db: &'a DB, name: &str) -> &'a ColumnFamily {
         .expect("every database is opened with all column families")
 }
 
-/// Opens the database; creates it only when told so.
-pub(super) fn open_db(path: &Path, may_create: bool) -> Result<DB, rocksdb::Error> {
-    let (options, families) = tuned(may_create);
+/// Opens a database that is there.
+pub(super) fn open_db(path: &Path) -> Result<DB, rocksdb::Error> {
+    let (options, families) = tuned(false);
     DB::open_cf_descriptors(&options, path, families)
+}
+
+/// Makes a new database.
+///
+/// Each column family gets a table file at once, with a key that no log has and that stays for good:
+/// should the manifest be lost, RocksDB learns the names of column families from their files only.
+pub(super) fn create_db(path: &Path) -> Result<DB, rocksdb::Error> {
+    let (options, families) = tuned(true);
+    let db = DB::open_cf_descriptors(&options, path, families)?;
+    for name in [LOG, META, IDX] {
+        let family = family(&db, name);
+        db.put_cf(family, [0xff; 13], name)?;
+        db.flush_cf(family)?;
+    }
+    Ok(db)
 }
 
 /// The options of the whole database and of its column families.

@@ -43,8 +43,8 @@ pub(super) struct BatchHead {
     pub(super) position: u64,
 }
 
-/// An entry of the time index: everything before the point is at most `age_ms` old by the store's
-/// clock.
+/// An entry of the time index: everything before the point was appended at `age_ms` of the store's
+/// clock or before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IndexEntry {
     pub(super) point: Point,

@@ -170,11 +170,11 @@ fn run(engine: &Engine<RocksDisk>, queue: &Receiver<Message>, waiting_bytes: &At
         if !group.is_empty() {
             let answers = engine.append_group(&group);
             group.clear();
+            waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             for (reply, answer) in replies.drain(..).zip(answers) {
                 // whoever asked may have gone
                 reply.send(answer).ok();
             }
-            waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
         has_unsynced = engine.disk.sync_ends();
     }

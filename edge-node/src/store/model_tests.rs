@@ -1,0 +1,171 @@
+//! Random histories: the store on disk, killed and opened again at any point, never differs from its
+//! twin in memory.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use shared::ids::Incarnation;
+use shared::record::{Compression, ProducerStamp};
+use tempfile::TempDir;
+
+use super::contract::{HOUR, NOW, append, batch_with, check, config, limited, seeded, tempdir};
+use super::crash_tests::killed;
+use super::{MemoryStore, OnFull, PartitionId, RocksStore, Store, StoreConfig, TopicRules};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append {
+        partition: usize,
+        count: u32,
+        len: usize,
+        sequence: Option<i32>,
+    },
+    Acknowledge {
+        partition: usize,
+        share: u64,
+    },
+    Advance {
+        minutes: i64,
+    },
+    Renew,
+    Kill,
+    Close,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        12 => (0..4_usize, 1..6_u32, 0..200_usize, proptest::option::weighted(0.3, 0..12_i32))
+            .prop_map(|(partition, count, len, sequence)| {
+                Step::Append { partition, count, len, sequence }
+            }),
+        4 => (0..4_usize, 0..=100_u64)
+            .prop_map(|(partition, share)| Step::Acknowledge { partition, share }),
+        2 => (-100..100_i64).prop_map(|minutes| Step::Advance { minutes }),
+        1 => Just(Step::Renew),
+        1 => Just(Step::Kill),
+        1 => Just(Step::Close),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_store_that_is_killed_and_opened_again_equals_its_twin(steps in steps()) {
+        run(&steps);
+    }
+}
+
+fn run(steps: &[Step]) {
+    let limits = StoreConfig {
+        quota_bytes: Some(4_000),
+        max_producers: 3,
+        ..config()
+    };
+    let memory = MemoryStore::new(&limits, Incarnation(1));
+    let mut disk = OnDisk::new(limits);
+    let mut wall = NOW;
+    let partitions = topics(&memory);
+    assert_eq!(partitions, topics(&*disk.store));
+    for step in steps {
+        match step {
+            Step::Append {
+                partition,
+                count,
+                len,
+                sequence,
+            } => {
+                let stamp = sequence.map(|base_sequence| ProducerStamp {
+                    id: i64::from(*count),
+                    epoch: 0,
+                    base_sequence,
+                });
+                let batch = batch_with(*count, *len, Compression::None, stamp);
+                let p = partitions[*partition];
+                assert_eq!(append(&memory, p, &batch), append(&*disk.store, p, &batch));
+            }
+            Step::Acknowledge { partition, share } => {
+                let p = partitions[*partition];
+                let range = memory.range(p).unwrap();
+                let next = range.acked + (range.end - range.acked) * share / 100;
+                memory.acknowledge(p, next).unwrap();
+                disk.store.acknowledge(p, next).unwrap();
+            }
+            Step::Advance { minutes } => {
+                wall += minutes * HOUR / 60;
+                memory.sweep(wall).unwrap();
+                disk.store.sweep(wall).unwrap();
+            }
+            Step::Renew => {
+                memory.renew_incarnation().unwrap();
+                disk.store.renew_incarnation().unwrap();
+            }
+            Step::Kill => disk.kill(),
+            Step::Close => disk.close(),
+        }
+        same(&memory, &*disk.store, &partitions);
+    }
+    disk.kill();
+    same(&memory, &*disk.store, &partitions);
+}
+
+fn same(memory: &dyn Store, disk: &dyn Store, partitions: &[PartitionId]) {
+    for p in partitions {
+        assert_eq!(memory.range(*p), disk.range(*p));
+        assert_eq!(memory.read(*p, 0, usize::MAX), disk.read(*p, 0, usize::MAX));
+    }
+    assert_eq!(memory.ledger(), disk.ledger());
+    check(disk);
+}
+
+fn topics(s: &dyn Store) -> Vec<PartitionId> {
+    let all = [
+        ("backpressure", limited(OnFull::Backpressure, 1_500)),
+        ("oldest", limited(OnFull::DropOldest, 1_500)),
+        ("newest", limited(OnFull::DropNewest, 1_500)),
+        (
+            "aged",
+            TopicRules {
+                retention_ms: Some(HOUR.unsigned_abs()),
+                ..limited(OnFull::DropOldest, 9_000)
+            },
+        ),
+    ];
+    all.map(|(name, rules)| super::contract::topic(s, name, rules))
+        .to_vec()
+}
+
+struct OnDisk {
+    store: Arc<RocksStore>,
+    dir: TempDir,
+    config: StoreConfig,
+}
+
+impl OnDisk {
+    fn new(config: StoreConfig) -> Self {
+        let dir = tempdir();
+        let (store, _) = RocksStore::open(dir.path(), &config, seeded()).unwrap();
+        Self { store, dir, config }
+    }
+
+    fn kill(&mut self) {
+        self.reopen(killed(self.dir.path()));
+    }
+
+    fn close(&mut self) {
+        self.store.close();
+        self.reopen(killed(self.dir.path()));
+    }
+
+    fn reopen(&mut self, copy: TempDir) {
+        let (store, report) = RocksStore::open(copy.path(), &self.config, seeded()).unwrap();
+        assert!(
+            report.damaged.is_empty() && report.salvage.is_none(),
+            "{report:?}"
+        );
+        self.store = store;
+        self.dir = copy;
+        topics(&*self.store);
+    }
+}
