@@ -534,6 +534,7 @@ fn len_of(value_len: usize) -> u64 {
     u64::try_from(batch(1, value_len).len()).unwrap()
 }
 
+#[expect(clippy::unwrap_in_result, reason = "the error is what tests ask for")]
 pub(super) fn append(
     s: &dyn Store,
     partition: PartitionId,

@@ -24,6 +24,7 @@ use super::partition::Partition;
 use super::value::{self, StoreRecord};
 
 const SECTOR: usize = 512;
+const SECTOR_LEN: u64 = 512;
 const HEAD: usize = 14;
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 
@@ -175,7 +176,7 @@ impl EndsFile {
 
     fn put(&mut self, place: u64, sequence: u64, payload: &[u8]) -> io::Result<()> {
         self.is_dirty = true;
-        let at = place * u64::try_from(SECTOR).expect("a small constant");
+        let at = place * SECTOR_LEN;
         self.file.write_all_at(&sector(sequence, payload), at)
     }
 

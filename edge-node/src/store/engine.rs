@@ -178,10 +178,11 @@ impl<D: Disk> Engine<D> {
             written = self.disk.commit(&change.ops, is_synced);
         }
         if let Err(error) = written {
-            unclean.extend(change.ops.iter().filter_map(|op| match op {
-                Op::PutBatch { partition, .. } => Some(*partition),
-                _ => None,
-            }));
+            for op in &change.ops {
+                if let Op::PutBatch { partition, .. } = op {
+                    unclean.insert(*partition);
+                }
+            }
             return Err(error);
         }
         if change.ops.iter().any(is_scrub) {

@@ -298,7 +298,7 @@ mod tests {
             Ok(Verdict::Duplicate(0))
         );
         send(&mut p, 0, 2, i32::MAX as u32 - 1, 4).unwrap();
-        assert_eq!(p.check(P, stamp(0, 1), 1).is_err(), true);
+        assert!(p.check(P, stamp(0, 1), 1).is_err());
         assert_eq!(next_sequence(i32::MAX), 0);
     }
 
