@@ -58,7 +58,8 @@ impl Default for IngestLimits {
         Self {
             // a small box has 64 MiB for the whole process: a third of it
             max_unsynced_bytes: 24 * 1024 * 1024,
-            max_uncompressed_bytes: 16 * 1024 * 1024,
+            // what every hub takes in one batch, less the link's framing
+            max_uncompressed_bytes: 4 * 1024 * 1024 - 4096,
             max_parallel_checks: 2,
         }
     }

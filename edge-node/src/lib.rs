@@ -2,6 +2,7 @@
 //! uplink to the hub.
 
 pub mod admin;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod http;
@@ -10,3 +11,4 @@ pub mod kafka;
 pub mod metrics;
 pub mod status;
 pub mod store;
+pub mod uplink;

@@ -9,6 +9,7 @@ use shared::time;
 use tokio::sync::watch;
 
 use crate::commit::{Counters, Lanes};
+use crate::intake::IntakeStats;
 use crate::metrics;
 use crate::sites::Register;
 use crate::status::{CommitCounts, LaneCounts, SiteLine, Status};
@@ -20,6 +21,7 @@ pub struct Node {
     lanes: Arc<OnceLock<LanesView>>,
     count: u32,
     sites: Arc<Register>,
+    intake: Arc<IntakeStats>,
     started: Duration,
 }
 
@@ -33,11 +35,17 @@ impl Node {
     /// A hub that started at `started`, by [`time::now`], and will have so many lanes. It is not ready
     /// before [`Node::lanes_started`].
     #[must_use]
-    pub fn new(lanes: u32, sites: Arc<Register>, started: Duration) -> Self {
+    pub fn new(
+        lanes: u32,
+        sites: Arc<Register>,
+        intake: Arc<IntakeStats>,
+        started: Duration,
+    ) -> Self {
         Self {
             lanes: Arc::default(),
             count: lanes,
             sites,
+            intake,
             started,
         }
     }
@@ -124,9 +132,9 @@ impl Provider for Node {
     }
 
     fn metrics(&self) -> Result<String, std::fmt::Error> {
-        let status = self.document();
+        let (status, intake) = (self.document(), Arc::clone(&self.intake));
         shared::metrics::encode(metrics::PREFIX, move |scrape| {
-            metrics::write(scrape, &status)
+            metrics::write(scrape, &status, &intake)
         })
     }
 

@@ -1,10 +1,12 @@
 //! Beside the central Kafka cluster: takes what the sites send and commits it exactly once.
 
 pub mod admin;
+pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod commit;
 pub mod config;
+pub mod intake;
 pub mod metrics;
 pub mod sink;
 pub mod sites;

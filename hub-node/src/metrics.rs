@@ -3,9 +3,11 @@
 //! No label names a site: ten thousand of them would be ten thousand series. `/status` lists sites.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared::metrics::{Scrape, level, single};
 
+use crate::intake::IntakeStats;
 use crate::status::Status;
 
 /// In front of every name.
@@ -15,11 +17,47 @@ pub const PREFIX: &str = "kedge_hub";
 ///
 /// # Errors
 /// The writer's.
-pub fn write(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+pub fn write(scrape: &mut Scrape<'_>, status: &Status, intake: &IntakeStats) -> fmt::Result {
     write_node(scrape, status)?;
     write_commit(scrape, status)?;
     write_sites(scrape, status)?;
+    write_intake(scrape, intake)?;
     shared::metrics::process(scrape)
+}
+
+fn write_intake(scrape: &mut Scrape<'_>, stats: &IntakeStats) -> fmt::Result {
+    let read = |counter: &AtomicU64| single(counter.load(Ordering::Relaxed));
+    scrape.counter(
+        "connections",
+        "Handshakes that succeeded",
+        read(&stats.connections),
+    )?;
+    scrape.counter(
+        "refused_connections",
+        "Connections refused",
+        read(&stats.refused),
+    )?;
+    scrape.counter(
+        "violations",
+        "Sessions ended for a breach",
+        read(&stats.violations),
+    )?;
+    scrape.counter(
+        "received_bytes",
+        "Bytes of data streams",
+        read(&stats.payload_bytes),
+    )?;
+    scrape.counter(
+        "received_records",
+        "Records handed to lanes",
+        read(&stats.records),
+    )?;
+    let gaps = read(&stats.gap_records);
+    scrape.counter(
+        "received_gap_records",
+        "Records that sites declared lost",
+        gaps,
+    )
 }
 
 fn write_node(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {

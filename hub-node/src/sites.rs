@@ -1,74 +1,16 @@
-//! Which sites may connect, and what the hub saw of them last.
+//! What the hub saw of each site last.
 //!
-//! The site's name comes from its certificate; the rules here only narrow down what a valid certificate
-//! may do. The register is bounded: beyond [`MAX_KNOWN_SITES`] the site that was seen longest ago and is
+//! Who may connect stands in the configuration (`[sites]`). The register is bounded: beyond [`MAX_KNOWN_SITES`] the site that was seen longest ago and is
 //! not connected is forgotten (its checkpoints live in Kafka and are not touched).
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use serde::Serialize;
-use shared::ids::{Incarnation, SiteId, TopicName};
+use shared::ids::{Incarnation, SiteId};
 
 /// Sites whose last words are kept for `status` and metrics.
 const MAX_KNOWN_SITES: usize = 50_000;
-
-/// A name, or a prefix followed by `*`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamePattern(String);
-
-impl NamePattern {
-    /// Wraps a pattern; every text is one.
-    #[must_use]
-    pub fn new(pattern: &str) -> Self {
-        Self(pattern.to_owned())
-    }
-
-    /// True when the name is the pattern, or starts with what stands before its `*`.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == self.0,
-        }
-    }
-}
-
-/// What sites may do.
-#[derive(Debug, Clone)]
-pub struct SiteRules {
-    /// Sites that may connect.
-    pub allowed: Vec<NamePattern>,
-    /// Topics that any of them may write.
-    pub topics: Vec<NamePattern>,
-}
-
-impl Default for SiteRules {
-    fn default() -> Self {
-        Self {
-            allowed: vec![NamePattern::new("*")],
-            topics: vec![NamePattern::new("*")],
-        }
-    }
-}
-
-impl SiteRules {
-    /// May this site connect at all?
-    #[must_use]
-    pub fn admits(&self, site: &SiteId) -> bool {
-        self.allowed
-            .iter()
-            .any(|pattern| pattern.matches(site.as_str()))
-    }
-
-    /// May sites write this topic?
-    #[must_use]
-    pub fn allows_topic(&self, topic: &TopicName) -> bool {
-        self.topics
-            .iter()
-            .any(|pattern| pattern.matches(topic.as_str()))
-    }
-}
 
 /// One site as the hub knows it.
 #[derive(Debug, Clone, Serialize)]
@@ -158,13 +100,6 @@ mod tests {
 
     fn site(name: &str) -> SiteId {
         SiteId::new(name).unwrap()
-    }
-
-    #[test]
-    fn a_pattern_is_a_name_or_a_prefix() {
-        assert!(NamePattern::new("shop-*").matches("shop-7"));
-        assert!(NamePattern::new("*").matches("anything"));
-        assert!(!NamePattern::new("shop-7").matches("shop-77"));
     }
 
     #[test]

@@ -1,0 +1,252 @@
+//! Puts the parts of a site together and runs them until the process is told to stop.
+//!
+//! A store that turns out to be damaged stops everything; the next start, in the same process, sets the
+//! damage aside and goes on. Any other part that ends takes the node down, and the service manager starts
+//! it again: nothing is lost by that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rand::SeedableRng as _;
+use shared::ids::SiteId;
+use shared::tasks::Tasks;
+use tokio::net::TcpListener;
+use tracing::{error, info, warn};
+
+use crate::admin::{NoUplink, Node, UplinkView};
+use crate::config::Config;
+use crate::http::{self, HttpStats};
+use crate::ingest::{Ingest, IngestLimits};
+use crate::kafka::{self, KafkaStats};
+use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
+use crate::uplink::{Uplink, UplinkStats};
+
+/// Beyond the configured time to stop, for what does not listen.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs a site until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or the part that took it down.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    loop {
+        match run_once(&config).await? {
+            End::Stopped => return Ok(()),
+            End::Damaged(what) => error!(what, "Store damaged: starting over to set it aside"),
+        }
+    }
+}
+
+enum End {
+    Stopped,
+    Damaged(String),
+}
+
+async fn run_once(config: &Config) -> anyhow::Result<End> {
+    let store = open_store(config).await?;
+    let tasks = Tasks::new();
+    tasks.stop_on_signals().context("install signal handlers")?;
+    let port: Arc<dyn Store> = store.clone();
+    if let Err(error) = start(config, &port, &tasks).await {
+        tasks.stop();
+        let _stopped = tasks.finish(STOP_GRACE).await;
+        close(store).await;
+        return Err(error);
+    }
+    let outcome = tasks
+        .finish(config.node.stop_timeout.duration() + STOP_GRACE)
+        .await;
+    let failure = port.failure().borrow().clone();
+    drop(port);
+    close(store).await;
+    match failure {
+        Some(StoreError::Corrupt(what)) => Ok(End::Damaged(what)),
+        Some(StoreError::UnknownPartition | StoreError::Io(_)) | None => {
+            outcome.map(|()| End::Stopped)
+        }
+    }
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Arc<RocksStore>> {
+    let dir = config.node.data_dir.join("store");
+    let settings = store_settings(config);
+    let rng = Box::new(rand::rngs::StdRng::from_rng(&mut rand::rng()));
+    let opened =
+        tokio::task::spawn_blocking(move || RocksStore::open(&dir, &settings, rng)).await?;
+    let (store, report) = opened.context("open the store")?;
+    if let Some(salvage) = &report.salvage {
+        error!(
+            ?salvage,
+            "Database was damaged, a new one was made of what could be read"
+        );
+    }
+    for range in &report.damaged {
+        error!(?range, "Records lost by the disk, now a gap");
+    }
+    let StartReport {
+        is_new, was_closed, ..
+    } = report;
+    info!(incarnation = %store.incarnation(), is_new, was_closed, "Store open");
+    Ok(store)
+}
+
+fn store_settings(config: &Config) -> StoreConfig {
+    StoreConfig {
+        quota_bytes: Some(config.store.quota.bytes()),
+        min_free_bytes: config.store.min_free.bytes(),
+        reserve_bytes: config.store.reserve.bytes(),
+        append_queue_bytes: config.store.queue.as_usize(),
+        default_rules: config.topics.default.rules(),
+        ..StoreConfig::default()
+    }
+}
+
+async fn close(store: Arc<RocksStore>) {
+    if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+        warn!(%error, "Store did not close in order");
+    }
+}
+
+async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow::Result<()> {
+    let limits = IngestLimits::default();
+    let ingest = Ingest::new(Arc::clone(store), config.topics.clone(), limits);
+    ingest
+        .apply_topics()
+        .context("apply the topics of the configuration")?;
+    let cluster_id = store.incarnation().to_string();
+    let kafka = start_kafka(config, cluster_id, &ingest, tasks).await?;
+    let http = start_http(config, &ingest, tasks).await?;
+    let uplink = start_uplink(config, store, limits, tasks)?;
+    tasks.core(
+        "retention",
+        sweep(Arc::clone(store), config.clone(), tasks.clone()),
+    );
+    tasks.core("store", watch(Arc::clone(store), tasks.clone()));
+    let (view, site) = match uplink {
+        Some((stats, site)) => (stats as Arc<dyn UplinkView>, site),
+        None => (Arc::new(NoUplink) as Arc<dyn UplinkView>, None),
+    };
+    let node = Node {
+        site,
+        store: Arc::clone(store),
+        ingest: Arc::clone(ingest.stats()),
+        kafka,
+        http,
+        uplink: view,
+        started: shared::time::now(),
+    };
+    let admin = TcpListener::bind(config.admin.listen)
+        .await
+        .with_context(|| format!("[admin] listen = \"{}\"", config.admin.listen))?;
+    info!(address = %admin.local_addr()?, "Admin listens");
+    let provider = Arc::new(node);
+    let stop = tasks.stopping();
+    tasks.core("admin", async move {
+        Ok(shared::admin::serve(admin, provider, stop).await?)
+    });
+    Ok(())
+}
+
+async fn start_kafka(
+    config: &Config,
+    cluster_id: String,
+    ingest: &Ingest,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<Arc<KafkaStats>>> {
+    let Some(kafka) = &config.kafka else {
+        return Ok(None);
+    };
+    let settings = kafka::KafkaConfig::from_file(kafka, cluster_id);
+    let listener = kafka::Listener::bind(settings, ingest.clone())
+        .await
+        .with_context(|| format!("[kafka] listen = \"{}\"", kafka.listen))?;
+    info!(address = %listener.address()?, "Kafka listens");
+    let stats = Arc::clone(listener.stats());
+    let stop = tasks.stopping();
+    tasks.core("kafka", async move {
+        listener.run(stop).await;
+        Ok(())
+    });
+    Ok(Some(stats))
+}
+
+async fn start_http(
+    config: &Config,
+    ingest: &Ingest,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<Arc<HttpStats>>> {
+    let Some(http) = &config.http else {
+        return Ok(None);
+    };
+    let settings = http::HttpConfig::from_file(http);
+    let stats = Arc::new(HttpStats::default());
+    let router = http::router(ingest.clone(), settings.clone(), Arc::clone(&stats));
+    let listener = http::Listener::bind(settings, Arc::clone(&stats))
+        .await
+        .with_context(|| format!("[http] listen = \"{}\"", http.listen))?;
+    info!(address = %listener.address()?, "HTTP listens");
+    let stop = tasks.stopping();
+    tasks.core("http", async move {
+        listener.run(router, stop).await;
+        Ok(())
+    });
+    Ok(Some(stats))
+}
+
+fn start_uplink(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    limits: IngestLimits,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<(Arc<UplinkStats>, Option<SiteId>)>> {
+    let Some(uplink) = &config.uplink else {
+        return Ok(None);
+    };
+    let stats = Arc::new(UplinkStats::default());
+    let uplink = Uplink::new(
+        uplink,
+        Arc::clone(store),
+        Arc::clone(&stats),
+        limits.max_uncompressed_bytes,
+    )
+    .context("[uplink]")?;
+    let site = uplink.site();
+    let stop = tasks.stopping();
+    tasks.core("uplink", async move {
+        uplink.run(stop).await;
+        Ok(())
+    });
+    Ok(Some((stats, site)))
+}
+
+/// Retention by age and bytes, at intervals.
+async fn sweep(store: Arc<dyn Store>, config: Config, tasks: Tasks) -> anyhow::Result<()> {
+    let stop = tasks.stopping();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(config.store.sweep_interval.duration()) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        let store = Arc::clone(&store);
+        let swept = tokio::task::spawn_blocking(move || store.sweep(shared::time::wall_ms()));
+        if let Err(error) = swept.await? {
+            // a store that has failed for good says so itself
+            warn!(%error, "Retention failed, will be tried again");
+        }
+    }
+}
+
+/// Takes the node down when the store can acknowledge nothing more.
+async fn watch(store: Arc<dyn Store>, tasks: Tasks) -> anyhow::Result<()> {
+    let mut failure = store.failure();
+    let stop = tasks.stopping();
+    let failed = tokio::select! {
+        failed = failure.wait_for(Option::is_some) => failed.ok().and_then(|error| error.clone()),
+        () = stop.cancelled() => return Ok(()),
+    };
+    match failed {
+        Some(error) => Err(error).context("the store failed"),
+        None => Ok(()),
+    }
+}

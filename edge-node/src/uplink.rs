@@ -1,0 +1,302 @@
+//! The way to the hub: dials out, runs one session after the other, and comes back after every end.
+//!
+//! ```text
+//!  connect ──► session ──► ended ──► wait (backoff with full jitter, or the hub's hint) ──► connect …
+//!     │ failed                          ▲
+//!     └── next hub address ─────────────┘
+//! ```
+//! Being offline is normal: nothing here is an error of the node. What is not acknowledged stays in the
+//! store, and the next session starts from the hub's committed checkpoints. Nothing of a session outlives
+//! it, so there is nothing to repair.
+
+mod batcher;
+mod connect;
+mod driver;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use shared::ids::SiteId;
+use shared::retry::{Retry, RetryConfig};
+use shared::wire::Code;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use connect::ConnectError;
+pub use worker::StartError;
+
+use crate::admin::UplinkView;
+use crate::config::UplinkConfig;
+use crate::status::UplinkStatus;
+use crate::store::{Store, StoreError};
+use connect::Connector;
+use driver::Ended;
+use worker::{Worker, WorkerConfig};
+
+/// Bytes of IPv4 and UDP headers that a datagram costs beyond what QUIC counts.
+const IP_UDP_HEADER: u64 = 28;
+
+/// Counters of the uplink, for metrics and status.
+#[derive(Debug, Default)]
+pub struct UplinkStats {
+    /// A hub has welcomed this site and the session is open.
+    pub connected: AtomicBool,
+    /// Sessions that a hub welcomed.
+    pub sessions: AtomicU64,
+    /// Attempts to dial.
+    pub attempts: AtomicU64,
+    /// The session, or why there is none.
+    state: Mutex<LinkState>,
+    /// Bytes of data streams, encoded.
+    pub payload_bytes: AtomicU64,
+    /// The same before encoding, as charged to the hub's credit.
+    pub raw_bytes: AtomicU64,
+    /// Bytes sent in IP packets, headers included.
+    pub wire_tx_bytes: AtomicU64,
+    /// Bytes received in IP packets, headers included.
+    pub wire_rx_bytes: AtomicU64,
+    /// Logs that the hub does not take.
+    pub denied_logs: AtomicU64,
+    /// New incarnations since the process started.
+    pub incarnations: AtomicU64,
+    /// Smoothed round-trip time of the last session, microseconds.
+    pub rtt_micros: AtomicU64,
+}
+
+/// The last that is known of the link, for people.
+#[derive(Debug, Default, Clone)]
+struct LinkState {
+    /// The hub of the session, or the one dialled last.
+    hub: Option<String>,
+    /// Why there is no session.
+    last_error: Option<String>,
+    /// Wall clock of the last change between connected and not, ms since the epoch.
+    changed_ms: i64,
+}
+
+impl UplinkStats {
+    fn lock(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dialling(&self, hub: String) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.lock().hub = Some(hub);
+    }
+
+    fn opened(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.connected.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.changed_ms = shared::time::wall_ms();
+        state.last_error = None;
+    }
+
+    fn closed(&self, why: &str) {
+        let mut state = self.lock();
+        if self.connected.swap(false, Ordering::Relaxed) {
+            state.changed_ms = shared::time::wall_ms();
+        }
+        state.last_error = Some(why.to_owned());
+    }
+}
+
+impl UplinkView for UplinkStats {
+    fn status(&self) -> UplinkStatus {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let state = self.lock().clone();
+        UplinkStatus {
+            is_enabled: true,
+            is_connected: self.connected.load(Ordering::Relaxed),
+            hub: state.hub,
+            changed_ms: state.changed_ms,
+            last_error: state.last_error,
+            sessions: read(&self.sessions),
+            attempts: read(&self.attempts),
+            raw_bytes: read(&self.raw_bytes),
+            encoded_bytes: read(&self.payload_bytes),
+            sent_bytes: read(&self.wire_tx_bytes),
+            received_bytes: read(&self.wire_rx_bytes),
+            rtt_us: read(&self.rtt_micros),
+        }
+    }
+}
+
+/// What a connection had counted when it was last looked at.
+#[derive(Debug, Default)]
+struct Seen {
+    tx: u64,
+    rx: u64,
+}
+
+impl Seen {
+    /// Adds what the connection sent and received since the last look.
+    fn observe(&mut self, connection: &quinn::Connection, totals: &UplinkStats) {
+        let stats = connection.stats();
+        let tx = stats.udp_tx.bytes + IP_UDP_HEADER * stats.udp_tx.datagrams;
+        let rx = stats.udp_rx.bytes + IP_UDP_HEADER * stats.udp_rx.datagrams;
+        totals
+            .wire_tx_bytes
+            .fetch_add(tx - self.tx, Ordering::Relaxed);
+        totals
+            .wire_rx_bytes
+            .fetch_add(rx - self.rx, Ordering::Relaxed);
+        *self = Self { tx, rx };
+        let rtt = u64::try_from(connection.rtt().as_micros()).unwrap_or(u64::MAX);
+        totals.rtt_micros.store(rtt, Ordering::Relaxed);
+    }
+}
+
+/// Why the uplink cannot run at all. A hub that does not answer is not among it.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// Certificates, addresses or the local socket.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The worker thread did not start.
+    #[error(transparent)]
+    Worker(#[from] StartError),
+}
+
+/// The uplink of a site.
+#[derive(Debug)]
+pub struct Uplink {
+    connector: Connector,
+    worker: Worker,
+    store: Arc<dyn Store>,
+    stats: Arc<UplinkStats>,
+    retry: Retry,
+}
+
+impl Uplink {
+    /// Binds the local socket and starts the worker thread.
+    ///
+    /// # Errors
+    /// [`UplinkError`] when certificates cannot be read or the socket cannot be bound.
+    pub fn new(
+        config: &UplinkConfig,
+        store: Arc<dyn Store>,
+        stats: Arc<UplinkStats>,
+        max_uncompressed_bytes: usize,
+    ) -> Result<Self, UplinkError> {
+        let worker_config = WorkerConfig {
+            zstd_level: config.level,
+            max_uncompressed_bytes,
+        };
+        Ok(Self {
+            connector: Connector::new(config)?,
+            worker: Worker::start(Arc::clone(&store), worker_config)?,
+            store,
+            stats,
+            retry: Retry::new(RetryConfig {
+                min: config.backoff_min.duration(),
+                max: config.backoff_max.duration(),
+            }),
+        })
+    }
+
+    /// The site's name, as its certificate has it.
+    #[must_use]
+    pub fn site(&self) -> Option<SiteId> {
+        self.connector.site()
+    }
+
+    /// Runs until stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let stats = Arc::clone(&self.stats);
+        while !stop.is_cancelled() {
+            let hint = tokio::select! {
+                biased;
+                // a session ends by itself when it is told to stop; an attempt is dropped
+                hint = self.attempt(&stop) => hint,
+                () = stopped_while_dialling(&stop, &stats) => break,
+            };
+            if let Some(hint) = hint {
+                self.retry.hint(hint);
+            }
+            let wait = self.retry.next_delay(&mut rand::rng());
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        self.connector.close().await;
+    }
+
+    /// One connection and its session; the hub's wish when to come back, if it had one.
+    async fn attempt(&mut self, stop: &CancellationToken) -> Option<Duration> {
+        self.stats.dialling(self.connector.hub().to_string());
+        let connection = match self.connector.dial().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                self.stats.closed(&error.to_string());
+                // being offline is normal: told once, not at every attempt
+                if self.retry.attempts() == 0 {
+                    info!(%error, "Hub not reached");
+                }
+                return None;
+            }
+        };
+        let session = driver::run(
+            connection,
+            Arc::clone(&self.store),
+            self.worker.clone(),
+            Arc::clone(&self.stats),
+            stop,
+        );
+        match session.await {
+            Ok(ended) => self.after(ended),
+            Err(error) => {
+                self.stats.closed(&error.to_string());
+                self.connector.next_hub();
+                info!(%error, "Connection lost before a session");
+                None
+            }
+        }
+    }
+
+    fn after(&mut self, ended: Ended) -> Option<Duration> {
+        let Ended {
+            close,
+            was_open,
+            needs_incarnation,
+        } = ended;
+        self.stats
+            .closed(&format!("{:?}: {}", close.code, close.text));
+        info!(code = ?close.code, by_peer = close.by_peer, text = close.text, "Uplink closed");
+        if was_open {
+            self.retry.reset();
+        }
+        if needs_incarnation {
+            self.renew_incarnation();
+            return Some(Duration::ZERO);
+        }
+        if !was_open || close.by_peer || close.code == Code::Timeout {
+            self.connector.next_hub();
+        }
+        close.retry_after
+    }
+
+    /// Not done in a loop by mistake: the next hello names the new incarnation, of which the hub holds
+    /// nothing that could differ.
+    fn renew_incarnation(&self) {
+        let renewed: Result<_, StoreError> = self.store.renew_incarnation();
+        match renewed {
+            Ok(incarnation) => {
+                self.stats.incarnations.fetch_add(1, Ordering::Relaxed);
+                warn!(%incarnation, "New incarnation: the store went back in time or was copied");
+            }
+            Err(error) => warn!(%error, "New incarnation could not be written"),
+        }
+    }
+}
+
+/// Ends when the node stops and no session is open that could say goodbye by itself.
+async fn stopped_while_dialling(stop: &CancellationToken, stats: &UplinkStats) {
+    stop.cancelled().await;
+    if stats.connected.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,384 @@
+//! One session: the loop between `link::Sender`, a QUIC connection and the store.
+//!
+//! Order of the branches: everything that comes out is carried out first; then answers of the worker,
+//! bytes from the hub, finished streams, changes of the store, the timer, the connection's end, and
+//! last the wish to stop. Nothing in the loop waits for the network or the disk.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, VarInt};
+use shared::batch::supported_codecs;
+use shared::ids::{Incarnation, TopicPartition};
+use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput};
+use shared::wire::{Code, Handle, LogRange};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::worker::{Done, Job, Worker};
+use super::{Seen, UplinkStats};
+use crate::store::{PartitionId, Store};
+
+/// Control frames waiting to be written. A link that takes none of so many is dead.
+const CONTROL_QUEUE: usize = 1024;
+/// Reads in the worker, or waiting for credit.
+const MAX_READS: usize = 4;
+/// Decoded bytes that one data stream aims at: large enough for zstd, small enough that a lost packet
+/// holds up little.
+const STREAM_BYTES: u32 = 256 << 10;
+/// From hello to welcome; the hub may be waiting for a lane to start.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a goodbye may take to reach the hub.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Why, and when to come back at the earliest.
+    pub(super) close: Close,
+    /// The hub had welcomed us.
+    pub(super) was_open: bool,
+    /// The store's history is not the one that the hub holds.
+    pub(super) needs_incarnation: bool,
+}
+
+/// Runs a session on a fresh connection until it ends.
+pub(super) async fn run(
+    connection: Connection,
+    store: Arc<dyn Store>,
+    worker: Worker,
+    stats: Arc<UplinkStats>,
+    stop: &CancellationToken,
+) -> Result<Ended, quinn::ConnectionError> {
+    let (send, recv) = connection.open_bi().await?;
+    // acknowledgements and keep-alives go before any data
+    let _closed = send.set_priority(i32::MAX);
+    let mut tasks = JoinSet::new();
+    let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
+    tasks.spawn(write_control(send, control_queue));
+    let (done_in, done) = mpsc::channel(CONTROL_QUEUE);
+    let incarnation = store.incarnation();
+    let changes = store.changes();
+    let session = Session {
+        sender: Sender::new(sender_config(incarnation)),
+        incarnation,
+        origin: Instant::now(),
+        connection,
+        control_out,
+        done_in,
+        tasks,
+        store,
+        worker,
+        stats,
+        seen: Seen::default(),
+        was_open: false,
+        needs_incarnation: false,
+    };
+    Ok(session.run(recv, done, changes, stop).await)
+}
+
+fn sender_config(incarnation: Incarnation) -> SenderConfig {
+    SenderConfig {
+        nonce: rand::random(),
+        incarnation,
+        software: concat!("edge-node ", env!("CARGO_PKG_VERSION")).to_owned(),
+        codecs: supported_codecs(),
+        max_reads: MAX_READS,
+        max_read_bytes: STREAM_BYTES,
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+    }
+}
+
+#[derive(Debug)]
+struct Session {
+    sender: Sender,
+    incarnation: Incarnation,
+    origin: Instant,
+    connection: Connection,
+    control_out: mpsc::Sender<Bytes>,
+    done_in: mpsc::Sender<Done>,
+    tasks: JoinSet<()>,
+    store: Arc<dyn Store>,
+    worker: Worker,
+    stats: Arc<UplinkStats>,
+    seen: Seen,
+    was_open: bool,
+    needs_incarnation: bool,
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        mut recv: quinn::RecvStream,
+        mut done: mpsc::Receiver<Done>,
+        mut changes: watch::Receiver<u64>,
+        stop: &CancellationToken,
+    ) -> Ended {
+        self.update_logs();
+        self.sender.start(self.now());
+        let mut buffer = vec![0; 16 << 10];
+        let close = loop {
+            if let Some(close) = self.carry_out() {
+                break close;
+            }
+            let wake = self.sender.poll_timeout().map(|at| self.origin + at);
+            tokio::select! {
+                biased;
+                Some(done) = done.recv() => self.handle_done(done),
+                // `read` is cancel-safe: it takes nothing before it returns
+                read = recv.read(&mut buffer) => match read {
+                    Ok(Some(len)) => self.sender.handle_control(&buffer[..len], self.now()),
+                    Ok(None) => self.sender.close(Code::BadFrame, None, "control stream ended"),
+                    Err(error) => break lost(&error.to_string()),
+                },
+                Some(_finished) = self.tasks.join_next() => {}
+                changed = changes.changed() => match changed {
+                    Ok(()) => self.update_logs(),
+                    Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
+                },
+                () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
+                error = self.connection.closed() => break lost(&error.to_string()),
+                () = stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
+            }
+            self.seen.observe(&self.connection, &self.stats);
+        };
+        self.end(close).await
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Does everything that the sender wants done; the end of the session if that is among it.
+    fn carry_out(&mut self) -> Option<Close> {
+        while let Some(output) = self.sender.poll_output() {
+            match output {
+                SenderOutput::Control(bytes) => self.write(bytes),
+                SenderOutput::Established {
+                    version,
+                    codec,
+                    max_batch_bytes,
+                } => {
+                    self.was_open = true;
+                    self.stats.opened();
+                    info!(version, codec, max_batch_bytes, "Uplink open");
+                }
+                SenderOutput::Data(stream) => self.send(stream),
+                SenderOutput::Read {
+                    handle,
+                    from,
+                    max_bytes,
+                } => {
+                    let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+                    let codec = self.sender.codec().unwrap_or(0);
+                    let partition = PartitionId(handle.0);
+                    self.submit(Job::Read {
+                        handle,
+                        partition,
+                        from,
+                        max_bytes,
+                        codec,
+                    });
+                }
+                SenderOutput::Chain { handle, offset } => {
+                    self.submit(Job::Chain {
+                        handle,
+                        partition: PartitionId(handle.0),
+                        offset,
+                    });
+                }
+                SenderOutput::Acked {
+                    handle,
+                    next_offset,
+                } => {
+                    let partition = PartitionId(handle.0);
+                    self.submit(Job::Acknowledge {
+                        partition,
+                        next: next_offset,
+                    });
+                }
+                SenderOutput::HistoryMismatch { handle, mismatch } => {
+                    warn!(
+                        ?mismatch,
+                        log = self.name(handle),
+                        "Store history differs from the hub's"
+                    );
+                    self.needs_incarnation = true;
+                    self.sender
+                        .close(Code::HistoryMismatch, None, "new incarnation");
+                }
+                SenderOutput::Denied { handle } => {
+                    self.stats.denied_logs.fetch_add(1, Ordering::Relaxed);
+                    warn!(log = self.name(handle), "Hub does not take this log");
+                }
+                SenderOutput::TooLarge {
+                    handle,
+                    offset,
+                    bytes,
+                    limit,
+                } => {
+                    let log = self.name(handle);
+                    warn!(
+                        log,
+                        offset, bytes, limit, "Batch larger than the hub accepts"
+                    );
+                }
+                SenderOutput::Close(close) => return Some(close),
+            }
+        }
+        None
+    }
+
+    fn name(&self, handle: Handle) -> String {
+        self.sender
+            .log(handle)
+            .map_or_else(String::new, ToString::to_string)
+    }
+
+    fn write(&mut self, bytes: Bytes) {
+        if self.control_out.try_send(bytes).is_err() {
+            self.sender
+                .close(Code::Timeout, None, "control stream is stuck");
+        }
+    }
+
+    /// Opens a stream of its own for each batch. What waits here is bounded by the hub's credit.
+    fn send(&mut self, stream: DataStream) {
+        let connection = self.connection.clone();
+        let sent = stream.head.len() + stream.payload.len();
+        self.stats
+            .payload_bytes
+            .fetch_add(sent as u64, Ordering::Relaxed);
+        self.stats
+            .raw_bytes
+            .fetch_add(stream.header.charge(), Ordering::Relaxed);
+        self.tasks.spawn(async move {
+            // an error here is the connection's, and the session's loop sees it as such
+            if let Err(error) = write_data(&connection, stream).await {
+                debug!(%error, "Data stream ended early");
+            }
+        });
+    }
+
+    fn submit(&mut self, job: Job) {
+        if let Err(job) = self.worker.submit(job, &self.done_in) {
+            debug!(?job, "Uplink worker is behind");
+            self.sender.close(Code::Busy, None, "store is too slow");
+        }
+    }
+
+    fn handle_done(&mut self, done: Done) {
+        match done {
+            Done::Read { handle, result } => self.sender.handle_read(handle, result),
+            Done::Chain {
+                handle,
+                offset,
+                chain,
+            } => self.sender.handle_chain(handle, offset, chain),
+            Done::Failed(error) => {
+                warn!(%error, "Uplink cannot read the store");
+                self.sender.close(Code::Internal, None, "store failed");
+            }
+        }
+    }
+
+    /// Tells the sender of new logs and of those that grew.
+    fn update_logs(&mut self) {
+        for topic in self.store.topics() {
+            for (number, partition) in (0_u32..).zip(&topic.partitions) {
+                let Ok(range) = self.store.range(*partition) else {
+                    continue;
+                };
+                let handle = Handle(partition.0);
+                if self.sender.log(handle).is_some() {
+                    self.sender.log_grew(handle, range.end);
+                } else {
+                    let log = TopicPartition {
+                        topic: topic.name.clone(),
+                        partition: number,
+                    };
+                    // what the hub acknowledged may be trimmed at any time: count on nothing below
+                    let start = range.start.max(range.origin);
+                    let declared = LogRange {
+                        origin: range.origin,
+                        start,
+                        end: range.end,
+                    };
+                    self.sender.add_log(handle, log, declared, range.acked);
+                }
+            }
+        }
+        if self.store.incarnation() != self.incarnation {
+            self.sender.close(Code::Stopping, None, "new incarnation");
+        }
+    }
+
+    async fn end(mut self, close: Close) -> Ended {
+        self.seen.observe(&self.connection, &self.stats);
+        // dropping the queue finishes the control stream, and with it the goodbye
+        drop(self.control_out);
+        if !close.by_peer && close.code != Code::Timeout {
+            let drained = async { while self.tasks.join_next().await.is_some() {} };
+            let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
+        }
+        self.connection.close(
+            VarInt::from_u32(close.code.to_u8().into()),
+            close.text.as_bytes(),
+        );
+        Ended {
+            close,
+            was_open: self.was_open,
+            needs_incarnation: self.needs_incarnation,
+        }
+    }
+}
+
+fn lost(text: &str) -> Close {
+    Close {
+        code: Code::Timeout,
+        by_peer: false,
+        retry_after: None,
+        text: text.to_owned(),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+    while let Some(bytes) = queue.recv().await {
+        if send.write_chunk(bytes).await.is_err() {
+            return;
+        }
+    }
+    let _closed = send.finish();
+    // wait until the peer has it, so that the goodbye is not cut off by the connection's close
+    let _stopped = send.stopped().await;
+}
+
+async fn write_data(connection: &Connection, stream: DataStream) -> Result<(), WriteError> {
+    let mut send = connection.open_uni().await?;
+    send.write_chunk(stream.head).await?;
+    send.write_chunk(stream.payload).await?;
+    send.finish()?;
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error(transparent)]
+    Connection(#[from] quinn::ConnectionError),
+    #[error(transparent)]
+    Write(#[from] quinn::WriteError),
+    #[error(transparent)]
+    Closed(#[from] quinn::ClosedStream),
+}

@@ -1,0 +1,239 @@
+//! Puts the parts of a hub together and runs them until the process is told to stop.
+//!
+//! The order matters: the admin listener first, so that an operator sees why a hub is not ready; the
+//! lanes once Kafka answers; the intake last, so that no site is welcomed by a hub that cannot commit.
+
+mod embedded;
+mod settings;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
+use shared::tasks::Tasks;
+use shared::tls::ServerTls;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::Node;
+use crate::commit::Lanes;
+use crate::config::{Cluster, Config, ListenConfig};
+use crate::intake::{Budget, Intake, IntakeConfig, IntakeStats};
+use crate::sites::Register;
+
+/// QUIC version 1 (RFC 9000), and no draft.
+const QUIC_V1: u32 = 1;
+/// Kernel buffers of the UDP socket: hundreds of sites share it.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Reassembly of one stream; batches are mostly smaller.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Bytes of one connection that came and were not read yet: 14 Mbit/s over a satellite.
+const RECEIVE_WINDOW: u32 = 1 << 20;
+/// Data streams that a site may have open at once.
+const STREAMS: u32 = 256;
+/// What the hub sends is little: acknowledgements.
+const SEND_WINDOW: u64 = 1 << 20;
+/// What a site is told to wait when the hub is busy or stops.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// How often certificate files are looked at.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the intake and the admin listener share.
+struct Parts {
+    sites: Arc<Register>,
+    intake: Arc<IntakeStats>,
+}
+
+/// Runs a hub until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or the part that took it down.
+pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
+    let mock = match cluster {
+        Cluster::Embedded => Some(embedded::EmbeddedCluster::start()?),
+        Cluster::Configured => None,
+    };
+    if let Some(cluster) = &mock {
+        config.kafka.bootstrap = cluster.bootstrap().to_owned();
+        warn!(
+            bootstrap = cluster.bootstrap(),
+            "Embedded cluster: nothing is kept"
+        );
+    }
+    let tasks = Tasks::new();
+    tasks.stop_on_signals().context("install signal handlers")?;
+    let parts = Parts {
+        sites: Arc::default(),
+        intake: Arc::default(),
+    };
+    let node = Node::new(
+        config.commit.lanes,
+        Arc::clone(&parts.sites),
+        Arc::clone(&parts.intake),
+        shared::time::now(),
+    );
+    let admin = TcpListener::bind(config.admin.listen)
+        .await
+        .with_context(|| format!("[admin] listen = \"{}\"", config.admin.listen))?;
+    info!(address = %admin.local_addr()?, "Admin listens");
+    let provider = Arc::new(node.clone());
+    let stop = tasks.stopping();
+    tasks.core("admin", async move {
+        Ok(shared::admin::serve(admin, provider, stop).await?)
+    });
+    // sites may not be welcomed before, but their certificates and ports can be wrong now
+    let tls = ServerTls::load(config.listen.tls.clone())?;
+    let endpoint = listen(&config.listen, &tls)?;
+    tasks.core(
+        "certificates",
+        renew(
+            tls,
+            endpoint.clone(),
+            config.listen.clone(),
+            tasks.stopping(),
+        ),
+    );
+    let hub = serve(config.clone(), endpoint, parts, node, tasks.clone());
+    tasks.core("hub", hub);
+    let outcome = tasks
+        .finish(config.node.stop_timeout.duration() + Duration::from_secs(5))
+        .await;
+    drop(mock);
+    outcome
+}
+
+async fn serve(
+    config: Config,
+    endpoint: Endpoint,
+    parts: Parts,
+    node: Node,
+    tasks: Tasks,
+) -> anyhow::Result<()> {
+    let stop = tasks.stopping();
+    let lanes_stop = CancellationToken::new();
+    let starting = Lanes::start(settings::commit(&config), lanes_stop.clone());
+    let mut lanes = tokio::select! {
+        lanes = starting => lanes.context("start lanes")?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let budget = Arc::new(Budget::new(
+        config.listen.memory.bytes(),
+        config.listen.max_batch.bytes() + shared::wire::STREAM_OVERHEAD,
+        config.listen.session_window.bytes(),
+    ));
+    node.lanes_started(&lanes);
+    let intake = Intake::new(
+        intake_config(&config),
+        lanes.router(),
+        parts.sites,
+        parts.intake,
+        budget,
+    );
+    info!(address = %endpoint.local_addr()?, "Hub listens for sites");
+    // sessions end before the lanes, so that what they handed in is committed
+    let sessions = async {
+        Arc::new(intake).serve(endpoint, stop).await;
+        lanes_stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = lanes.join() => ended.context("a lane ended"),
+        () = sessions => Ok(()),
+    }
+}
+
+fn intake_config(config: &Config) -> IntakeConfig {
+    let listen = &config.listen;
+    IntakeConfig {
+        sites: config.sites.clone(),
+        max_connections: listen.max_sessions,
+        max_logs: listen.max_logs,
+        max_batch_bytes: u32::try_from(listen.max_batch.bytes()).unwrap_or(u32::MAX),
+        keep_alive: listen.keep_alive.duration(),
+        handshake_timeout: listen.handshake_timeout.duration(),
+        retry_after: RETRY_AFTER,
+    }
+}
+
+/// New connections see certificates that were renewed on disk; open ones go on.
+async fn renew(
+    tls: ServerTls,
+    endpoint: Endpoint,
+    config: ListenConfig,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEWAL_INTERVAL) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        match tls.refresh() {
+            Ok(true) => {
+                endpoint.set_server_config(Some(server_config(&config, &tls)));
+                info!("Certificates renewed");
+            }
+            Ok(false) => {}
+            Err(error) => warn!(%error, "Renewed certificates cannot be used, the old ones stay"),
+        }
+    }
+}
+
+fn server_config(config: &ListenConfig, tls: &ServerTls) -> ServerConfig {
+    let mut server = ServerConfig::with_crypto(tls.config());
+    server.transport_config(Arc::new(transport(config)));
+    server
+}
+
+fn listen(config: &ListenConfig, tls: &ServerTls) -> anyhow::Result<Endpoint> {
+    let server = server_config(config, tls);
+    let mut endpoint = EndpointConfig::default();
+    endpoint.supported_versions(vec![QUIC_V1]);
+    let socket = bind(config.address)
+        .with_context(|| format!("[listen] address = \"{}\"", config.address))?;
+    Ok(Endpoint::new(
+        endpoint,
+        Some(server),
+        socket,
+        Arc::new(TokioRuntime),
+    )?)
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    // the kernel grants what it allows; less costs packets, not correctness
+    for refused in [
+        socket.set_recv_buffer_size(SOCKET_BUFFER).err(),
+        socket.set_send_buffer_size(SOCKET_BUFFER).err(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        warn!(%refused, "UDP socket buffers stay small");
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn transport(config: &ListenConfig) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout.duration()).ok())
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None);
+    transport
+}

@@ -1,0 +1,38 @@
+//! Takes what sites send: accepts connections, runs one session a site, hands what came to the lanes.
+//!
+//! A site is who its certificate says; nothing in a message can change that. A bad frame ends the session
+//! that sent it and touches no other. What a session may hold in memory is granted as credit from one
+//! budget for the process: when Kafka is slow nothing is committed, no credit is given back, and sites
+//! keep their records.
+
+mod budget;
+mod endpoint;
+mod session;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use budget::Budget;
+pub use endpoint::{Intake, IntakeConfig};
+
+/// Counters of the intake, for metrics and status.
+#[derive(Debug, Default)]
+pub struct IntakeStats {
+    /// Connections whose handshake succeeded.
+    pub connections: AtomicU64,
+    /// Connections refused: handshake, rules, or limits.
+    pub refused: AtomicU64,
+    /// Sessions ended because the peer broke the protocol or a limit.
+    pub violations: AtomicU64,
+    /// Bytes of data streams as they came.
+    pub payload_bytes: AtomicU64,
+    /// Records handed to lanes.
+    pub records: AtomicU64,
+    /// Gap ranges handed to lanes, in records.
+    pub gap_records: AtomicU64,
+}
+
+impl IntakeStats {
+    fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}

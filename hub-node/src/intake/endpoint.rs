@@ -1,0 +1,183 @@
+//! Accepts connections and starts a session for each.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quinn::{Endpoint, Incoming, VarInt};
+use shared::ids::SiteId;
+use shared::wire::Code;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::session::{self, SessionContext};
+use super::{Budget, IntakeStats};
+use crate::commit::{LaneRouter, SessionId};
+use crate::config::SitesConfig;
+use crate::sites::Register;
+
+/// Handshakes under way: beyond, a client must first prove its address (RFC 9000, 8.1.2).
+const RETRY_ABOVE: usize = 64;
+/// How long sessions may take to say goodbye when the hub stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the intake needs to know.
+#[derive(Debug, Clone)]
+pub struct IntakeConfig {
+    /// Sites and topics.
+    pub sites: SitesConfig,
+    /// Most connections at once, handshakes included.
+    pub max_connections: usize,
+    /// Most logs of one site.
+    pub max_logs: usize,
+    /// Most decoded bytes of one data stream.
+    pub max_batch_bytes: u32,
+    /// Sites ping this often; three times as long without a word ends a session.
+    pub keep_alive: Duration,
+    /// From the first packet to the end of the TLS handshake, and from there to the hello.
+    pub handshake_timeout: Duration,
+    /// What a site is told to wait before it comes back when the hub is busy or stops.
+    pub retry_after: Duration,
+}
+
+/// Everything that sessions share.
+#[derive(Debug)]
+pub struct Intake {
+    pub(super) config: IntakeConfig,
+    pub(super) lanes: LaneRouter,
+    pub(super) register: Arc<Register>,
+    pub(super) stats: Arc<IntakeStats>,
+    pub(super) budget: Arc<Budget>,
+    next_session: AtomicU64,
+}
+
+impl Intake {
+    /// An intake that hands to these lanes.
+    #[must_use]
+    pub fn new(
+        config: IntakeConfig,
+        lanes: LaneRouter,
+        register: Arc<Register>,
+        stats: Arc<IntakeStats>,
+        budget: Arc<Budget>,
+    ) -> Self {
+        Self {
+            config,
+            lanes,
+            register,
+            stats,
+            budget,
+            next_session: AtomicU64::new(1),
+        }
+    }
+
+    /// Accepts until stopped; then tells every session and waits for their goodbyes.
+    pub async fn serve(self: Arc<Self>, endpoint: Endpoint, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = connections.join_next() => log_end(ended),
+                incoming = endpoint.accept() => {
+                    let Some(incoming) = incoming else { break };
+                    self.admit(incoming, &endpoint, &mut connections, &stop);
+                }
+            }
+        }
+        let drained = async { while connections.join_next().await.is_some() {} };
+        let _late = tokio::time::timeout(STOP_TIMEOUT, drained).await;
+        endpoint.close(
+            VarInt::from_u32(Code::Stopping.to_u8().into()),
+            b"hub-node stops",
+        );
+        let _late = tokio::time::timeout(STOP_TIMEOUT, endpoint.wait_idle()).await;
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        incoming: Incoming,
+        endpoint: &Endpoint,
+        connections: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) {
+        if connections.len() >= self.config.max_connections {
+            IntakeStats::add(&self.stats.refused, 1);
+            incoming.refuse();
+            return;
+        }
+        let handshakes = connections
+            .len()
+            .saturating_sub(endpoint.open_connections());
+        if handshakes > RETRY_ABOVE && incoming.may_retry() {
+            let _spent = incoming.retry();
+            return;
+        }
+        let remote = incoming.remote_address();
+        let intake = Arc::clone(self);
+        let stop = stop.clone();
+        connections.spawn(async move { intake.connection(incoming, remote, stop).await });
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        incoming: Incoming,
+        remote: SocketAddr,
+        stop: CancellationToken,
+    ) {
+        let handshake = async { incoming.accept()?.await };
+        let connection = match tokio::time::timeout(self.config.handshake_timeout, handshake).await
+        {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                IntakeStats::add(&self.stats.refused, 1);
+                // an open port sees many who only try
+                debug!(%remote, %error, "Handshake failed");
+                return;
+            }
+            Err(_elapsed) => return IntakeStats::add(&self.stats.refused, 1),
+        };
+        match shared::tls::site_of(connection.peer_identity(), shared::time::wall_ms()) {
+            Ok(site) if self.config.sites.rule(site.as_str()).is_some() => {
+                IntakeStats::add(&self.stats.connections, 1);
+                let span = info_span!("session", %site);
+                self.session(connection, site, stop).instrument(span).await;
+            }
+            Ok(site) => {
+                let text = format!("site `{site}` is not on the allow list");
+                self.turn_away(&connection, Code::NotAllowed, &text);
+            }
+            Err(error) => self.turn_away(&connection, Code::NotAllowed, &error.to_string()),
+        }
+    }
+
+    async fn session(&self, connection: quinn::Connection, site: SiteId, stop: CancellationToken) {
+        let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let context = SessionContext {
+            intake: self,
+            site: &site,
+            id,
+        };
+        let close = session::run(&context, connection, &stop).await;
+        if matches!(close.code, Code::BadFrame | Code::Limit) && !close.by_peer {
+            IntakeStats::add(&self.stats.violations, 1);
+            warn!(code = ?close.code, text = close.text, "Session ended: protocol violation");
+        } else {
+            info!(code = ?close.code, by_peer = close.by_peer, text = close.text, "Session ended");
+        }
+    }
+
+    fn turn_away(&self, connection: &quinn::Connection, code: Code, text: &str) {
+        IntakeStats::add(&self.stats.refused, 1);
+        warn!(text, "Connection refused");
+        connection.close(VarInt::from_u32(code.to_u8().into()), text.as_bytes());
+    }
+}
+
+fn log_end(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        warn!(%error, "Connection task ended early");
+    }
+}

@@ -1,0 +1,494 @@
+//! One session: the loop between `link::Receiver`, a QUIC connection and the site's lane.
+//!
+//! Order of the branches: everything that comes out is carried out first; then the lane's answers and
+//! events, the control stream, data streams, the timer, the connection's end, and last the wish to stop.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, VarInt};
+use shared::batch::{self, Decoders, supported_codecs};
+use shared::ids::{Incarnation, SiteId};
+use shared::link::{Close, Delivered, Receiver, ReceiverConfig, ReceiverOutput};
+use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, LogEntry, LogReply};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::budget::Share;
+use super::{Intake, IntakeStats};
+use crate::commit::{Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneRequest, SessionId};
+use crate::config::SiteRule;
+
+/// Control frames waiting to be written. A link that takes none of so many is dead.
+const CONTROL_QUEUE: usize = 1024;
+/// Events of the lane waiting for the session.
+const EVENT_QUEUE: usize = 1024;
+/// Data streams that are read at once. Each holds at most one batch; QUIC holds back the others.
+const READERS: usize = 32;
+/// How long a lane may take to answer: it may have to end an older session or reach Kafka.
+const LANE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a goodbye may take to reach the site.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Who the session is of.
+#[derive(Debug)]
+pub(super) struct SessionContext<'a> {
+    pub(super) intake: &'a Intake,
+    pub(super) site: &'a SiteId,
+    pub(super) id: SessionId,
+}
+
+type Answer = Result<Vec<LogReply>, Refusal>;
+type PendingAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What the lane said instead of checkpoints.
+#[derive(Debug)]
+enum Refusal {
+    Ended(EndReason),
+    Unreachable,
+}
+
+/// Runs a session until it ends.
+pub(super) async fn run(
+    context: &SessionContext<'_>,
+    connection: Connection,
+    stop: &CancellationToken,
+) -> Close {
+    let handshake_timeout = context.intake.config.handshake_timeout;
+    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_bi()).await;
+    let (send, recv) = match accepted {
+        Ok(Ok(streams)) => streams,
+        Ok(Err(error)) => return lost(&error.to_string()),
+        Err(_elapsed) => return lost("no control stream"),
+    };
+    // acknowledgements and keep-alives go before anything else
+    let _closed = send.set_priority(i32::MAX);
+    let mut writer = JoinSet::new();
+    let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
+    writer.spawn(write_control(send, control_queue));
+    let (events_in, events) = mpsc::channel(EVENT_QUEUE);
+    let session = Session {
+        context,
+        receiver: Receiver::new(receiver_config(context.intake), Duration::ZERO),
+        origin: Instant::now(),
+        connection,
+        control_out,
+        writer,
+        events_in,
+        decoders: Decoders::default(),
+        questions: VecDeque::new(),
+        share: context.intake.budget.join(),
+        is_registered: false,
+    };
+    session.run(recv, events, stop).await
+}
+
+fn receiver_config(intake: &Intake) -> ReceiverConfig {
+    ReceiverConfig {
+        codecs: supported_codecs(),
+        max_logs: intake.config.max_logs,
+        max_batch_bytes: intake.config.max_batch_bytes,
+        window: intake.budget.window(),
+        keep_alive: intake.config.keep_alive,
+        handshake_timeout: intake.config.handshake_timeout,
+    }
+}
+
+struct Session<'a> {
+    context: &'a SessionContext<'a>,
+    receiver: Receiver,
+    origin: Instant,
+    connection: Connection,
+    control_out: mpsc::Sender<Bytes>,
+    writer: JoinSet<()>,
+    events_in: mpsc::Sender<LaneEvent>,
+    decoders: Decoders,
+    /// Questions to the lane, asked one at a time in this order. The receiver bounds the logs that
+    /// they are about.
+    questions: VecDeque<PendingAnswer>,
+    share: Share,
+    is_registered: bool,
+}
+
+impl Session<'_> {
+    async fn run(
+        mut self,
+        mut recv: quinn::RecvStream,
+        mut events: mpsc::Receiver<LaneEvent>,
+        stop: &CancellationToken,
+    ) -> Close {
+        let mut buffer = vec![0; 16 << 10];
+        let mut readers = JoinSet::new();
+        let max_len = self.receiver.max_stream_len();
+        let close = loop {
+            if let Some(close) = self.carry_out().await {
+                break close;
+            }
+            self.share.update(self.receiver.held_bytes());
+            let wake = self.receiver.poll_timeout().map(|at| self.origin + at);
+            let room = self.context.intake.budget.room();
+            let may_read = readers.len() < READERS && self.share.may_read();
+            tokio::select! {
+                biased;
+                answer = first_answer(&mut self.questions) => {
+                    self.questions.pop_front();
+                    self.handle_answer(answer);
+                }
+                Some(event) = events.recv() => self.handle_event(event),
+                // `read` is cancel-safe: it takes nothing before it returns
+                read = recv.read(&mut buffer) => match read {
+                    Ok(Some(len)) => {
+                        let now = self.now();
+                        self.receiver.handle_control(&buffer[..len], now);
+                    }
+                    Ok(None) => break lost("control stream ended"),
+                    Err(error) => break lost(&error.to_string()),
+                },
+                Some(stream) = readers.join_next() => self.handle_stream(stream),
+                // `accept_uni` is cancel-safe: a stream that is not taken stays in the queue
+                accepted = self.connection.accept_uni(), if may_read => {
+                    match accepted {
+                        Ok(stream) => {
+                            readers.spawn(read_stream(stream, max_len));
+                        }
+                        Err(error) => break lost(&error.to_string()),
+                    }
+                }
+                () = room, if !may_read => {}
+                () = sleep_until(wake) => {
+                    let now = self.now();
+                    self.receiver.handle_timeout(now);
+                }
+                error = self.connection.closed() => break lost(&error.to_string()),
+                () = stop.cancelled() => {
+                    let after = self.context.intake.config.retry_after;
+                    self.receiver.close(Code::Stopping, Some(after), "hub-node stops");
+                }
+            }
+        };
+        self.end(close).await
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Does everything that the receiver wants done; the end of the session if that is among it.
+    /// Handing to the lane waits for room in its queue, which the lane empties whatever Kafka does.
+    async fn carry_out(&mut self) -> Option<Close> {
+        while let Some(output) = self.receiver.poll_output() {
+            match output {
+                ReceiverOutput::Control(bytes) => {
+                    if self.control_out.try_send(bytes).is_err() {
+                        self.receiver
+                            .close(Code::Timeout, None, "control stream is stuck");
+                    }
+                }
+                ReceiverOutput::Attach {
+                    incarnation,
+                    software,
+                    logs,
+                    ..
+                } => {
+                    info!(%incarnation, software, logs = logs.len(), "Site connected");
+                    self.register(incarnation);
+                    let question = self.ask(Some(incarnation), logs);
+                    self.questions.push_back(question);
+                }
+                ReceiverOutput::Lookup { logs } => {
+                    let question = self.ask(None, logs);
+                    self.questions.push_back(question);
+                }
+                ReceiverOutput::Deliver(delivered) => self.deliver(delivered).await,
+                ReceiverOutput::Close(close) => return Some(close),
+            }
+        }
+        None
+    }
+
+    fn register(&mut self, incarnation: Incarnation) {
+        let register = &self.context.intake.register;
+        register.connected(self.context.site, incarnation, shared::time::wall_ms());
+        self.is_registered = true;
+    }
+
+    /// Asks the site's lane for checkpoints, attaching to it first when an incarnation is given.
+    fn ask(&self, incarnation: Option<Incarnation>, logs: Vec<LogEntry>) -> PendingAnswer {
+        let lane = self.context.intake.lanes.lane_of(self.context.site);
+        let (site, session) = (self.context.site.clone(), self.context.id);
+        let events = self.events_in.clone();
+        let rule = self
+            .context
+            .intake
+            .config
+            .sites
+            .rule(self.context.site.as_str());
+        let is_allowed = |topic: &str| rule.is_some_and(|rule: &SiteRule| rule.allows_topic(topic));
+        let allowed: Vec<bool> = logs
+            .iter()
+            .map(|entry| is_allowed(entry.log.topic.as_str()))
+            .collect();
+        let logs = logs.into_iter().map(|entry| entry.log).collect();
+        Box::pin(async move {
+            let asked = async {
+                if let Some(incarnation) = incarnation {
+                    let (reply, answer) = oneshot::channel();
+                    let attach = LaneRequest::Attach {
+                        site,
+                        incarnation,
+                        session,
+                        events,
+                        reply,
+                    };
+                    lane.send(attach)
+                        .await
+                        .map_err(|_gone| Refusal::Unreachable)?;
+                    answer
+                        .await
+                        .map_err(|_gone| Refusal::Unreachable)?
+                        .map_err(Refusal::Ended)?;
+                }
+                let (reply, answer) = oneshot::channel();
+                let question = LaneRequest::Checkpoints {
+                    session,
+                    logs,
+                    reply,
+                };
+                lane.send(question)
+                    .await
+                    .map_err(|_gone| Refusal::Unreachable)?;
+                answer
+                    .await
+                    .map_err(|_gone| Refusal::Unreachable)?
+                    .map_err(Refusal::Ended)
+            };
+            let checkpoints = tokio::time::timeout(LANE_TIMEOUT, asked)
+                .await
+                .map_err(|_elapsed| Refusal::Unreachable)??;
+            Ok(checkpoints.into_iter().zip(allowed).map(reply_of).collect())
+        })
+    }
+
+    fn handle_answer(&mut self, answer: Answer) {
+        match answer {
+            Ok(replies) => {
+                let now = self.now();
+                self.receiver.handle_checkpoints(&replies, now);
+            }
+            Err(Refusal::Ended(reason)) => self.refuse(reason),
+            Err(Refusal::Unreachable) => {
+                let after = self.context.intake.config.retry_after;
+                let text = "the lane does not answer: is Kafka up?";
+                self.receiver.refuse(Code::Busy, Some(after), text);
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: LaneEvent) {
+        match event {
+            LaneEvent::Committed(checkpoints) => {
+                for (log, checkpoint) in checkpoints {
+                    self.receiver.handle_committed(&log, checkpoint.next_offset);
+                }
+                self.receiver
+                    .set_window(self.context.intake.budget.window());
+            }
+            LaneEvent::Ended(reason) => self.refuse(reason),
+        }
+    }
+
+    fn refuse(&mut self, reason: EndReason) {
+        let after = self.context.intake.config.retry_after;
+        let (code, after, text) = match reason {
+            EndReason::Superseded => (
+                Code::Superseded,
+                None,
+                "the same site opened another session",
+            ),
+            EndReason::Fenced => (Code::NotOwner, None, "another hub owns the site's lane"),
+            EndReason::OutOfOrder => (Code::BadFrame, None, "delivery out of order"),
+            EndReason::Malformed => (Code::BadFrame, None, "records cannot be read"),
+            EndReason::Damaged => (Code::Internal, Some(after), "a checkpoint cannot be read"),
+            EndReason::Stopping => (Code::Stopping, Some(after), "hub-node stops"),
+        };
+        self.receiver.refuse(code, after, text);
+    }
+
+    fn handle_stream(&mut self, read: Result<Result<Bytes, ReadError>, tokio::task::JoinError>) {
+        match read {
+            Ok(Ok(stream)) => {
+                let stats = &self.context.intake.stats;
+                IntakeStats::add(&stats.payload_bytes, stream.len() as u64);
+                let now = self.now();
+                self.receiver.handle_data(&stream, now);
+            }
+            Ok(Err(ReadError::TooLong)) => {
+                self.receiver.close(
+                    Code::Limit,
+                    None,
+                    "data stream is longer than a batch may be",
+                );
+            }
+            Ok(Err(ReadError::Lost(text))) => self.receiver.close(Code::BadFrame, None, &text),
+            Err(error) => self
+                .receiver
+                .close(Code::Internal, None, &error.to_string()),
+        }
+    }
+
+    async fn deliver(&mut self, delivered: Delivered) {
+        let Delivered {
+            log,
+            header,
+            payload,
+        } = delivered;
+        let stats = &self.context.intake.stats;
+        let records = header.next_offset - header.base_offset;
+        let content = match header.content {
+            DataContent::Gap { reason } => {
+                info!(%log, from = header.base_offset, to = header.next_offset, reason, "Gap");
+                IntakeStats::add(&stats.gap_records, records);
+                Content::Gap { reason }
+            }
+            DataContent::Records(_) => {
+                let max = usize::try_from(self.context.intake.config.max_batch_bytes);
+                let max = max.unwrap_or(usize::MAX);
+                match batch::open(&header, &payload, max, &mut self.decoders) {
+                    Ok(blocks) => {
+                        IntakeStats::add(&stats.records, records);
+                        Content::Records(blocks)
+                    }
+                    Err(error) => {
+                        return self
+                            .receiver
+                            .close(Code::BadFrame, None, &error.to_string());
+                    }
+                }
+            }
+        };
+        let delivery = Delivery {
+            log,
+            base_offset: header.base_offset,
+            next: Checkpoint {
+                next_offset: header.next_offset,
+                chain: header.chain,
+            },
+            content,
+            bytes: usize::try_from(header.charge()).unwrap_or(usize::MAX),
+        };
+        let lane = self.context.intake.lanes.lane_of(self.context.site);
+        let request = LaneRequest::Deliver {
+            session: self.context.id,
+            delivery,
+        };
+        if lane.send(request).await.is_err() {
+            self.receiver
+                .close(Code::Internal, None, "the lane is gone");
+        }
+    }
+
+    async fn end(mut self, close: Close) -> Close {
+        let lane = self.context.intake.lanes.lane_of(self.context.site);
+        // a lane that is gone has no session to end
+        let _gone = lane
+            .send(LaneRequest::Detach {
+                session: self.context.id,
+            })
+            .await;
+        if self.is_registered {
+            let register = &self.context.intake.register;
+            register.disconnected(self.context.site, shared::time::wall_ms());
+        }
+        // dropping the queue finishes the control stream, and with it the goodbye
+        drop(self.control_out);
+        if !close.by_peer && close.code != Code::Timeout {
+            let drained = async { while self.writer.join_next().await.is_some() {} };
+            let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
+        }
+        self.connection.close(
+            VarInt::from_u32(close.code.to_u8().into()),
+            close.text.as_bytes(),
+        );
+        close
+    }
+}
+
+fn reply_of((checkpoint, is_allowed): (Option<Checkpoint>, bool)) -> LogReply {
+    match checkpoint {
+        _ if !is_allowed => LogReply::Denied,
+        None => LogReply::Absent,
+        Some(Checkpoint { next_offset, chain }) => {
+            LogReply::At(WireCheckpoint { next_offset, chain })
+        }
+    }
+}
+
+fn lost(text: &str) -> Close {
+    Close {
+        code: Code::Timeout,
+        by_peer: false,
+        retry_after: None,
+        text: text.to_owned(),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Cancel-safe: a question that is not answered yet stays in its place.
+async fn first_answer(questions: &mut VecDeque<PendingAnswer>) -> Answer {
+    match questions.front_mut() {
+        Some(answer) => answer.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+    while let Some(bytes) = queue.recv().await {
+        if send.write_chunk(bytes).await.is_err() {
+            return;
+        }
+    }
+    let _closed = send.finish();
+    // wait until the peer has it, so that the goodbye is not cut off by the connection's close
+    let _stopped = send.stopped().await;
+}
+
+#[derive(Debug)]
+enum ReadError {
+    TooLong,
+    Lost(String),
+}
+
+/// Memory follows the bytes that came, not a length that was promised.
+async fn read_stream(mut stream: quinn::RecvStream, max_len: usize) -> Result<Bytes, ReadError> {
+    let mut first: Option<Bytes> = None;
+    let mut all = BytesMut::new();
+    let lost = |error: quinn::ReadError| ReadError::Lost(error.to_string());
+    while let Some(chunk) = stream.read_chunk(max_len + 1, true).await.map_err(lost)? {
+        let before = first.as_ref().map_or(all.len(), Bytes::len);
+        if before + chunk.bytes.len() > max_len {
+            return Err(ReadError::TooLong);
+        }
+        match first.take() {
+            None if all.is_empty() => first = Some(chunk.bytes),
+            None => all.extend_from_slice(&chunk.bytes),
+            Some(head) => {
+                all.extend_from_slice(&head);
+                all.extend_from_slice(&chunk.bytes);
+            }
+        }
+    }
+    // a stream that came in one piece is not copied
+    Ok(first.unwrap_or_else(|| all.freeze()))
+}
