@@ -153,7 +153,7 @@ fn check(args: &ConfigArg) -> Outcome {
     let mut findings = Findings::default();
     match Config::load(args.file(CONFIG_FILE).as_deref(), Cluster::Configured) {
         Ok(config) => inspect(&config, &mut findings),
-        Err(error) => findings.problems.push(error.to_string()),
+        Err(error) => findings.config(error),
     }
     println!("{findings}");
     findings.outcome()

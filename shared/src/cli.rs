@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::config::ConfigError;
+
 /// How long `status` waits for a node.
 pub const STATUS_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -84,6 +86,19 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Takes over what is wrong with the configuration.
+    pub fn config(&mut self, error: ConfigError) {
+        match error {
+            ConfigError::Invalid { problems, .. } => {
+                self.problems
+                    .extend(problems.iter().map(ToString::to_string));
+            }
+            ConfigError::Read { .. } | ConfigError::Syntax { .. } => {
+                self.problems.push(error.to_string());
+            }
+        }
+    }
+
     /// Looks at certificate, key and authorities; returns what was read.
     pub fn certificates(&mut self, files: &crate::tls::TlsFiles) -> Option<crate::tls::Inspection> {
         let inspection = match files.inspect(crate::time::wall_ms()) {

@@ -189,8 +189,13 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
     let idle = Span::secs(1)..=Span::minutes(10);
     let waits = Span::millis(10)..=Span::hours(1);
     let enabled = section.flag("enabled", true);
+    let hubs = if enabled {
+        section.required_list::<HostPort>("hubs", "[\"hub.example.com:7443\"]")
+    } else {
+        section.list("hubs", Vec::new())
+    };
     let config = UplinkConfig {
-        hubs: section.list("hubs", Vec::new()),
+        hubs,
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),
@@ -208,12 +213,6 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
     };
     if !enabled {
         return None;
-    }
-    if config.hubs.is_empty() {
-        section.problem(
-            "hubs",
-            "missing; for example hubs = [\"hub.example.com:7443\"]",
-        );
     }
     if config.backoff_min > config.backoff_max {
         let message = format!("larger than backoff_max = {}", config.backoff_max);

@@ -12,7 +12,7 @@ fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let env = env
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Config::from_document(Document::parse(text, "test.toml", env).unwrap())
+    Config::from_document(Document::parse(text, "test.toml", env)?)
 }
 
 fn problems(text: &str) -> String {
@@ -21,8 +21,10 @@ fn problems(text: &str) -> String {
 
 /// The example with its optional keys switched on: lines that begin with `#` and no blank.
 fn with_optional_keys() -> String {
-    let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
-    let switch_on = |line| if is_key(&line) { &line[1..] } else { line };
+    let switch_on = |line: &'static str| match line.strip_prefix('#') {
+        Some(key) if !key.is_empty() && !key.starts_with(' ') => key,
+        Some(_) | None => line,
+    };
     EXAMPLE
         .lines()
         .map(switch_on)

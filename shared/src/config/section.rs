@@ -229,6 +229,17 @@ impl Section {
         parsed
     }
 
+    /// As [`Section::list`], with at least one item: absent or empty is a problem.
+    pub fn required_list<T: FromStr<Err: Display>>(&mut self, key: &str, example: &str) -> Vec<T> {
+        let problems = self.notes.borrow().problems.len();
+        let items = self.list(key, Vec::new());
+        // Items that were refused have problems of their own.
+        if items.is_empty() && self.notes.borrow().problems.len() == problems {
+            self.problem(key, format!("missing; for example {key} = {example}"));
+        }
+        items
+    }
+
     /// A table of texts with free keys (numbers and switches become text). Its values may be secrets:
     /// they appear in no message. In the environment the whole table is `KEDGE_<SECTION>__<KEY>`, and
     /// one entry is `KEDGE_<SECTION>__<KEY>__<NAME>` with `_` for each `.` of its name.
