@@ -4,7 +4,6 @@
 //! lanes once Kafka answers; the intake last, so that no site is welcomed by a hub that cannot commit.
 
 mod embedded;
-mod settings;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -117,7 +116,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let stop = tasks.stopping();
     let lanes_stop = CancellationToken::new();
-    let starting = Lanes::start(settings::commit(&config), lanes_stop.clone());
+    let starting = Lanes::start(config.lanes(), lanes_stop.clone());
     let mut lanes = tokio::select! {
         lanes = starting => lanes.context("start lanes")?,
         () = stop.cancelled() => return Ok(()),

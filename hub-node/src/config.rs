@@ -127,8 +127,6 @@ pub struct KafkaConfig {
     pub partition_by: PartitionRule,
     /// Codec towards the cluster, as librdkafka calls it.
     pub compression: &'static str,
-    /// How long the cluster may take to take a record; then the transaction's outcome is unknown.
-    pub delivery_timeout: Span,
     /// Where records go that the cluster refuses for good.
     pub dead_letter_topic: TopicName,
 }

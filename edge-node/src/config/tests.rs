@@ -122,6 +122,11 @@ fn a_hub_is_required_unless_the_uplink_is_off() {
         load("[uplink]\nenabled = false\n", &[]).unwrap().uplink,
         None
     );
+    let text = problems("[uplink]\nhubs = [\"hub\"]\n");
+    assert!(
+        text.contains("hubs[0]") && !text.contains("missing"),
+        "{text}"
+    );
 }
 
 #[test]

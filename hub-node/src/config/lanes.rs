@@ -1,13 +1,19 @@
 //! The same settings as the lanes take them.
 
+use std::time::Duration;
+
 use super::Config;
 use crate::commit::{CommitConfig, TopicPolicy};
+
+/// Left of the broker's limit for a transaction once deliveries have had theirs.
+const COMMIT_SHARE: Duration = Duration::from_secs(10);
 
 impl Config {
     /// What the lanes are told.
     #[must_use]
     pub fn lanes(&self) -> CommitConfig {
         let (kafka, commit) = (&self.kafka, &self.commit);
+        let transaction_timeout = commit.transaction_timeout.duration();
         CommitConfig {
             bootstrap_servers: kafka.bootstrap.clone(),
             hub_name: self.node.name.clone(),
@@ -26,8 +32,11 @@ impl Config {
             max_transaction_bytes: commit.max_transaction_bytes.as_usize(),
             max_transaction_records: commit.max_transaction_records,
             max_queue_bytes: commit.lane_queue.as_usize(),
-            delivery_timeout: kafka.delivery_timeout.duration(),
-            transaction_timeout: commit.transaction_timeout.duration(),
+            // longer, and the transaction may have timed out before the record is in it
+            delivery_timeout: transaction_timeout
+                .saturating_sub(COMMIT_SHARE)
+                .max(transaction_timeout / 2),
+            transaction_timeout,
             step_down: commit.step_down.duration(),
             step_down_max: commit.step_down_max.duration(),
             stop_timeout: self.node.stop_timeout.duration(),

@@ -39,8 +39,6 @@ const DEFAULT_TRANSACTION_RECORDS: u32 = 20_000;
 const DEFAULT_TRANSACTION_BYTES: ByteSize = ByteSize::mib(16);
 /// A dead hub's open transaction hides the records behind it for so long.
 const DEFAULT_TRANSACTION_TIMEOUT: Span = Span::secs(30);
-/// A broker's restart; less than the transaction's own limit.
-const DEFAULT_DELIVERY_TIMEOUT: Span = Span::secs(20);
 /// Four transactions: one under way, others that fill while it commits.
 const DEFAULT_LANE_QUEUE: ByteSize = ByteSize::mib(64);
 /// Longer than a site takes to find the other hub, so that two hubs do not take a lane in turns.
@@ -88,12 +86,7 @@ pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
 
 /// Limits that must fit into one another.
 fn check_limits(config: &Config, document: &mut Document) {
-    let (kafka, commit, listen) = (&config.kafka, &config.commit, &config.listen);
-    if kafka.delivery_timeout >= commit.transaction_timeout {
-        let limit = commit.transaction_timeout;
-        let message = format!("not less than commit.transaction_timeout = {limit}");
-        document.problem("kafka.delivery_timeout", message);
-    }
+    let (commit, listen) = (&config.commit, &config.listen);
     if commit.step_down > commit.step_down_max {
         let message = format!("larger than step_down_max = {}", commit.step_down_max);
         document.problem("commit.step_down", message);
@@ -167,7 +160,6 @@ fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
         ("site-partition", PartitionRule::Preserve),
     ];
     let codecs = ["none", "gzip", "snappy", "lz4", "zstd"].map(|codec| (codec, codec));
-    let delivery = Span::secs(1)..=Span::minutes(10);
     let example = "\"kafka-1:9092,kafka-2:9092\"";
     let bootstrap = match cluster {
         Cluster::Configured => section.required::<Bootstrap>("bootstrap", example),
@@ -191,7 +183,6 @@ fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
         replication: Some(section.number("replication", 0_u32, 0..=100)).filter(|count| *count > 0),
         partition_by: section.choice("partition_by", PartitionRule::Hash, &rules),
         compression: section.choice("compression", "lz4", &codecs),
-        delivery_timeout: section.span("delivery_timeout", DEFAULT_DELIVERY_TIMEOUT, delivery),
         dead_letter_topic: section
             .parsed::<TopicName>("dead_letter_topic", valid(DEFAULT_DEAD_LETTERS)),
     }

@@ -88,7 +88,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "[listen]\naddress = \"here\"\nidle_timeout = \"12s\"\nmemory = \"1MiB\"\n\
          [kafka]\ntopic_template = \"{host}\"\nreplication = 1000\n\
          [kafka.properties]\n\"acks\" = \"1\"\n\"sasl.password\" = \"hunter2\"\n\
-         [commit]\nlanes = 0\ntransaction_timeout = \"15s\"\ncheckpoint_topic = \"kedge.dead-letters\"\n\
+         [commit]\nlanes = 0\nstep_down = \"5m\"\ncheckpoint_topic = \"kedge.dead-letters\"\n\
          [[sites.rule]]\nmatch = \"shop 1\"\ntopics = \"sales\"\n",
     );
     for part in [
@@ -100,7 +100,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "kafka.replication = 1000: out of range; accepted: a whole number from 0 to 100",
         "kafka.properties.\"acks\": set by the hub itself",
         "commit.lanes = 0: out of range; accepted: a whole number from 1 to 256",
-        "kafka.delivery_timeout: not less than commit.transaction_timeout = 15s",
+        "commit.step_down: larger than step_down_max = 2m",
         "commit.checkpoint_topic: kedge.dead-letters is also kafka.dead_letter_topic",
         "sites.rule[0].match = \"shop 1\": not a name pattern",
         "sites.rule[0].topics = \"sales\": not a list",
