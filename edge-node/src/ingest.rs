@@ -13,6 +13,7 @@
 //! so the store judges them.
 
 pub mod budget;
+mod check;
 mod policy;
 
 use std::sync::Arc;
@@ -21,21 +22,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::ids::TopicName;
-use shared::record::{self, BatchHeader, BatchLimits, Compression, RecordError};
+use shared::record::RecordError;
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio::sync::{Mutex, oneshot};
 use tracing::{debug, info};
 
 pub use budget::{Budget, Reservation};
+use check::Checker;
 
 use crate::config::TopicsConfig;
 use crate::store::{Append, AppendError, Appended, Store, StoreError, Topic};
-
-/// A compressed batch up to this size is first tried on the spot, with
-/// [`INLINE_UNCOMPRESSED_BYTES`] of output: a hop to another thread costs more than the work.
-const INLINE_BATCH_BYTES: usize = 32 * 1024;
-/// Most bytes that a batch checked on the spot may decompress to.
-const INLINE_UNCOMPRESSED_BYTES: usize = 256 * 1024;
 
 /// Pauses between attempts while the store's queue is full: 2, 4, … 128 ms, a quarter of a second in
 /// all. A group's sync takes less.
@@ -120,9 +116,8 @@ pub struct Ingest {
 struct Inner {
     store: Arc<dyn Store>,
     topics: TopicsConfig,
-    limits: IngestLimits,
     budget: Budget,
-    checks: Semaphore,
+    checker: Checker,
     /// Held while a topic is created, so that the limit on their number holds.
     creating: Mutex<()>,
     stats: Arc<IngestStats>,
@@ -171,9 +166,8 @@ impl Ingest {
             inner: Arc::new(Inner {
                 store,
                 topics,
-                limits,
                 budget: Budget::new(limits.max_unsynced_bytes),
-                checks: Semaphore::new(limits.max_parallel_checks.max(1)),
+                checker: Checker::new(limits.max_uncompressed_bytes, limits.max_parallel_checks),
                 creating: Mutex::new(()),
                 stats: Arc::default(),
             }),
@@ -273,7 +267,12 @@ impl Ingest {
             .ok()
             .and_then(|index| topic.partitions.get(index))
             .ok_or(Refusal::UnknownPartition)?;
-        let header = match self.check(&batch, topic.rules.max_batch_bytes).await {
+        let header = match self
+            .inner
+            .checker
+            .check(&batch, topic.rules.max_batch_bytes)
+            .await
+        {
             Ok(header) => header,
             Err(refusal) => {
                 self.inner.stats.refused.fetch_add(1, Ordering::Relaxed);
@@ -321,35 +320,6 @@ impl Ingest {
         }
     }
 
-    async fn check(&self, batch: &Bytes, max_batch_bytes: usize) -> Result<BatchHeader, Refusal> {
-        let limits = BatchLimits {
-            max_batch_bytes,
-            max_uncompressed_bytes: self.inner.limits.max_uncompressed_bytes,
-        };
-        match try_inline(batch, &limits) {
-            Some(result) => Ok(result?),
-            None => self.check_aside(batch.clone(), limits).await,
-        }
-    }
-
-    /// Checks a batch on the blocking pool, a bounded number of them at a time.
-    async fn check_aside(&self, batch: Bytes, limits: BatchLimits) -> Result<BatchHeader, Refusal> {
-        let _permit = self
-            .inner
-            .checks
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
-        let checked =
-            tokio::task::spawn_blocking(move || record::check(&batch, &limits).map(|c| c.header));
-        match checked.await {
-            Ok(result) => Ok(result?),
-            Err(error) => {
-                Err(AppendError::Unavailable(format!("check of a batch: {error}")).into())
-            }
-        }
-    }
-
     /// A producer id that the store never gave out before.
     ///
     /// # Errors
@@ -364,35 +334,6 @@ impl Ingest {
 
 fn stopped() -> AppendError {
     AppendError::Unavailable("the store stopped before it answered".to_owned())
-}
-
-/// The check's result when it is cheap enough for the task that received the batch, `None` when it
-/// belongs on another thread.
-fn try_inline(batch: &Bytes, limits: &BatchLimits) -> Option<Result<BatchHeader, RecordError>> {
-    let header = match BatchHeader::parse(batch) {
-        // too large is the more useful answer, and `check` gives it
-        Err(error) if batch.len() <= limits.max_batch_bytes => return Some(Err(error)),
-        Err(_) => return Some(record::check(batch, limits).map(|c| c.header)),
-        Ok(header) => header,
-    };
-    if header.compression == Compression::None || batch.len() > limits.max_batch_bytes {
-        return Some(record::check(batch, limits).map(|c| c.header));
-    }
-    if batch.len() > INLINE_BATCH_BYTES {
-        return None;
-    }
-    let inline = BatchLimits {
-        max_uncompressed_bytes: limits.max_uncompressed_bytes.min(INLINE_UNCOMPRESSED_BYTES),
-        ..*limits
-    };
-    match record::check(batch, &inline) {
-        Err(RecordError::TooLarge { .. })
-            if limits.max_uncompressed_bytes > INLINE_UNCOMPRESSED_BYTES =>
-        {
-            None
-        }
-        result => Some(result.map(|c| c.header)),
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! What is advertised and why: [`api::VERSIONS`]. A success is answered after the store's sync, for
 //! `acks=1` and `acks=all` alike.
 //!
-//! Everything but [`conn`] and [`listener`] is plain code: bytes in, values out. Nothing that arrives
+//! Everything but [`listener`], [`conn`], [`intake`] and [`pending`] is plain code: bytes in, values out. Nothing that arrives
 //! is trusted: lengths are checked before memory is taken, buffers grow with what was received, and
 //! connections, requests and bytes in flight, and time are all limited by [`KafkaConfig`].
 //!
@@ -16,8 +16,10 @@ mod conn;
 pub mod dispatch;
 pub mod error;
 pub mod frame;
+mod intake;
 mod listener;
 pub mod metadata;
+mod pending;
 pub mod produce;
 pub mod producer_id;
 

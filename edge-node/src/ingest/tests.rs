@@ -1,4 +1,4 @@
-use shared::record::BatchBuilder;
+use shared::record::{BatchBuilder, Compression};
 use shared::units::ByteSize;
 
 use super::*;

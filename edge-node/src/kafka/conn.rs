@@ -17,30 +17,25 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::api::Header;
 use super::dispatch::{self, Plan, Unanswerable};
 use super::error::ErrorCode;
-use super::frame::{FrameBuffer, FrameError};
+use super::frame::FrameError;
+use super::intake::{Activity, Claim, Intake};
 use super::metadata::{self, Cluster, MetadataRequest, TopicAnswer};
-use super::produce::{self, Acks, Outcome, ProduceRequest, TopicOutcome};
+use super::pending::PendingProduce;
 use super::{KafkaConfig, KafkaStats, producer_id};
-use crate::ingest::{Ingest, Pending, Refusal, Reservation};
-use crate::store::AppendError;
-
-/// Bounds for the time that a client says it waits for the sync.
-const SYNC_WAIT_MS: std::ops::RangeInclusive<i32> = 1_000..=300_000;
+use crate::ingest::Ingest;
 
 /// How a connection ended when nobody did anything wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,50 +67,6 @@ pub(super) enum ConnError {
     Io(#[from] io::Error),
 }
 
-/// What the listener sees of a connection, to choose which idle one makes room.
-#[derive(Debug)]
-pub(super) struct Activity {
-    epoch: Instant,
-    last_ms: AtomicU64,
-    in_flight: AtomicU32,
-}
-
-impl Activity {
-    pub(super) fn new() -> Self {
-        Self {
-            epoch: Instant::now(),
-            last_ms: AtomicU64::new(0),
-            in_flight: AtomicU32::new(0),
-        }
-    }
-
-    fn touch(&self) {
-        let ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(ms, Ordering::Relaxed);
-    }
-
-    /// Time since the last byte came; `None` while a request is being answered.
-    pub(super) fn idle_for(&self) -> Option<Duration> {
-        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
-        let is_idle = self.in_flight.load(Ordering::Relaxed) == 0;
-        is_idle.then(|| self.epoch.elapsed().saturating_sub(last))
-    }
-}
-
-/// What a request holds until it is answered.
-#[derive(Debug)]
-struct Claim {
-    _window: Option<OwnedSemaphorePermit>,
-    _reservation: Reservation,
-    activity: Arc<Activity>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A request's answer, or what it waits for.
 #[derive(Debug)]
 enum Reply {
@@ -127,22 +78,6 @@ enum Reply {
 struct Queued {
     reply: Reply,
     claim: Claim,
-}
-
-#[derive(Debug)]
-struct PendingProduce {
-    correlation: i32,
-    version: i16,
-    acks: Acks,
-    /// When the client stops waiting.
-    deadline: Instant,
-    topics: Vec<PendingTopic>,
-}
-
-#[derive(Debug)]
-struct PendingTopic {
-    name: String,
-    partitions: Vec<(i32, Result<Pending, Outcome>)>,
 }
 
 /// One connection; consumed by [`Connection::serve`].
@@ -225,7 +160,9 @@ impl Connection {
                 });
                 Reply::Ready(producer_id::encode(header.correlation, id))
             }
-            Plan::Produce(request) => Reply::Produce(self.append(&header, request).await),
+            Plan::Produce(request) => {
+                Reply::Produce(PendingProduce::append(&self.ingest, &header, request).await)
+            }
         })
     }
 
@@ -244,48 +181,6 @@ impl Connection {
         answers
     }
 
-    /// Appends every batch of a request, one after the other.
-    async fn append(&self, header: &Header, request: ProduceRequest<'_>) -> PendingProduce {
-        let wait_ms = request
-            .timeout_ms
-            .clamp(*SYNC_WAIT_MS.start(), *SYNC_WAIT_MS.end());
-        let wait = Duration::from_millis(u64::from(wait_ms.unsigned_abs()));
-        let mut topics = Vec::with_capacity(request.topics.len());
-        for data in request.topics {
-            let topic = self.ingest.topic(data.name, false).await;
-            let mut partitions = Vec::with_capacity(data.partitions.len());
-            for (index, records) in data.partitions {
-                let pending = match (&topic, records) {
-                    (Err(error), _) => Err(Outcome::Refused(error.into(), error.to_string())),
-                    (Ok(_), None) => Err(Outcome::Refused(
-                        ErrorCode::InvalidRecord,
-                        "no records".to_owned(),
-                    )),
-                    (Ok(topic), Some(batch)) => {
-                        // a negative index is no partition either
-                        let partition = u32::try_from(index).unwrap_or(u32::MAX);
-                        let appended = self.ingest.append(topic, partition, batch).await;
-                        appended.map_err(|refusal: Refusal| {
-                            Outcome::Refused((&refusal).into(), refusal.to_string())
-                        })
-                    }
-                };
-                partitions.push((index, pending));
-            }
-            topics.push(PendingTopic {
-                name: data.name.to_owned(),
-                partitions,
-            });
-        }
-        PendingProduce {
-            correlation: header.correlation,
-            version: header.version,
-            acks: request.acks,
-            deadline: Instant::now() + wait,
-            topics,
-        }
-    }
-
     /// Sends answers in the order of their requests.
     async fn answer(
         &self,
@@ -295,7 +190,13 @@ impl Connection {
         while let Some(Queued { reply, claim }) = queue.recv().await {
             let bytes = match reply {
                 Reply::Ready(bytes) => Some(bytes),
-                Reply::Produce(pending) => self.settle(pending).await?,
+                Reply::Produce(pending) => {
+                    let settled = pending.settle(&self.stats.refused_batches).await?;
+                    if settled.is_full {
+                        self.hold_back().await;
+                    }
+                    settled.response
+                }
             };
             if let Some(bytes) = bytes {
                 timeout(self.config.write_timeout, write.write_all(&bytes))
@@ -309,143 +210,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for the syncs of one request. `None` when the producer wants no answer.
-    async fn settle(&self, pending: PendingProduce) -> Result<Option<Vec<u8>>, ConnError> {
-        let mut is_full = false;
-        let mut refused = None;
-        let mut outcomes = Vec::with_capacity(pending.topics.len());
-        for topic in pending.topics {
-            let mut partitions = Vec::with_capacity(topic.partitions.len());
-            for (index, state) in topic.partitions {
-                let outcome = match state {
-                    Err(outcome) => outcome,
-                    Ok(batch) => match timeout_at(pending.deadline, batch.synced()).await {
-                        // the store has synced it: this is what an acknowledgement rests on
-                        Ok(Ok(appended)) => Outcome::Stored(appended),
-                        Ok(Err(error)) => {
-                            is_full |= matches!(error, AppendError::Full(_));
-                            Outcome::Refused((&error).into(), error.to_string())
-                        }
-                        Err(_) => Outcome::Refused(
-                            ErrorCode::RequestTimedOut,
-                            "the disk took longer than the request allows".to_owned(),
-                        ),
-                    },
-                };
-                if let Outcome::Refused(code, text) = &outcome {
-                    debug!(topic = topic.name, index, ?code, text, "Batch not stored");
-                    self.stats.refused_batches.fetch_add(1, Ordering::Relaxed);
-                    refused.get_or_insert(*code);
-                }
-                partitions.push((index, outcome));
-            }
-            outcomes.push(TopicOutcome {
-                name: topic.name,
-                partitions,
-            });
-        }
-        if is_full {
-            // clients that retry at once would only keep the node busy
-            tokio::select! {
-                () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(self.config.full_delay) => {}
-            }
-        }
-        match (pending.acks, refused) {
-            (Acks::None, Some(code)) => Err(Unanswerable::RefusedWithoutAcks(code).into()),
-            (Acks::None, None) => Ok(None),
-            (Acks::Synced | Acks::Invalid, _) => Ok(Some(produce::encode(
-                pending.correlation,
-                pending.version,
-                &outcomes,
-            ))),
-        }
-    }
-}
-
-/// The receiving side: socket, buffer, and what its bytes hold of the budgets.
-#[derive(Debug)]
-struct Intake {
-    read: OwnedReadHalf,
-    frames: FrameBuffer,
-    /// Bytes that this connection may have in flight.
-    window: Arc<Semaphore>,
-    held_window: Option<OwnedSemaphorePermit>,
-    held: Reservation,
-}
-
-impl Intake {
-    fn new(read: OwnedReadHalf, config: &KafkaConfig) -> Self {
-        let frames = FrameBuffer::new(config.max_request_bytes);
-        // less would wait for bytes that nothing gives back
-        let window = config
-            .max_inflight_bytes
-            .max(frames.max_buffered())
-            .min(Semaphore::MAX_PERMITS);
-        Self {
-            read,
-            frames,
-            window: Arc::new(Semaphore::new(window)),
-            held_window: None,
-            held: Reservation::default(),
-        }
-    }
-
-    fn claim(&mut self, bytes: usize, activity: &Arc<Activity>) -> Claim {
-        activity.in_flight.fetch_add(1, Ordering::Relaxed);
-        let window = self.held_window.as_mut();
-        Claim {
-            _window: window.and_then(|held| held.split(bytes.min(held.num_permits()))),
-            _reservation: self.held.split(bytes),
-            activity: activity.clone(),
-        }
-    }
-
-    /// Reads once, and takes what came from the budgets. `Some`: there will be nothing more.
-    async fn fill(&mut self, connection: &Connection) -> Result<Option<End>, ConnError> {
-        let config = &connection.config;
-        let overdue = self.frames.deadline(config.pace);
-        let until = overdue.map_or_else(|| Instant::now() + config.idle_timeout, Instant::from);
+    /// Clients that retry at once while the store is full would only keep the node busy.
+    async fn hold_back(&self) {
         tokio::select! {
-            biased;
-            () = connection.stop.cancelled() => return Ok(Some(End::Stopped)),
-            ready = timeout_at(until, self.read.readable()) => match ready {
-                Err(_) if overdue.is_some() => return Err(ConnError::TooSlow),
-                Err(_) => return Ok(Some(End::Idle)),
-                Ok(ready) => ready?,
-            },
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(self.config.full_delay) => {}
         }
-        let count = match self.read.try_read_buf(&mut self.frames.room()) {
-            Ok(0) if self.frames.is_empty() => return Ok(Some(End::Closed)),
-            Ok(0) => return Err(ConnError::Truncated),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        connection.activity.touch();
-        connection
-            .stats
-            .bytes_in
-            .fetch_add(count as u64, Ordering::Relaxed);
-        let before = Instant::now();
-        let stopped = tokio::select! {
-            biased;
-            () = self.reserve(connection, count) => false,
-            () = connection.stop.cancelled() => true,
-        };
-        self.frames.pause(before.elapsed());
-        Ok(stopped.then_some(End::Stopped))
-    }
-
-    async fn reserve(&mut self, connection: &Connection, count: usize) {
-        let permits = u32::try_from(count).expect("a read is below 4 GiB");
-        let window = self.window.clone().acquire_many_owned(permits).await;
-        let window = window.expect("the semaphore is never closed");
-        match &mut self.held_window {
-            Some(held) => held.merge(window),
-            None => self.held_window = Some(window),
-        }
-        self.held.grow(connection.ingest.budget(), count).await;
     }
 }
 

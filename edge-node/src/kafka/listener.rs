@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::conn::{Activity, ConnError, Connection, End};
+use super::conn::{ConnError, Connection, End};
+use super::intake::Activity;
 use super::{KafkaConfig, KafkaStats};
 use crate::ingest::Ingest;
 
