@@ -55,7 +55,12 @@ struct Parts {
 /// What kept it from starting, or the part that took it down.
 pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
     let mock = match cluster {
-        Cluster::Embedded => Some(embedded::EmbeddedCluster::start()?),
+        Cluster::Embedded => {
+            let lanes = i32::try_from(config.commit.lanes).unwrap_or(i32::MAX);
+            let checkpoints = (config.commit.checkpoint_topic.to_string(), lanes);
+            let dead_letters = (config.kafka.dead_letter_topic.to_string(), 1);
+            Some(embedded::EmbeddedCluster::start(vec![checkpoints, dead_letters])?)
+        }
         Cluster::Configured => None,
     };
     if let Some(cluster) = &mock {
