@@ -109,7 +109,11 @@ async fn close(store: Arc<RocksStore>) {
 }
 
 async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow::Result<()> {
-    let limits = IngestLimits::default();
+    let limits = IngestLimits {
+        // what the door lets in fits the writer's queue
+        max_unsynced_bytes: config.store.queue.as_usize(),
+        ..IngestLimits::default()
+    };
     let ingest = Ingest::new(Arc::clone(store), config.topics.clone(), limits);
     ingest
         .apply_topics()
