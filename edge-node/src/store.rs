@@ -89,7 +89,11 @@ mod disk;
 mod draft;
 mod ends;
 mod engine;
+#[cfg(test)]
+mod fault_tests;
 mod keys;
+#[cfg(test)]
+mod load_tests;
 mod memory;
 #[cfg(test)]
 mod model_tests;

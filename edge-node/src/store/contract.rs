@@ -566,18 +566,23 @@ pub(super) fn offsets(items: &[Item]) -> Vec<Offset> {
     items.iter().map(first).collect()
 }
 
+pub(super) fn check_range(s: &dyn Store, p: PartitionId) {
+    let range = s.range(p).unwrap();
+    assert!(
+        range.start <= range.acked && range.acked <= range.end,
+        "{range:?}"
+    );
+    assert!(range.origin <= range.acked, "{range:?}");
+    assert!(s.chain_at(p, range.acked).unwrap().is_some());
+}
+
 /// What must always be true, seen from outside: items cover the log without holes, chains agree, the
 /// ledger adds up.
 pub(super) fn check(s: &dyn Store) {
     for topic in s.topics() {
         for p in &topic.partitions {
             let range = s.range(*p).unwrap();
-            assert!(
-                range.start <= range.acked && range.acked <= range.end,
-                "{range:?}"
-            );
-            assert!(range.origin <= range.acked, "{range:?}");
-            assert!(s.chain_at(*p, range.acked).unwrap().is_some());
+            check_range(s, *p);
             let mut at = range.start;
             for item in s.read(*p, range.start, usize::MAX).unwrap() {
                 let (from, to, chain) = match item {

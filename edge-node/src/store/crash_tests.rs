@@ -210,6 +210,55 @@ fn a_flipped_bit_in_a_table_file_becomes_an_exact_gap_on_the_next_start() {
 }
 
 #[test]
+fn damage_that_a_compaction_meets_stops_acknowledgements_and_is_mended() {
+    let dir = tempdir();
+    let (s, _) = open(dir.path());
+    let p = topic(&*s, "a", rules());
+    for _ in 0..50 {
+        append(&*s, p, &batch(10, 1_000)).unwrap();
+    }
+    s.db()
+        .flush_cf(super::rocks::family(s.db(), "log"))
+        .unwrap();
+    for _ in 0..50 {
+        append(&*s, p, &batch(10, 1_000)).unwrap();
+    }
+    s.db()
+        .flush_cf(super::rocks::family(s.db(), "log"))
+        .unwrap();
+    s.close();
+    let copy = killed(dir.path());
+    let table = largest(copy.path(), ".sst");
+    flip(&table, fs::metadata(&table).unwrap().len() / 2);
+    let (t, _) = open(copy.path());
+    let log = super::rocks::family(t.db(), "log");
+    let mut rewrite = rocksdb::CompactOptions::default();
+    rewrite.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+    t.db()
+        .compact_range_cf_opt(log, None::<&[u8]>, None::<&[u8]>, &rewrite);
+    let refused = append(&*t, p, &batch(1, 1));
+    assert!(
+        matches!(refused, Err(AppendError::Unavailable(_))),
+        "{refused:?}"
+    );
+    let failure = t.failure().borrow().clone();
+    assert!(
+        matches!(failure, Some(StoreError::Corrupt(_))),
+        "{failure:?}"
+    );
+    drop(t);
+    let (t, report) = open(copy.path());
+    assert!(report.salvage.is_some());
+    let left = ledger(&*t, "a");
+    assert!(
+        left.damaged > 0 && left.damaged <= 30 && left.accepted == 1000,
+        "{left:?}"
+    );
+    append(&*t, p, &batch(1, 1)).unwrap();
+    check(&*t);
+}
+
+#[test]
 fn a_truncated_or_missing_file_does_not_keep_the_store_from_opening() {
     let dir = tempdir();
     let (s, _) = open(dir.path());

@@ -262,6 +262,21 @@ impl<'a, D: Disk> Draft<'a, D> {
         }
     }
 
+    /// The disk is nearly full, whoever fills it: acknowledged records go, and when there are none the
+    /// oldest of topics that say so.
+    pub(super) fn relieve(&mut self, bytes: u64) -> Result<(), DiskError> {
+        if self.acked_bytes > 0 {
+            return self.free_acked_of_all(bytes);
+        }
+        let book = self.book;
+        for topic in book.topics.values() {
+            if topic.rules.on_full == OnFull::DropOldest {
+                self.drop_oldest(&topic.partitions, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
     fn expire(&mut self, id: PartitionId, cutoff_ms: u64) -> Result<(), DiskError> {
         let Some(p) = self.partition(id).filter(|p| p.start.offset < p.end.offset) else {
             return Ok(());
@@ -284,7 +299,7 @@ impl<'a, D: Disk> Draft<'a, D> {
     }
 
     /// Lets acknowledged records of all topics go, about `bytes` of them.
-    pub(super) fn free_acked_of_all(&mut self, bytes: u64) -> Result<(), DiskError> {
+    fn free_acked_of_all(&mut self, bytes: u64) -> Result<(), DiskError> {
         let mut ids: Vec<PartitionId> = self.book.partitions().map(|(id, _)| id).collect();
         ids.sort_unstable();
         self.free_acked(&ids, bytes)
@@ -301,7 +316,7 @@ impl<'a, D: Disk> Draft<'a, D> {
     }
 
     /// Lets the oldest records go, sent or not, about `bytes` of them.
-    pub(super) fn drop_oldest(&mut self, ids: &[PartitionId], bytes: u64) -> Result<(), DiskError> {
+    fn drop_oldest(&mut self, ids: &[PartitionId], bytes: u64) -> Result<(), DiskError> {
         self.free(
             ids,
             bytes,

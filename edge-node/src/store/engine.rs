@@ -31,7 +31,7 @@ use super::{
 const PRODUCER_BLOCK: i64 = 1_000;
 /// What a gap counts for in the size of a read.
 const GAP_COST: usize = 64;
-/// Acknowledged bytes that one sweep lets go while the disk is low.
+/// Bytes that one sweep lets go while the disk is low.
 const RELIEF_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Everything that a store was when it was closed.
@@ -516,7 +516,7 @@ fn sweep_all<D: Disk>(
     }
     draft.sweep_node()?;
     if is_low {
-        draft.free_acked_of_all(RELIEF_BYTES)?;
+        draft.relieve(RELIEF_BYTES)?;
     }
     Ok(())
 }

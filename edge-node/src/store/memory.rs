@@ -27,12 +27,7 @@ impl MemoryStore {
     /// An empty store; `config` is read as far as memory has such limits.
     #[must_use]
     pub fn new(config: &StoreConfig, incarnation: Incarnation) -> Self {
-        let record = StoreRecord {
-            incarnation,
-            next_partition: 0,
-            next_producer: 0,
-            age: super::age::AgeClock::default(),
-        };
+        let record = StoreRecord::new(incarnation);
         let loaded = Loaded {
             record,
             partitions: Vec::new(),
@@ -81,7 +76,7 @@ impl Store for MemoryStore {
 }
 
 #[derive(Debug, Default)]
-struct MemoryDisk(Mutex<Maps>);
+pub(super) struct MemoryDisk(Mutex<Maps>);
 
 #[derive(Debug, Default)]
 struct Maps {

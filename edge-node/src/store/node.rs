@@ -9,7 +9,6 @@ use rocksdb::DB;
 use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
-use super::age::AgeClock;
 use super::disk::{Disk, DiskError, Op, Stored};
 use super::draft::Limits;
 use super::ends::{Ends, EndsFile};
@@ -240,12 +239,7 @@ fn try_open(dir: &Path, is_new: bool, fresh: Incarnation) -> Result<(DB, Loaded)
     let loaded = match rocks::load(&db)? {
         Some(loaded) => loaded,
         None if is_new => {
-            let record = StoreRecord {
-                incarnation: fresh,
-                next_partition: 0,
-                next_producer: 0,
-                age: AgeClock::default(),
-            };
+            let record = StoreRecord::new(fresh);
             rocks::write_ops(&db, &[Op::PutStore(record)], true, &mut Vec::new())?;
             Loaded {
                 record,
@@ -265,9 +259,8 @@ fn try_open(dir: &Path, is_new: bool, fresh: Incarnation) -> Result<(DB, Loaded)
 /// Sorts out why a database did not open: damage, or something that passes or needs a person.
 fn opening(message: String) -> DiskError {
     let is_disk = [
-        "No space left",
-        "lock",
-        "LOCK",
+        "While lock file",
+        "lock hold by current process",
         "Permission denied",
         "Too many open files",
         "Input/output error",

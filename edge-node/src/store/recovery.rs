@@ -17,9 +17,9 @@ use super::engine::Loaded;
 use super::partition::{Gap, Partition, Point};
 use super::{PartitionId, chain, value};
 
-/// Bytes looked at after a crash. RocksDB keeps at most 16 MiB in its write-ahead log, and what it
+/// Bytes looked at after a crash. RocksDB keeps about 8 MiB in its write-ahead log, and what it
 /// flushes meanwhile.
-const WINDOW_BYTES: u64 = 48 << 20;
+const WINDOW_BYTES: u64 = 32 << 20;
 
 /// How much to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! mark ─► db → damaged-n ─► copy to db-new ─► db-new → db ─► unmark
 //! ```
 //! Each step can be cut short: the next start finds the mark and begins again from what was set aside.
-//! Deliberately not done: salvage in place. The copy needs as much free space as the log; when there is
+//! What was set aside is deleted when the disk runs low. Deliberately not done: salvage in place. The copy needs as much free space as the log; when there is
 //! less, records that the hub has are left out, and what does not fit then counts as damaged.
 
 use std::fs::{self, File};
@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use rocksdb::{DB, WriteBatch, WriteOptions};
 use shared::ids::{Incarnation, Offset};
 
-use super::age::AgeClock;
 use super::disk::{DiskError, Op};
 use super::ends::Ends;
 use super::engine::Loaded;
@@ -132,15 +131,7 @@ pub(super) fn salvage(
 /// Moves the database out of the way; finds it there when an earlier salvage was cut short.
 fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
     fs::remove_dir_all(dir.join(NEW_DIR)).or_else(ignore_missing)?;
-    let mut older = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(ASIDE)?.parse::<u64>().ok());
-        older.extend(number);
-    }
-    older.sort_unstable();
+    let older = kept_aside(dir)?;
     let db = dir.join(DB_DIR);
     if !db.exists() {
         return Ok(older.last().map(|n| dir.join(format!("{ASIDE}{n}"))));
@@ -152,6 +143,34 @@ fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
     fs::rename(&db, &aside)?;
     File::open(dir)?.sync_all()?;
     Ok(Some(aside))
+}
+
+/// Numbers of the databases that were set aside, in order.
+fn kept_aside(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let name = name.to_str();
+        numbers.extend(name.and_then(|name| name.strip_prefix(ASIDE)?.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Deletes what was set aside, for want of space. Never while a salvage still needs it.
+pub(super) fn discard_set_aside(dir: &Path) {
+    if marked(dir).is_some() {
+        return;
+    }
+    for number in kept_aside(dir).unwrap_or_default() {
+        let path = dir.join(format!("{ASIDE}{number}"));
+        match fs::remove_dir_all(&path) {
+            Ok(()) => {
+                tracing::warn!(path = %path.display(), "Set-aside database deleted for space")
+            }
+            Err(error) => tracing::warn!(%error, "Set-aside database could not be deleted"),
+        }
+    }
 }
 
 /// Opens what is there for reading; has RocksDB piece the files together when that fails, or when a
@@ -204,12 +223,7 @@ fn read_books(old: Option<&DB>, ends: Option<&Ends>, fresh: Incarnation) -> (Loa
             incarnation: fresh,
             ..ends.record
         },
-        (None, None) => StoreRecord {
-            incarnation: fresh,
-            next_partition: 0,
-            next_producer: 0,
-            age: AgeClock::default(),
-        },
+        (None, None) => StoreRecord::new(fresh),
     };
     let known = ends.map_or(0, |ends| ends.record.next_partition);
     let mut loaded = Loaded {

@@ -128,7 +128,7 @@ impl Disk for RocksDisk {
             }
             iter.next();
         }
-        iter.status().map_err(disk_error)
+        iter.status().map_err(read_error)
     }
 
     fn reclaim(&self, partition: PartitionId, to: Offset) -> Result<(), DiskError> {
@@ -155,7 +155,9 @@ impl Disk for RocksDisk {
     }
 
     fn maintain(&self) {
-        if let Ok(free) = space::free_bytes(&self.dir) {
+        if self.is_low() {
+            super::repair::discard_set_aside(&self.dir);
+        } else if let Ok(free) = space::free_bytes(&self.dir) {
             self.reserve.fill(free, self.min_free_bytes);
         }
     }
@@ -260,7 +262,7 @@ impl<'a> LogScan<'a> {
         if self.iter.key() == Some(&key[..]) {
             return Ok(());
         }
-        self.iter.status().map_err(disk_error)?;
+        self.iter.status().map_err(read_error)?;
         // no batch begins here: the one before may hold the offset
         self.iter.seek_for_prev(key);
         let from = self.from;
@@ -273,7 +275,7 @@ impl<'a> LogScan<'a> {
     fn current(&self) -> Result<Option<Stored>, DiskError> {
         match self.iter.item() {
             Some((key, value)) => parse_stored(self.partition, key, value).map(Some),
-            None => self.iter.status().map(|()| None).map_err(disk_error),
+            None => self.iter.status().map(|()| None).map_err(read_error),
         }
     }
 }
@@ -331,7 +333,7 @@ pub(super) fn first_since(
         first = Some(base);
         iter.prev();
     }
-    iter.status().map_err(disk_error)?;
+    iter.status().map_err(read_error)?;
     Ok(first)
 }
 
@@ -381,7 +383,7 @@ fn each(
         visit(key, found).ok_or_else(|| unparsed("record"))?;
         iter.next();
     }
-    iter.status().map_err(disk_error)
+    iter.status().map_err(read_error)
 }
 
 fn unparsed(what: &str) -> DiskError {
@@ -430,9 +432,9 @@ pub(super) fn create_db(path: &Path) -> Result<DB, rocksdb::Error> {
 
 /// The options of the whole database and of its column families.
 pub(super) fn tuned(may_create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
-    let cache = Cache::new_lru_cache(8 * MIB);
+    let cache = Cache::new_lru_cache(6 * MIB);
     let memory =
-        WriteBufferManager::new_write_buffer_manager_with_cache(12 * MIB, true, cache.clone());
+        WriteBufferManager::new_write_buffer_manager_with_cache(8 * MIB, true, cache.clone());
     let mut options = Options::default();
     options.create_if_missing(may_create);
     options.create_missing_column_families(may_create);
@@ -441,7 +443,7 @@ pub(super) fn tuned(may_create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) 
     options.set_skip_stats_update_on_db_open(true);
     options.set_max_background_jobs(2);
     options.set_max_subcompactions(1);
-    options.set_max_total_wal_size(16 << 20);
+    options.set_max_total_wal_size(8 << 20);
     options.set_bytes_per_sync(512 << 10);
     options.set_max_manifest_file_size(MIB);
     options.set_max_log_file_size(MIB);
@@ -471,11 +473,19 @@ fn family_options(cache: &Cache, write_buffer: usize) -> Options {
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_size(write_buffer);
-    options.set_max_write_buffer_number(3);
+    options.set_max_write_buffer_number(2);
     options.set_compression_type(DBCompressionType::None);
     options.set_target_file_size_base(8 << 20);
     options.set_max_bytes_for_level_base(32 << 20);
     options
+}
+
+/// A read that the device fails is damage: it fails the same way after a restart.
+pub(super) fn read_error(error: rocksdb::Error) -> DiskError {
+    match disk_error(error) {
+        DiskError::Failed(why) if why.contains("Input/output error") => DiskError::Corrupt(why),
+        other @ (DiskError::Full(_) | DiskError::Corrupt(_) | DiskError::Failed(_)) => other,
+    }
 }
 
 pub(super) fn disk_error(error: rocksdb::Error) -> DiskError {

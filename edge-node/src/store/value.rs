@@ -63,6 +63,18 @@ pub(super) struct StoreRecord {
     pub(super) age: AgeClock,
 }
 
+impl StoreRecord {
+    /// Of a store that was just made.
+    pub(super) fn new(incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            next_partition: 0,
+            next_producer: 0,
+            age: AgeClock::default(),
+        }
+    }
+}
+
 /// A batch in its stored form, with its base offset patched in.
 pub(super) fn put_batch(out: &mut Vec<u8>, head: &BatchHead, base: Offset, batch: &[u8]) {
     out.clear();

@@ -4,6 +4,7 @@
 //! the producer waits and not our memory. While one group is synced the next one gathers: throughput
 //! grows with load and an idle store answers after one sync.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +13,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::disk::DiskError;
 use super::engine::Engine;
 use super::rocks::RocksDisk;
 use super::{Append, AppendError, Appended};
 
-/// Largest group: what is copied into one write.
-const GROUP_BYTES: usize = 2 * 1024 * 1024;
+/// A group is full from here on: what is copied into one write is at most this and one batch.
+const GROUP_BYTES: usize = 1024 * 1024;
 /// What a waiting append takes beside its bytes.
 const OVERHEAD: usize = 256;
 /// How long the thread waits before it looks after what is left to sync.
@@ -57,7 +59,12 @@ impl Writer {
         let counter = Arc::clone(&waiting_bytes);
         let thread = thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || run(&engine, &receiver, &counter))?;
+            .spawn(move || {
+                let run = AssertUnwindSafe(|| run(&engine, &receiver, &counter));
+                if catch_unwind(run).is_err() {
+                    engine.fail(DiskError::Failed("the store's writer panicked".to_owned()));
+                }
+            })?;
         Ok(Self {
             queue,
             waiting_bytes,

@@ -1,0 +1,182 @@
+//! The engine over a disk that fails on command.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use shared::ids::Offset;
+use shared::record::{BatchHeader, Compression, ProducerStamp};
+
+use super::contract::{batch, batch_with, config, rules};
+use super::disk::{Disk, DiskError, Op, Scan};
+use super::draft::Limits;
+use super::engine::{Engine, Loaded};
+use super::memory::MemoryDisk;
+use super::value::{IndexEntry, StoreRecord};
+use super::{Append, AppendError, Appended, PartitionId, StoreError};
+
+/// FAULTS row 5: after a failed sync nothing is acknowledged from this log again.
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged() {
+    let (s, p) = engine();
+    append(&s, p).unwrap();
+    s.disk.fail(FAILED);
+    assert!(matches!(append(&s, p), Err(AppendError::Unavailable(_))));
+    s.disk.fail(SOUND);
+    assert!(
+        matches!(append(&s, p), Err(AppendError::Unavailable(_))),
+        "the disk lies from here"
+    );
+    assert!(matches!(*s.failure().borrow(), Some(StoreError::Io(_))));
+    assert!(s.acknowledge(p, 1).is_err() && s.sweep(0).is_err());
+    assert_eq!(s.range(p).unwrap().end, 1);
+    assert_eq!(
+        s.read(p, 0, 1).unwrap().len(),
+        1,
+        "what is there is still served"
+    );
+}
+
+/// FAULTS row 4: a full disk refuses and passes, and what was refused leaves no trace.
+#[test]
+fn a_group_refused_by_a_full_disk_leaves_no_trace() {
+    let (s, p) = engine();
+    let stamp = ProducerStamp {
+        id: 1,
+        epoch: 0,
+        base_sequence: 0,
+    };
+    let sent = batch_with(3, 3, Compression::None, Some(stamp));
+    s.disk.fail(FULL);
+    assert!(matches!(send(&s, p, &sent), Err(AppendError::Full(_))));
+    assert_eq!(
+        (s.range(p).unwrap().end, s.failure().borrow().clone()),
+        (0, None)
+    );
+    s.disk.fail(SOUND);
+    let appended = send(&s, p, &sent).unwrap();
+    assert!(
+        !appended.is_duplicate && appended.base_offset == 0,
+        "{appended:?}"
+    );
+    assert!(
+        s.disk.has_scrubbed(),
+        "bytes of the failed write may be left beyond the end"
+    );
+}
+
+#[test]
+fn a_full_disk_does_not_stop_the_cursor() {
+    let (s, p) = engine();
+    append(&s, p).unwrap();
+    s.disk.fail(FULL);
+    s.acknowledge(p, 1).unwrap();
+    assert_eq!(s.range(p).unwrap().acked, 1);
+}
+
+#[test]
+fn damage_marks_the_store_for_salvage() {
+    let (s, p) = engine();
+    s.disk.fail(CORRUPT);
+    assert!(append(&s, p).is_err());
+    assert_eq!(s.disk.marked.load(Ordering::Relaxed), 1);
+}
+
+const SOUND: u8 = 0;
+const FAILED: u8 = 1;
+const FULL: u8 = 2;
+const CORRUPT: u8 = 3;
+
+#[derive(Debug, Default)]
+struct FaultyDisk {
+    inner: MemoryDisk,
+    fault: AtomicU8,
+    scrubbed: AtomicU8,
+    marked: AtomicU8,
+}
+
+impl FaultyDisk {
+    fn fail(&self, fault: u8) {
+        self.fault.store(fault, Ordering::Relaxed);
+    }
+
+    fn has_scrubbed(&self) -> bool {
+        self.scrubbed.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn commit(&self, ops: &[Op], is_synced: bool) -> Result<(), DiskError> {
+        match self.fault.load(Ordering::Relaxed) {
+            SOUND => {
+                if ops.iter().any(|op| {
+                    matches!(
+                        op,
+                        Op::Delete {
+                            to: Offset::MAX,
+                            ..
+                        }
+                    )
+                }) {
+                    self.scrubbed.fetch_add(1, Ordering::Relaxed);
+                }
+                self.inner.commit(ops, is_synced)
+            }
+            FULL => Err(DiskError::Full("full".to_owned())),
+            CORRUPT => Err(DiskError::Corrupt("corrupt".to_owned())),
+            _ => Err(DiskError::Failed("sync failed".to_owned())),
+        }
+    }
+
+    fn scan(&self, partition: PartitionId, from: Offset, to: Offset) -> Box<dyn Scan + '_> {
+        self.inner.scan(partition, from, to)
+    }
+
+    fn index(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        to: Offset,
+        visit: &mut dyn FnMut(&IndexEntry) -> bool,
+    ) -> Result<(), DiskError> {
+        self.inner.index(partition, from, to, visit)
+    }
+
+    fn mark_damaged(&self, _why: &str) {
+        self.marked.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn engine() -> (Engine<FaultyDisk>, PartitionId) {
+    let loaded = Loaded {
+        record: StoreRecord::new(shared::ids::Incarnation(1)),
+        partitions: Vec::new(),
+        producers: Vec::new(),
+    };
+    let limits = Limits {
+        quota_bytes: None,
+        index_bytes: 1,
+    };
+    let default_rules = std::sync::Arc::new(config().default_rules);
+    let engine = Engine::new(FaultyDisk::default(), loaded, limits, 10, &default_rules);
+    let name = shared::ids::TopicName::new("a").unwrap();
+    let topic = engine.ensure_topic(&name, 1, rules()).unwrap();
+    (engine, topic.partitions[0])
+}
+
+fn append(s: &Engine<FaultyDisk>, p: PartitionId) -> Result<Appended, AppendError> {
+    send(s, p, &batch(1, 1))
+}
+
+#[expect(clippy::unwrap_in_result, reason = "the error is what tests ask for")]
+fn send(
+    s: &Engine<FaultyDisk>,
+    partition: PartitionId,
+    sent: &bytes::Bytes,
+) -> Result<Appended, AppendError> {
+    let header = BatchHeader::parse(sent).unwrap();
+    s.append_group(&[Append {
+        partition,
+        batch: sent.clone(),
+        header,
+    }])
+    .remove(0)
+}
