@@ -103,7 +103,7 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
             tasks.stopping(),
         ),
     );
-    let hub = serve(config.clone(), endpoint, parts, node, tasks.clone());
+    let hub = serve(config.clone(), endpoint, cluster, parts, node, tasks.clone());
     tasks.core("hub", hub);
     let outcome = tasks
         .finish(config.node.stop_timeout.duration() + Duration::from_secs(5))
@@ -115,13 +115,16 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
 async fn serve(
     config: Config,
     endpoint: Endpoint,
+    cluster: Cluster,
     parts: Parts,
     node: Node,
     tasks: Tasks,
 ) -> anyhow::Result<()> {
     let stop = tasks.stopping();
     let lanes_stop = CancellationToken::new();
-    let starting = Lanes::start(config.lanes(), lanes_stop.clone());
+    let mut settings = config.lanes();
+    settings.topics.by_asking = cluster == Cluster::Embedded;
+    let starting = Lanes::start(settings, lanes_stop.clone());
     let mut lanes = tokio::select! {
         lanes = starting => lanes.context("start lanes")?,
         () = stop.cancelled() => return Ok(()),

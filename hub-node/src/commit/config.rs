@@ -61,6 +61,8 @@ pub struct TopicPolicy {
     /// Replication factor of a created topic, and of the checkpoint topic; absent: the cluster's
     /// default.
     pub replication_factor: Option<u32>,
+    /// Creating means asking for metadata: the embedded cluster knows no other way.
+    pub by_asking: bool,
     /// Topic configuration of a created topic.
     pub config: BTreeMap<String, String>,
 }
@@ -71,6 +73,7 @@ impl Default for TopicPolicy {
         let any_time = ("message.timestamp.after.max.ms", i64::MAX);
         Self {
             auto_create: true,
+            by_asking: false,
             partitions: None,
             replication_factor: None,
             config: BTreeMap::from([(any_time.0.to_owned(), any_time.1.to_string())]),

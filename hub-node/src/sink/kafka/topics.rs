@@ -254,6 +254,9 @@ impl Topics {
         partitions: Option<u32>,
         config: &std::collections::BTreeMap<String, String>,
     ) -> Result<Creation, DestinationError> {
+        if self.policy.by_asking {
+            return Ok(Creation::Unsupported);
+        }
         // -1 is the cluster's default (KIP-464)
         let number = |wanted: Option<u32>| wanted.and_then(|n| i32::try_from(n).ok()).unwrap_or(-1);
         let replication = TopicReplication::Fixed(number(self.policy.replication_factor));
