@@ -141,11 +141,7 @@ fn inspect_uplink(uplink: &UplinkConfig, findings: &mut Findings) {
 fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
     let address = match args.admin {
         Some(address) => address,
-        None => {
-            Config::load(args.config.file(CONFIG_FILE).as_deref())?
-                .admin
-                .listen
-        }
+        None => Config::load_admin(args.config.file(CONFIG_FILE).as_deref())?.listen,
     };
     let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
     let status: Status = serde_json::from_str(&text)?;

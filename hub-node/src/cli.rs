@@ -181,12 +181,7 @@ fn inspect(config: &Config, findings: &mut Findings) {
 fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
     let address = match args.admin {
         Some(address) => address,
-        None => {
-            let file = args.config.file(CONFIG_FILE);
-            Config::load(file.as_deref(), Cluster::Embedded)?
-                .admin
-                .listen
-        }
+        None => Config::load_admin(args.config.file(CONFIG_FILE).as_deref())?.listen,
     };
     let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
     let status: Status = serde_json::from_str(&text)?;

@@ -54,6 +54,17 @@ impl Config {
         Self::from_document(Document::load(file)?, cluster)
     }
 
+    /// Reads where the admin listener is, and nothing else.
+    ///
+    /// # Errors
+    /// [`ConfigError`] of the file or of that section.
+    pub fn load_admin(file: Option<&Path>) -> Result<AdminConfig, ConfigError> {
+        let mut document = Document::load(file)?;
+        let admin = read::admin(&mut document);
+        document.finish_only("admin")?;
+        Ok(admin)
+    }
+
     /// Reads a parsed document.
     ///
     /// # Errors

@@ -63,12 +63,16 @@ pub(super) fn config(document: &mut Document) -> Config {
         kafka: kafka(document.section("kafka")),
         http: http(document.section("http")),
         uplink: uplink(document.section("uplink")),
-        admin: AdminConfig::read(document.section("admin"), loopback(ADMIN_PORT)),
+        admin: admin(document),
         log: LogConfig::read(document.section("log")),
     };
     check_sizes(&config, document);
     check_listeners(&config, document);
     config
+}
+
+pub(super) fn admin(document: &mut Document) -> AdminConfig {
+    AdminConfig::read(document.section("admin"), loopback(ADMIN_PORT))
 }
 
 fn node(mut section: Section) -> NodeConfig {

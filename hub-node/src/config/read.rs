@@ -74,10 +74,7 @@ pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
         kafka: kafka(document.section("kafka"), cluster),
         commit: commit(document.section("commit")),
         sites: sites(document.section("sites")),
-        admin: AdminConfig::read(
-            document.section("admin"),
-            SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT)),
-        ),
+        admin: admin(document),
         log: LogConfig::read(document.section("log")),
     };
     check_limits(&config, document);
@@ -102,6 +99,11 @@ fn check_limits(config: &Config, document: &mut Document) {
             format!("{name} is also kafka.dead_letter_topic"),
         );
     }
+}
+
+pub(super) fn admin(document: &mut Document) -> AdminConfig {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+    AdminConfig::read(document.section("admin"), listen)
 }
 
 fn node(mut section: Section) -> NodeConfig {

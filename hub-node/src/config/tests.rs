@@ -161,3 +161,21 @@ fn the_lanes_are_told_what_the_file_says() {
             .starts_with("kafka-1.example.com:9092")
     );
 }
+
+#[test]
+fn status_finds_the_admin_listener_of_a_broken_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("broken.toml");
+    std::fs::write(
+        &file,
+        "[admin]\nlisten = \"127.0.0.1:7\"\n[nonsense]\nkey = 1\n",
+    )
+    .unwrap();
+    assert_eq!(Config::load_admin(Some(&file)).unwrap().listen.port(), 7);
+    std::fs::write(&file, "[admin]\nlisten = \"here\"\n[nonsense]\n").unwrap();
+    let error = Config::load_admin(Some(&file)).unwrap_err().to_string();
+    assert!(
+        error.contains("admin.listen = \"here\"") && !error.contains("nonsense"),
+        "{error}"
+    );
+}

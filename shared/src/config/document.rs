@@ -116,6 +116,24 @@ impl Document {
         }
     }
 
+    /// Ends the reading of one section, whatever the rest is like: `status` must work beside a broken
+    /// file.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with what was found in the section.
+    pub fn finish_only(self, section: &str) -> Result<(), ConfigError> {
+        let Err(ConfigError::Invalid { file, mut problems }) = self.finish() else {
+            return Ok(());
+        };
+        let inside = format!("{section}.");
+        problems.retain(|problem| problem.key.starts_with(&inside) || problem.key == section);
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Invalid { file, problems })
+        }
+    }
+
     /// Every key that was asked for so far, such as `store.quota` and `topics.rule[].match`.
     #[must_use]
     pub fn known_keys(&self) -> Vec<String> {
