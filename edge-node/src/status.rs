@@ -242,17 +242,22 @@ impl UplinkStatus {
             return writeln!(f, "uplink       switched off");
         }
         let hub = self.hub.as_deref().unwrap_or("any hub");
-        let lasting = u64::try_from(wall_ms.saturating_sub(self.changed_ms)).unwrap_or(0);
-        let lasting = Span::millis(lasting).rounded();
+        // 0: never changed since the start.
+        let lasting = match u64::try_from(wall_ms.saturating_sub(self.changed_ms)) {
+            Ok(millis) if self.changed_ms != 0 => {
+                format!(" for {}", Span::millis(millis).rounded())
+            }
+            Ok(_) | Err(_) => String::new(),
+        };
         if self.is_connected {
             let rtt = Span::millis(self.rtt_us.div_ceil(1_000)).rounded();
             writeln!(
                 f,
-                "uplink       connected to {hub} for {lasting}, round trip {rtt}"
+                "uplink       connected to {hub}{lasting}, round trip {rtt}"
             )?;
         } else {
-            let why = self.last_error.as_deref().unwrap_or("no attempt yet");
-            writeln!(f, "uplink       not connected for {lasting}, {hub}: {why}")?;
+            let why = self.last_error.as_deref().unwrap_or("dialling");
+            writeln!(f, "uplink       not connected{lasting}, {hub}: {why}")?;
         }
         let raw = ByteSize(self.raw_bytes).rounded();
         let sent = ByteSize(self.sent_bytes).rounded();

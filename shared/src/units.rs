@@ -200,7 +200,8 @@ impl Span {
         Duration::from_millis(self.millis)
     }
 
-    /// For people: the two largest units only, such as `3d4h`. Does not round-trip.
+    /// For people: the two largest units only, such as `3d4h`, and milliseconds below a second only.
+    /// Does not round-trip.
     #[must_use]
     pub fn rounded(self) -> String {
         let Some(first) = SPAN_UNITS
@@ -209,7 +210,10 @@ impl Span {
         else {
             return "0s".to_owned();
         };
-        let smallest = SPAN_UNITS.get(first + 1).map_or(1, |(_, factor)| *factor);
+        let smallest = match SPAN_UNITS.get(first + 1) {
+            Some((_, factor)) => (*factor).max(1_000),
+            None => 1,
+        };
         Self {
             millis: self.millis / smallest * smallest,
         }
@@ -374,6 +378,8 @@ mod tests {
         assert_eq!(ByteSize(1_610_612_736).rounded(), "1.5 GiB");
         assert_eq!(ByteSize(12).rounded(), "12 B");
         assert_eq!(Span::millis(93_784_005).rounded(), "1d2h");
+        assert_eq!(Span::millis(6_721).rounded(), "6s");
+        assert_eq!(Span::millis(721).rounded(), "721ms");
         assert_eq!(Span::millis(0).rounded(), "0s");
     }
 
