@@ -66,6 +66,28 @@ impl Stored {
     };
 }
 
+/// By how much logs' ledgers grew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// Offsets in all.
+    pub offsets: u64,
+    /// Those that the site dropped.
+    pub lost: u64,
+    /// Those in the dead-letter topic.
+    pub dead: u64,
+}
+
+impl Moved {
+    /// Adds the difference of one log's two ledgers.
+    pub fn add(&mut self, before: &Stored, after: &Stored) {
+        let grown = |before: u64, after: u64| after.saturating_sub(before);
+        let (from, to) = (before.checkpoint, after.checkpoint);
+        self.offsets += grown(from.next_offset, to.next_offset);
+        self.lost += grown(before.lost, after.lost);
+        self.dead += grown(before.dead, after.dead);
+    }
+}
+
 /// Who serves a lane; the last record that a lane writes before it reads its checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {

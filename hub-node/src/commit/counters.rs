@@ -1,6 +1,8 @@
 //! What the lanes have done, for metrics and status.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::checkpoint::Moved;
 
 /// Sums over all lanes since the start, but for the last, which is a level.
 #[derive(Debug, Default)]
@@ -25,4 +27,13 @@ pub struct Counters {
     pub lost_records: AtomicU64,
     /// Bytes that wait in lanes or are in a transaction under way.
     pub queue_bytes: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn moved(&self, moved: &Moved) {
+        let records = moved.offsets.saturating_sub(moved.lost + moved.dead);
+        self.committed_records.fetch_add(records, Ordering::Relaxed);
+        self.lost_records.fetch_add(moved.lost, Ordering::Relaxed);
+        self.dead_letters.fetch_add(moved.dead, Ordering::Relaxed);
+    }
 }

@@ -273,8 +273,10 @@ impl<S: LaneSink> Driver<S> {
         info!(logs = restored.logs.len(), "Lane acquired");
         self.counters.acquired.fetch_add(1, Ordering::Relaxed);
         self.health.set(true);
-        self.machine
+        let moved = self
+            .machine
             .handle_acquired(restored.logs, restored.damaged);
+        self.counters.moved(&moved);
     }
 
     fn failed(&mut self, error: &SinkError) {

@@ -1,5 +1,6 @@
-//! The lanes on a real cluster, named by `KAFKA_BOOTSTRAP`; without one these tests pass without a
-//! word, for the mock cluster knows neither isolation nor fencing.
+//! The lanes on a real cluster, named by `KAFKA_BOOTSTRAP`; without one those tests pass without a
+//! word. Errors are injected with librdkafka's mock cluster, which knows neither isolation nor fencing:
+//! it says nothing about exactly-once, only that the lanes get on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -313,6 +314,76 @@ async fn what_a_dead_hub_left_open_is_never_seen() {
     assert_eq!(values(&world.read(&world.topic("t"))), ["committed"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_every_call_are_survived() {
+    use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as E};
+    let mock = rdkafka::mocking::MockCluster::new(1).unwrap();
+    let world = World::at("errors", mock.bootstrap_servers(), 4);
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("t", 0);
+    let mut next = 0;
+    let faults = [
+        (
+            Api::InitProducerId,
+            E::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        ),
+        (
+            Api::AddPartitionsToTxn,
+            E::RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS,
+        ),
+        (Api::AddPartitionsToTxn, E::RD_KAFKA_RESP_ERR__TRANSPORT),
+        (Api::Produce, E::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION),
+        (Api::Produce, E::RD_KAFKA_RESP_ERR__TRANSPORT),
+        (
+            Api::Produce,
+            E::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+        ),
+        (Api::EndTxn, E::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE),
+        (Api::EndTxn, E::RD_KAFKA_RESP_ERR__TRANSPORT),
+        (Api::EndTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE),
+    ];
+    for (api, error) in faults {
+        mock.request_errors(api, &[error; 2]);
+        site.deliver(&log, next, next, &[(None, Some(b"x"), &[])])
+            .await;
+        next += 1;
+        site.committed(&log, next).await;
+        mock.clear_request_errors(api);
+    }
+    let counters = hub.lanes.counters();
+    assert_eq!(counters.committed_records.load(Ordering::Relaxed), next);
+    assert_eq!(counters.dead_letters.load(Ordering::Relaxed), 0);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_goes_on_soon_after_the_cluster_is_back() {
+    let mock = rdkafka::mocking::MockCluster::new(1).unwrap();
+    let mut world = World::at("down", mock.bootstrap_servers(), 4);
+    world.config.delivery_timeout = Duration::from_secs(2);
+    world.config.transaction_timeout = Duration::from_secs(2);
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("t", 0);
+    let record = [(None, Some(&b"x"[..]), &[][..])];
+    site.deliver(&log, 0, 1, &record).await;
+    site.committed(&log, 1).await;
+    mock.broker_down(1).unwrap();
+    site.deliver(&log, 1, 2, &record).await;
+    // longer than a transaction may take: the outcome is unknown, the batch is kept
+    let mut troubled = hub.lanes.troubled();
+    let wait = troubled.wait_for(|count| *count > 0);
+    tokio::time::timeout(LIMIT, wait).await.unwrap().unwrap();
+    mock.broker_up(1).unwrap();
+    let up = std::time::Instant::now();
+    site.committed(&log, 2).await;
+    println!("{:?} after it was back", up.elapsed());
+    assert!(up.elapsed() < Duration::from_secs(5), "{:?}", up.elapsed());
+    assert_eq!(*hub.lanes.troubled().borrow(), 0);
+    hub.stop().await;
+}
+
 /// Kill and restart the broker meanwhile: `KEDGE_SOAK_S=60 KAFKA_BOOTSTRAP=… cargo test -p hub-node
 /// --lib commit::kafka_tests::soak -- --ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread")]
@@ -452,8 +523,12 @@ struct World {
 
 impl World {
     fn new(name: &str) -> Option<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let bootstrap = std::env::var("KAFKA_BOOTSTRAP").ok()?;
+        Some(Self::at(name, bootstrap, 2))
+    }
+
+    fn at(name: &str, bootstrap: String, lanes: u32) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{name}-{:x}-{number}", now_ms());
         let config = CommitConfig {
@@ -461,14 +536,14 @@ impl World {
             transactional_id_prefix: format!("{name}-lane"),
             checkpoint_topic: format!("{name}-checkpoints"),
             dead_letter_topic: format!("{name}-dead"),
-            lanes: 2,
+            lanes,
             topics: TopicPolicy {
                 partitions: Some(4),
                 ..TopicPolicy::default()
             },
             ..CommitConfig::default()
         };
-        Some(Self { name, config })
+        Self { name, config }
     }
 
     async fn hub(&self) -> Hub {

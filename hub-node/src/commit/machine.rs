@@ -30,7 +30,7 @@ use std::time::Instant;
 
 use shared::ids::{Incarnation, Offset, SiteId, TopicPartition};
 
-use super::checkpoint::{LogKey, Stored};
+use super::checkpoint::{LogKey, Moved, Stored};
 use super::queue::{Cost, FairQueue, Queued};
 use super::{Checkpoint, Content, Delivery, EndReason, LaneEvent, SessionId};
 
@@ -293,14 +293,22 @@ impl Machine {
         });
     }
 
-    /// The lane is this hub's; `logs` is all that the cluster has of it.
+    /// The lane is this hub's; `logs` is all that the cluster has of it. Says what of the transaction
+    /// under way turned out to be committed.
     pub(crate) fn handle_acquired(
         &mut self,
         logs: HashMap<Arc<LogKey>, Stored>,
         damaged: HashSet<LogKey>,
-    ) {
+    ) -> Moved {
         self.state = State::Ready;
         self.proven();
+        let in_flight: HashSet<_> = self.in_flight.iter().map(|queued| &queued.key).collect();
+        let mut moved = Moved::default();
+        for key in in_flight {
+            if let Some(after) = logs.get(key) {
+                moved.add(self.committed.get(key).unwrap_or(&Stored::NOTHING), after);
+            }
+        }
         self.committed = logs;
         self.damaged = damaged;
         let kept = std::mem::take(&mut self.in_flight);
@@ -310,6 +318,7 @@ impl Machine {
         self.admit();
         self.answer();
         self.check();
+        moved
     }
 
     /// The transaction under way ended; being fenced is told with `handle_fenced`.

@@ -258,7 +258,9 @@ impl World {
         match hub.machine.poll_work() {
             None => return,
             Some(Work::Acquire) => match hub.transactor.acquire(0) {
-                Ok(restored) => hub.machine.handle_acquired(restored.logs, restored.damaged),
+                Ok(restored) => {
+                    hub.machine.handle_acquired(restored.logs, restored.damaged);
+                }
                 Err(SinkError::Fenced) => hub.machine.handle_fenced(until),
                 Err(_) => {}
             },

@@ -15,7 +15,7 @@ use shared::ids::{Offset, TopicName};
 use shared::record::{RecordRef, Records};
 use tracing::{debug, error, info, warn};
 
-use super::checkpoint::{self, Claim, Entry, LogKey, Stored};
+use super::checkpoint::{self, Claim, Entry, LogKey, Moved, Stored};
 use super::counters::Counters;
 use super::dead_letter::{self, Morgue};
 use super::machine::{Outcome, Transaction};
@@ -221,24 +221,17 @@ impl<S: LaneSink> Transactor<S> {
     }
 
     fn count(&self, transaction: &Transaction, logs: &HashMap<Arc<LogKey>, Stored>) {
-        let (mut moved, mut lost, mut dead) = (0, 0, 0);
+        let mut moved = Moved::default();
         for (key, after) in logs {
-            let before = transaction.logs.get(key).unwrap_or(&Stored::NOTHING);
-            moved += after.checkpoint.next_offset - before.checkpoint.next_offset;
-            lost += after.lost - before.lost;
-            dead += after.dead - before.dead;
+            moved.add(transaction.logs.get(key).unwrap_or(&Stored::NOTHING), after);
         }
         let bytes: usize = transaction.items.iter().map(|q| q.delivery.bytes).sum();
         let counters = &self.counters;
         counters.transactions.fetch_add(1, Ordering::Relaxed);
-        counters
-            .committed_records
-            .fetch_add(moved - lost - dead, Ordering::Relaxed);
+        counters.moved(&moved);
         counters
             .committed_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
-        counters.lost_records.fetch_add(lost, Ordering::Relaxed);
-        counters.dead_letters.fetch_add(dead, Ordering::Relaxed);
     }
 
     fn attempt(

@@ -143,6 +143,12 @@ impl Clients {
             .map_err(|error| errors::sink_error(&error, None))
     }
 
+    /// A broker that vanished without a word is noticed in about this time; librdkafka wants it below
+    /// the transaction's.
+    fn socket_timeout(&self) -> Duration {
+        Duration::from_secs(10).min(self.transaction_timeout / 2)
+    }
+
     fn config(&self, defaults: &[(&str, String)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -151,8 +157,7 @@ impl Clients {
             // else each commit waits 40 ms for a delayed acknowledgement of TCP
             .set("socket.nagle.disable", "true")
             .set("socket.keepalive.enable", "true")
-            // a broker that vanished without a word is noticed in about this time
-            .set("socket.timeout.ms", "10000")
+            .set("socket.timeout.ms", millis(self.socket_timeout()))
             .set("socket.connection.setup.timeout.ms", "5000")
             // work goes on within about this time after a broker is back
             .set("reconnect.backoff.ms", "50")

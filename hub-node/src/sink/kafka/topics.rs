@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
 };
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
@@ -23,8 +23,10 @@ const FRESH: Duration = Duration::from_secs(60);
 const FRESH_REFUSAL: Duration = Duration::from_secs(10);
 /// Entries of the cache; beyond, it starts over.
 const MAX_CACHED: usize = 50_000;
-/// One request.
+/// One request for metadata, or of an administrator.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// A cluster that did not answer an administrator's request is not asked another for so long.
+const MUTE: Duration = Duration::from_secs(60);
 /// Until a topic that was just created shows.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kafka's default for `max.message.bytes`.
@@ -40,6 +42,8 @@ pub(super) struct Topics {
     checkpoint_topic: String,
     lanes: u32,
     cache: Mutex<HashMap<String, Cached>>,
+    /// The cluster has topics and no administration, as librdkafka's mock cluster.
+    mute_until: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Topics {
@@ -82,6 +86,7 @@ impl Topics {
             checkpoint_topic: config.checkpoint_topic.clone(),
             lanes: config.lanes,
             cache: Mutex::new(HashMap::new()),
+            mute_until: Mutex::new(None),
         })
     }
 
@@ -104,6 +109,23 @@ impl Topics {
                 self.await_partitions(topic).map_err(unknown)?
             }
         };
+        let policy = self.configuration(topic).and_then(|found| {
+            let policy = setting(&found, "cleanup.policy");
+            policy.map(str::to_owned)
+        });
+        match policy {
+            Some(policy) if policy != "compact" => {
+                // retention would delete the checkpoints of a quiet site, and its records come twice
+                return Err(refused(format!(
+                    "its cleanup.policy is `{policy}`, not `compact`"
+                )));
+            }
+            Some(_) => {}
+            None => warn!(
+                topic,
+                "The cluster does not tell whether the checkpoint topic is compacted"
+            ),
+        }
         if partitions != self.lanes {
             // the sites' checkpoints lie where the topic's own number put them
             return Err(refused(format!(
@@ -264,6 +286,9 @@ impl Topics {
         for (key, value) in config {
             topic = topic.set(key, value);
         }
+        if self.is_mute() {
+            return Ok(Creation::Unsupported);
+        }
         let options = AdminOptions::new()
             .request_timeout(Some(REQUEST_TIMEOUT))
             .operation_timeout(Some(REQUEST_TIMEOUT));
@@ -278,7 +303,9 @@ impl Topics {
                 Some(Err((_, code))) => Ok(Creation::Refused(code)),
                 None => unavailable("no answer about a topic".to_owned()),
             },
-            Err(rdkafka::error::KafkaError::AdminOp(Code::UnsupportedFeature)) => {
+            // metadata came a moment ago: the broker may still create what it is asked for
+            Err(error) if is_mute_answer(&error) => {
+                self.set_mute();
                 Ok(Creation::Unsupported)
             }
             Err(error) => unavailable(error.to_string()),
@@ -287,15 +314,7 @@ impl Topics {
 
     /// The topic's limits; Kafka's defaults where the cluster does not tell.
     fn describe(&self, topic: &str, partitions: u32) -> Destination {
-        let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
-        let asked = [ResourceSpecifier::Topic(topic)];
-        let described = self
-            .handle
-            .block_on(self.admin.describe_configs(&asked, &options));
-        let resource = described
-            .ok()
-            .and_then(|results| results.into_iter().next())
-            .and_then(Result::ok);
+        let resource = self.configuration(topic);
         let value = |name: &str| setting(resource.as_ref()?, name);
         let limit = |name: &str| value(name)?.parse().ok().filter(|ms| *ms < i64::MAX as u64);
         Destination {
@@ -307,6 +326,42 @@ impl Topics {
             max_timestamp_behind_ms: limit("message.timestamp.before.max.ms"),
             max_timestamp_ahead_ms: limit("message.timestamp.after.max.ms"),
         }
+    }
+
+    fn configuration(&self, topic: &str) -> Option<ConfigResource> {
+        if self.is_mute() {
+            return None;
+        }
+        let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let described = self
+            .handle
+            .block_on(self.admin.describe_configs(&asked, &options));
+        match described {
+            Ok(results) => results.into_iter().next()?.ok(),
+            Err(error) => {
+                if is_mute_answer(&error) {
+                    self.set_mute();
+                }
+                None
+            }
+        }
+    }
+
+    fn is_mute(&self) -> bool {
+        let until = self
+            .mute_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn set_mute(&self) {
+        let mut until = self
+            .mute_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *until = Some(Instant::now() + MUTE);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Cached>> {
@@ -328,6 +383,11 @@ fn checkpoint_topic_config() -> std::collections::BTreeMap<String, String> {
 
 fn setting<'a>(resource: &'a ConfigResource, name: &str) -> Option<&'a str> {
     resource.get(name)?.value.as_deref()
+}
+
+fn is_mute_answer(error: &KafkaError) -> bool {
+    let mute = [Code::UnsupportedFeature, Code::OperationTimedOut];
+    matches!(error, KafkaError::AdminOp(code) if errors::is_one_of(*code, &mute))
 }
 
 /// Codes that pass by themselves.
