@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, VarInt};
 use shared::batch::supported_codecs;
-use shared::ids::{Incarnation, TopicPartition};
+use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput};
 use shared::wire::{Code, Handle, LogRange};
 use tokio::sync::{mpsc, watch};
@@ -156,6 +156,17 @@ impl Session {
 
     /// Does everything that the sender wants done; the end of the session if that is among it.
     fn carry_out(&mut self) -> Option<Close> {
+        let mut cursors = Vec::new();
+        let close = self.carry_out_all(&mut cursors);
+        // one job however many logs: an acknowledgement may be about thousands; offsets of an incarnation
+        // that ends here mean nothing to the next one
+        if !cursors.is_empty() && !self.needs_incarnation {
+            self.submit(Job::Acknowledge { cursors });
+        }
+        close
+    }
+
+    fn carry_out_all(&mut self, cursors: &mut Vec<(PartitionId, Offset)>) -> Option<Close> {
         while let Some(output) = self.sender.poll_output() {
             match output {
                 SenderOutput::Control(bytes) => self.write(bytes),
@@ -196,11 +207,7 @@ impl Session {
                     handle,
                     next_offset,
                 } => {
-                    let partition = PartitionId(handle.0);
-                    self.submit(Job::Acknowledge {
-                        partition,
-                        next: next_offset,
-                    });
+                    cursors.push((PartitionId(handle.0), next_offset));
                 }
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(

@@ -28,11 +28,8 @@ pub(super) enum Job {
         max_bytes: usize,
         codec: u8,
     },
-    /// Moves the cursor; answered with [`Done::Failed`] only when the store fails.
-    Acknowledge {
-        partition: PartitionId,
-        next: Offset,
-    },
+    /// Moves cursors; answered with [`Done::Failed`] only when the store fails.
+    Acknowledge { cursors: Vec<(PartitionId, Offset)> },
     /// Answered with [`Done::Chain`].
     Chain {
         handle: Handle,
@@ -168,8 +165,10 @@ fn run(
             let result = assemble(items, max_bytes, limit, encoders.of(codec))?;
             Some(Done::Read { handle, result })
         }
-        Job::Acknowledge { partition, next } => {
-            store.acknowledge(partition, next)?;
+        Job::Acknowledge { cursors } => {
+            for (partition, next) in cursors {
+                store.acknowledge(partition, next)?;
+            }
             None
         }
         Job::Chain {

@@ -514,7 +514,7 @@ impl Receiver {
         self.end(code, retry_after, text, Frame::Refuse);
     }
 
-    /// Says goodbye and ends the session.
+    /// Says goodbye and ends the session: no output comes after this but the goodbye and the close.
     pub fn close(&mut self, code: Code, retry_after: Option<Duration>, text: &str) {
         self.end(code, retry_after, text, Frame::Goodbye);
     }
@@ -561,6 +561,10 @@ impl Receiver {
         self.logs.clear();
         self.handles.clear();
         self.dirty.clear();
+        // what was not handed to the lane is sent again; after a delivery that does not decode nothing of
+        // its log may follow
+        self.outputs
+            .retain(|output| matches!(output, ReceiverOutput::Control(_)));
         self.outputs.push_back(ReceiverOutput::Close(close));
     }
 

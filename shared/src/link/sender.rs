@@ -63,6 +63,9 @@ pub struct Sender {
     undeclared: VecDeque<Handle>,
     /// Logs that want to read, each at most once.
     ring: VecDeque<Handle>,
+    /// Questions about the chain that are not asked yet, and how many wait for their answer.
+    unasked: VecDeque<(Handle, Offset)>,
+    questions: usize,
     reads: usize,
     reserved: u64,
     /// Read, not yet sent.
@@ -87,6 +90,8 @@ impl Sender {
             logs: BTreeMap::new(),
             undeclared: VecDeque::new(),
             ring: VecDeque::new(),
+            unasked: VecDeque::new(),
+            questions: 0,
             reads: 0,
             reserved: 0,
             held: VecDeque::new(),
@@ -289,7 +294,8 @@ impl Sender {
         let State::Open(session) = self.state else {
             return None;
         };
-        self.poll_data()
+        self.poll_question()
+            .or_else(|| self.poll_data())
             .or_else(|| self.poll_read(session.max_batch_bytes))
     }
 
@@ -365,6 +371,7 @@ impl Sender {
         self.state = State::Closed;
         self.held.clear();
         self.ring.clear();
+        self.unasked.clear();
         // what was acknowledged is told again next time; a driver that closed in order to begin a new
         // incarnation must not hear of the old one's offsets any more
         self.outputs

@@ -247,6 +247,7 @@ fn a_history_that_differs_is_never_sent() {
             let LogReply::At(checkpoint) = reply else {
                 unreachable!()
             };
+            assert!(outputs(&mut sender).len() == 2, "opened, and a question");
             sender.handle_chain(Handle(1), checkpoint.next_offset, chain);
         }
         let out = outputs(&mut sender);
@@ -665,4 +666,33 @@ fn fuzz_sender() {
             outputs(&mut sender);
         }
     });
+}
+
+#[test]
+fn questions_to_the_store_are_asked_a_few_at_a_time() {
+    let mut sender = sender();
+    for handle in 0..1_000 {
+        sender.add_log(Handle(handle), log(handle), range(0, 20), 10);
+    }
+    sender.start(START);
+    outputs(&mut sender);
+    let replies: Vec<_> = (0..1_000).map(|handle| (handle, at(10, 5))).collect();
+    sender.handle_control(&welcome(0, &replies), START);
+    let mut asked = 0;
+    loop {
+        let out = outputs(&mut sender);
+        assert!(out.len() <= 33, "{} outputs at once", out.len());
+        let mut is_asking = false;
+        for output in out {
+            if let SenderOutput::Chain { handle, offset } = output {
+                is_asking = true;
+                asked += 1;
+                sender.handle_chain(handle, offset, Some(5));
+            }
+        }
+        if !is_asking {
+            break;
+        }
+    }
+    assert_eq!(asked, 1_000);
 }

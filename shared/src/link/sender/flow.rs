@@ -16,6 +16,9 @@ use crate::wire::{
 /// would get ever smaller.
 const MIN_READ_BYTES: u64 = 16 << 10;
 
+/// Most questions to the store about its chain at a time.
+const MAX_QUESTIONS: usize = 32;
+
 impl Sender {
     pub(super) fn handle_checkpoints(&mut self, entries: &[CheckpointEntry]) {
         for entry in entries {
@@ -61,21 +64,21 @@ impl Sender {
         };
         match decision {
             Resume::From(next) => {
+                // a store that knows it already is not told again: there may be thousands of logs
+                if next > log.first_unacked {
+                    self.outputs.push_back(SenderOutput::Acked {
+                        handle,
+                        next_offset: next,
+                    });
+                }
                 log.acked = next;
                 log.read = next;
                 log.phase = Phase::Ready;
-                self.outputs.push_back(SenderOutput::Acked {
-                    handle,
-                    next_offset: next,
-                });
                 self.enqueue(handle);
             }
             Resume::Check(checkpoint) => {
                 log.phase = Phase::Checking(checkpoint);
-                self.outputs.push_back(SenderOutput::Chain {
-                    handle,
-                    offset: checkpoint.next_offset,
-                });
+                self.unasked.push_back((handle, checkpoint.next_offset));
             }
             Resume::Probe(next) if next >= log.range.end => {
                 self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
@@ -107,12 +110,16 @@ impl Sender {
         };
         match log.phase {
             Phase::Checking(checkpoint) if checkpoint.next_offset == offset => {
+                self.questions -= 1;
                 self.resume_log(handle, compare(checkpoint, chain));
             }
-            Phase::Trimmed if log.range.start == offset => match chain {
-                Some(chain) => self.hold_trimmed(handle, chain),
-                None => self.find_start(handle),
-            },
+            Phase::Trimmed if log.range.start == offset => {
+                self.questions -= 1;
+                match chain {
+                    Some(chain) => self.hold_trimmed(handle, chain),
+                    None => self.find_start(handle),
+                }
+            }
             Phase::Checking(_)
             | Phase::Trimmed
             | Phase::Undeclared
@@ -181,10 +188,12 @@ impl Sender {
             || (is_rest_of_gap && header.base_offset <= log.first_unacked);
         if log.is_unproven && is_gone {
             log.is_unproven = false;
-            self.outputs.push_back(SenderOutput::Acked {
-                handle,
-                next_offset: log.read,
-            });
+            if log.read > log.first_unacked {
+                self.outputs.push_back(SenderOutput::Acked {
+                    handle,
+                    next_offset: log.read,
+                });
+            }
         }
         if is_rest_of_gap {
             header.base_offset = log.read;
@@ -255,8 +264,18 @@ impl Sender {
         Some(SenderOutput::Data(stream))
     }
 
+    pub(super) fn poll_question(&mut self) -> Option<SenderOutput> {
+        if self.questions >= MAX_QUESTIONS {
+            return None;
+        }
+        let (handle, offset) = self.unasked.pop_front()?;
+        self.questions += 1;
+        Some(SenderOutput::Chain { handle, offset })
+    }
+
     pub(super) fn poll_read(&mut self, max_batch_bytes: u32) -> Option<SenderOutput> {
-        if self.reads + self.held.len() >= self.config.max_reads {
+        if self.reads + self.held.len() >= self.config.max_reads || self.questions >= MAX_QUESTIONS
+        {
             return None;
         }
         let credit = self
@@ -277,6 +296,7 @@ impl Sender {
                 log.read = log.range.start;
             } else {
                 log.phase = Phase::Trimmed;
+                self.questions += 1;
                 return Some(SenderOutput::Chain {
                     handle,
                     offset: log.range.start,
