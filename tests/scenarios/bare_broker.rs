@@ -105,7 +105,7 @@ fn a_killed_broker_comes_back_with_what_it_had() -> Result<()> {
     reader.wait_for(500, LIMIT)?;
     broker.kill();
     broker.restart()?;
-    let seen = reader.seen().len();
+    let seen = reader.count();
     reader.wait_for(seen + 500, LIMIT)?;
     let ledger = writer.finish(LIMIT)?;
     reader.wait_for(ledger.acked_count(), LIMIT)?;

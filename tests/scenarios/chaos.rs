@@ -83,7 +83,7 @@ fn chaos_loses_nothing_doubles_nothing_and_makes_way() -> Result<()> {
     };
     chaos.run(&mut world, length)?;
     let acked: usize = ledgers.iter().map(|ledger| ledger.acked_count()).sum();
-    let committed = reader.seen().len();
+    let committed = reader.count();
     let share = percent(committed, acked);
     broker.wait_ready(LIMIT)?;
     let up = Instant::now();

@@ -223,7 +223,7 @@ fn garbage_on_every_other_listener_costs_its_sender_only() -> Result<()> {
         let noise: Vec<u8> = (0..length).map(|_| random.random()).collect();
         socket.send_to(&noise, stage.hub.address())?;
     }
-    reader.wait_for(reader.seen().len() + 500, LIMIT)?;
+    reader.wait_more(500, LIMIT)?;
     stage.site.process()?.check_alive()?;
     stage.hub.process()?.check_alive()?;
     let ledger = writer.finish(LIMIT)?;
@@ -319,7 +319,7 @@ fn a_peer_that_breaks_the_link_protocol_is_closed_and_others_go_on() -> Result<(
     }
     rogue::misbehave(hub, &identity, false, None, &Misdeed::Silence)?;
     rogue::misbehave(hub, &identity, true, Some(b"h3"), &Misdeed::Silence)?;
-    reader.wait_for(reader.seen().len() + 500, LIMIT)?;
+    reader.wait_more(500, LIMIT)?;
     stage.hub.process()?.check_alive()?;
     let ledger = writer.finish(LIMIT)?;
     stage.judge(&ledger.acked(), LIMIT)?.check()

@@ -104,13 +104,13 @@ fn half_a_link_is_no_livelock() -> Result<()> {
     let writer = Writer::kafka("w", &stage.site.bootstrap(), &topic, pace, &[])?;
     let reader = stage.reader(&[&topic])?;
     for is_up in [true, false] {
-        reader.wait_for(reader.seen().len() + 500, LIMIT)?;
+        reader.wait_more(500, LIMIT)?;
         stage.link.set(|faults| {
             (faults.is_up_cut, faults.is_down_cut) = (is_up, !is_up);
         });
         wait::let_run(Duration::from_secs(8));
         stage.link.heal();
-        reader.wait_for(reader.seen().len() + 500, Duration::from_secs(20))?;
+        reader.wait_more(500, Duration::from_secs(20))?;
     }
     let ledger = writer.finish(LIMIT)?;
     stage.judge(&ledger.acked(), LIMIT)?.check()
@@ -129,7 +129,7 @@ fn a_nat_that_forgets_is_survived() -> Result<()> {
     let writer = Writer::kafka("w", &stage.site.bootstrap(), &topic, pace, &[])?;
     let reader = stage.reader(&[&topic])?;
     for _ in 0..3 {
-        reader.wait_for(reader.seen().len() + 500, Duration::from_secs(20))?;
+        reader.wait_more(500, Duration::from_secs(20))?;
         stage.link.forget();
     }
     let ledger = writer.finish(LIMIT)?;

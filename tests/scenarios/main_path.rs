@@ -126,7 +126,7 @@ fn idempotent_clients_work_at_the_site() -> Result<()> {
         client.produce(&stage.site.bootstrap(), &topic, &lines, None, settings)?;
         let reader = stage.reader(&[&topic])?;
         reader.wait_for(lines.len(), LIMIT)?;
-        assert_eq!(reader.seen().len(), lines.len(), "{}", client.name());
+        assert_eq!(reader.count(), lines.len(), "{}", client.name());
     }
     Ok(())
 }

@@ -126,14 +126,29 @@ impl Reader {
 
     /// Waits until nothing new has come for `quiet`.
     pub fn wait_quiet(&self, quiet: Duration) {
-        let (mut count, mut since) = (self.seen().len(), Instant::now());
+        let (mut count, mut since) = (self.count(), Instant::now());
         while since.elapsed() < quiet {
             thread::sleep(Duration::from_millis(50));
-            let seen = self.seen().len();
+            let seen = self.count();
             if seen != count {
                 (count, since) = (seen, Instant::now());
             }
         }
+    }
+
+    /// How many records it has seen.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.seen().len()
+    }
+
+    /// Waits until it has seen `more` records than it has by now.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`.
+    pub fn wait_more(&self, more: usize, limit: Duration) -> Result<()> {
+        let count = self.count() + more;
+        self.wait_for(count, limit)
     }
 
     /// Waits until it has seen at least `count` records.
@@ -143,7 +158,7 @@ impl Reader {
     pub fn wait_for(&self, count: usize, limit: Duration) -> Result<()> {
         let what = format!("{count} committed records");
         self.wait(&what, limit, |seen| seen.len() >= count)
-            .map_err(|late| late.context(format!("{} were seen", self.seen().len())))
+            .map_err(|late| late.context(format!("{} were seen", self.count())))
     }
 }
 

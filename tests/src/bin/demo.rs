@@ -34,7 +34,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            say(&format!("\nFAILED: {error:?}"));
+            say(&format!("\nFAILED: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -174,7 +174,7 @@ impl Screen<'_> {
     #[expect(clippy::print_stdout, reason = "a program for people")]
     fn show(&self, phase: &str, share: f64) {
         let accepted: usize = self.ledgers.iter().map(|ledger| ledger.acked_count()).sum();
-        let committed = self.reader.seen().len();
+        let committed = self.reader.count();
         let width = 20;
         let filled = (1..=width)
             .filter(|at| f64::from(*at) <= share * f64::from(width))
