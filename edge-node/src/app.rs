@@ -11,7 +11,9 @@ use anyhow::Context as _;
 use rand::SeedableRng as _;
 use shared::ids::SiteId;
 use shared::tasks::Tasks;
+use shared::tls::ClientTls;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::{NoUplink, Node, UplinkView};
@@ -20,7 +22,10 @@ use crate::http::{self, HttpStats};
 use crate::ingest::{Ingest, IngestLimits};
 use crate::kafka::{self, KafkaStats};
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
-use crate::uplink::{Uplink, UplinkStats};
+use crate::uplink::{Uplink, UplinkError, UplinkStats};
+
+/// How often certificates that could not be read are tried again.
+const UPLINK_RETRY: Duration = Duration::from_secs(5);
 
 /// Beyond the configured time to stop, for what does not listen.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -121,7 +126,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
     let cluster_id = store.incarnation().to_string();
     let kafka = start_kafka(config, cluster_id, &ingest, tasks).await?;
     let http = start_http(config, &ingest, tasks).await?;
-    let uplink = start_uplink(config, store, limits, tasks)?;
+    let uplink = start_uplink(config, store, limits, tasks);
     tasks.core(
         "retention",
         sweep(Arc::clone(store), config.clone(), tasks.clone()),
@@ -203,25 +208,45 @@ fn start_uplink(
     store: &Arc<dyn Store>,
     limits: IngestLimits,
     tasks: &Tasks,
-) -> anyhow::Result<Option<(Arc<UplinkStats>, Option<SiteId>)>> {
-    let Some(uplink) = &config.uplink else {
-        return Ok(None);
-    };
+) -> Option<(Arc<UplinkStats>, Option<SiteId>)> {
+    let uplink = config.uplink.clone()?;
+    let site = ClientTls::load(uplink.tls.clone())
+        .ok()
+        .and_then(|tls| tls.site().ok());
     let stats = Arc::new(UplinkStats::default());
-    let uplink = Uplink::new(
-        uplink,
-        Arc::clone(store),
-        Arc::clone(&stats),
-        limits.max_uncompressed_bytes,
-    )
-    .context("[uplink]")?;
-    let site = uplink.site();
-    let stop = tasks.stopping();
+    let (store, told, stop) = (Arc::clone(store), Arc::clone(&stats), tasks.stopping());
     tasks.core("uplink", async move {
-        uplink.run(stop).await;
+        let make = || Uplink::new(&uplink, &store, &told, limits.max_uncompressed_bytes);
+        if let Some(uplink) = until_possible(make, &told, &stop).await {
+            uplink.run(stop).await;
+        }
         Ok(())
     });
-    Ok(Some((stats, site)))
+    Some((stats, site))
+}
+
+/// A site whose certificate is missing takes records all the same. `None` when told to stop.
+async fn until_possible(
+    make: impl Fn() -> Result<Uplink, UplinkError>,
+    stats: &UplinkStats,
+    stop: &CancellationToken,
+) -> Option<Uplink> {
+    let mut is_told = false;
+    loop {
+        match make() {
+            Ok(uplink) => return Some(uplink),
+            Err(error) if is_told => stats.closed(&error.to_string()),
+            Err(error) => {
+                is_told = true;
+                stats.closed(&error.to_string());
+                error!(%error, "No uplink until this is mended; records are taken");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(UPLINK_RETRY) => {}
+            () = stop.cancelled() => return None,
+        }
+    }
 }
 
 /// Retention by age and bytes, at intervals.

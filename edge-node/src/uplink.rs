@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use shared::ids::SiteId;
 use shared::retry::{Retry, RetryConfig};
 use shared::wire::Code;
 use tokio_util::sync::CancellationToken;
@@ -94,7 +93,7 @@ impl UplinkStats {
         state.last_error = None;
     }
 
-    fn closed(&self, why: &str) {
+    pub(crate) fn closed(&self, why: &str) {
         let mut state = self.lock();
         if self.connected.swap(false, Ordering::Relaxed) {
             state.changed_ms = shared::time::wall_ms();
@@ -177,8 +176,8 @@ impl Uplink {
     /// [`UplinkError`] when certificates cannot be read or the socket cannot be bound.
     pub fn new(
         config: &UplinkConfig,
-        store: Arc<dyn Store>,
-        stats: Arc<UplinkStats>,
+        store: &Arc<dyn Store>,
+        stats: &Arc<UplinkStats>,
         max_uncompressed_bytes: usize,
     ) -> Result<Self, UplinkError> {
         let worker_config = WorkerConfig {
@@ -187,20 +186,14 @@ impl Uplink {
         };
         Ok(Self {
             connector: Connector::new(config)?,
-            worker: Worker::start(Arc::clone(&store), worker_config)?,
-            store,
-            stats,
+            worker: Worker::start(Arc::clone(store), worker_config)?,
+            store: Arc::clone(store),
+            stats: Arc::clone(stats),
             retry: Retry::new(RetryConfig {
                 min: config.backoff_min.duration(),
                 max: config.backoff_max.duration(),
             }),
         })
-    }
-
-    /// The site's name, as its certificate has it.
-    #[must_use]
-    pub fn site(&self) -> Option<SiteId> {
-        self.connector.site()
     }
 
     /// Runs until stopped.

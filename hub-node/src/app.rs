@@ -59,7 +59,10 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
             let lanes = i32::try_from(config.commit.lanes).unwrap_or(i32::MAX);
             let checkpoints = (config.commit.checkpoint_topic.to_string(), lanes);
             let dead_letters = (config.kafka.dead_letter_topic.to_string(), 1);
-            Some(embedded::EmbeddedCluster::start(vec![checkpoints, dead_letters])?)
+            Some(embedded::EmbeddedCluster::start(vec![
+                checkpoints,
+                dead_letters,
+            ])?)
         }
         Cluster::Configured => None,
     };
@@ -103,7 +106,14 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
             tasks.stopping(),
         ),
     );
-    let hub = serve(config.clone(), endpoint, cluster, parts, node, tasks.clone());
+    let hub = serve(
+        config.clone(),
+        endpoint,
+        cluster,
+        parts,
+        node,
+        tasks.clone(),
+    );
     tasks.core("hub", hub);
     let outcome = tasks
         .finish(config.node.stop_timeout.duration() + Duration::from_secs(5))

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
 use shared::config::HostPort;
-use shared::ids::SiteId;
 use shared::tls::{ClientTls, Peer, TlsError};
 use tracing::warn;
 
@@ -88,10 +87,6 @@ impl Connector {
             self.next_hub();
         }
         outcome
-    }
-
-    pub(super) fn site(&self) -> Option<SiteId> {
-        self.tls.site().ok()
     }
 
     pub(super) fn next_hub(&mut self) {

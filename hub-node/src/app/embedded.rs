@@ -24,27 +24,32 @@ impl EmbeddedCluster {
     pub(super) fn start(topics: Vec<(String, i32)>) -> anyhow::Result<Self> {
         let (running, stopped) = mpsc::channel::<()>();
         let (started, bootstrap) = mpsc::channel();
-        thread::Builder::new().name("embedded-cluster".into()).spawn(move || {
-            let cluster = MockCluster::new(1).and_then(|cluster| {
-                for (topic, partitions) in &topics {
-                    cluster.create_topic(topic, *partitions, 1)?;
-                }
-                Ok(cluster)
-            });
-            let address = match &cluster {
-                Ok(cluster) => Ok(cluster.bootstrap_servers()),
-                Err(error) => Err(error.to_string()),
-            };
-            let _gone = started.send(address);
-            // returns once the sender is dropped
-            let _dropped = stopped.recv();
-            drop(cluster);
-        })?;
+        thread::Builder::new()
+            .name("embedded-cluster".into())
+            .spawn(move || {
+                let cluster = MockCluster::new(1).and_then(|cluster| {
+                    for (topic, partitions) in &topics {
+                        cluster.create_topic(topic, *partitions, 1)?;
+                    }
+                    Ok(cluster)
+                });
+                let address = match &cluster {
+                    Ok(cluster) => Ok(cluster.bootstrap_servers()),
+                    Err(error) => Err(error.to_string()),
+                };
+                let _gone = started.send(address);
+                // returns once the sender is dropped
+                let _dropped = stopped.recv();
+                drop(cluster);
+            })?;
         let bootstrap = bootstrap
             .recv()
             .context("embedded cluster")?
             .map_err(|error| anyhow::anyhow!("embedded cluster: {error}"))?;
-        Ok(Self { bootstrap, _running: running })
+        Ok(Self {
+            bootstrap,
+            _running: running,
+        })
     }
 
     /// `host:port` of its broker.
