@@ -1,5 +1,5 @@
 //! Random histories: the store on disk, killed and opened again at any point, never differs from its
-//! twin in memory.
+//! twin in memory. `KEDGE_CASES=1000` for more of them.
 
 use std::sync::Arc;
 
@@ -49,7 +49,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: std::env::var("KEDGE_CASES").map_or(24, |text| text.parse().unwrap()),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_store_that_is_killed_and_opened_again_equals_its_twin(steps in steps()) {

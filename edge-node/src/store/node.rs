@@ -162,7 +162,7 @@ impl Opened {
         let ends = Ends::load(&dir.join(ENDS));
         let is_new = ends.is_none() && !dir.join(DB_DIR).exists() && repair::marked(dir).is_none();
         let salvage = |reason: String| {
-            tracing::error!(reason, "Store is damaged and is salvaged");
+            tracing::warn!(reason, "Store is damaged and is salvaged");
             repair::salvage(dir, reason, ends.as_ref(), fresh, config.index_bytes)
         };
         let (db, mut loaded, salvaged) = match try_open(dir, is_new, fresh) {
@@ -191,15 +191,6 @@ impl Opened {
         };
         if !recovered.ops.is_empty() {
             rocks::write_ops(&db, &recovered.ops, true, &mut Vec::new())?;
-        }
-        for lost in &recovered.damaged {
-            let DamagedRange {
-                topic,
-                partition,
-                from,
-                to,
-            } = lost;
-            tracing::error!(%topic, partition, from, to, "Records were lost by the disk");
         }
         let ends = EndsFile::create(&dir.join(ENDS), loaded.record, &loaded.partitions)
             .map_err(|error| DiskError::Failed(error.to_string()))?;

@@ -13,7 +13,8 @@
 //! producer   1 │ epoch i16 │ used u64 │ n u8 │ n × (first i32 │ last i32 │ base offset u64)
 //! store      1 │ incarnation u128 │ next partition u32 │ next producer i64 │ age u64 │ wall i64
 //! ```
-//! RocksDB has checksums over all of it; a value that does not parse is damage all the same.
+//! RocksDB has checksums over all of it; a value that does not parse is damage all the same. The whole
+//! picture is in `docs/disk-format.md`; `golden/values.txt` pins the bytes.
 
 use std::collections::VecDeque;
 
@@ -308,55 +309,113 @@ mod tests {
 
     #[test]
     fn every_value_comes_back_as_it_was_and_no_prefix_of_it_parses() {
-        let point = |n: u64| Point {
-            offset: n,
-            chain: !n,
-            bytes: n * 3,
-        };
-        let entry = IndexEntry {
-            point: point(5),
-            age_ms: 6,
-            max_timestamp_ms: -7,
-        };
+        let entry = samples::entry();
         check(&index_entry(&entry), parse_index_entry, &entry);
-        let hole = Gap {
-            from: point(5),
-            to: point(6),
-            reason: GapReason::Damaged,
-        };
+        let hole = samples::gap();
         check(&gap(&hole), parse_gap, &hole);
-        let mut books = Partition::new(TopicName::new("plant.1").unwrap(), 3);
-        (books.version, books.origin, books.committed) = (9, 2, 4);
-        (books.start, books.acked, books.end) = (point(1), point(7), point(9));
-        books.lost = Lost {
-            expired: 1,
-            oldest: 2,
-            newest: 3,
-            damaged: 4,
-        };
-        books.last_age_ms = 88;
+        let books = samples::books();
         check(&partition(&books), parse_partition, &books);
-        let sent = Sent {
-            first: i32::MAX,
-            last: 3,
-            base_offset: 1 << 50,
-        };
-        let state = ProducerState {
-            epoch: 7,
-            used: 99,
-            sent: VecDeque::from([sent, sent]),
-        };
+        let state = samples::producer();
         check(&producer(&state), parse_producer, &state);
-        let all = StoreRecord {
-            incarnation: Incarnation(1 << 100),
-            next_partition: 4,
-            next_producer: 1000,
-            age: AgeClock {
-                now_ms: 5,
-                wall_ms: -6,
-            },
-        };
+        let all = samples::store();
         check(&store(&all), parse_store, &all);
+    }
+
+    /// What is on a disk somewhere must stay readable: a change here is a new version.
+    #[test]
+    fn the_bytes_stay_as_they_are() {
+        let mut stored = Vec::new();
+        let head = BatchHead {
+            count: 2,
+            chain: 3,
+            bytes: 4,
+            age_ms: 5,
+            position: 6,
+        };
+        put_batch(&mut stored, &head, 77, &[0xaa; 61]);
+        let all = [
+            ("batch", stored),
+            ("index", index_entry(&samples::entry())),
+            ("gap", gap(&samples::gap())),
+            ("partition", partition(&samples::books())),
+            ("producer", producer(&samples::producer())),
+            ("store", store(&samples::store())),
+        ];
+        let text: String = all
+            .iter()
+            .map(|(name, bytes)| {
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("{name} {hex}\n")
+            })
+            .collect();
+        assert_eq!(text, include_str!("golden/values.txt"));
+    }
+
+    mod samples {
+        use super::*;
+
+        fn point(n: u64) -> Point {
+            Point {
+                offset: n,
+                chain: !n,
+                bytes: n * 3,
+            }
+        }
+
+        pub(super) fn entry() -> IndexEntry {
+            IndexEntry {
+                point: point(5),
+                age_ms: 6,
+                max_timestamp_ms: -7,
+            }
+        }
+
+        pub(super) fn gap() -> Gap {
+            Gap {
+                from: point(5),
+                to: point(6),
+                reason: GapReason::Damaged,
+            }
+        }
+
+        pub(super) fn books() -> Partition {
+            let mut books = Partition::new(TopicName::new("plant.1").unwrap(), 3);
+            (books.version, books.origin, books.committed) = (9, 2, 4);
+            (books.start, books.acked, books.end) = (point(1), point(7), point(9));
+            books.lost = Lost {
+                expired: 1,
+                oldest: 2,
+                newest: 3,
+                damaged: 4,
+            };
+            books.last_age_ms = 88;
+            books
+        }
+
+        pub(super) fn producer() -> ProducerState {
+            let sent = Sent {
+                first: i32::MAX,
+                last: 3,
+                base_offset: 1 << 50,
+            };
+            ProducerState {
+                epoch: 7,
+                used: 99,
+                sent: VecDeque::from([sent, sent]),
+            }
+        }
+
+        pub(super) fn store() -> StoreRecord {
+            StoreRecord {
+                incarnation: Incarnation(1 << 100),
+                next_partition: 4,
+                next_producer: 1000,
+                age: AgeClock {
+                    now_ms: 5,
+                    wall_ms: -6,
+                },
+            }
+        }
     }
 
     #[test]
