@@ -493,6 +493,12 @@ impl<D: Disk> Engine<D> {
         error
     }
 
+    /// What a restart forgets.
+    #[cfg(test)]
+    pub(super) fn forget_unstored(&self) {
+        self.writing().producers.forget_refused();
+    }
+
     pub(super) fn book(&self) -> RwLockReadGuard<'_, Book> {
         self.book.read().unwrap_or_else(PoisonError::into_inner)
     }

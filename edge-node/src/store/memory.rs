@@ -46,6 +46,14 @@ impl MemoryStore {
     }
 }
 
+#[cfg(test)]
+impl MemoryStore {
+    /// What a restart forgets.
+    pub(super) fn forget_unstored(&self) {
+        self.engine.forget_unstored();
+    }
+}
+
 impl Default for MemoryStore {
     fn default() -> Self {
         Self::new(&StoreConfig::default(), Incarnation(1))

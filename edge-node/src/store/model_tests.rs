@@ -105,8 +105,14 @@ fn run(steps: &[Step]) {
                 memory.renew_incarnation().unwrap();
                 disk.store.renew_incarnation().unwrap();
             }
-            Step::Kill => disk.kill(),
-            Step::Close => disk.close(),
+            Step::Kill => {
+                disk.kill();
+                memory.forget_unstored();
+            }
+            Step::Close => {
+                disk.close();
+                memory.forget_unstored();
+            }
         }
         same(&memory, &*disk.store, &partitions);
     }

@@ -208,6 +208,12 @@ impl Producers {
         }
     }
 
+    /// A restart: what was refused is not stored.
+    #[cfg(test)]
+    pub(super) fn forget_refused(&mut self) {
+        self.refused.clear();
+    }
+
     #[cfg(test)]
     fn len(&self) -> usize {
         self.kept.len()

@@ -433,8 +433,10 @@ pub(super) fn create_db(path: &Path) -> Result<DB, rocksdb::Error> {
 /// The options of the whole database and of its column families.
 pub(super) fn tuned(may_create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
     let cache = Cache::new_lru_cache(6 * MIB);
+    // never stalls: a writer that waits there for a flush is not woken when the flush fails for want of
+    // space. The write buffers of each column family bound memory too, and their stall ends then
     let memory =
-        WriteBufferManager::new_write_buffer_manager_with_cache(8 * MIB, true, cache.clone());
+        WriteBufferManager::new_write_buffer_manager_with_cache(8 * MIB, false, cache.clone());
     let mut options = Options::default();
     options.create_if_missing(may_create);
     options.create_missing_column_families(may_create);
