@@ -141,7 +141,7 @@ fn known_seeds() {
     }
 }
 
-const KNOWN_SEEDS: &[u64] = &[47_229];
+const KNOWN_SEEDS: &[u64] = &[47_229, 939_514];
 
 #[test]
 fn the_same_seed_runs_the_same_way() {

@@ -172,12 +172,13 @@ impl Sender {
         self.reserved -= reserved;
         log.phase = Phase::Ready;
         let Some((mut header, payload)) = result.into_stream(handle) else {
-            // unless it grew while it was read, there is nothing up to its end
-            if log.range.end == end && log.is_start_known {
-                log.range.end = log.read;
-            } else if log.range.end == end {
+            // unless it grew while it was read, there is nothing up to its end: the store let go of what it
+            // took for acknowledged, or the driver was wrong and the log waits until it grows
+            if log.range.end == end && end <= log.first_unacked {
                 log.range.start = end;
                 log.is_start_known = true;
+            } else if log.range.end == end {
+                log.range.end = log.read;
             }
             return self.enqueue(handle);
         };
