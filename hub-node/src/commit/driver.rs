@@ -32,6 +32,11 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 /// Longest: work goes on within about this time after Kafka is back.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// A step that takes longer says that the cluster is in trouble.
+const SLOW_STEP: Duration = Duration::from_secs(5);
+/// A hub that was fenced twice within this time is one of two that want the same lane.
+const CONTENTION: Duration = Duration::from_secs(600);
+
 type Answer<T> = oneshot::Sender<Result<T, EndReason>>;
 
 /// How long a lane steps down.
@@ -57,6 +62,8 @@ pub(crate) struct Driver<S> {
     retry: Backoff,
     retry_at: Option<Instant>,
     step_down: Backoff,
+    fenced_at: Option<Instant>,
+    slow_at: Option<Instant>,
     stop_at: Option<Instant>,
 
     sessions: HashMap<SessionId, mpsc::Sender<LaneEvent>>,
@@ -95,6 +102,8 @@ impl<S: LaneSink> Driver<S> {
             retry: Backoff::new(RETRY_MIN, RETRY_MAX),
             retry_at: None,
             step_down: Backoff::new(step_down.min, step_down.max),
+            fenced_at: None,
+            slow_at: None,
             stop_at: None,
             sessions: HashMap::new(),
             attaching: HashMap::new(),
@@ -113,6 +122,10 @@ impl<S: LaneSink> Driver<S> {
                 biased;
                 done = end_of(&mut self.step) => self.finish_step(done),
                 () = at(self.retry_at) => self.retry_at = None,
+                () = at(self.slow_at) => {
+                    self.slow_at = None;
+                    self.health.set(false);
+                }
                 () = at(self.stop_at) => self.stop_at = Some(Instant::now()),
                 count = self.requests.recv_many(&mut requests, REQUESTS_AT_ONCE),
                     if self.machine.has_room() =>
@@ -245,6 +258,7 @@ impl<S: LaneSink> Driver<S> {
             .transactor
             .take()
             .expect("it is here while no step is under way");
+        self.slow_at = Some(Instant::now() + SLOW_STEP);
         self.step = Some(tokio::task::spawn_blocking(move || {
             let done = match work {
                 Work::Acquire => Done::Acquired(transactor.acquire(wall_ms())),
@@ -259,6 +273,7 @@ impl<S: LaneSink> Driver<S> {
     fn finish_step(&mut self, (transactor, done): (Transactor<S>, Done)) {
         self.transactor = Some(transactor);
         self.step = None;
+        self.slow_at = None;
         match done {
             Done::Acquired(Ok(restored)) => self.acquired(restored),
             Done::Acquired(Err(SinkError::Fenced)) | Done::Transaction(Outcome::Fenced) => {
@@ -311,6 +326,14 @@ impl<S: LaneSink> Driver<S> {
 
     fn fenced(&mut self) {
         self.counters.fenced.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        if self
+            .fenced_at
+            .replace(now)
+            .is_none_or(|then| now - then > CONTENTION)
+        {
+            self.step_down.reset();
+        }
         let wait = self.step_down.next();
         warn!(?wait, "Another hub took the lane; stepping down");
         if let Some(transactor) = &mut self.transactor {

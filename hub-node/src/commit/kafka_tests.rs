@@ -474,7 +474,7 @@ async fn throughput() {
         let topic = format!("t{round}");
         world.create(&topic, &[]).await;
         let hub = Arc::new(world.hub().await);
-        let started = std::time::Instant::now();
+        let (started, cpu) = (std::time::Instant::now(), cpu_ticks());
         let sites: Vec<_> = (0..16_u32)
             .map(|i| {
                 let log = world.log(&topic, i);
@@ -485,14 +485,29 @@ async fn throughput() {
             site.await.unwrap();
         }
         let ours = total as f64 / started.elapsed().as_secs_f64();
+        let our_cpu = cpu_ticks() - cpu;
         let transactions = hub.lanes.counters().transactions.load(Ordering::Relaxed);
         Arc::into_inner(hub).unwrap().stop().await;
+        let cpu = cpu_ticks();
         let plain = world.plain(&topic, total).await;
         println!(
-            "hub {ours:.0}/s in {transactions} transactions, plain {plain:.0}/s: {:.2}",
-            ours / plain
+            "hub {ours:.0}/s in {transactions} transactions, plain {plain:.0}/s: {:.2}; \
+             processor {our_cpu} and {} ticks",
+            ours / plain,
+            cpu_ticks() - cpu
         );
     }
+}
+
+/// What this process has used of the processor, in hundredths of a second.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    let used = fields
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().unwrap());
+    used.sum()
 }
 
 async fn race(hub: Arc<Hub>, name: String, log: TopicPartition, total: u64) {

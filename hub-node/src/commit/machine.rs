@@ -719,3 +719,6 @@ fn is_well_formed(delivery: &Delivery) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

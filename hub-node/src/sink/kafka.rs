@@ -18,6 +18,7 @@ mod deliveries;
 mod restore;
 mod topics;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -349,7 +350,10 @@ fn headers(record: &OutRecord<'_>) -> OwnedHeaders {
     let own = record.headers.clone().into_iter().flatten();
     for header in own.chain(record.marks.iter().copied()) {
         // names are UTF-8 by Kafka's rule; a site that breaks it sees replacement characters
-        let name = String::from_utf8_lossy(header.name);
+        let name = match std::str::from_utf8(header.name) {
+            Ok(name) => Cow::Borrowed(name),
+            Err(_) => String::from_utf8_lossy(header.name),
+        };
         out = out.insert(Header {
             key: &name,
             value: header.value,
