@@ -318,7 +318,8 @@ async fn what_a_dead_hub_left_open_is_never_seen() {
 async fn errors_of_every_call_are_survived() {
     use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as E};
     let mock = rdkafka::mocking::MockCluster::new(1).unwrap();
-    let world = World::at("errors", mock.bootstrap_servers(), 4);
+    let mut world = World::at("errors", mock.bootstrap_servers(), 4);
+    world.config.topics.by_asking = true;
     let hub = world.hub().await;
     let mut site = Site::attach(&hub, "shop-1").await.unwrap();
     let log = world.log("t", 0);
@@ -361,6 +362,7 @@ async fn errors_of_every_call_are_survived() {
 async fn work_goes_on_soon_after_the_cluster_is_back() {
     let mock = rdkafka::mocking::MockCluster::new(1).unwrap();
     let mut world = World::at("down", mock.bootstrap_servers(), 4);
+    world.config.topics.by_asking = true;
     world.config.delivery_timeout = Duration::from_secs(2);
     world.config.transaction_timeout = Duration::from_secs(2);
     let hub = world.hub().await;
@@ -388,6 +390,7 @@ async fn work_goes_on_soon_after_the_cluster_is_back() {
 /// --lib commit::kafka_tests::soak -- --ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes as long as it is told"]
+#[allow(clippy::disallowed_methods, reason = "the test awaits what it spawns")]
 async fn soak() {
     let Some(world) = World::new("soak") else {
         return;
@@ -428,7 +431,7 @@ async fn feed(
     log: TopicPartition,
     until: tokio::time::Instant,
 ) -> u64 {
-    let value = vec![b'x'; 200];
+    let value = [b'x'; 200];
     let records = vec![(None, Some(&value[..]), &[][..]); 50];
     let (mut acked, mut sent_all) = (0, 0);
     loop {
@@ -465,6 +468,7 @@ async fn feed(
 /// The hub alone against one plain idempotent producer, on the same records.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, reason = "the test awaits what it spawns")]
 async fn throughput() {
     let Some(world) = World::new("speed") else {
         return;
@@ -511,7 +515,7 @@ fn cpu_ticks() -> u64 {
 }
 
 async fn race(hub: Arc<Hub>, name: String, log: TopicPartition, total: u64) {
-    let value = vec![b'x'; 200];
+    let value = [b'x'; 200];
     let keys: Vec<_> = (0..1000).map(|i| format!("key-{i}")).collect();
     let records: Vec<_> = keys
         .iter()

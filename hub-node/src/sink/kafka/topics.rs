@@ -25,8 +25,6 @@ const FRESH_REFUSAL: Duration = Duration::from_secs(10);
 const MAX_CACHED: usize = 50_000;
 /// One request for metadata, or of an administrator.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// A cluster that did not answer an administrator's request is not asked another for so long.
-const MUTE: Duration = Duration::from_secs(60);
 /// Until a topic that was just created shows.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kafka's default for `max.message.bytes`.
@@ -42,8 +40,6 @@ pub(super) struct Topics {
     checkpoint_topic: String,
     lanes: u32,
     cache: Mutex<HashMap<String, Cached>>,
-    /// The cluster has topics and no administration, as librdkafka's mock cluster.
-    mute_until: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Topics {
@@ -86,7 +82,6 @@ impl Topics {
             checkpoint_topic: config.checkpoint_topic.clone(),
             lanes: config.lanes,
             cache: Mutex::new(HashMap::new()),
-            mute_until: Mutex::new(None),
         })
     }
 
@@ -109,10 +104,10 @@ impl Topics {
                 self.await_partitions(topic).map_err(unknown)?
             }
         };
-        let policy = self.configuration(topic).and_then(|found| {
-            let policy = setting(&found, "cleanup.policy");
-            policy.map(str::to_owned)
-        });
+        let found = self.configuration(topic).map_err(unknown)?;
+        let policy = found
+            .as_ref()
+            .and_then(|found| setting(found, "cleanup.policy"));
         match policy {
             Some(policy) if policy != "compact" => {
                 // retention would delete the checkpoints of a quiet site, and its records come twice
@@ -183,7 +178,8 @@ impl Topics {
             }
             Presence::Absent => self.create_destination(topic)?,
         };
-        Ok(self.describe(topic, partitions))
+        let resource = self.configuration(topic)?;
+        Ok(describe(resource.as_ref(), partitions))
     }
 
     fn create_destination(&self, topic: &str) -> Result<u32, DestinationError> {
@@ -286,9 +282,6 @@ impl Topics {
         for (key, value) in config {
             topic = topic.set(key, value);
         }
-        if self.is_mute() {
-            return Ok(Creation::Unsupported);
-        }
         let options = AdminOptions::new()
             .request_timeout(Some(REQUEST_TIMEOUT))
             .operation_timeout(Some(REQUEST_TIMEOUT));
@@ -303,34 +296,15 @@ impl Topics {
                 Some(Err((_, code))) => Ok(Creation::Refused(code)),
                 None => unavailable("no answer about a topic".to_owned()),
             },
-            // metadata came a moment ago: the broker may still create what it is asked for
-            Err(error) if is_mute_answer(&error) => {
-                self.set_mute();
-                Ok(Creation::Unsupported)
-            }
+            Err(KafkaError::AdminOp(Code::UnsupportedFeature)) => Ok(Creation::Unsupported),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
-    /// The topic's limits; Kafka's defaults where the cluster does not tell.
-    fn describe(&self, topic: &str, partitions: u32) -> Destination {
-        let resource = self.configuration(topic);
-        let value = |name: &str| setting(resource.as_ref()?, name);
-        let limit = |name: &str| value(name)?.parse().ok().filter(|ms| *ms < i64::MAX as u64);
-        Destination {
-            partitions,
-            max_batch_bytes: value("max.message.bytes")
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(DEFAULT_MAX_BATCH_BYTES),
-            is_compacted: value("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
-            max_timestamp_behind_ms: limit("message.timestamp.before.max.ms"),
-            max_timestamp_ahead_ms: limit("message.timestamp.after.max.ms"),
-        }
-    }
-
-    fn configuration(&self, topic: &str) -> Option<ConfigResource> {
-        if self.is_mute() {
-            return None;
+    /// A topic's settings; absent where the cluster does not tell.
+    fn configuration(&self, topic: &str) -> Result<Option<ConfigResource>, DestinationError> {
+        if self.policy.by_asking {
+            return Ok(None);
         }
         let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
         let asked = [ResourceSpecifier::Topic(topic)];
@@ -338,34 +312,36 @@ impl Topics {
             .handle
             .block_on(self.admin.describe_configs(&asked, &options));
         match described {
-            Ok(results) => results.into_iter().next()?.ok(),
-            Err(error) => {
-                if is_mute_answer(&error) {
-                    self.set_mute();
+            Ok(results) => match results.into_iter().next() {
+                Some(Ok(found)) => Ok(Some(found)),
+                Some(Err(code)) if is_passing(code) => {
+                    Err(DestinationError::Unavailable(code.to_string()))
                 }
-                None
-            }
+                // not ours to see
+                Some(Err(_)) | None => Ok(None),
+            },
+            Err(KafkaError::AdminOp(Code::UnsupportedFeature)) => Ok(None),
+            Err(error) => Err(DestinationError::Unavailable(error.to_string())),
         }
-    }
-
-    fn is_mute(&self) -> bool {
-        let until = self
-            .mute_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
-    }
-
-    fn set_mute(&self) {
-        let mut until = self
-            .mute_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *until = Some(Instant::now() + MUTE);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Cached>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A topic's limits; Kafka's defaults where the cluster does not tell.
+fn describe(resource: Option<&ConfigResource>, partitions: u32) -> Destination {
+    let value = |name: &str| setting(resource?, name);
+    let limit = |name: &str| value(name)?.parse().ok().filter(|ms| *ms < i64::MAX as u64);
+    Destination {
+        partitions,
+        max_batch_bytes: value("max.message.bytes")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(DEFAULT_MAX_BATCH_BYTES),
+        is_compacted: value("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+        max_timestamp_behind_ms: limit("message.timestamp.before.max.ms"),
+        max_timestamp_ahead_ms: limit("message.timestamp.after.max.ms"),
     }
 }
 
@@ -383,11 +359,6 @@ fn checkpoint_topic_config() -> std::collections::BTreeMap<String, String> {
 
 fn setting<'a>(resource: &'a ConfigResource, name: &str) -> Option<&'a str> {
     resource.get(name)?.value.as_deref()
-}
-
-fn is_mute_answer(error: &KafkaError) -> bool {
-    let mute = [Code::UnsupportedFeature, Code::OperationTimedOut];
-    matches!(error, KafkaError::AdminOp(code) if errors::is_one_of(*code, &mute))
 }
 
 /// Codes that pass by themselves.
