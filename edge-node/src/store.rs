@@ -100,11 +100,15 @@ mod model_tests;
 mod node;
 mod partition;
 mod producers;
+mod readable;
+mod reader;
 mod recovery;
 mod repair;
 mod retention;
 mod rocks;
 mod space;
+mod trim;
+mod tuning;
 mod value;
 mod writer;
 

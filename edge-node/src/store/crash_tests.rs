@@ -2,6 +2,7 @@
 //! the store is open: the files as a killed process leaves them.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -544,24 +545,35 @@ fn read_all(s: &dyn Store, p: PartitionId) -> Result<Vec<Offset>, StoreError> {
     Ok(all)
 }
 
-/// The files as a process leaves them that is killed now.
+/// The files as a process leaves them that is killed now. A file that RocksDB deletes meanwhile makes
+/// the copy no picture of any moment: it is taken again.
 pub(super) fn killed(dir: &Path) -> TempDir {
-    let copy = tempdir();
-    copy_dir(dir, copy.path());
-    copy
+    for _ in 0..20 {
+        let copy = tempdir();
+        match try_copy(dir, copy.path()) {
+            Ok(()) => return copy,
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}"),
+        }
+    }
+    panic!("files keep vanishing")
 }
 
 fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+    try_copy(from, to).unwrap();
+}
+
+fn try_copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
+        if entry.file_type()?.is_dir() {
+            try_copy(&entry.path(), &target)?;
         } else if entry.file_name() != "LOCK" {
-            fs::copy(entry.path(), target).unwrap();
+            fs::copy(entry.path(), target)?;
         }
     }
+    Ok(())
 }
 
 fn files(dir: &Path, part: &str) -> Vec<PathBuf> {

@@ -13,7 +13,7 @@ use super::partition::{MAX_GAPS, Partition, Point};
 use super::producers::{Producers, Verdict};
 use super::retention::{self, Scope, Step, Usage};
 use super::value::{BatchHead, IndexEntry};
-use super::{Append, AppendError, Appended, GapReason, OnFull, PartitionId, Topic};
+use super::{Append, AppendError, Appended, PartitionId, Topic};
 
 /// Entries of the time index lie at most this far apart in time.
 const INDEX_AGE_MS: u64 = 60_000;
@@ -29,14 +29,14 @@ pub(super) struct Limits {
 /// New partition states and the list of changes that leads to them.
 #[derive(Debug)]
 pub(super) struct Draft<'a, D> {
-    book: &'a Book,
-    disk: &'a D,
-    limits: Limits,
+    pub(super) book: &'a Book,
+    pub(super) disk: &'a D,
+    pub(super) limits: Limits,
     is_disk_low: bool,
     touched: BTreeMap<PartitionId, Partition>,
     ops: Vec<Op>,
-    stored_bytes: u64,
-    acked_bytes: u64,
+    pub(super) stored_bytes: u64,
+    pub(super) acked_bytes: u64,
     position: u64,
 }
 
@@ -141,7 +141,7 @@ impl<'a, D: Disk> Draft<'a, D> {
         self.partition(id).is_some_and(|p| p.gaps.len() >= MAX_GAPS)
     }
 
-    fn usage(&self, topic: &Topic) -> Usage {
+    pub(super) fn usage(&self, topic: &Topic) -> Usage {
         let sum = |of: fn(&Partition) -> u64| {
             let partitions = topic.partitions.iter();
             partitions
@@ -231,171 +231,16 @@ impl<'a, D: Disk> Draft<'a, D> {
         self.ops.push(op);
     }
 
-    /// Applies a topic's limits as far as `on_full` allows without an append to judge.
-    pub(super) fn sweep_topic(&mut self, topic: &Topic) -> Result<(), DiskError> {
-        if let Some(retention_ms) = topic.rules.retention_ms {
-            let now = self.book.record.age.now_ms;
-            if let Some(cutoff) = now.checked_sub(retention_ms) {
-                for id in &topic.partitions {
-                    self.expire(*id, cutoff)?;
-                }
-            }
-        }
-        let usage = self.usage(topic);
-        if let Some(bytes) = retention::excess_of(usage.topic, usage.topic_limit) {
-            self.free_acked(&topic.partitions, bytes)?;
-        }
-        let usage = self.usage(topic);
-        if let Some(bytes) = retention::excess_of(usage.topic, usage.topic_limit)
-            && topic.rules.on_full == OnFull::DropOldest
-        {
-            self.drop_oldest(&topic.partitions, bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Applies the node's quota.
-    pub(super) fn sweep_node(&mut self) -> Result<(), DiskError> {
-        match retention::excess_of(self.stored_bytes, self.limits.quota_bytes) {
-            Some(bytes) => self.free_acked_of_all(bytes),
-            None => Ok(()),
-        }
-    }
-
-    /// The disk is nearly full, whoever fills it: acknowledged records go, and when there are none the
-    /// oldest of topics that say so.
-    pub(super) fn relieve(&mut self, bytes: u64) -> Result<(), DiskError> {
-        if self.acked_bytes > 0 {
-            return self.free_acked_of_all(bytes);
-        }
-        let book = self.book;
-        for topic in book.topics.values() {
-            if topic.rules.on_full == OnFull::DropOldest {
-                self.drop_oldest(&topic.partitions, bytes)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn expire(&mut self, id: PartitionId, cutoff_ms: u64) -> Result<(), DiskError> {
-        let Some(p) = self.partition(id).filter(|p| p.start.offset < p.end.offset) else {
-            return Ok(());
-        };
-        let mut cut = p.start;
-        if p.last_age_ms <= cutoff_ms {
-            cut = p.end;
-        } else {
-            let (from, to) = (p.start.offset, p.end.offset);
-            self.disk.index(id, from, to, &mut |entry| {
-                let is_old = entry.age_ms <= cutoff_ms;
-                if is_old {
-                    cut = entry.point;
-                }
-                is_old
-            })?;
-        }
-        self.trim(id, cut, GapReason::Expired);
-        Ok(())
-    }
-
-    /// Lets acknowledged records of all topics go, about `bytes` of them.
-    fn free_acked_of_all(&mut self, bytes: u64) -> Result<(), DiskError> {
-        let mut ids: Vec<PartitionId> = self.book.partitions().map(|(id, _)| id).collect();
-        ids.sort_unstable();
-        self.free_acked(&ids, bytes)
-    }
-
-    fn free_acked(&mut self, ids: &[PartitionId], bytes: u64) -> Result<(), DiskError> {
-        self.free(
-            ids,
-            bytes,
-            Partition::acked_bytes,
-            |p| p.acked,
-            GapReason::DroppedOldest,
-        )
-    }
-
-    /// Lets the oldest records go, sent or not, about `bytes` of them.
-    fn drop_oldest(&mut self, ids: &[PartitionId], bytes: u64) -> Result<(), DiskError> {
-        self.free(
-            ids,
-            bytes,
-            Partition::stored_bytes,
-            |p| p.end,
-            GapReason::DroppedOldest,
-        )
-    }
-
-    /// Trims the partitions that hold most first, until `bytes` are free.
-    fn free(
-        &mut self,
-        ids: &[PartitionId],
-        bytes: u64,
-        size: fn(&Partition) -> u64,
-        limit: fn(&Partition) -> Point,
-        reason: GapReason,
-    ) -> Result<(), DiskError> {
-        let goal = self.stored_bytes.saturating_sub(bytes);
-        let mut order: Vec<(u64, PartitionId)> = ids
-            .iter()
-            .filter_map(|id| Some((size(self.partition(*id)?), *id)))
-            .filter(|(size, _)| *size > 0)
-            .collect();
-        order.sort_unstable_by_key(|(size, id)| (std::cmp::Reverse(*size), *id));
-        for (_, id) in order {
-            if self.stored_bytes <= goal {
-                break;
-            }
-            let Some(p) = self.partition(id) else {
-                continue;
-            };
-            let cut = self.cut_for(id, p, self.stored_bytes - goal, limit(p))?;
-            self.trim(id, cut, reason);
-        }
-        Ok(())
-    }
-
-    /// The first known boundary, at most `limit`, with `bytes` stored before it.
-    fn cut_for(
-        &self,
-        id: PartitionId,
-        p: &Partition,
-        bytes: u64,
-        limit: Point,
-    ) -> Result<Point, DiskError> {
-        let mut cut = limit;
-        self.disk
-            .index(id, p.start.offset, limit.offset, &mut |entry| {
-                let is_enough = p.live_bytes(p.start, entry.point) >= bytes;
-                if is_enough {
-                    cut = entry.point;
-                }
-                !is_enough
-            })?;
-        Ok(cut)
-    }
-
-    fn trim(&mut self, partition: PartitionId, cut: Point, reason: GapReason) {
-        // a boundary inside a gap is none
-        let cut = match self.partition(partition).and_then(|p| p.gap_at(cut.offset)) {
-            Some(gap) => gap.from,
-            None => cut,
-        };
-        if let Some((from, to)) = self.edit(partition, |p| p.trim(cut, reason)) {
-            self.ops.push(Op::Delete {
-                partition,
-                from,
-                to,
-            });
-        }
-    }
-
-    fn partition(&self, id: PartitionId) -> Option<&Partition> {
+    pub(super) fn partition(&self, id: PartitionId) -> Option<&Partition> {
         self.touched.get(&id).or_else(|| self.book.partition(id))
     }
 
     /// Changes a partition that exists, and the totals with it.
-    fn edit<R>(&mut self, id: PartitionId, change: impl FnOnce(&mut Partition) -> R) -> R {
+    pub(super) fn edit<R>(
+        &mut self,
+        id: PartitionId,
+        change: impl FnOnce(&mut Partition) -> R,
+    ) -> R {
         let book = self.book;
         let p = self.touched.entry(id).or_insert_with(|| {
             let known = book.partition(id);

@@ -19,18 +19,13 @@ use tokio::sync::watch;
 use super::book::Book;
 use super::disk::{Disk, DiskError, Op};
 use super::draft::{Change, Draft, Limits};
-use super::partition::{Partition, Point};
+use super::partition::Partition;
 use super::producers::{ProducerKey, ProducerState, Producers};
 use super::value::StoreRecord;
-use super::{
-    Append, AppendError, Appended, Item, LogRange, PartitionId, StoreError, Topic, TopicRules,
-    chain, value,
-};
+use super::{Append, AppendError, Appended, LogRange, PartitionId, StoreError, Topic, TopicRules};
 
 /// Producer ids are taken from the disk in blocks: one sync for so many.
 const PRODUCER_BLOCK: i64 = 1_000;
-/// What a gap counts for in the size of a read.
-const GAP_COST: usize = 64;
 /// Bytes that one sweep lets go while the disk is low.
 const RELIEF_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -237,93 +232,6 @@ impl<D: Disk> Engine<D> {
             }
             Err(error @ (DiskError::Corrupt(_) | DiskError::Failed(_))) => Err(self.fail(error)),
         }
-    }
-
-    /// The last boundary at or before `next`.
-    fn boundary(&self, id: PartitionId, next: Offset) -> Result<Option<Point>, StoreError> {
-        let book = self.book();
-        let p = book.partition(id).ok_or(StoreError::UnknownPartition)?;
-        if next <= p.acked.offset || next > p.end.offset {
-            return Ok(None);
-        }
-        if let Some(point) = p.known_point(next) {
-            return Ok(Some(point));
-        }
-        if let Some(gap) = p.gap_at(next) {
-            return Ok(Some(gap.from));
-        }
-        let mut scan = self.disk.scan(id, next, p.end.offset);
-        let found = scan.next().map_err(|error| self.fail(error))?;
-        Ok(found
-            .filter(|stored| stored.base <= next)
-            .map(|stored| Point {
-                offset: stored.base,
-                chain: stored.head.chain,
-                bytes: stored.head.bytes,
-            }))
-    }
-
-    pub(super) fn chain_at(&self, id: PartitionId, at: Offset) -> Result<Option<u64>, StoreError> {
-        let book = self.book();
-        let p = book.partition(id).ok_or(StoreError::UnknownPartition)?;
-        if at == 0 {
-            return Ok(Some(0));
-        }
-        if let Some(point) = p.known_point(at) {
-            return Ok(Some(point.chain));
-        }
-        if at < p.start.offset || at > p.end.offset || p.gap_at(at).is_some() {
-            return Ok(None);
-        }
-        let mut scan = self.disk.scan(id, at, p.end.offset);
-        drop(book);
-        let found = scan.next().map_err(|error| self.fail(error))?;
-        Ok(found
-            .filter(|stored| stored.base == at)
-            .map(|stored| stored.head.chain))
-    }
-
-    pub(super) fn read(
-        &self,
-        id: PartitionId,
-        from: Offset,
-        max_bytes: usize,
-    ) -> Result<Vec<Item>, StoreError> {
-        let book = self.book();
-        let p = book
-            .partition(id)
-            .ok_or(StoreError::UnknownPartition)?
-            .clone();
-        let mut at = from.max(p.start.offset);
-        let first = p.gap_at(at).map_or(at, |gap| gap.to.offset);
-        // begun while the book is held: the scan shows what the books say
-        let mut scan = self.disk.scan(id, first, p.end.offset);
-        drop(book);
-        let mut items = Vec::new();
-        let mut used = 0;
-        while at < p.end.offset && (items.is_empty() || used < max_bytes) {
-            let (item, next, cost) = match p.gap_at(at) {
-                Some(gap) => (gap_item(&gap), gap.to.offset, GAP_COST),
-                None => match scan.next() {
-                    Ok(Some(stored)) if stored.base <= at && at < stored.next() => {
-                        let (next, cost) = (stored.next(), stored.batch.len());
-                        (batch_item(stored), next, cost)
-                    }
-                    Ok(_) => {
-                        let why = format!("partition {} lacks offset {at}", id.0);
-                        return Err(self.fail(DiskError::Corrupt(why)));
-                    }
-                    Err(error) => return Err(self.fail(error)),
-                },
-            };
-            if !items.is_empty() && used + cost > max_bytes {
-                break;
-            }
-            used += cost;
-            at = next;
-            items.push(item);
-        }
-        Ok(items)
     }
 
     pub(super) fn ensure_topic(
@@ -536,23 +444,4 @@ fn is_scrub(op: &Op) -> bool {
             ..
         }
     )
-}
-
-fn gap_item(gap: &super::partition::Gap) -> Item {
-    Item::Gap {
-        from: gap.from.offset,
-        to: gap.to.offset,
-        reason: gap.reason,
-        chain: gap.to.chain,
-    }
-}
-
-fn batch_item(stored: super::disk::Stored) -> Item {
-    let crc = value::crc_of(&stored.batch);
-    Item::Batch {
-        base_offset: stored.base,
-        next_offset: stored.next(),
-        chain: chain::after_batch(stored.head.chain, crc, stored.head.count),
-        batch: stored.batch,
-    }
 }

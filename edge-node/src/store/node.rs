@@ -17,6 +17,7 @@ use super::recovery::{self, DamagedRange, Depth, Scanner};
 use super::repair::{self, Salvage};
 use super::rocks::{self, RocksDisk};
 use super::space::Reserve;
+use super::tuning;
 use super::value::StoreRecord;
 use super::writer::Writer;
 use super::{
@@ -222,9 +223,9 @@ fn try_open(dir: &Path, is_new: bool, fresh: Incarnation) -> Result<(DB, Loaded)
         ));
     }
     let db = if is_new {
-        rocks::create_db(&path)
+        tuning::create_db(&path)
     } else {
-        rocks::open_db(&path)
+        tuning::open_db(&path)
     };
     let db = db.map_err(|error| opening(error.into_string()))?;
     let loaded = match rocks::load(&db)? {

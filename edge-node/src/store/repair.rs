@@ -8,7 +8,9 @@
 //! mark ─► db → damaged-n ─► copy to db-new ─► db-new → db ─► unmark
 //! ```
 //! Each step can be cut short: the next start finds the mark and begins again from what was set aside.
-//! What was set aside is deleted when the disk runs low. Deliberately not done: salvage in place. The copy needs as much free space as the log; when there is
+//! What was set aside is deleted when the disk runs low.
+//!
+//! Deliberately not done: salvage in place. The copy needs as much free space as the log; when there is
 //! less, records that the hub has are left out, and what does not fit then counts as damaged.
 
 use std::fs::{self, File};
@@ -22,7 +24,9 @@ use super::disk::{DiskError, Op};
 use super::ends::Ends;
 use super::engine::Loaded;
 use super::partition::Partition;
-use super::rocks::{self, IDX, LOG, META};
+use super::readable::{each_readable, next_readable, under};
+use super::rocks;
+use super::tuning::{self, IDX, LOG, META};
 use super::value::{self, IndexEntry, StoreRecord};
 use super::{PartitionId, keys, space};
 
@@ -76,7 +80,7 @@ pub(super) fn salvage(
     let source = set_aside(dir).map_err(|error| io_error(&error))?;
     let old = source.as_deref().and_then(open_damaged);
     let target = dir.join(NEW_DIR);
-    let db = rocks::create_db(&target).map_err(rocks::disk_error)?;
+    let db = tuning::create_db(&target).map_err(rocks::disk_error)?;
     let (mut loaded, is_total_loss) = read_books(old.as_ref(), ends, fresh);
     if is_total_loss {
         for (_, p) in &mut loaded.partitions {
@@ -184,7 +188,7 @@ fn open_damaged(path: &Path) -> Option<DB> {
         Err(error) => tracing::warn!(%error, "Damaged database does not open"),
     }
     drop(opened);
-    let (options, _) = rocks::tuned(false);
+    let (options, _) = tuning::tuned(false);
     DB::repair(&options, path)
         .and_then(|()| open_for_reading(path))
         .map_err(|error| tracing::error!(%error, "Damaged database is unreadable"))
@@ -192,7 +196,7 @@ fn open_damaged(path: &Path) -> Option<DB> {
 }
 
 fn open_for_reading(path: &Path) -> Result<DB, rocksdb::Error> {
-    let (mut options, _) = rocks::tuned(false);
+    let (mut options, _) = tuning::tuned(false);
     options.set_paranoid_checks(false);
     // a column family is gone when none of its files was left
     let names = DB::list_cf(&options, path)?;
@@ -370,83 +374,6 @@ impl Copy<'_> {
             .write_opt(batch, &options)
             .map_err(rocks::disk_error)
     }
-}
-
-/// Shows every value under `prefix` whose u64 suffix is at least `from`, as far as blocks can be read:
-/// behind a damaged block it goes on at the first key that can. Ends when `visit` says false.
-fn each_readable(
-    db: &DB,
-    family: &str,
-    prefix: &[u8],
-    from: u64,
-    visit: &mut dyn FnMut(u64, &[u8]) -> bool,
-) {
-    let mut at = from;
-    loop {
-        let Some(mut iter) = under(db, family, prefix, at) else {
-            return;
-        };
-        while let Some((key, found)) = iter.item() {
-            let Some(suffix) = key.get(prefix.len()..).and_then(|tail| tail.first_chunk()) else {
-                return;
-            };
-            let suffix = u64::from_be_bytes(*suffix);
-            if !visit(suffix, found) {
-                return;
-            }
-            at = suffix.saturating_add(1);
-            iter.next();
-        }
-        if iter.status().is_ok() {
-            return;
-        }
-        match next_readable(db, family, prefix, at) {
-            Some(next) => at = next,
-            None => return,
-        }
-    }
-}
-
-/// The first place behind a damaged one: strides that double, then halves back.
-fn next_readable(db: &DB, family: &str, prefix: &[u8], at: u64) -> Option<u64> {
-    let is_readable = |suffix: u64| {
-        under(db, family, prefix, suffix).is_some_and(|iter| iter.valid() || iter.status().is_ok())
-    };
-    let mut stride = 1;
-    let mut sound = loop {
-        let next = at.checked_add(stride)?;
-        if is_readable(next) {
-            break next;
-        }
-        stride = stride.checked_mul(2)?;
-    };
-    let mut damaged = at + stride / 2;
-    while damaged + 1 < sound {
-        let middle = damaged + (sound - damaged) / 2;
-        if is_readable(middle) {
-            sound = middle;
-        } else {
-            damaged = middle;
-        }
-    }
-    Some(sound)
-}
-
-/// The first value under `prefix` whose suffix is at least `from`; `None` without the column family.
-fn under<'a>(
-    db: &'a DB,
-    family: &str,
-    prefix: &[u8],
-    from: u64,
-) -> Option<rocksdb::DBRawIterator<'a>> {
-    db.cf_handle(family)?;
-    let mut first = prefix.to_vec();
-    first.extend_from_slice(&from.to_be_bytes());
-    let mut last = prefix.to_vec();
-    last.extend_from_slice(&[0xff; 9]);
-    let mut iter = rocks::bounded(db, family, first.clone(), last);
-    iter.seek(first);
-    Some(iter)
 }
 
 fn ignore_missing(error: io::Error) -> io::Result<()> {

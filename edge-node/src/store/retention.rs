@@ -99,8 +99,9 @@ fn excess(used: u64, incoming: u64, limit: Option<u64>) -> u64 {
     })
 }
 
+/// A range delete for each megabyte or so: small limits take larger shares.
 fn slack(limit: Option<u64>) -> u64 {
-    limit.map_or(0, |limit| limit / 64)
+    limit.map_or(0, |limit| (limit / 64).max((limit / 8).min(1 << 20)))
 }
 
 #[cfg(test)]
@@ -120,7 +121,7 @@ mod tests {
         };
         for on_full in [OnFull::Backpressure, OnFull::DropOldest, OnFull::DropNewest] {
             assert_eq!(next_step(&usage, 10, on_full, false), Step::Append);
-            let freed = Step::FreeAcked(Scope::Topic, 11);
+            let freed = Step::FreeAcked(Scope::Topic, 22);
             assert_eq!(next_step(&usage, 20, on_full, false), freed);
         }
         let unsent = Usage {
@@ -133,7 +134,7 @@ mod tests {
         ));
         assert_eq!(
             next_step(&unsent, 20, OnFull::DropOldest, false),
-            Step::DropOldest(11)
+            Step::DropOldest(22)
         );
         assert_eq!(
             next_step(&unsent, 20, OnFull::DropNewest, false),
@@ -155,7 +156,7 @@ mod tests {
             ..Usage::default()
         };
         let step = next_step(&usage, 10, OnFull::Backpressure, false);
-        assert_eq!(step, Step::FreeAcked(Scope::Node, 19));
+        assert_eq!(step, Step::FreeAcked(Scope::Node, 85));
         let stuck = next_step(&usage, 10, OnFull::Backpressure, true);
         assert!(matches!(stuck, Step::Refuse(_)));
     }
