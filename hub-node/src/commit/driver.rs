@@ -64,6 +64,7 @@ pub(crate) struct Driver<S> {
     step_down: Backoff,
     fenced_at: Option<Instant>,
     slow_at: Option<Instant>,
+    step_began: Instant,
     stop_at: Option<Instant>,
 
     sessions: HashMap<SessionId, mpsc::Sender<LaneEvent>>,
@@ -104,6 +105,7 @@ impl<S: LaneSink> Driver<S> {
             step_down: Backoff::new(step_down.min, step_down.max),
             fenced_at: None,
             slow_at: None,
+            step_began: Instant::now(),
             stop_at: None,
             sessions: HashMap::new(),
             attaching: HashMap::new(),
@@ -258,7 +260,8 @@ impl<S: LaneSink> Driver<S> {
             .transactor
             .take()
             .expect("it is here while no step is under way");
-        self.slow_at = Some(Instant::now() + SLOW_STEP);
+        self.step_began = Instant::now();
+        self.slow_at = Some(self.step_began + SLOW_STEP);
         self.step = Some(tokio::task::spawn_blocking(move || {
             let done = match work {
                 Work::Acquire => Done::Acquired(transactor.acquire(wall_ms())),
@@ -285,7 +288,8 @@ impl<S: LaneSink> Driver<S> {
     }
 
     fn acquired(&mut self, restored: Restored) {
-        info!(logs = restored.logs.len(), "Lane acquired");
+        let took = self.step_began.elapsed();
+        info!(logs = restored.logs.len(), ?took, "Lane acquired");
         self.counters.acquired.fetch_add(1, Ordering::Relaxed);
         self.health.set(true);
         let moved = self

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -20,8 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::sink::kafka::KafkaCluster;
-use crate::sink::{Cluster, LaneSink, OutRecord};
+use crate::sink::memory::MemoryCluster;
+use crate::sink::{Cluster, Destination, LaneSink, OutRecord};
 
+/// Events that a session may leave unread.
+const EVENTS: usize = 64;
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,6 +317,63 @@ async fn what_a_dead_hub_left_open_is_never_seen() {
     assert_eq!(values(&world.read(&world.topic("t"))), ["committed"]);
 }
 
+#[tokio::test]
+async fn a_graceful_stop_commits_what_was_handed_in() {
+    let (world, cluster) = World::in_memory();
+    let hub = world.hub_on(&cluster).await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("t", 0);
+    for offset in 0..50 {
+        site.deliver(&log, offset, 0, &[(None, Some(b"x"), &[])])
+            .await;
+    }
+    // the lane has everything once it answers
+    site.checkpoint(&log).await;
+    hub.stop().await;
+    assert_eq!(site.last().await, (Some(50), Some(EndReason::Stopping)));
+    let committed = cluster.read_committed(log.topic.as_str());
+    assert_eq!(committed.into_iter().flatten().count(), 50);
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_read_is_ended_and_holds_nobody_up() {
+    let (world, cluster) = World::in_memory();
+    let hub = world.hub_on(&cluster).await;
+    let mut deaf = Site::attach(&hub, "shop-1").await.unwrap();
+    let mut other = Site::attach(&hub, "shop-2").await.unwrap();
+    let log = world.log("t", 0);
+    for offset in 0..EVENTS as u64 + 1 {
+        deaf.deliver(&log, offset, 0, &[(None, Some(b"x"), &[])])
+            .await;
+        other
+            .deliver(&log, offset, 0, &[(None, Some(b"x"), &[])])
+            .await;
+        other.committed(&log, offset + 1).await;
+    }
+    assert_eq!(deaf.last().await.1, None, "its queue ends without a word");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_waits_for_a_cluster_that_is_down_and_may_give_up() {
+    let (world, cluster) = World::in_memory();
+    let is_down = Arc::new(AtomicBool::new(true));
+    let down = is_down.clone();
+    cluster.set_faults(move |_| {
+        let down = down.load(Ordering::Relaxed);
+        down.then(|| crate::sink::SinkError::Unknown("down".to_owned()))
+    });
+    let hub = world.hub_on(&cluster).await;
+    let attach = tokio::time::timeout(Duration::from_millis(300), Site::attach(&hub, "shop-1"));
+    assert!(attach.await.is_err(), "nobody is let in");
+    assert_eq!(*hub.lanes.troubled().borrow(), 1);
+    is_down.store(false, Ordering::Relaxed);
+    let site = Site::attach(&hub, "shop-1").await.unwrap();
+    assert_eq!(site.checkpoint(&world.log("t", 0)).await, None);
+    assert_eq!(*hub.lanes.troubled().borrow(), 0);
+    hub.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_every_call_are_survived() {
     use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as E};
@@ -514,6 +574,31 @@ fn cpu_ticks() -> u64 {
     used.sum()
 }
 
+/// How long one record alone takes to be committed.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn latency() {
+    let Some(world) = World::new("latency") else {
+        return;
+    };
+    let hub = world.hub().await;
+    let attaching = std::time::Instant::now();
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    println!("lane acquired in {:?}", attaching.elapsed());
+    let log = world.log("t", 0);
+    let mut took = Vec::new();
+    for offset in 0..200 {
+        let sent = std::time::Instant::now();
+        site.deliver(&log, offset, 0, &[(None, Some(b"x"), &[])])
+            .await;
+        site.committed(&log, offset + 1).await;
+        took.push(sent.elapsed());
+    }
+    took.sort();
+    println!("p50 {:?}, p99 {:?}", took[100], took[198]);
+    hub.stop().await;
+}
+
 async fn race(hub: Arc<Hub>, name: String, log: TopicPartition, total: u64) {
     let value = [b'x'; 200];
     let keys: Vec<_> = (0..1000).map(|i| format!("key-{i}")).collect();
@@ -563,6 +648,28 @@ impl World {
             ..CommitConfig::default()
         };
         Self { name, config }
+    }
+
+    fn in_memory() -> (Self, MemoryCluster) {
+        let destination = Destination {
+            partitions: 2,
+            max_batch_bytes: 100_000,
+            is_compacted: false,
+            max_timestamp_behind_ms: None,
+            max_timestamp_ahead_ms: None,
+        };
+        let cluster = MemoryCluster::new(2, Some(destination));
+        (Self::at("memory", String::new(), 2), cluster)
+    }
+
+    async fn hub_on(&self, cluster: &MemoryCluster) -> Hub {
+        let cancel = CancellationToken::new();
+        let cluster = Arc::new(cluster.clone());
+        let lanes = Lanes::start_on(cluster, self.config.clone(), cancel.clone()).await;
+        Hub {
+            lanes: lanes.unwrap(),
+            cancel,
+        }
     }
 
     async fn hub(&self) -> Hub {
@@ -754,7 +861,7 @@ impl Site {
         let session = SessionId(NUMBER.fetch_add(1, Ordering::Relaxed));
         let site = SiteId::new(site).unwrap();
         let lane = hub.lanes.lane_of(&site);
-        let (events, inbox) = mpsc::channel(1024);
+        let (events, inbox) = mpsc::channel(EVENTS);
         let (reply, answer) = oneshot::channel();
         let attach = LaneRequest::Attach {
             site,
@@ -849,6 +956,18 @@ impl Site {
                 return reason;
             }
         }
+    }
+
+    /// All that the lane still says: the last checkpoint, and the end.
+    async fn last(&mut self) -> (Option<u64>, Option<EndReason>) {
+        let (mut next, mut end) = (None, None);
+        while let Ok(Some(event)) = tokio::time::timeout(LIMIT, self.events.recv()).await {
+            match event {
+                LaneEvent::Committed(logs) => next = Some(logs[0].1.next_offset),
+                LaneEvent::Ended(reason) => end = Some(reason),
+            }
+        }
+        (next, end)
     }
 
     async fn event(&mut self) -> LaneEvent {
