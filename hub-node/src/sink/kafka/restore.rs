@@ -21,10 +21,15 @@ pub(super) fn read_until(
 ) -> Result<(), SinkError> {
     let sorted = |error| errors::sink_error(&error, None);
     let consumer = clients.consumer()?;
+    // asking first opens the connection: an assignment alone waits half a second for its timers
+    let topic = clients.checkpoint_topic();
+    consumer
+        .fetch_metadata(Some(topic), STALL)
+        .map_err(sorted)?;
     let mut assignment = TopicPartitionList::new();
     let partition = i32::try_from(lane).unwrap_or(i32::MAX);
     assignment
-        .add_partition_offset(clients.checkpoint_topic(), partition, Offset::Beginning)
+        .add_partition_offset(topic, partition, Offset::Beginning)
         .map_err(sorted)?;
     consumer.assign(&assignment).map_err(sorted)?;
     let mut heard = Instant::now();
