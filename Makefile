@@ -59,7 +59,7 @@ advisories: ## cargo-deny's advisories; needs the network
 
 .PHONY: bench
 bench: setup-test ## Speed and memory against peers, into benches/results.json and benches/README.md
-	@$(BUILD) bench-build cargo build --release --locked -p edge-node -p hub-node -p benches
+	@$(BUILD) bench-build cargo build --release --locked --workspace
 	@"$$CARGO_TARGET_DIR/release/bench"
 
 .PHONY: soak

@@ -1,1 +1,13 @@
-//! stub
+//! Whole systems against their peers, in the same run on the same machine.
+//!
+//! `make bench` runs [`rows`](crate::results::Row) one after the other and writes
+//! `benches/results.json` and the table of `benches/README.md`. What counts is the ratio: both sides ran
+//! under the same conditions. A row that misses its goal says so.
+
+pub mod append;
+pub mod drain;
+pub mod latency;
+pub mod load;
+pub mod memory;
+pub mod mirror;
+pub mod results;

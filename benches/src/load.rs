@@ -1,0 +1,77 @@
+//! A librdkafka producer that keeps the log under load and counts what was acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
+
+/// Bytes of each record's value.
+pub const VALUE_LEN: usize = 200;
+
+#[derive(Debug, Default, Clone)]
+struct Count {
+    delivered: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+}
+
+impl ClientContext for Count {}
+
+impl ProducerContext for Count {
+    type DeliveryOpaque = ();
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let counter = if result.is_ok() {
+            &self.delivered
+        } else {
+            &self.failed
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Sends so many records with `acks=all`, and returns records a second once all are acknowledged.
+///
+/// # Errors
+/// When a record is refused, or not all are acknowledged within five minutes.
+pub fn produce(bootstrap: &str, topic: &str, records: u64, pace: Option<u64>) -> Result<f64> {
+    let count = Count::default();
+    let producer: ThreadedProducer<Count> = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("acks", "all")
+        .set("queue.buffering.max.messages", "200000")
+        .set("linger.ms", "5")
+        .create_with_context(count.clone())?;
+    let mut value = vec![b'x'; VALUE_LEN];
+    let started = Instant::now();
+    for number in 0..records {
+        value[..20].copy_from_slice(format!("{number:020}").as_bytes());
+        let key = number.to_be_bytes();
+        loop {
+            let record = BaseRecord::<[u8], [u8]>::to(topic)
+                .key(&key)
+                .payload(&value);
+            match producer.send(record) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err((error, _)) => return Err(error.into()),
+            }
+        }
+        if let Some(rate) = pace {
+            let due = Duration::from_secs_f64(number as f64 / rate as f64);
+            std::thread::sleep(due.saturating_sub(started.elapsed()));
+        }
+    }
+    producer.flush(Duration::from_secs(300))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let delivered = count.delivered.load(Ordering::Relaxed);
+    if delivered != records {
+        bail!("{delivered} of {records} records were acknowledged");
+    }
+    Ok(records as f64 / seconds)
+}
