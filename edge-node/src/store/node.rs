@@ -70,7 +70,7 @@ impl RocksStore {
         config: &StoreConfig,
         mut rng: Box<dyn Rng + Send>,
     ) -> Result<(Arc<Self>, StartReport), StoreError> {
-        fs::create_dir_all(dir).map_err(|error| StoreError::Io(error.to_string()))?;
+        create_dir(dir).map_err(|error| StoreError::Io(error.to_string()))?;
         let reserve = Reserve::new(dir.join(RESERVE), config.reserve_bytes);
         let fresh = mint(rng.as_mut());
         let opened = match Opened::new(dir, config, fresh) {
@@ -146,6 +146,19 @@ impl Store for RocksStore {
     delegate_to_engine!();
 }
 
+/// Makes the directory and the ones above it, so that a power cut right after does not take them away.
+fn create_dir(dir: &Path) -> std::io::Result<()> {
+    if !dir.is_dir() {
+        if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+            create_dir(above)?;
+            fs::create_dir(dir)?;
+            return fs::File::open(above)?.sync_all();
+        }
+        fs::create_dir(dir)?;
+    }
+    Ok(())
+}
+
 fn mint(rng: &mut dyn Rng) -> Incarnation {
     Incarnation(u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64()))
 }
@@ -191,7 +204,7 @@ impl Opened {
             other => other?,
         };
         if !recovered.ops.is_empty() {
-            rocks::write_ops(&db, &recovered.ops, true, &mut Vec::new())?;
+            rocks::write_ops(&db, &recovered.ops)?;
         }
         let ends = EndsFile::create(&dir.join(ENDS), loaded.record, &loaded.partitions)
             .map_err(|error| DiskError::Failed(error.to_string()))?;
@@ -232,7 +245,7 @@ fn try_open(dir: &Path, is_new: bool, fresh: Incarnation) -> Result<(DB, Loaded)
         Some(loaded) => loaded,
         None if is_new => {
             let record = StoreRecord::new(fresh);
-            rocks::write_ops(&db, &[Op::PutStore(record)], true, &mut Vec::new())?;
+            rocks::write_ops(&db, &[Op::PutStore(record)])?;
             Loaded {
                 record,
                 partitions: Vec::new(),

@@ -300,7 +300,7 @@ fn write_books(db: &DB, loaded: &Loaded) -> Result<(), DiskError> {
             state: state.clone(),
         });
     }
-    rocks::write_ops(db, &ops, true, &mut Vec::new())
+    rocks::write_ops(db, &ops)
 }
 
 /// A copy under way.

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
 use shared::ids::Offset;
@@ -17,6 +19,12 @@ use super::space::{self, Reserve};
 use super::tuning::{IDX, LOG, META};
 use super::value::{self, IndexEntry};
 use super::{PartitionId, keys};
+
+/// How long a write waits for RocksDB to catch up with its flushes and compactions.
+const STALL: Duration = Duration::from_secs(5);
+const STALL_STEP: Duration = Duration::from_millis(1);
+/// What RocksDB needs to get out of a stall: a table file for each write buffer.
+const FLUSH_BYTES: u64 = 8 << 20;
 
 /// The store's files on disk.
 #[derive(Debug)]
@@ -57,6 +65,12 @@ impl RocksDisk {
         self.ends().close();
     }
 
+    /// So little space that a flush may not fit.
+    fn is_full(&self) -> bool {
+        let floor = self.min_free_bytes.max(FLUSH_BYTES);
+        space::free_bytes(&self.dir).is_ok_and(|free| free < floor)
+    }
+
     fn ends(&self) -> MutexGuard<'_, EndsFile> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,7 +84,19 @@ impl RocksDisk {
 impl Disk for RocksDisk {
     fn commit(&self, ops: &[Op], is_synced: bool) -> Result<(), DiskError> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        write_ops(&self.db, ops, is_synced, &mut scratch)?;
+        let mut options = WriteOptions::default();
+        options.set_sync(is_synced);
+        // RocksDB's own stall has no end while it waits for a full disk to recover, and whoever would
+        // make room waits behind it
+        options.set_no_slowdown(true);
+        let begun = Instant::now();
+        while let Err(error) = write(&self.db, ops, &options, &mut scratch) {
+            let is_stalled = error.kind() == ErrorKind::Incomplete;
+            if !is_stalled || self.is_full() || begun.elapsed() > STALL {
+                return Err(disk_error(error));
+            }
+            thread::sleep(STALL_STEP);
+        }
         drop(scratch);
         let mut ends = self.ends();
         for op in ops {
@@ -157,13 +183,20 @@ impl Disk for RocksDisk {
     }
 }
 
+/// Carries out a list of changes on a start: synced, however long it takes.
+pub(super) fn write_ops(db: &DB, ops: &[Op]) -> Result<(), DiskError> {
+    let mut options = WriteOptions::default();
+    options.set_sync(true);
+    write(db, ops, &options, &mut Vec::new()).map_err(disk_error)
+}
+
 /// Carries out a list of changes as one write.
-pub(super) fn write_ops(
+fn write(
     db: &DB,
     ops: &[Op],
-    is_synced: bool,
+    options: &WriteOptions,
     scratch: &mut Vec<u8>,
-) -> Result<(), DiskError> {
+) -> Result<(), rocksdb::Error> {
     let (log, meta, idx) = (family(db, LOG), family(db, META), family(db, IDX));
     let mut batch = WriteBatch::default();
     for op in ops {
@@ -207,9 +240,7 @@ pub(super) fn write_ops(
             Op::PutStore(record) => batch.put_cf(meta, keys::STORE, value::store(record)),
         }
     }
-    let mut options = WriteOptions::default();
-    options.set_sync(is_synced);
-    db.write_opt(batch, &options).map_err(disk_error)
+    db.write_opt(batch, options)
 }
 
 /// Batches of a partition from the one that holds `from`, up to and without `to`.
@@ -415,12 +446,13 @@ pub(super) fn disk_error(error: rocksdb::Error) -> DiskError {
     }
     match kind {
         ErrorKind::Corruption => DiskError::Corrupt(text),
+        // a write that would have had to wait
+        ErrorKind::Incomplete => DiskError::Full(text),
         ErrorKind::NotFound
         | ErrorKind::NotSupported
         | ErrorKind::InvalidArgument
         | ErrorKind::IOError
         | ErrorKind::MergeInProgress
-        | ErrorKind::Incomplete
         | ErrorKind::ShutdownInProgress
         | ErrorKind::TimedOut
         | ErrorKind::Aborted

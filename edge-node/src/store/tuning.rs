@@ -87,6 +87,11 @@ fn family_options(cache: &Cache, write_buffer: usize) -> Options {
     options.set_write_buffer_size(write_buffer);
     options.set_max_write_buffer_number(2);
     options.set_compression_type(DBCompressionType::None);
+    // stop, but never slow down: a write that must not wait would only run deeper into debt
+    options.set_level_zero_slowdown_writes_trigger(24);
+    options.set_level_zero_stop_writes_trigger(24);
+    options.set_soft_pending_compaction_bytes_limit(0);
+    options.set_hard_pending_compaction_bytes_limit(0);
     options.set_target_file_size_base(8 << 20);
     options.set_max_bytes_for_level_base(32 << 20);
     options
