@@ -513,8 +513,16 @@ async fn feed(
                 next += 50;
                 sent_all = sent_all.max(next);
             }
+            let waiting = std::time::Instant::now();
             match tokio::time::timeout(Duration::from_secs(120), site.events.recv()).await {
                 Ok(Some(LaneEvent::Committed(logs))) => {
+                    if waiting.elapsed() > Duration::from_secs(2) {
+                        println!(
+                            "{name}: {:?} without a commit, until {}",
+                            waiting.elapsed(),
+                            now_ms()
+                        );
+                    }
                     let moved = logs.iter().find(|(moved, _)| *moved == log);
                     acked = moved.unwrap().1.next_offset;
                 }
