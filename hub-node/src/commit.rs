@@ -18,6 +18,7 @@ mod kafka_tests;
 mod lanes;
 mod machine;
 mod queue;
+mod sending;
 #[cfg(test)]
 mod sim;
 mod transact;
