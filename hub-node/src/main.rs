@@ -1,8 +1,12 @@
 //! The command `hub-node`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
+
+/// How long what blocks may take once everything has stopped.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     hub_node::cli::main(|config, cluster| {
@@ -10,6 +14,9 @@ fn main() -> ExitCode {
             .enable_all()
             .build()
             .context("start the runtime")?;
-        runtime.block_on(hub_node::app::run(config, cluster))
+        let outcome = runtime.block_on(hub_node::app::run(config, cluster));
+        // a call of librdkafka may block for long when Kafka is down; nothing depends on its end
+        runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+        outcome
     })
 }
