@@ -129,6 +129,29 @@ fn a_write_ahead_log_cut_at_any_byte_loses_nothing_silently() {
     );
 }
 
+/// Shows that the test above can fail: it is the ends file that knows.
+#[test]
+fn without_the_ends_file_a_lost_tail_would_be_silent() {
+    let dir = tempdir();
+    let (s, _) = open(dir.path());
+    let p = topic(&*s, "a", rules());
+    for _ in 0..4 {
+        append(&*s, p, &batch(5, 3)).unwrap();
+    }
+    let copy = killed(dir.path());
+    fs::remove_file(copy.path().join("ends")).unwrap();
+    let wal = only(copy.path(), ".log");
+    let len = fs::metadata(&wal).unwrap().len();
+    fs::File::options()
+        .write(true)
+        .open(&wal)
+        .unwrap()
+        .set_len(len - 1)
+        .unwrap();
+    let (t, report) = open(copy.path());
+    assert_eq!((t.range(p).unwrap().end, report.damaged), (15, vec![]));
+}
+
 #[test]
 fn a_flipped_bit_in_the_write_ahead_log_costs_only_what_it_hit() {
     let dir = tempdir();
@@ -460,6 +483,44 @@ fn a_full_disk_refuses_keeps_serving_and_comes_back_without_a_restart() {
     let (t, report) = RocksStore::open(copy.path(), &config, seeded()).unwrap();
     assert!(report.damaged.is_empty());
     assert_eq!(t.read(p, 0, usize::MAX), s.read(p, 0, usize::MAX));
+    check(&*t);
+}
+
+#[test]
+fn a_salvage_without_room_for_a_copy_mends_in_place() {
+    let Some(volume) = Tmpfs::mount(40) else {
+        println!("LEFT OUT: no right to mount a tmpfs");
+        return;
+    };
+    let dir = volume.0.path().join("store");
+    let (s, _) = open(&dir);
+    let p = topic(&*s, "a", rules());
+    for _ in 0..160 {
+        append(&*s, p, &batch(10, 10_000)).unwrap();
+    }
+    s.acknowledge(p, 100).unwrap();
+    s.db()
+        .flush_cf(super::rocks::family(s.db(), "log"))
+        .unwrap();
+    let (incarnation, chain) = (s.incarnation(), s.chain_at(p, 1_600).unwrap());
+    s.close();
+    drop(s);
+    let table = largest(&dir, ".sst");
+    flip(&table, fs::metadata(&table).unwrap().len() / 2);
+    fs::write(dir.join("salvage"), "a test").unwrap();
+    fs::write(volume.0.path().join("filler"), vec![1_u8; 8 << 20]).unwrap();
+    let (t, report) = open(&dir);
+    let salvage = report.salvage.unwrap();
+    assert_eq!((salvage.set_aside, salvage.is_total_loss), (None, false));
+    let left = ledger(&*t, "a");
+    println!("{left:?}");
+    assert_eq!((left.accepted, left.committed), (1_600, 100));
+    assert!(left.damaged > 0 && left.queued > 0 && left.queued + left.damaged == 1_500);
+    assert_eq!(
+        (t.incarnation(), t.chain_at(p, 1_600).unwrap()),
+        (incarnation, chain)
+    );
+    append(&*t, p, &batch(1, 1)).unwrap();
     check(&*t);
 }
 

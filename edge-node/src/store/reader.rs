@@ -5,7 +5,7 @@
 
 use shared::ids::Offset;
 
-use super::disk::{Disk, DiskError, Stored};
+use super::disk::{Disk, DiskError, Scan, Stored};
 use super::engine::Engine;
 use super::partition::{Gap, Point};
 use super::{Item, PartitionId, StoreError, chain, value};
@@ -83,12 +83,12 @@ impl<D: Disk> Engine<D> {
         while at < p.end.offset && (items.is_empty() || used < max_bytes) {
             let (item, next, cost) = match p.gap_at(at) {
                 Some(gap) => (gap_item(&gap), gap.to.offset, GAP_COST),
-                None => match scan.next() {
-                    Ok(Some(stored)) if stored.base <= at && at < stored.next() => {
+                None => match batch_that_holds(&mut *scan, at) {
+                    Ok(Some(stored)) => {
                         let (next, cost) = (stored.next(), stored.batch.len());
                         (batch_item(stored), next, cost)
                     }
-                    Ok(_) => {
+                    Ok(None) => {
                         let why = format!("partition {} lacks offset {at}", id.0);
                         return Err(self.fail(DiskError::Corrupt(why)));
                     }
@@ -104,6 +104,16 @@ impl<D: Disk> Engine<D> {
         }
         Ok(items)
     }
+}
+
+/// Steps over what a repair may have brought back: batches that lie in a gap.
+fn batch_that_holds(scan: &mut dyn Scan, at: Offset) -> Result<Option<Stored>, DiskError> {
+    while let Some(stored) = scan.next()? {
+        if stored.next() > at {
+            return Ok((stored.base <= at).then_some(stored));
+        }
+    }
+    Ok(None)
 }
 
 fn gap_item(gap: &Gap) -> Item {

@@ -10,8 +10,8 @@
 //! Each step can be cut short: the next start finds the mark and begins again from what was set aside.
 //! What was set aside is deleted when the disk runs low.
 //!
-//! Deliberately not done: salvage in place. The copy needs as much free space as the log; when there is
-//! less, records that the hub has are left out, and what does not fit then counts as damaged.
+//! The copy needs as much free space as the log. When there is less, the database is repaired in place:
+//! that costs the whole of each damaged file, and not only its damaged blocks.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -44,7 +44,7 @@ pub struct Salvage {
     pub reason: String,
     /// Where the damaged files are kept until the next salvage.
     pub set_aside: Option<PathBuf>,
-    /// Record batches copied.
+    /// Record batches copied; none after a repair in place.
     pub batches: u64,
     /// True when nothing could be read: the store has a new incarnation.
     pub is_total_loss: bool,
@@ -77,20 +77,22 @@ pub(super) fn salvage(
     fresh: Incarnation,
     index_bytes: u64,
 ) -> Result<Salvage, DiskError> {
+    let db = dir.join(DB_DIR);
+    let has_room =
+        |from: &Path| space::free_bytes(dir).is_ok_and(|free| free > space::size_of(from));
+    if db.exists() {
+        remove_older(dir).map_err(|error| io_error(&error))?;
+    }
+    if db.exists() && !has_room(&db) {
+        return repair_in_place(dir, reason, ends, fresh);
+    }
     let source = set_aside(dir).map_err(|error| io_error(&error))?;
+    let has_room = source.as_deref().is_none_or(has_room);
     let old = source.as_deref().and_then(open_damaged);
     let target = dir.join(NEW_DIR);
     let db = tuning::create_db(&target).map_err(rocks::disk_error)?;
     let (mut loaded, is_total_loss) = read_books(old.as_ref(), ends, fresh);
-    if is_total_loss {
-        for (_, p) in &mut loaded.partitions {
-            p.start = p.acked;
-            p.origin = p.acked.offset;
-        }
-    }
-    let has_room = source.as_deref().is_none_or(|source| {
-        space::free_bytes(dir).is_ok_and(|free| free > space::size_of(source))
-    });
+    begin_at_cursors_if(is_total_loss, &mut loaded);
     let mut copy = Copy {
         db: &db,
         batch: WriteBatch::default(),
@@ -118,18 +120,61 @@ pub(super) fn salvage(
     }
     drop(db);
     drop(old);
-    let finish = || -> io::Result<()> {
-        fs::rename(&target, dir.join(DB_DIR))?;
-        fs::remove_file(dir.join(MARK)).or_else(ignore_missing)?;
-        File::open(dir)?.sync_all()
-    };
-    finish().map_err(|error| io_error(&error))?;
+    fs::rename(&target, dir.join(DB_DIR)).map_err(|error| io_error(&error))?;
+    unmark(dir).map_err(|error| io_error(&error))?;
     Ok(Salvage {
         reason,
         set_aside: source,
         batches,
         is_total_loss,
     })
+}
+
+/// There is no room for a copy: RocksDB pieces together what it finds, and a file with a damaged block
+/// is lost as a whole (8 MiB at most).
+fn repair_in_place(
+    dir: &Path,
+    reason: String,
+    ends: Option<&Ends>,
+    fresh: Incarnation,
+) -> Result<Salvage, DiskError> {
+    tracing::warn!("No room for a copy: the database is repaired in place");
+    let path = dir.join(DB_DIR);
+    // what files are lost must be known on the next start, should this one be cut short
+    mark(dir, &reason);
+    let (options, _) = tuning::tuned(false);
+    DB::repair(&options, &path).map_err(rocks::disk_error)?;
+    fs::remove_dir_all(path.join("lost"))
+        .or_else(ignore_missing)
+        .map_err(|error| io_error(&error))?;
+    let (options, families) = tuning::tuned(true);
+    let db = DB::open_cf_descriptors(&options, &path, families).map_err(rocks::disk_error)?;
+    let (mut loaded, is_total_loss) = read_books(Some(&db), ends, fresh);
+    begin_at_cursors_if(is_total_loss, &mut loaded);
+    write_books(&db, &loaded)?;
+    drop(db);
+    unmark(dir).map_err(|error| io_error(&error))?;
+    Ok(Salvage {
+        reason,
+        set_aside: None,
+        batches: 0,
+        is_total_loss,
+    })
+}
+
+/// Under a new incarnation every log begins with what the hub was not known to have.
+fn begin_at_cursors_if(is_total_loss: bool, loaded: &mut Loaded) {
+    if is_total_loss {
+        for (_, p) in &mut loaded.partitions {
+            p.start = p.acked;
+            p.origin = p.acked.offset;
+        }
+    }
+}
+
+fn unmark(dir: &Path) -> io::Result<()> {
+    fs::remove_file(dir.join(MARK)).or_else(ignore_missing)?;
+    File::open(dir)?.sync_all()
 }
 
 /// Moves the database out of the way; finds it there when an earlier salvage was cut short.
@@ -140,13 +185,18 @@ fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
     if !db.exists() {
         return Ok(older.last().map(|n| dir.join(format!("{ASIDE}{n}"))));
     }
-    for number in &older {
-        fs::remove_dir_all(dir.join(format!("{ASIDE}{number}")))?;
-    }
     let aside = dir.join(format!("{ASIDE}{}", older.last().map_or(1, |n| n + 1)));
     fs::rename(&db, &aside)?;
     File::open(dir)?.sync_all()?;
     Ok(Some(aside))
+}
+
+/// Of what was set aside only the latest is kept.
+fn remove_older(dir: &Path) -> io::Result<()> {
+    for number in kept_aside(dir)? {
+        fs::remove_dir_all(dir.join(format!("{ASIDE}{number}")))?;
+    }
+    Ok(())
 }
 
 /// Numbers of the databases that were set aside, in order.
@@ -318,6 +368,7 @@ impl Copy<'_> {
         from: Offset,
         index_bytes: u64,
     ) -> Result<(), DiskError> {
+        let mut next = 0;
         let mut indexed = None;
         let mut last_age_ms = None;
         let mut outcome = Ok(());
@@ -331,9 +382,11 @@ impl Copy<'_> {
                 let Some((head, batch)) = value::split_batch(found) else {
                     return true;
                 };
-                if shared::record::verify_checksum(batch, value::crc_of(batch)).is_err() {
-                    return true;
+                let is_sound = shared::record::verify_checksum(batch, value::crc_of(batch)).is_ok();
+                if !is_sound || base < next {
+                    return true; // or a leftover that overlaps its neighbour
                 }
+                next = base + u64::from(head.count);
                 self.batch
                     .put_cf(rocks::family(self.db, LOG), keys::item(id, base), found);
                 self.batches += 1;
