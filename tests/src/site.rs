@@ -96,7 +96,7 @@ impl Site {
             .with("uplink.ca", text(&identity.ca))
             .with("uplink.server_name", "localhost")
             .with("uplink.idle_timeout", "5s")
-            .with("uplink.connect_timeout", "5s")
+            .with("uplink.connect_timeout", "2s")
             .with("uplink.backoff_min", "100ms")
             .with("uplink.backoff_max", "2s")
             .with("admin.listen", format!("127.0.0.1:{admin}"))
