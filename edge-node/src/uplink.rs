@@ -16,7 +16,7 @@ mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::retry::{Retry, RetryConfig};
 use shared::wire::Code;
@@ -34,6 +34,9 @@ use connect::Connector;
 use driver::Ended;
 use worker::{Worker, WorkerConfig};
 
+/// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
+/// it was sent.
+const STEADY: Duration = Duration::from_secs(5);
 /// Bytes of IPv4 and UDP headers that a datagram costs beyond what QUIC counts.
 const IP_UDP_HEADER: u64 = 28;
 
@@ -232,6 +235,7 @@ impl Uplink {
                 return None;
             }
         };
+        let since = Instant::now();
         let session = driver::run(
             connection,
             Arc::clone(&self.store),
@@ -240,7 +244,7 @@ impl Uplink {
             stop,
         );
         match session.await {
-            Ok(ended) => self.after(ended),
+            Ok(ended) => self.after(ended, since.elapsed()),
             Err(error) => {
                 self.stats.closed(&error.to_string());
                 self.connector.next_hub();
@@ -250,7 +254,7 @@ impl Uplink {
         }
     }
 
-    fn after(&mut self, ended: Ended) -> Option<Duration> {
+    fn after(&mut self, ended: Ended, lasted: Duration) -> Option<Duration> {
         let Ended {
             close,
             was_open,
@@ -259,7 +263,8 @@ impl Uplink {
         self.stats
             .closed(&format!("{:?}: {}", close.code, close.text));
         info!(code = ?close.code, by_peer = close.by_peer, text = close.text, "Uplink closed");
-        if was_open {
+        // A hub that turns a session away as soon as it is open must not be asked again in a loop.
+        if was_open && (!close.by_peer || lasted > STEADY) {
             self.retry.reset();
         }
         if needs_incarnation {

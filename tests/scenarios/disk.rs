@@ -55,7 +55,8 @@ fn power_cuts(are_syncs_ignored: bool) -> Result<Verdict> {
     stage.link.cut();
     let topic = stage.topic("power");
     let mut acked = Vec::new();
-    for cut in 0..5 {
+    // A store that synced nothing does not survive its first cut.
+    for cut in 0..if are_syncs_ignored { 1 } else { 5 } {
         // One producer for each life of the site: whether a producer survives is another scenario.
         let pace = Pace {
             rate: 2_000,

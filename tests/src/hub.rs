@@ -44,18 +44,22 @@ impl Certs {
         Ok(Self { dir })
     }
 
-    /// Makes a site's certificate.
+    /// Makes a site's certificate, or gives the one that it has: a cloned site has no other.
     ///
     /// # Errors
     /// When `hub-node certs` fails.
     pub fn issue(&self, site: &str) -> Result<Identity> {
+        let identity = self.identity(&format!("sites/{site}"));
+        if identity.certificate.exists() {
+            return Ok(identity);
+        }
         let mut command = Command::new(paths::node("hub-node")?);
         command
             .args(["certs", "issue", "--dir"])
             .arg(self.dir.path())
             .args(["--site", site]);
         process::run("hub-node certs issue", command, READY_LIMIT)?;
-        Ok(self.identity(&format!("sites/{site}")))
+        Ok(identity)
     }
 
     /// The hub's own.

@@ -114,6 +114,10 @@ struct Session {
 #[derive(Debug)]
 struct Tail {
     key: Arc<LogKey>,
+    /// Where the log starts while the cluster holds nothing of it. A site that got a new incarnation goes
+    /// on counting its offsets, so this is the first delivery's base: the session has held it against the
+    /// site's hello. 0 where a checkpoint stood, so that a cluster that lost it is noticed.
+    origin: Offset,
     next: Offset,
 }
 
@@ -440,22 +444,25 @@ impl Machine {
                 if self.damaged.contains(&key) {
                     return Err(EndReason::Damaged);
                 }
-                let next = committed_offset(&self.committed, &key);
+                let stored = self.committed.get(&key);
+                let origin = stored.map_or(delivery.base_offset, |_| 0);
+                let next = stored.map_or(origin, |stored| stored.checkpoint.next_offset);
                 session
                     .tails
                     .entry(delivery.log.clone())
-                    .or_insert(Tail { key, next })
+                    .or_insert(Tail { key, origin, next })
             }
         };
         if delivery.base_offset > tail.next {
             return Err(EndReason::OutOfOrder);
         }
-        let key = tail.key.clone();
+        let (key, origin) = (tail.key.clone(), tail.origin);
         if delivery.next.next_offset > tail.next {
             let skip_below = std::mem::replace(&mut tail.next, delivery.next.next_offset);
             self.queue.push(Queued {
                 session: id,
                 key,
+                origin,
                 delivery: Arc::new(delivery),
                 skip_below,
             });
@@ -480,7 +487,10 @@ impl Machine {
         for (id, session) in &mut self.sessions {
             for tail in session.tails.values_mut() {
                 let next = tails.get(&tail.key).copied();
-                let next = next.unwrap_or_else(|| committed_offset(committed, &tail.key));
+                let next = next.unwrap_or_else(|| {
+                    let stored = committed.get(&tail.key);
+                    stored.map_or(tail.origin, |stored| stored.checkpoint.next_offset)
+                });
                 if next < tail.next {
                     astray.push(*id);
                 }
@@ -499,10 +509,11 @@ impl Machine {
         let mut kept = Vec::new();
         let committed = &self.committed;
         self.queue.retain(site, |queued| {
-            let at = committed.get(&queued.key).unwrap_or(&Stored::NOTHING);
-            let at = at.checkpoint;
+            let stored = committed.get(&queued.key);
+            let at = stored.unwrap_or(&Stored::NOTHING).checkpoint;
+            let start = stored.map_or(queued.origin, |_| at.next_offset);
             let next = queued.delivery.next;
-            let tail = tails.entry(queued.key.clone()).or_insert(at.next_offset);
+            let tail = tails.entry(queued.key.clone()).or_insert(start);
             let has_other_history = next.next_offset == at.next_offset && next.chain != at.chain;
             let leaves_a_hole = queued.delivery.base_offset > *tail;
             if has_other_history || leaves_a_hole {
@@ -686,20 +697,14 @@ impl Machine {
         let sites = self.queue.sites();
         let queued = sites.iter().flat_map(|site| self.queue.line_of(site));
         for queued in self.in_flight.iter().chain(queued) {
-            let at = self.committed.get(&queued.key).unwrap_or(&Stored::NOTHING);
-            let tail = tails
-                .entry(&queued.key)
-                .or_insert(at.checkpoint.next_offset);
+            let stored = self.committed.get(&queued.key);
+            let start = stored.map_or(queued.origin, |stored| stored.checkpoint.next_offset);
+            let tail = tails.entry(&queued.key).or_insert(start);
             let from = queued.skip_below.max(queued.delivery.base_offset);
             debug_assert_eq!(from, *tail, "{:?} does not follow", queued.key);
             *tail = queued.delivery.next.next_offset;
         }
     }
-}
-
-fn committed_offset(committed: &HashMap<Arc<LogKey>, Stored>, key: &LogKey) -> Offset {
-    let stored = committed.get(key);
-    stored.map_or(0, |stored| stored.checkpoint.next_offset)
 }
 
 /// Blocks follow each other from the delivery's base to its end, and it moves the checkpoint.

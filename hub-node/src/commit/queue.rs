@@ -19,6 +19,8 @@ const QUANTUM_BYTES: usize = 256 * 1024;
 pub(crate) struct Queued {
     pub(crate) session: SessionId,
     pub(crate) key: Arc<LogKey>,
+    /// Where the log starts while the cluster holds nothing of it.
+    pub(crate) origin: Offset,
     pub(crate) delivery: Arc<Delivery>,
     /// Records below are in the cluster, or stand in the line before this one.
     pub(crate) skip_below: Offset,
@@ -251,6 +253,7 @@ mod tests {
             partition: 0,
         };
         Queued {
+            origin: 0,
             session: SessionId(1),
             key: Arc::new(LogKey {
                 site: SiteId::new(site).unwrap(),

@@ -18,6 +18,29 @@ fn a_delivery_that_leaves_a_hole_ends_its_session() {
     assert_eq!(lane.checkpoint(2), Some(5));
 }
 
+/// A site with a new incarnation keeps its offsets: its logs start in the middle.
+#[test]
+fn a_log_of_a_new_incarnation_starts_where_the_site_says() {
+    let mut lane = Lane::serving(&[("shop", 1)]);
+    lane.machine
+        .handle_delivery(SessionId(1), records(1500, 1505));
+    let Some(Work::Commit(_)) = lane.machine.poll_work() else {
+        panic!("there is work");
+    };
+    lane.machine.handle_outcome(Outcome::Unknown);
+    lane.machine.handle_acquired(HashMap::new(), HashSet::new());
+    assert_eq!(
+        lane.ended(),
+        [],
+        "nothing of it was committed: it is sent again"
+    );
+    lane.commit();
+    lane.machine
+        .handle_delivery(SessionId(1), records(1505, 1509));
+    lane.commit();
+    assert_eq!(lane.checkpoint(1), Some(1509));
+}
+
 #[test]
 fn a_delivery_whose_blocks_do_not_add_up_ends_its_session() {
     for bad in [
