@@ -132,6 +132,7 @@ fn a_full_disk_pushes_back_and_recovers_without_a_restart() -> Result<()> {
     };
     let site = Settings::default()
         .with("store.quota", "1GiB")
+        .with("store.sweep_interval", "1s")
         .with("store.min_free", "24MiB")
         .with("store.reserve", "8MiB");
     let mut stage = Stage::prepare(
@@ -155,7 +156,9 @@ fn a_full_disk_pushes_back_and_recovers_without_a_restart() -> Result<()> {
         size: 2_000,
         ..Pace::default()
     };
-    let writer = Writer::kafka("w", &stage.site.bootstrap(), &topic, pace, &[])?;
+    // What waits in the client must fit once more when the disk is free again.
+    let queue = [("queue.buffering.max.messages", "10000")];
+    let writer = Writer::kafka("w", &stage.site.bootstrap(), &topic, pace, &queue)?;
     wait_stuck(&writer.ledger())?;
     // Then somebody else takes the rest.
     volume.fill()?;
