@@ -50,7 +50,7 @@ lint: setup ## rustfmt, clippy, the core without its runtime, rustdoc, cargo-den
 	cargo check --locked -p shared --no-default-features
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 	@deploy/setup/cargo-deny.sh
-	"$$KEDGE_CACHE/tools/bin/cargo-deny" --locked check bans licenses sources
+	"$$KEDGE_CACHE/tools/bin/cargo-deny" --log-level error --locked check --hide-inclusion-graph bans licenses sources
 
 .PHONY: advisories
 advisories: ## cargo-deny's advisories; needs the network
