@@ -40,7 +40,7 @@ demo: build ## The main job on one machine: no Kafka needed; KAFKA_BOOTSTRAP=hos
 
 .PHONY: test
 test: setup-test build ## Every test: unit, property, simulation, fuzz (short), system tests on a real Kafka
-	cargo test --workspace --locked
+	"$$CARGO_TARGET_DIR/debug/with-broker" cargo test --workspace --locked
 	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1
 
 .PHONY: lint
@@ -64,6 +64,6 @@ bench: setup-test ## Speed and memory against peers, into benches/results.json a
 
 .PHONY: soak
 soak: setup-test build ## A million simulated seeds and a long chaos run
-	KEDGE_SIM_SEEDS=$(SOAK_SEEDS) cargo test --workspace --locked --lib -- --nocapture sim
+	KEDGE_SIM_SEEDS=$(SOAK_SEEDS) cargo test --workspace --locked --lib -- --nocapture link::sim::many_seeds
 	KEDGE_CHAOS_SECONDS=$(SOAK_SECONDS) cargo test --workspace --locked --test scenarios -- \
 	  --ignored --test-threads=1 --nocapture chaos
