@@ -122,6 +122,7 @@ absolute figures: the machine is small and shared. `results.json` has the same w
 /// # Errors
 /// When a file cannot be read or written.
 pub fn write(folder: &Path, rows: Vec<Row>) -> Result<()> {
+    fs::create_dir_all(folder)?;
     let path = folder.join("results.json");
     let mut all: Vec<Row> = match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).context("read results.json")?,
