@@ -40,7 +40,7 @@ demo: build ## The main job on one machine: no Kafka needed; KAFKA_BOOTSTRAP=hos
 
 .PHONY: test
 test: setup-test build ## Every test: unit, property, simulation, fuzz (short), system tests on a real Kafka
-	"$$CARGO_TARGET_DIR/debug/with-broker" cargo test --workspace --locked
+	cargo test --workspace --locked
 	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1
 
 .PHONY: lint
@@ -61,6 +61,10 @@ advisories: ## cargo-deny's advisories; needs the network
 bench: setup-test ## Speed and memory against peers, into benches/results.json and benches/README.md
 	@$(BUILD) bench-build cargo build --release --locked --workspace
 	@"$$CARGO_TARGET_DIR/release/bench"
+
+.PHONY: test-lanes
+test-lanes: setup-test build ## The hub's lanes alone on a real Kafka
+	"$$CARGO_TARGET_DIR/debug/with-broker" cargo test --workspace --locked kafka_tests
 
 .PHONY: soak
 soak: setup-test build ## A million simulated seeds and a long chaos run
