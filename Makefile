@@ -40,7 +40,7 @@ demo: build ## The main job on one machine: no Kafka needed; KAFKA_BOOTSTRAP=hos
 
 .PHONY: test
 test: setup-test build ## Every test: unit, property, simulation, fuzz (short), system tests on a real Kafka
-	cargo test --workspace --locked
+	"$$CARGO_TARGET_DIR/debug/with-broker" cargo test --workspace --locked
 	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1
 
 .PHONY: lint

@@ -150,8 +150,12 @@ async fn a_poisoned_record_goes_alone_to_the_dead_letters() {
     assert_eq!(values(&world.read(&small.topic)), ["a", "b"]);
     assert_eq!(values(&world.read(&compacted.topic)), ["v", "v"]);
     assert!(world.read(&strict.topic).is_empty());
-    let mut reasons: Vec<_> = world
-        .read(&world.topic("dead"))
+    let dead = poll_until(async || {
+        let dead = world.read(&world.topic("dead"));
+        (dead.len() >= 3).then_some(dead)
+    })
+    .await;
+    let mut reasons: Vec<_> = dead
         .iter()
         .map(|r| {
             (
