@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use shared::ids::{Incarnation, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName};
 
 use super::partition::Partition;
 use super::value::StoreRecord;
@@ -79,6 +79,21 @@ impl Book {
             self.stored_bytes -= old.stored_bytes();
             self.acked_bytes -= old.acked_bytes();
             self.position -= old.end.bytes;
+        }
+    }
+
+    /// A reader has seen the gaps that begin at these offsets.
+    pub(super) fn tell_gaps(&mut self, id: PartitionId, offsets: &[Offset]) {
+        if let Some(p) = self.partitions.get_mut(&id) {
+            p.tell_gaps(offsets.iter().copied());
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn tell_all_gaps(&mut self) {
+        for p in self.partitions.values_mut() {
+            let all: Vec<Offset> = p.gaps.keys().copied().collect();
+            p.tell_gaps(all.into_iter());
         }
     }
 

@@ -76,6 +76,7 @@ promises! {
     a_full_topic_pushes_back
     a_full_topic_drops_its_oldest_and_leaves_a_gap
     a_full_topic_drops_the_newest_and_leaves_a_gap
+    a_gap_that_was_read_grows_no_more
     acknowledged_records_go_first
     the_quota_counts_all_topics
     old_records_expire_and_unsent_ones_leave_a_gap
@@ -315,6 +316,36 @@ fn a_full_topic_drops_the_newest_and_leaves_a_gap(make: Make) {
         (left.accepted, left.dropped_newest, left.queued),
         (11, 7, 1)
     );
+    check(s);
+}
+
+/// The hub may commit what was read, and its acknowledgement be lost: its checkpoint must be a boundary.
+fn a_gap_that_was_read_grows_no_more(make: Make) {
+    let site = make(&config());
+    let s = &*site.store;
+    let p = topic(s, "a", limited(OnFull::DropNewest, 3 * len_of(10)));
+    let drop_two = || {
+        append(s, p, &batch(1, 10)).unwrap();
+        append(s, p, &batch(1, 10)).unwrap();
+    };
+    for _ in 0..3 {
+        append(s, p, &batch(1, 10)).unwrap();
+    }
+    drop_two();
+    drop_two();
+    let told = s.chain_at(p, 7).unwrap();
+    assert!(told.is_some());
+    assert_eq!(offsets(&s.read(p, 0, 1).unwrap()), [0], "not the gap");
+    drop_two();
+    assert_eq!(s.chain_at(p, 7).unwrap(), None, "nobody saw the gap");
+    let told = s.chain_at(p, 9).unwrap();
+    assert_eq!(offsets(&s.read(p, 2, usize::MAX).unwrap()), [2, 3]);
+    drop_two();
+    drop_two();
+    assert_eq!(s.chain_at(p, 9).unwrap(), told);
+    assert_eq!(offsets(&s.read(p, 2, usize::MAX).unwrap()), [2, 3, 9]);
+    s.acknowledge(p, 9).unwrap();
+    assert_eq!(s.range(p).unwrap().acked, 9);
     check(s);
 }
 

@@ -57,6 +57,26 @@ fn everything_survives_a_kill() {
     check(&*t);
 }
 
+/// What the process before had read of a gap nobody knows.
+#[test]
+fn a_stored_gap_grows_no_more_after_a_restart() {
+    let dir = tempdir();
+    let (s, _) = open(dir.path());
+    let p = topic(&*s, "a", limited(OnFull::DropNewest, 250));
+    for _ in 0..4 {
+        append(&*s, p, &batch(1, 100)).unwrap();
+    }
+    let (end, chain) = (4, s.chain_at(p, 4).unwrap());
+    assert_eq!(ledger(&*s, "a").dropped_newest, 3);
+    let copy = killed(dir.path());
+    let (t, _) = open(copy.path());
+    topic(&*t, "a", limited(OnFull::DropNewest, 250));
+    append(&*t, p, &batch(1, 100)).unwrap();
+    assert_eq!(ledger(&*t, "a").dropped_newest, 4);
+    assert_eq!(t.chain_at(p, end).unwrap(), chain);
+    check(&*t);
+}
+
 #[test]
 fn a_close_in_order_is_seen_and_nothing_is_looked_at_twice() {
     let dir = tempdir();

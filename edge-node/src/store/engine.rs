@@ -50,7 +50,7 @@ pub(super) struct Engine<D> {
 
 /// State that only the one who writes needs.
 #[derive(Debug)]
-struct Writing {
+pub(super) struct Writing {
     producers: Producers,
     producer_ids: std::ops::Range<i64>,
     /// Logs whose last write failed: bytes beyond their end may be left in the write-ahead log.
@@ -405,17 +405,18 @@ impl<D: Disk> Engine<D> {
     #[cfg(test)]
     pub(super) fn forget_unstored(&self) {
         self.writing().producers.forget_refused();
+        self.book_mut().tell_all_gaps();
     }
 
     pub(super) fn book(&self) -> RwLockReadGuard<'_, Book> {
         self.book.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn book_mut(&self) -> RwLockWriteGuard<'_, Book> {
+    pub(super) fn book_mut(&self) -> RwLockWriteGuard<'_, Book> {
         self.book.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writing(&self) -> MutexGuard<'_, Writing> {
+    pub(super) fn writing(&self) -> MutexGuard<'_, Writing> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

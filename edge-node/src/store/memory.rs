@@ -52,6 +52,11 @@ impl MemoryStore {
     pub(super) fn forget_unstored(&self) {
         self.engine.forget_unstored();
     }
+
+    /// A partition's items, unseen by any reader.
+    pub(super) fn peek(&self, partition: PartitionId) -> Vec<Item> {
+        self.engine.peek(partition)
+    }
 }
 
 impl Default for MemoryStore {

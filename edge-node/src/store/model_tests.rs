@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use shared::ids::Incarnation;
+use shared::ids::{Incarnation, Offset};
 use shared::record::{Compression, ProducerStamp};
 use tempfile::TempDir;
 
 use super::contract::{HOUR, NOW, append, batch_with, check, config, limited, seeded, tempdir};
 use super::crash_tests::killed;
-use super::{MemoryStore, OnFull, PartitionId, RocksStore, Store, StoreConfig, TopicRules};
+use super::{Item, MemoryStore, OnFull, PartitionId, RocksStore, Store, StoreConfig, TopicRules};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -27,6 +27,12 @@ enum Step {
     Advance {
         minutes: i64,
     },
+    /// A reader comes by: what it saw must stay recognisable.
+    Read {
+        partition: usize,
+        share: u64,
+        max_bytes: usize,
+    },
     Renew,
     Kill,
     Close,
@@ -40,6 +46,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             }),
         4 => (0..4_usize, 0..=100_u64)
             .prop_map(|(partition, share)| Step::Acknowledge { partition, share }),
+        3 => (0..4_usize, 0..=100_u64, 1..2_000_usize)
+            .prop_map(|(partition, share, max_bytes)| Step::Read { partition, share, max_bytes }),
         2 => (-100..100_i64).prop_map(|minutes| Step::Advance { minutes }),
         1 => Just(Step::Renew),
         1 => Just(Step::Kill),
@@ -70,6 +78,7 @@ fn run(steps: &[Step]) {
     let memory = MemoryStore::new(&limits, Incarnation(1));
     let mut disk = OnDisk::new(limits);
     let mut wall = NOW;
+    let mut told = Told::default();
     let partitions = topics(&memory);
     assert_eq!(partitions, topics(&*disk.store));
     for step in steps {
@@ -101,6 +110,18 @@ fn run(steps: &[Step]) {
                 memory.sweep(wall).unwrap();
                 disk.store.sweep(wall).unwrap();
             }
+            Step::Read {
+                partition,
+                share,
+                max_bytes,
+            } => {
+                let p = partitions[*partition];
+                let range = memory.range(p).unwrap();
+                let from = range.acked + (range.end - range.acked) * share / 100;
+                let items = memory.read(p, from, *max_bytes).unwrap();
+                assert_eq!(disk.store.read(p, from, *max_bytes).unwrap(), items);
+                told.note(p, &items);
+            }
             Step::Renew => {
                 memory.renew_incarnation().unwrap();
                 disk.store.renew_incarnation().unwrap();
@@ -114,19 +135,61 @@ fn run(steps: &[Step]) {
                 memory.forget_unstored();
             }
         }
-        same(&memory, &*disk.store, &partitions);
+        same(&memory, &disk.store, &partitions);
+        told.check(&memory);
     }
     disk.kill();
-    same(&memory, &*disk.store, &partitions);
+    memory.forget_unstored();
+    same(&memory, &disk.store, &partitions);
+    check(&*disk.store);
 }
 
-fn same(memory: &dyn Store, disk: &dyn Store, partitions: &[PartitionId]) {
+fn same(memory: &MemoryStore, disk: &RocksStore, partitions: &[PartitionId]) {
     for p in partitions {
         assert_eq!(memory.range(*p), disk.range(*p));
-        assert_eq!(memory.read(*p, 0, usize::MAX), disk.read(*p, 0, usize::MAX));
+        assert_eq!(memory.peek(*p), disk.peek(*p));
     }
     assert_eq!(memory.ledger(), disk.ledger());
-    check(disk);
+}
+
+/// Where gaps ended that a reader saw: the hub's checkpoint may lie there.
+#[derive(Default)]
+struct Told(Vec<(PartitionId, Offset, u64)>);
+
+impl Told {
+    fn note(&mut self, p: PartitionId, items: &[Item]) {
+        for item in items {
+            if let Item::Gap { to, chain, .. } = item {
+                self.0.push((p, *to, *chain));
+            }
+        }
+    }
+
+    /// Each is a boundary still, or everything before it is acknowledged or gone.
+    fn check(&self, s: &MemoryStore) {
+        for (p, to, chain) in &self.0 {
+            let is_gone = |items: &[Item]| {
+                let before = items.iter().take_while(|item| first_of(item) < *to);
+                let acked = s.range(*p).unwrap().acked;
+                before
+                    .filter(|item| first_of(item) >= acked)
+                    .all(|item| matches!(item, Item::Gap { .. }))
+            };
+            let found = s.chain_at(*p, *to).unwrap();
+            assert!(
+                found == Some(*chain) || is_gone(&s.peek(*p)),
+                "{to} of {p:?} is no boundary: {:?}",
+                s.peek(*p)
+            );
+        }
+    }
+}
+
+fn first_of(item: &Item) -> Offset {
+    match item {
+        Item::Batch { base_offset, .. } => *base_offset,
+        Item::Gap { from, .. } => *from,
+    }
 }
 
 fn topics(s: &dyn Store) -> Vec<PartitionId> {

@@ -124,6 +124,12 @@ impl RocksStore {
         }
     }
 
+    /// A partition's items, unseen by any reader.
+    #[cfg(test)]
+    pub(super) fn peek(&self, partition: PartitionId) -> Vec<Item> {
+        self.engine.peek(partition)
+    }
+
     #[cfg(test)]
     pub(super) fn db(&self) -> &DB {
         self.engine.disk.db()

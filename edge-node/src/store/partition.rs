@@ -8,7 +8,7 @@
 //! ```
 //! Always true, checked by [`Partition::invariants`]:
 //! * `start <= acked <= end`, in offsets and in bytes; `origin <= acked`;
-//! * gaps are in order, don't touch with the same reason on one side of `acked`, and lie in `start..end`;
+//! * gaps are in order and lie in `start..end`;
 //! * no gap spans `acked`;
 //! * `end = committed + queued + expired + dropped_oldest + dropped_newest + damaged`.
 
@@ -37,6 +37,9 @@ pub(super) struct Gap {
     pub(super) from: Point,
     pub(super) to: Point,
     pub(super) reason: GapReason,
+    /// A reader has seen where it ends, and may have sent it: the hub's checkpoint may lie there. Not
+    /// stored: every gap that was is taken for told after a restart.
+    pub(super) is_told: bool,
 }
 
 impl Gap {
@@ -213,23 +216,44 @@ impl Partition {
             self.lost.add(reason, to.offset - from.offset);
         }
         let acked = self.acked.offset;
+        let is_crowded = self.gaps.len() >= MAX_GAPS;
         let gaps = Arc::make_mut(&mut self.gaps);
-        let mut gap = Gap { from, to, reason };
+        // The end of a gap that was told stays a boundary, unless all before the gap is acknowledged: then
+        // a checkpoint inside it is no riddle (the protocol sends the rest of the gap).
+        let joins = |gap: &Gap| {
+            gap.reason == reason && (!gap.is_told || gap.from.offset == acked || is_crowded)
+        };
+        let mut gap = Gap {
+            from,
+            to,
+            reason,
+            is_told: false,
+        };
         if let Some((_, before)) = gaps.range(..from.offset).next_back()
             && before.to.offset == from.offset
-            && before.reason == reason
+            && joins(before)
             && from.offset != acked
         {
             gap.from = before.from;
         }
         if let Some(after) = gaps.get(&to.offset)
-            && after.reason == reason
+            && joins(after)
             && to.offset != acked
         {
             gap.to = after.to;
             gaps.remove(&to.offset);
         }
         gaps.insert(gap.from.offset, gap);
+    }
+
+    /// A reader has seen these gaps whole.
+    pub(super) fn tell_gaps(&mut self, offsets: impl Iterator<Item = Offset>) {
+        let gaps = Arc::make_mut(&mut self.gaps);
+        for from in offsets {
+            if let Some(gap) = gaps.get_mut(&from) {
+                gap.is_told = true;
+            }
+        }
     }
 
     /// An acknowledged gap at the start has told its story.
@@ -397,6 +421,35 @@ mod tests {
         }
         assert_eq!(p.gaps.len(), 1);
         assert_eq!((p.lost.expired, p.queued_bytes()), (3, 100));
+        p.invariants();
+    }
+
+    #[test]
+    fn the_end_of_a_gap_that_was_told_stays_a_boundary() {
+        let mut p = log(&[10]);
+        p.drop_newest(7, 5, 0);
+        p.tell_gaps([10].into_iter());
+        p.drop_newest(8, 5, 0);
+        p.drop_newest(9, 5, 0);
+        let ends = |p: &Partition| p.gaps.values().map(|g| g.to.offset).collect::<Vec<_>>();
+        assert_eq!(ends(&p), [15, 25]);
+        let boundary = p.gaps[&10].from;
+        p.acknowledge(boundary);
+        p.tell_gaps([15].into_iter());
+        p.drop_newest(9, 5, 0);
+        assert_eq!(ends(&p), [15, 25, 30], "not behind another gap");
+        p.invariants();
+    }
+
+    #[test]
+    fn a_gap_at_the_cursor_grows_whoever_saw_it() {
+        let mut p = log(&[10]);
+        p.acknowledge(p.end);
+        p.drop_newest(7, 5, 0);
+        p.tell_gaps([10].into_iter());
+        p.drop_newest(8, 5, 0);
+        assert_eq!((p.gaps.len(), p.gaps[&10].to.offset), (1, 20));
+        assert!(!p.gaps[&10].is_told);
         p.invariants();
     }
 

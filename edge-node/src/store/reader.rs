@@ -68,6 +68,24 @@ impl<D: Disk> Engine<D> {
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Item>, StoreError> {
+        let (items, untold) = self.look(id, from, max_bytes)?;
+        if untold.is_empty() {
+            return Ok(items);
+        }
+        // again with writers held up: a gap that is handed out must not have grown meanwhile
+        let _writing = self.writing();
+        let (items, untold) = self.look(id, from, max_bytes)?;
+        self.book_mut().tell_gaps(id, &untold);
+        Ok(items)
+    }
+
+    /// The items, and where gaps among them begin that no reader has seen.
+    fn look(
+        &self,
+        id: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<(Vec<Item>, Vec<Offset>), StoreError> {
         let book = self.book();
         let p = book
             .partition(id)
@@ -79,9 +97,11 @@ impl<D: Disk> Engine<D> {
         let mut scan = self.disk.scan(id, first, p.end.offset);
         drop(book);
         let mut items = Vec::new();
+        let mut untold = Vec::new();
         let mut used = 0;
         while at < p.end.offset && (items.is_empty() || used < max_bytes) {
-            let (item, next, cost) = match p.gap_at(at) {
+            let gap = p.gap_at(at);
+            let (item, next, cost) = match gap {
                 Some(gap) => (gap_item(&gap), gap.to.offset, GAP_COST),
                 None => match batch_that_holds(&mut *scan, at) {
                     Ok(Some(stored)) => {
@@ -101,8 +121,17 @@ impl<D: Disk> Engine<D> {
             used += cost;
             at = next;
             items.push(item);
+            untold.extend(gap.filter(|gap| !gap.is_told).map(|gap| gap.from.offset));
         }
-        Ok(items)
+        Ok((items, untold))
+    }
+
+    /// What a reader would get, unseen.
+    #[cfg(test)]
+    pub(super) fn peek(&self, id: PartitionId) -> Vec<Item> {
+        self.look(id, 0, usize::MAX)
+            .expect("tests ask for partitions that exist")
+            .0
     }
 }
 

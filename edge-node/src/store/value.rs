@@ -145,7 +145,13 @@ pub(super) fn parse_gap(value: &[u8]) -> Option<Gap> {
         _ => return None,
     };
     let (from, to) = (input.point()?, input.point()?);
-    (from.offset < to.offset && from.bytes <= to.bytes).then_some(Gap { from, to, reason })
+    (from.offset < to.offset && from.bytes <= to.bytes).then_some(Gap {
+        from,
+        to,
+        reason,
+        // the process before may have sent it
+        is_told: true,
+    })
 }
 
 pub(super) fn partition(p: &Partition) -> Vec<u8> {
@@ -375,6 +381,7 @@ mod tests {
                 from: point(5),
                 to: point(6),
                 reason: GapReason::Damaged,
+                is_told: true,
             }
         }
 
