@@ -192,8 +192,8 @@ impl Connection {
                 Reply::Ready(bytes) => Some(bytes),
                 Reply::Produce(pending) => {
                     let settled = pending.settle(&self.stats.refused_batches).await?;
-                    if settled.is_full {
-                        self.hold_back().await;
+                    if let Some(since) = settled.full_since {
+                        self.hold_back(since + self.config.full_delay).await;
                     }
                     settled.response
                 }
@@ -210,11 +210,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Clients that retry at once while the store is full would only keep the node busy.
-    async fn hold_back(&self) {
+    /// Clients that retry at once while the store is full would only keep the node busy. Requests that
+    /// were refused together are held together: behind a pipeline of them a retry would wait for each.
+    async fn hold_back(&self, until: Instant) {
         tokio::select! {
             () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(self.config.full_delay) => {}
+            () = tokio::time::sleep_until(until) => {}
         }
     }
 }

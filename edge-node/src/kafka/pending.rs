@@ -23,6 +23,8 @@ pub(super) struct PendingProduce {
     correlation: i32,
     version: i16,
     acks: Acks,
+    /// When the last batch was handed to the store.
+    since: Instant,
     /// When the client stops waiting.
     deadline: Instant,
     topics: Vec<PendingTopic>,
@@ -39,8 +41,8 @@ struct PendingTopic {
 pub(super) struct Settled {
     /// The response; `None` when the producer wants none.
     pub(super) response: Option<Vec<u8>>,
-    /// A batch found the store full: the answer is worth holding back.
-    pub(super) is_full: bool,
+    /// When a batch found the store full: the answer is worth holding back for a while from then.
+    pub(super) full_since: Option<Instant>,
 }
 
 impl PendingProduce {
@@ -62,6 +64,7 @@ impl PendingProduce {
             correlation: header.correlation,
             version: header.version,
             acks: request.acks,
+            since: Instant::now(),
             deadline: Instant::now() + wait,
             topics,
         }
@@ -101,7 +104,10 @@ impl PendingProduce {
                 Some(produce::encode(self.correlation, self.version, &outcomes))
             }
         };
-        Ok(Settled { response, is_full })
+        Ok(Settled {
+            response,
+            full_since: is_full.then_some(self.since),
+        })
     }
 }
 

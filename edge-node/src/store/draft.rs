@@ -33,6 +33,8 @@ pub(super) struct Draft<'a, D> {
     pub(super) disk: &'a D,
     pub(super) limits: Limits,
     is_disk_low: bool,
+    /// Something went already because the disk is low: once for all appends of a group.
+    is_relieved: bool,
     touched: BTreeMap<PartitionId, Partition>,
     ops: Vec<Op>,
     pub(super) stored_bytes: u64,
@@ -61,6 +63,7 @@ impl<'a, D: Disk> Draft<'a, D> {
             disk,
             limits,
             is_disk_low,
+            is_relieved: false,
             touched: BTreeMap::new(),
             ops: Vec::new(),
             stored_bytes: book.stored_bytes,
@@ -117,7 +120,7 @@ impl<'a, D: Disk> Draft<'a, D> {
 
     fn make_room(&mut self, append: &Append, topic: &Topic) -> Result<Step, DiskError> {
         let incoming = u64::try_from(append.batch.len()).unwrap_or(u64::MAX);
-        let mut is_stuck = false;
+        let mut is_stuck = self.is_relieved;
         loop {
             let usage = self.usage(topic);
             let step = retention::next_step(&usage, incoming, topic.rules.on_full, is_stuck);
@@ -133,7 +136,8 @@ impl<'a, D: Disk> Draft<'a, D> {
                 }
                 Step::Append | Step::DropNewest | Step::Refuse(_) => return Ok(step),
             }
-            is_stuck = self.stored_bytes == before;
+            self.is_relieved = self.is_disk_low;
+            is_stuck = self.is_relieved || self.stored_bytes == before;
         }
     }
 

@@ -21,13 +21,12 @@ use super::disk::{Disk, DiskError, Op};
 use super::draft::{Change, Draft, Limits};
 use super::partition::Partition;
 use super::producers::{ProducerKey, ProducerState, Producers};
+use super::retention::{RELIEF_BYTES, RELIEF_STEP};
 use super::value::StoreRecord;
 use super::{Append, AppendError, Appended, LogRange, PartitionId, StoreError, Topic, TopicRules};
 
 /// Producer ids are taken from the disk in blocks: one sync for so many.
 const PRODUCER_BLOCK: i64 = 1_000;
-/// Bytes that one sweep lets go while the disk is low.
-const RELIEF_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Everything that a store was when it was closed.
 #[derive(Debug)]
@@ -220,7 +219,7 @@ impl<D: Disk> Engine<D> {
         }
         let partitions = change.partitions.clone();
         match self.commit(change, false, &mut writing.unclean) {
-            Ok(()) => Ok(()),
+            Ok(()) => {}
             // a full disk must not stop what makes room: the cursor holds in memory, the next write
             // takes it along, and after a crash the hub tells it again
             Err(DiskError::Full(_)) => {
@@ -228,8 +227,29 @@ impl<D: Disk> Engine<D> {
                 for (id, partition) in partitions {
                     book.put(id, partition);
                 }
-                Ok(())
             }
+            Err(error @ (DiskError::Corrupt(_) | DiskError::Failed(_))) => {
+                return Err(self.fail(error));
+            }
+        }
+        self.relieve(&mut writing)
+    }
+
+    /// Where the disk is low an acknowledgement makes room at once: producers wait for it.
+    fn relieve(&self, writing: &mut Writing) -> Result<(), StoreError> {
+        if self.book().acked_bytes < RELIEF_STEP || !self.disk.is_low() {
+            return Ok(());
+        }
+        let relieved = {
+            let book = self.book();
+            let mut draft = Draft::new(&book, &self.disk, self.limits, true);
+            let relieved = draft.relieve(RELIEF_BYTES);
+            relieved.map(|()| draft.finish())
+        };
+        let change = relieved.map_err(|error| self.fail(error))?;
+        match self.commit(change, false, &mut writing.unclean) {
+            // not even a deletion fits: the next sweep tries again
+            Ok(()) | Err(DiskError::Full(_)) => Ok(()),
             Err(error @ (DiskError::Corrupt(_) | DiskError::Failed(_))) => Err(self.fail(error)),
         }
     }

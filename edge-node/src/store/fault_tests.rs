@@ -1,6 +1,6 @@
 //! The engine over a disk that fails on command.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use shared::ids::Offset;
 use shared::record::{BatchHeader, Compression, ProducerStamp};
@@ -72,6 +72,38 @@ fn a_full_disk_does_not_stop_the_cursor() {
     assert_eq!(s.range(p).unwrap().acked, 1);
 }
 
+/// Producers that wait for room must not wait for the next sweep.
+#[test]
+fn on_a_low_disk_an_acknowledgement_makes_room_at_once() {
+    let (s, p) = engine();
+    let large = batch(1, 300_000);
+    for _ in 0..4 {
+        send(&s, p, &large).unwrap();
+    }
+    s.acknowledge(p, 1).unwrap();
+    s.disk.is_low.store(true, Ordering::Relaxed);
+    assert!(matches!(append(&s, p), Err(AppendError::Full(_))));
+    s.acknowledge(p, 2).unwrap();
+    assert_eq!(s.range(p).unwrap().start, 0, "not for every small one");
+    s.acknowledge(p, 4).unwrap();
+    assert_eq!(s.range(p).unwrap().start, 4);
+    s.disk.is_low.store(false, Ordering::Relaxed);
+    append(&s, p).unwrap();
+}
+
+#[test]
+fn on_a_low_disk_an_append_lets_acknowledged_records_go() {
+    let (s, p) = engine();
+    for _ in 0..4 {
+        send(&s, p, &batch(1, 300_000)).unwrap();
+    }
+    s.acknowledge(p, 4).unwrap();
+    assert_eq!(s.range(p).unwrap().start, 0);
+    s.disk.is_low.store(true, Ordering::Relaxed);
+    assert!(matches!(append(&s, p), Err(AppendError::Full(_))));
+    assert_eq!(s.range(p).unwrap().start, 4);
+}
+
 #[test]
 fn damage_marks_the_store_for_salvage() {
     let (s, p) = engine();
@@ -91,6 +123,7 @@ struct FaultyDisk {
     fault: AtomicU8,
     scrubbed: AtomicU8,
     marked: AtomicU8,
+    is_low: AtomicBool,
 }
 
 impl FaultyDisk {
@@ -138,6 +171,10 @@ impl Disk for FaultyDisk {
         visit: &mut dyn FnMut(&IndexEntry) -> bool,
     ) -> Result<(), DiskError> {
         self.inner.index(partition, from, to, visit)
+    }
+
+    fn is_low(&self) -> bool {
+        self.is_low.load(Ordering::Relaxed)
     }
 
     fn mark_damaged(&self, _why: &str) {

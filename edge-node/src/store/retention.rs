@@ -9,6 +9,11 @@
 
 use super::OnFull;
 
+/// Bytes that go at once while the disk is low.
+pub(super) const RELIEF_BYTES: u64 = 32 << 20;
+/// Less than this is left to the next sweep: deletion comes in few large ranges.
+pub(super) const RELIEF_STEP: u64 = 1 << 20;
+
 /// Logical bytes in use and their limits.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Usage {
@@ -60,6 +65,9 @@ pub(super) fn next_step(usage: &Usage, incoming: u64, on_full: OnFull, is_stuck:
             let slack = slack(usage.node_limit);
             return Step::FreeAcked(Scope::Node, node_excess + slack);
         }
+    }
+    if usage.is_disk_low && !is_stuck && usage.node_acked >= RELIEF_STEP {
+        return Step::FreeAcked(Scope::Node, RELIEF_BYTES);
     }
     match on_full {
         OnFull::DropNewest => Step::DropNewest,
@@ -185,5 +193,13 @@ mod tests {
             next_step(&low, 1, OnFull::DropOldest, false),
             Step::Refuse(_)
         ));
+        let acked = Usage {
+            node_acked: RELIEF_STEP,
+            ..low
+        };
+        let freed = Step::FreeAcked(Scope::Node, RELIEF_BYTES);
+        assert_eq!(next_step(&acked, 1, OnFull::Backpressure, false), freed);
+        let stuck = next_step(&acked, 1, OnFull::Backpressure, true);
+        assert!(matches!(stuck, Step::Refuse(_)));
     }
 }

@@ -302,6 +302,29 @@ async fn what_the_store_refuses_is_told_as_kafka_does() {
     assert_eq!(client.produce(batch(&["a"], None)).await, 0);
 }
 
+/// A retry waits behind the answers of all that its client had sent.
+#[tokio::test]
+async fn requests_refused_together_are_held_back_together() {
+    let delay = Duration::from_secs(1);
+    let node = node(|config, _| config.full_delay = delay).await;
+    let full = AppendError::Full("quota");
+    node.store.set(Mode::Refuse(full, u32::MAX));
+    let mut client = node.client().await;
+    let before = Instant::now();
+    let data = [("t", vec![(0, Some(batch(&["a"], None)))])];
+    for correlation in 0..8 {
+        let frame = request(ApiKey::Produce, 7, correlation, |out| {
+            produce_request(-1, None, &data).encode(out, 7).unwrap();
+        });
+        client.send(&frame).await;
+    }
+    for correlation in 0..8 {
+        assert_eq!(client.receive().await.0, correlation);
+        assert!(before.elapsed() >= delay, "held back");
+    }
+    assert!(before.elapsed() < 6 * delay, "{:?}", before.elapsed());
+}
+
 #[tokio::test]
 async fn one_request_may_hold_good_and_bad_batches() {
     let node = node(|_, _| {}).await;
