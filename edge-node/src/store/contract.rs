@@ -228,6 +228,11 @@ fn producer_ids_are_never_given_twice(make: Make) {
         .collect();
     ids.dedup();
     assert!(ids.is_sorted() && ids.len() == 2500);
+    site.store.renew_incarnation().unwrap();
+    let later: Vec<i64> = (0..10)
+        .map(|_| site.store.next_producer_id().unwrap())
+        .collect();
+    assert!(!later.iter().any(|id| ids.contains(id)));
 }
 
 fn a_full_topic_pushes_back(make: Make) {

@@ -386,6 +386,29 @@ fn a_database_that_is_gone_is_a_declared_loss_and_a_new_incarnation() {
     check(&*t);
 }
 
+/// Its clients go on as if nothing had happened, and share no id with those that come later.
+#[test]
+fn producers_of_a_store_that_is_gone_go_on_beside_later_ones() {
+    let (before, after) = (tempdir(), tempdir());
+    let (s, _) = open(before.path());
+    let old = s.next_producer_id().unwrap();
+    let rng = <rand::rngs::StdRng as SeedableRng>::seed_from_u64(8);
+    let (t, _) = RocksStore::open(after.path(), &config(), Box::new(rng)).unwrap();
+    let p = topic(&*t, "a", rules());
+    let new = t.next_producer_id().unwrap();
+    assert_ne!(old, new);
+    for (id, base_sequence) in [(new, 0), (old, 70), (new, 1), (old, 71)] {
+        let stamp = ProducerStamp {
+            id,
+            epoch: 0,
+            base_sequence,
+        };
+        let sent = batch_with(1, 5, Compression::None, Some(stamp));
+        assert!(!append(&*t, p, &sent).unwrap().is_duplicate);
+        assert!(append(&*t, p, &sent).unwrap().is_duplicate);
+    }
+}
+
 #[test]
 fn a_salvage_cut_short_begins_again() {
     let dir = tempdir();

@@ -20,7 +20,7 @@ use super::book::Book;
 use super::disk::{Disk, DiskError, Op};
 use super::draft::{Change, Draft, Limits};
 use super::partition::Partition;
-use super::producers::{ProducerKey, ProducerState, Producers};
+use super::producers::{self, ProducerKey, ProducerState, Producers};
 use super::retention::{RELIEF_BYTES, RELIEF_STEP};
 use super::value::StoreRecord;
 use super::{Append, AppendError, Appended, LogRange, PartitionId, StoreError, Topic, TopicRules};
@@ -51,6 +51,7 @@ pub(super) struct Engine<D> {
 #[derive(Debug)]
 pub(super) struct Writing {
     producers: Producers,
+    /// Numbers of producer ids that are taken from the disk and not given out.
     producer_ids: std::ops::Range<i64>,
     /// Logs whose last write failed: bytes beyond their end may be left in the write-ahead log.
     unclean: BTreeSet<PartitionId>,
@@ -314,9 +315,9 @@ impl<D: Disk> Engine<D> {
             self.commit_record(record, &mut writing.unclean)?;
             writing.producer_ids = block;
         }
-        let id = writing.producer_ids.start;
+        let number = writing.producer_ids.start;
         writing.producer_ids.start += 1;
-        Ok(id)
+        Ok(producers::id_of(self.book().incarnation(), number))
     }
 
     fn commit_record(

@@ -7,10 +7,20 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use shared::ids::Offset;
+use shared::ids::{Incarnation, Offset};
 use shared::record::ProducerStamp;
 
 use super::{AppendError, PartitionId};
+
+/// The id of the producer with this number in an incarnation: 31 bits of the incarnation, 32 of the number.
+/// A store that lost everything counts from 0 again while clients of the lost one are still at work: they
+/// must not share an id with others.
+pub(super) fn id_of(incarnation: Incarnation, number: i64) -> i64 {
+    let folded = incarnation.0 ^ (incarnation.0 >> 64);
+    let salt = (folded ^ (folded >> 32)) & 0x7fff_ffff;
+    let salt = i64::try_from(salt).expect("masked to 31 bits");
+    salt << 32 | number & 0xffff_ffff
+}
 
 /// Kafka keeps as many, and clients have at most five requests in flight.
 const REMEMBERED: usize = 5;
@@ -292,6 +302,18 @@ mod tests {
                 Err(AppendError::OutOfOrderSequence { expected: 70, .. })
             ));
         }
+    }
+
+    #[test]
+    fn ids_of_two_incarnations_differ() {
+        let lost = Incarnation(0x0123_4567_89ab_cdef_fedc_ba98_7654_3210);
+        let fresh = Incarnation(lost.0 ^ (1 << 64));
+        for number in [0, 1, 999, 1_000] {
+            let (old, new) = (id_of(lost, number), id_of(fresh, number));
+            assert!(old >= 0 && new >= 0 && old != new, "{old} {new}");
+            assert_eq!(id_of(lost, number + 1), old + 1);
+        }
+        assert!(id_of(Incarnation(u128::MAX >> 1), i64::MAX) >= 0);
     }
 
     #[test]
