@@ -246,6 +246,8 @@ fn transport(config: &ListenConfig) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout.duration()).ok())
+        // the protocol's own keep-alives come more often, but only once the site is welcome
+        .keep_alive_interval(Some(config.idle_timeout.duration() / 2))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use rand::RngExt as _;
 use system_tests::broker::Broker;
+use system_tests::central::Reader;
 use system_tests::settings::Settings;
+use system_tests::site::Site;
 use system_tests::stage::Stage;
 use system_tests::writer::{Pace, Writer};
 use system_tests::{seed, wait};
@@ -166,4 +168,80 @@ fn both_nodes_stop_on_sigterm() -> Result<()> {
     stage.hub.start()?;
     stage.site.start()?;
     stage.judge(&ledger.acked(), LIMIT)?.check()
+}
+
+/// Row 8: while Kafka stands still nothing is committed, and yet no session ends: neither those that are
+/// open, whose records the lane has no room for, nor one that waits to be let in.
+#[test]
+#[ignore = "system test: make test"]
+fn sessions_outlive_a_kafka_that_stands_still() -> Result<()> {
+    let broker = Broker::start()?;
+    if !broker.is_local() {
+        seed::say("skipped: KAFKA_BOOTSTRAP is not ours to freeze");
+        return Ok(());
+    }
+    let hub = Settings::default()
+        .with("commit.lanes", 1)
+        .with("commit.lane_queue", "4MiB")
+        .with("commit.max_transaction_bytes", "4MiB");
+    let stage = Stage::start_with(&broker, &hub, &Settings::default())?;
+    let topic = stage.topic("stands-still");
+    let mut sites = vec![
+        stage.another_site("site-b", &Settings::default())?,
+        stage.another_site("site-c", &Settings::default())?,
+    ];
+    let mut late = stage.another_site("site-late", &Settings::default())?;
+    for site in &mut sites {
+        site.start()?;
+    }
+    sites.push(stage.site);
+    let pace = Pace {
+        rate: 2_000,
+        size: 1_000,
+        ..Pace::default()
+    };
+    let mut writers = Vec::new();
+    for (n, site) in sites.iter().enumerate() {
+        let name = format!("w{n}");
+        writers.push(Writer::kafka(
+            &name,
+            &site.bootstrap(),
+            &topic,
+            pace.clone(),
+            &[],
+        )?);
+    }
+    let counted = |site: &Site| -> Result<(f64, f64)> {
+        let admin = site.admin();
+        Ok((
+            admin.metric("kedge_edge_uplink_attempts_total", "")?,
+            admin.metric("kedge_edge_uplink_connected", "")?,
+        ))
+    };
+    for site in &sites {
+        wait::until_true("the site is connected", LIMIT, || {
+            counted(site).is_ok_and(|(_, connected)| connected > 0.0)
+        })?;
+    }
+    let reader = Reader::start(broker.bootstrap(), &[&topic])?;
+    reader.wait_for(1_000, LIMIT)?;
+    let before = sites.iter().map(counted).collect::<Result<Vec<_>>>()?;
+
+    broker.freeze();
+    late.start()?;
+    wait::let_run(Duration::from_secs(11));
+    let (attempts, _) = counted(&late)?;
+    wait::let_run(Duration::from_secs(9));
+    let after = sites.iter().map(counted).collect::<Result<Vec<_>>>()?;
+    broker.thaw();
+    ensure!(
+        before == after && attempts == 1.0,
+        "attempts and sessions: {before:?}, then {after:?}; {attempts} of a site that waits to be let in"
+    );
+    let mut acked = Vec::new();
+    for writer in writers {
+        acked.extend(writer.finish(LIMIT)?.acked().iter().cloned());
+    }
+    reader.wait_for(acked.len(), LIMIT)?;
+    Ok(())
 }

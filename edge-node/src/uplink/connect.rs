@@ -140,6 +140,9 @@ impl Connector {
         let idle = IdleTimeout::try_from(self.idle_timeout).ok();
         transport
             .max_idle_timeout(idle)
+            // the protocol's own keep-alives begin with the welcome, for which a hub may need longer: its
+            // lane may be waiting for Kafka
+            .keep_alive_interval(Some(self.idle_timeout / 2))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
             .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
             .send_window(SEND_WINDOW)

@@ -1,7 +1,9 @@
 //! One session: the loop between `link::Receiver`, a QUIC connection and the site's lane.
 //!
 //! Order of the branches: everything that comes out is carried out first; then the lane's answers and
-//! events, the control stream, data streams, the timer, the connection's end, and last the wish to stop.
+//! events, the control stream, room in the lane's queue, data streams, the timer, the connection's end,
+//! and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
+//! nothing for minutes, and keep-alives are answered all the same.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -14,6 +16,7 @@ use shared::batch::{self, Decoders, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
 use shared::link::{Close, Delivered, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, LogEntry, LogReply};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,7 +25,9 @@ use tracing::info;
 
 use super::budget::Share;
 use super::{Intake, IntakeStats};
-use crate::commit::{Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneRequest, SessionId};
+use crate::commit::{
+    Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, SessionId,
+};
 use crate::config::SiteRule;
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
@@ -31,7 +36,7 @@ const CONTROL_QUEUE: usize = 1024;
 const EVENT_QUEUE: usize = 1024;
 /// Data streams that are read at once. Each holds at most one batch; QUIC holds back the others.
 const READERS: usize = 32;
-/// How long a lane may take to answer: it may have to end an older session or reach Kafka.
+/// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -82,6 +87,8 @@ pub(super) async fn run(
         writer,
         events_in,
         decoders: Decoders::default(),
+        lane: context.intake.lanes.lane_of(context.site),
+        undelivered: VecDeque::new(),
         questions: VecDeque::new(),
         share: context.intake.budget.join(),
         is_registered: false,
@@ -109,6 +116,9 @@ struct Session<'a> {
     writer: JoinSet<()>,
     events_in: mpsc::Sender<LaneEvent>,
     decoders: Decoders,
+    lane: LaneHandle,
+    /// What the lane's queue had no room for, in order. The receiver bounds what it delivers.
+    undelivered: VecDeque<LaneRequest>,
     /// Questions to the lane, asked one at a time in this order. The receiver bounds the logs that
     /// they are about.
     questions: VecDeque<PendingAnswer>,
@@ -125,9 +135,10 @@ impl Session<'_> {
     ) -> Close {
         let mut buffer = vec![0; 16 << 10];
         let mut readers = JoinSet::new();
+        let lane = self.lane.clone();
         let max_len = self.receiver.max_stream_len();
         let close = loop {
-            if let Some(close) = self.carry_out().await {
+            if let Some(close) = self.carry_out() {
                 break close;
             }
             self.share.update(self.receiver.held_bytes());
@@ -150,6 +161,14 @@ impl Session<'_> {
                     Ok(None) => break lost("control stream ended"),
                     Err(error) => break lost(&error.to_string()),
                 },
+                // `reserve` is cancel-safe: it loses nothing but its turn
+                permit = lane.reserve(), if !self.undelivered.is_empty() => {
+                    match (permit, self.undelivered.pop_front()) {
+                        (Ok(permit), Some(request)) => permit.send(request),
+                        (Err(_gone), _) => lane_is_gone(&mut self.receiver),
+                        (Ok(_), None) => {}
+                    }
+                }
                 Some(stream) = readers.join_next() => self.handle_stream(stream),
                 // `accept_uni` is cancel-safe: a stream that is not taken stays in the queue
                 accepted = self.connection.accept_uni(), if may_read => {
@@ -180,8 +199,7 @@ impl Session<'_> {
     }
 
     /// Does everything that the receiver wants done; the end of the session if that is among it.
-    /// Handing to the lane waits for room in its queue, which the lane empties whatever Kafka does.
-    async fn carry_out(&mut self) -> Option<Close> {
+    fn carry_out(&mut self) -> Option<Close> {
         while let Some(output) = self.receiver.poll_output() {
             match output {
                 ReceiverOutput::Control(bytes) => {
@@ -205,7 +223,7 @@ impl Session<'_> {
                     let question = self.ask(None, logs);
                     self.questions.push_back(question);
                 }
-                ReceiverOutput::Deliver(delivered) => self.deliver(delivered).await,
+                ReceiverOutput::Deliver(delivered) => self.deliver(delivered),
                 ReceiverOutput::Close(close) => return Some(close),
             }
         }
@@ -218,9 +236,11 @@ impl Session<'_> {
         self.is_registered = true;
     }
 
-    /// Asks the site's lane for checkpoints, attaching to it first when an incarnation is given.
+    /// Asks the site's lane for checkpoints, attaching to it first when an incarnation is given. To get in
+    /// has a limit; an open session keeps asking, its other logs go on meanwhile.
     fn ask(&self, incarnation: Option<Incarnation>, logs: Vec<LogEntry>) -> PendingAnswer {
-        let lane = self.context.intake.lanes.lane_of(self.context.site);
+        let lane = self.lane.clone();
+        let limit = incarnation.map(|_| LANE_TIMEOUT);
         let (site, session) = (self.context.site.clone(), self.context.id);
         let events = self.events_in.clone();
         let rule = self
@@ -268,9 +288,13 @@ impl Session<'_> {
                     .map_err(|_gone| Refusal::Unreachable)?
                     .map_err(Refusal::Ended)
             };
-            let checkpoints = tokio::time::timeout(LANE_TIMEOUT, asked)
-                .await
-                .map_err(|_elapsed| Refusal::Unreachable)??;
+            let checkpoints = match limit {
+                Some(limit) => tokio::time::timeout(limit, asked)
+                    .await
+                    .map_err(|_elapsed| Refusal::Unreachable)??,
+                // ends with the lane or with the session
+                None => asked.await?,
+            };
             Ok(checkpoints.into_iter().zip(allowed).map(reply_of).collect())
         })
     }
@@ -342,7 +366,7 @@ impl Session<'_> {
         }
     }
 
-    async fn deliver(&mut self, delivered: Delivered) {
+    fn deliver(&mut self, delivered: Delivered) {
         let Delivered {
             log,
             header,
@@ -382,25 +406,22 @@ impl Session<'_> {
             content,
             bytes: usize::try_from(header.charge()).unwrap_or(usize::MAX),
         };
-        let lane = self.context.intake.lanes.lane_of(self.context.site);
         let request = LaneRequest::Deliver {
             session: self.context.id,
             delivery,
         };
-        if lane.send(request).await.is_err() {
-            self.receiver
-                .close(Code::Internal, None, "the lane is gone");
+        if !self.undelivered.is_empty() {
+            self.undelivered.push_back(request);
+            return;
+        }
+        match self.lane.try_send(request) {
+            Ok(()) => {}
+            Err(TrySendError::Full(request)) => self.undelivered.push_back(request),
+            Err(TrySendError::Closed(_)) => lane_is_gone(&mut self.receiver),
         }
     }
 
     async fn end(mut self, close: Close) -> Close {
-        let lane = self.context.intake.lanes.lane_of(self.context.site);
-        // a lane that is gone has no session to end
-        let _gone = lane
-            .send(LaneRequest::Detach {
-                session: self.context.id,
-            })
-            .await;
         if self.is_registered {
             let register = &self.context.intake.register;
             register.disconnected(self.context.site, shared::time::wall_ms());
@@ -415,8 +436,20 @@ impl Session<'_> {
             VarInt::from_u32(close.code.to_u8().into()),
             close.text.as_bytes(),
         );
+        self.undelivered.clear();
+        // Last, because a lane that is stuck takes it late. One that is gone has no session to end.
+        let _gone = self
+            .lane
+            .send(LaneRequest::Detach {
+                session: self.context.id,
+            })
+            .await;
         close
     }
+}
+
+fn lane_is_gone(receiver: &mut Receiver) {
+    receiver.close(Code::Internal, None, "the lane is gone");
 }
 
 fn reply_of((checkpoint, is_allowed): (Option<Checkpoint>, bool)) -> LogReply {
