@@ -220,6 +220,7 @@ fn format(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Retention is enforced all the time, so that a test which depends on records it has outlived fails always.
 fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf> {
     let path = dir.join("server.properties");
     let logs = dir.join("logs");
@@ -245,7 +246,9 @@ fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf
          num.network.threads=2\n\
          num.io.threads=2\n\
          background.threads=2\n\
-         log.cleaner.dedupe.buffer.size=16777216\n",
+         log.cleaner.dedupe.buffer.size=16777216\n\
+         log.initial.task.delay.ms=100\n\
+         log.retention.check.interval.ms=100\n",
         logs.display()
     );
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;

@@ -3,8 +3,8 @@
 //! it says nothing about exactly-once, only that the lanes get on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -78,10 +78,10 @@ async fn records_and_their_checkpoint_commit_together() {
             text("kedge.incarnation", Some(&format!("{:032x}", 1))),
             text("kedge.partition", Some("2")),
             text("kedge.offset", Some("0")),
-            text("kedge.ts", Some("1700000000000")),
+            text("kedge.ts", Some(&sent_ms().to_string())),
         ]
     );
-    assert_eq!(first.timestamp_ms, 1_700_000_000_000);
+    assert_eq!(first.timestamp_ms, sent_ms());
     assert_eq!(
         first.partition, got[2].1.partition,
         "one key, one partition"
@@ -140,7 +140,7 @@ async fn a_poisoned_record_goes_alone_to_the_dead_letters() {
     .await;
     // a day ahead: this topic has the default limit of an hour
     let strict = world.log("strict", 0);
-    let day = i64::try_from(now_ms()).unwrap() + 86_400_000;
+    let day = now_ms() + 86_400_000;
     site.deliver_at(&strict, 0, 1, &[value(b"tomorrow")], day)
         .await;
     site.committed(&small, 3).await;
@@ -291,7 +291,7 @@ async fn what_a_dead_hub_left_open_is_never_seen() {
             partition: 0,
             key: None,
             value: Some(value),
-            timestamp_ms: 1,
+            timestamp_ms: sent_ms(),
             headers: None,
             marks: &[],
         };
@@ -934,8 +934,7 @@ impl Site {
     }
 
     async fn deliver(&self, log: &TopicPartition, base: u64, chain: u64, records: &[Sent<'_>]) {
-        self.deliver_at(log, base, chain, records, 1_700_000_000_000)
-            .await;
+        self.deliver_at(log, base, chain, records, sent_ms()).await;
     }
 
     async fn deliver_at(
@@ -1040,7 +1039,13 @@ fn noise(len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-fn now_ms() -> u64 {
+/// When the test run began, for records: a broker deletes those that are older than its retention.
+fn sent_ms() -> i64 {
+    static SENT: LazyLock<i64> = LazyLock::new(now_ms);
+    *SENT
+}
+
+fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    u64::try_from(since.as_millis()).unwrap()
+    i64::try_from(since.as_millis()).unwrap()
 }
