@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use system_tests::broker::Broker;
 use system_tests::link::Faults;
+use system_tests::settings::Settings;
 use system_tests::stage::Stage;
 use system_tests::writer::{Pace, Writer};
 use system_tests::{seed, wait};
@@ -59,6 +60,31 @@ fn a_cut_link_stops_nothing_and_resumes_without_resending() -> Result<()> {
         took < Duration::from_secs(15),
         "{took:?} until all was committed"
     );
+    Ok(())
+}
+
+/// QUIC repeats a first packet after 1, 3, 7, 15 … seconds: an attempt that began while the link was down
+/// must not decide when the site is back.
+#[test]
+#[ignore = "system test: make test"]
+fn a_link_that_comes_back_is_used_at_once() -> Result<()> {
+    let site = Settings::default().with("uplink.connect_timeout", "60s");
+    let stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;
+    let read = |name: &str| stage.site.admin().metric(name, "").unwrap_or(-1.0);
+    let is_connected = || read("kedge_edge_uplink_connected") == 1.0;
+    wait::until_true("the site is connected", LIMIT, is_connected)?;
+    let attempts = read("kedge_edge_uplink_attempts_total");
+    stage.link.cut();
+    wait::until_true("the site dials", LIMIT, || {
+        read("kedge_edge_uplink_attempts_total") > attempts
+    })?;
+    wait::let_run(Duration::from_secs(8));
+    stage.link.heal();
+    let healed = Instant::now();
+    wait::until_true("the site is connected again", LIMIT, is_connected)?;
+    let took = healed.elapsed();
+    seed::say(&format!("connected {took:?} after the heal"));
+    ensure!(took < Duration::from_secs(5), "{took:?} until it was back");
     Ok(())
 }
 

@@ -1,11 +1,19 @@
 //! Dials hubs: addresses in turn, names looked up anew each time, certificates read anew each time.
+//!
+//! QUIC repeats what is not answered ever more seldom, so that an attempt that began while the link was
+//! down would sleep on long after it is back. Fresh attempts are raced against it, and the first one on a
+//! slow link is not given up for them.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use rand::RngExt as _;
 use shared::config::HostPort;
 use shared::tls::{ClientTls, Peer, TlsError};
 use tracing::warn;
@@ -18,6 +26,10 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const RECEIVE_WINDOW: u32 = 2 << 20;
 /// Data handed to QUIC and not acknowledged by the peer's QUIC.
 const SEND_WINDOW: u64 = 4 << 20;
+/// A fresh attempt starts beside those under way about this often: a handshake takes less on most links.
+const RACE_EVERY: Duration = Duration::from_secs(2);
+/// Attempts at once: the first, and the latest.
+const RACERS: usize = 3;
 /// How long the last words may take when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -75,7 +87,7 @@ impl Connector {
 
     /// Dials the hub whose turn it is; after a failure it is the next one's.
     pub(super) async fn dial(&mut self) -> Result<Connection, ConnectError> {
-        let dialled = tokio::time::timeout(self.connect_timeout, self.try_hub()).await;
+        let dialled = tokio::time::timeout(self.connect_timeout, self.race()).await;
         let outcome = dialled.unwrap_or_else(|_elapsed| {
             let host = self.hub().to_string();
             Err(ConnectError::Timeout {
@@ -101,6 +113,24 @@ impl Connector {
     /// The hub whose turn it is.
     pub(super) fn hub(&self) -> &HostPort {
         &self.hubs[self.next]
+    }
+
+    /// What the first of several attempts comes to.
+    async fn race(&self) -> Result<Connection, ConnectError> {
+        let mut racers = vec![Box::pin(self.try_hub())];
+        loop {
+            // spread: thousands of sites may have lost the same hub
+            let wait = RACE_EVERY.mul_f64(rand::rng().random_range(0.75..1.25));
+            tokio::select! {
+                biased;
+                outcome = first_of(&mut racers) => return outcome,
+                () = tokio::time::sleep(wait) => {}
+            }
+            if racers.len() == RACERS {
+                drop(racers.remove(1));
+            }
+            racers.push(Box::pin(self.try_hub()));
+        }
     }
 
     async fn try_hub(&self) -> Result<Connection, ConnectError> {
@@ -153,6 +183,18 @@ impl Connector {
             .datagram_receive_buffer_size(None);
         transport
     }
+}
+
+/// Cancel-safe: the others go on when it is asked again.
+async fn first_of<F: Future>(racers: &mut [Pin<Box<F>>]) -> F::Output {
+    poll_fn(|context| {
+        let ended = racers
+            .iter_mut()
+            .map(|racer| racer.as_mut().poll(context))
+            .find(Poll::is_ready);
+        ended.unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
 /// Both IP versions where the machine has them.
