@@ -30,7 +30,7 @@ pub struct IntakeConfig {
     pub sites: SitesConfig,
     /// Most connections at once, handshakes included.
     pub max_connections: usize,
-    /// Most logs of one site.
+    /// Most logs of one site; it may not send the others.
     pub max_logs: usize,
     /// Most decoded bytes of one data stream.
     pub max_batch_bytes: u32,

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::budget::Share;
 use super::{Intake, IntakeStats};
@@ -222,6 +222,10 @@ impl Session<'_> {
                 ReceiverOutput::Lookup { logs } => {
                     let question = self.ask(None, logs);
                     self.questions.push_back(question);
+                }
+                ReceiverOutput::Excess { logs } => {
+                    let limit = self.context.intake.config.max_logs;
+                    warn!(logs, limit, "More logs than one session may have: denied");
                 }
                 ReceiverOutput::Deliver(delivered) => self.deliver(delivered),
                 ReceiverOutput::Close(close) => return Some(close),

@@ -33,7 +33,7 @@ const MAX_ACKS: usize = 4_000;
 pub struct ReceiverConfig {
     /// Codec ids that the driver can decode.
     pub codecs: Vec<u8>,
-    /// Most logs of one session.
+    /// Most logs of one session; those declared beyond are denied.
     pub max_logs: usize,
     /// Most decoded bytes of one stream, at least `wire::MIN_MAX_BATCH_BYTES`.
     pub max_batch_bytes: u32,
@@ -73,6 +73,8 @@ pub enum ReceiverOutput {
     /// Ask the lane for the checkpoints of more logs and answer with
     /// [`Receiver::handle_checkpoints`], in the order of the questions.
     Lookup { logs: Vec<LogEntry> },
+    /// So many logs are denied because the session has as many as it may have. For people.
+    Excess { logs: usize },
     /// Hand to the lane; [`Receiver::handle_committed`] when it is committed.
     Deliver(Delivered),
     /// The session is over. Nothing comes after this.
@@ -95,6 +97,14 @@ struct Log {
     delivered: VecDeque<(Offset, u64)>,
 }
 
+/// A log as the site declared it, until it is answered.
+#[derive(Debug, Clone, Copy)]
+struct Declared {
+    handle: Handle,
+    /// One too many: the lane is not asked about it.
+    is_excess: bool,
+}
+
 #[derive(Debug)]
 enum State {
     AwaitHello { deadline: Duration },
@@ -111,7 +121,7 @@ pub struct Receiver {
     logs: BTreeMap<Handle, Log>,
     handles: BTreeMap<TopicPartition, Handle>,
     /// Questions to the lane that are not answered, oldest first.
-    lookups: VecDeque<Vec<Handle>>,
+    lookups: VecDeque<Vec<Declared>>,
     /// Logs with something to acknowledge.
     dirty: BTreeSet<Handle>,
     /// Streams that are held, early or delivered.
@@ -181,11 +191,7 @@ impl Receiver {
         let is_open = matches!(self.state, State::Open { .. });
         match frame {
             Frame::Hello(hello) if is_first => self.handle_hello(hello),
-            Frame::Declare(logs) if is_open => {
-                if self.declare(&logs) {
-                    self.outputs.push_back(ReceiverOutput::Lookup { logs });
-                }
-            }
+            Frame::Declare(logs) if is_open => self.handle_declare(logs),
             Frame::Ping(number) if !is_first => self.send(&Frame::Pong(number)),
             Frame::Pong(_) if !is_first => {}
             Frame::Goodbye(farewell) if !is_first => {
@@ -221,22 +227,47 @@ impl Receiver {
             version: hello.max_version.min(MAX_VERSION),
             codec,
         };
-        if self.declare(&hello.logs) {
-            self.outputs.push_back(ReceiverOutput::Attach {
-                incarnation: hello.incarnation,
-                nonce: hello.nonce,
-                software: hello.software,
-                logs: hello.logs,
-            });
-        }
+        let Some((declared, logs)) = self.declare(hello.logs) else {
+            return;
+        };
+        self.lookups.push_back(declared);
+        self.outputs.push_back(ReceiverOutput::Attach {
+            incarnation: hello.incarnation,
+            nonce: hello.nonce,
+            software: hello.software,
+            logs,
+        });
     }
 
-    /// False when the session is over because of them.
-    fn declare(&mut self, logs: &[LogEntry]) -> bool {
-        for entry in logs {
-            if self.logs.len() >= self.config.max_logs {
-                self.fail(Code::Limit, "more logs than one session may have");
-                return false;
+    fn handle_declare(&mut self, logs: Vec<LogEntry>) {
+        let Some((declared, logs)) = self.declare(logs) else {
+            return;
+        };
+        if logs.is_empty() {
+            // nothing to ask the lane: a site cannot make questions pile up
+            let denied = |log: Declared| CheckpointEntry {
+                handle: log.handle,
+                reply: LogReply::Denied,
+            };
+            return self.tell_more(&declared.into_iter().map(denied).collect::<Vec<_>>());
+        }
+        self.lookups.push_back(declared);
+        self.outputs.push_back(ReceiverOutput::Lookup { logs });
+    }
+
+    /// Takes logs up, as many as one session may have. All that were declared, and those taken up; `None`
+    /// when the session is over because of them.
+    fn declare(&mut self, entries: Vec<LogEntry>) -> Option<(Vec<Declared>, Vec<LogEntry>)> {
+        let mut declared = Vec::with_capacity(entries.len());
+        let mut logs = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let is_excess = self.logs.len() >= self.config.max_logs;
+            declared.push(Declared {
+                handle: entry.handle,
+                is_excess,
+            });
+            if is_excess {
+                continue;
             }
             let log = Log {
                 log: entry.log.clone(),
@@ -254,28 +285,39 @@ impl Receiver {
                     .is_some();
             if is_known {
                 self.fail(Code::BadFrame, "log declared twice");
-                return false;
+                return None;
             }
+            logs.push(entry);
         }
-        self.lookups
-            .push_back(logs.iter().map(|entry| entry.handle).collect());
-        true
+        let excess = declared.len() - logs.len();
+        if excess > 0 {
+            self.outputs
+                .push_back(ReceiverOutput::Excess { logs: excess });
+        }
+        Some((declared, logs))
     }
 
     /// The lane's answer to the oldest [`ReceiverOutput::Attach`] or [`ReceiverOutput::Lookup`], one
-    /// reply for each of its logs in their order.
+    /// reply for each of its logs in their order. Logs beyond the limit are denied in their places.
     pub fn handle_checkpoints(&mut self, replies: &[LogReply], now: Duration) {
         if self.is_closed() {
             return;
         }
-        let Some(handles) = self.lookups.pop_front() else {
+        let Some(declared) = self.lookups.pop_front() else {
             return self.fail(Code::Internal, "checkpoints that nobody asked for");
         };
-        if handles.len() != replies.len() {
+        if declared.iter().filter(|log| !log.is_excess).count() != replies.len() {
             return self.fail(Code::Internal, "checkpoints do not match the logs");
         }
-        let mut entries = Vec::with_capacity(handles.len());
-        for (handle, reply) in handles.into_iter().zip(replies.iter().copied()) {
+        let mut replies = replies.iter().copied();
+        let mut entries = Vec::with_capacity(declared.len());
+        for Declared { handle, is_excess } in declared {
+            let asked = if is_excess { None } else { replies.next() };
+            let reply = asked.unwrap_or(LogReply::Denied);
+            if is_excess {
+                entries.push(CheckpointEntry { handle, reply });
+                continue;
+            }
             if let Some(log) = self.logs.get_mut(&handle) {
                 let expected = match reply {
                     LogReply::Absent => Some(log.origin),
@@ -307,9 +349,13 @@ impl Receiver {
             };
             self.send(&Frame::Welcome(welcome));
         } else {
-            for part in entries.chunks(MAX_CHECKPOINTS) {
-                self.send(&Frame::Checkpoints(part.to_vec()));
-            }
+            self.tell_more(&entries);
+        }
+    }
+
+    fn tell_more(&mut self, entries: &[CheckpointEntry]) {
+        for part in entries.chunks(MAX_CHECKPOINTS) {
+            self.send(&Frame::Checkpoints(part.to_vec()));
         }
     }
 

@@ -129,6 +129,9 @@ impl World {
                     session.logs = logs;
                     self.answer(connection);
                 }
+                ReceiverOutput::Excess { logs } => {
+                    return Err(format!("{logs} logs too many"));
+                }
                 ReceiverOutput::Deliver(delivered) => {
                     let incarnation = session.incarnation;
                     self.enqueue(connection, incarnation, delivered)?;
