@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
@@ -201,19 +201,41 @@ fn the_quota_pushes_back_and_recovers() -> Result<()> {
     let stuck = writer.ledger().acked_count();
     ensure!(stuck > 8_000, "it was full after {stuck} records of 2 kB");
     stage.link.heal();
-    wait::until_true("it accepts again", LIMIT, || {
-        writer.ledger().acked_count() > stuck + 1_000
-    })?;
+    let ledger = writer.ledger();
+    wait::until_true("it accepts again", LIMIT, || ledger.acked_count() > stuck)?;
+    let slowest = slowest_step(&ledger, stuck + 20_000)?;
+    seed::say(&format!(
+        "at the quota nothing was accepted for {slowest:?}"
+    ));
+    ensure!(
+        slowest < Duration::from_secs(2),
+        "accepts in bursts: nothing for {slowest:?}"
+    );
     let ledger = writer.finish(LIMIT)?;
     stage.judge(&ledger.acked(), LIMIT)?.check()
 }
 
+/// The longest time without an acknowledgement until there are so many.
+fn slowest_step(ledger: &Ledger, goal: usize) -> Result<Duration> {
+    let mut last = (ledger.acked_count(), Instant::now());
+    let mut slowest = Duration::ZERO;
+    wait::until_true("it goes on accepting", LIMIT, || {
+        let count = ledger.acked_count();
+        if count != last.0 {
+            slowest = slowest.max(last.1.elapsed());
+            last = (count, Instant::now());
+        }
+        count >= goal
+    })?;
+    Ok(slowest)
+}
+
 fn wait_stuck(ledger: &Ledger) -> Result<()> {
-    let mut last = (ledger.acked_count(), std::time::Instant::now());
+    let mut last = (ledger.acked_count(), Instant::now());
     wait::until_true("the site pushes back", LIMIT, || {
         let count = ledger.acked_count();
         if count != last.0 {
-            last = (count, std::time::Instant::now());
+            last = (count, Instant::now());
         }
         count > 0 && last.1.elapsed() > Duration::from_secs(3)
     })
