@@ -150,6 +150,40 @@ fn a_write_ahead_log_cut_at_any_byte_loses_nothing_silently() {
 }
 
 /// Shows that the test above can fail: it is the ends file that knows.
+/// The client knows its batches as acknowledged and goes on behind them.
+#[test]
+fn a_producer_goes_on_after_the_log_lost_its_last_batches() {
+    let dir = tempdir();
+    let (s, _) = open(dir.path());
+    let p = topic(&*s, "a", rules());
+    let id = s.next_producer_id().unwrap();
+    let batch_of = |base_sequence| {
+        let stamp = ProducerStamp {
+            id,
+            epoch: 0,
+            base_sequence,
+        };
+        batch_with(1, 300, Compression::None, Some(stamp))
+    };
+    for sequence in 0..6 {
+        append(&*s, p, &batch_of(sequence)).unwrap();
+    }
+    let copy = killed(dir.path());
+    let wal = only(copy.path(), ".log");
+    let len = fs::metadata(&wal).unwrap().len();
+    let file = fs::File::options().write(true).open(&wal).unwrap();
+    file.set_len(len - 1_000).unwrap();
+    let (t, report) = open(copy.path());
+    let from = report.damaged[0].from;
+    assert!((2..5).contains(&from), "{report:?}");
+    let kept = i32::try_from(from).unwrap() - 1;
+    assert!(append(&*t, p, &batch_of(kept)).unwrap().is_duplicate);
+    let next = append(&*t, p, &batch_of(6)).unwrap();
+    assert_eq!((next.base_offset, next.is_duplicate), (6, false));
+    assert!(append(&*t, p, &batch_of(8)).is_err());
+    check(&*t);
+}
+
 #[test]
 fn without_the_ends_file_a_lost_tail_would_be_silent() {
     let dir = tempdir();

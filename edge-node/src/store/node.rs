@@ -212,6 +212,9 @@ impl Opened {
         if !recovered.ops.is_empty() {
             rocks::write_ops(&db, &recovered.ops)?;
         }
+        for (key, state) in &mut loaded.producers {
+            state.is_doubtful = recovered.holed.contains(&key.partition);
+        }
         let ends = EndsFile::create(&dir.join(ENDS), loaded.record, &loaded.partitions)
             .map_err(|error| DiskError::Failed(error.to_string()))?;
         let damaged = recovered.damaged;

@@ -3,7 +3,9 @@
 //! Plain state: the writer asks [`Producers::check`] for every batch of a group, then keeps or forgets
 //! what it noted when the group is on disk or failed. The states are stored with the batches, so that
 //! a restart does not forget who sent what. Bounded: the producer that was quiet longest is forgotten,
-//! and a producer without a state is taken at its word.
+//! and a producer without a state is taken at its word. So is one whose log lost records, as far as its
+//! next batch is none that is there: to be told of a hole that only the site can have made is the end of
+//! some clients.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -48,6 +50,8 @@ pub(super) struct ProducerState {
     pub(super) used: u64,
     /// The last batches, oldest first; never empty.
     pub(super) sent: VecDeque<Sent>,
+    /// Later batches may be among what the log was found to have lost. Not stored.
+    pub(super) is_doubtful: bool,
 }
 
 /// The answer to a batch that may be appended or is there already.
@@ -103,18 +107,32 @@ impl Producers {
             id: stamp.id,
         };
         match self.noted.get(&key).or_else(|| self.kept.get(&key)) {
-            None => match self.refused.get(&key) {
-                Some(refused) if refused.comes_before(stamp) => {
-                    Err(AppendError::OutOfOrderSequence {
-                        producer: stamp.id,
-                        found: stamp.base_sequence,
-                        expected: refused.first,
-                    })
+            None => self.check_first(key, stamp),
+            Some(state) if state.is_doubtful => match state.check(stamp, count) {
+                Ok(Verdict::New) | Err(AppendError::OutOfOrderSequence { .. }) => {
+                    self.check_first(key, stamp)
                 }
-                Some(_) | None => Ok(Verdict::New),
+                settled => settled,
             },
             Some(state) => state.check(stamp, count),
         }
+    }
+
+    /// Judges what may be a producer's first batch.
+    fn check_first(&self, key: ProducerKey, stamp: ProducerStamp) -> Result<Verdict, AppendError> {
+        match self.refused.get(&key) {
+            Some(refused) if refused.comes_before(stamp) => Err(AppendError::OutOfOrderSequence {
+                producer: stamp.id,
+                found: stamp.base_sequence,
+                expected: refused.first,
+            }),
+            Some(_) | None => Ok(Verdict::New),
+        }
+    }
+
+    /// True when nothing on disk says which batch comes next.
+    fn is_open(&self, key: ProducerKey) -> bool {
+        self.kept.get(&key).is_none_or(|state| state.is_doubtful)
     }
 
     /// A batch that was new could not be appended.
@@ -123,7 +141,7 @@ impl Producers {
             partition,
             id: stamp.id,
         };
-        if !self.noted.contains_key(&key) && !self.kept.contains_key(&key) {
+        if !self.noted.contains_key(&key) && self.is_open(key) {
             let (epoch, first) = (stamp.epoch, stamp.base_sequence);
             self.expect_first(key, Refused { epoch, first });
         }
@@ -159,7 +177,9 @@ impl Producers {
                 epoch: stamp.epoch,
                 used: 0,
                 sent: VecDeque::with_capacity(REMEMBERED),
+                is_doubtful: false,
             });
+        state.is_doubtful = false;
         state.used = self.next_use;
         self.next_use += 1;
         if state.sent.len() == REMEMBERED {
@@ -211,7 +231,14 @@ impl Producers {
     /// The group failed: nothing of it is known, but which batch of a producer came first.
     pub(super) fn forget_noted(&mut self) {
         for (key, state) in std::mem::take(&mut self.noted) {
-            if let Some(sent) = state.sent.front().filter(|_| !self.kept.contains_key(&key)) {
+            // what stands behind the last one kept is the group's
+            let kept = self
+                .kept
+                .get(&key)
+                .and_then(|kept| kept.sent.back().copied());
+            let new = state.sent.iter().position(|sent| Some(*sent) == kept);
+            let first = state.sent.get(new.map_or(0, |at| at + 1));
+            if let Some(sent) = first.filter(|_| self.is_open(key)) {
                 let (epoch, first) = (state.epoch, sent.first);
                 self.expect_first(key, Refused { epoch, first });
             }
@@ -380,6 +407,33 @@ mod tests {
         assert_eq!(p.check(P, stamp(0, 5), 10), Ok(Verdict::New));
         // a producer that gave up starts again with another epoch
         assert_eq!(p.check(P, stamp(1, 0), 1), Ok(Verdict::New));
+    }
+
+    #[test]
+    fn a_producer_whose_batches_were_lost_goes_on() {
+        let mut p = Producers::new(10, Vec::new());
+        send(&mut p, 0, 0, 10, 0).unwrap();
+        send(&mut p, 0, 10, 10, 10).unwrap();
+        let mut stored: Vec<_> = p.kept.drain().collect();
+        stored[0].1.is_doubtful = true;
+        let mut p = Producers::new(10, stored);
+        assert_eq!(p.check(P, stamp(0, 10), 10), Ok(Verdict::Duplicate(10)));
+        // 20 to 49 were acknowledged and lost
+        p.refuse(P, stamp(0, 50));
+        assert!(
+            p.check(P, stamp(0, 60), 10).is_err(),
+            "not before the one refused"
+        );
+        p.note(P, stamp(0, 50), 10, 20);
+        p.forget_noted();
+        assert!(p.check(P, stamp(0, 60), 10).is_err());
+        send(&mut p, 0, 50, 10, 20).unwrap();
+        assert!(
+            p.check(P, stamp(0, 70), 10).is_err(),
+            "from here on it is known"
+        );
+        assert_eq!(p.check(P, stamp(0, 60), 10), Ok(Verdict::New));
+        assert_eq!(p.check(P, stamp(0, 10), 10), Ok(Verdict::Duplicate(10)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! on trust; after a crash those of the last [`WINDOW_BYTES`] are looked at, which is more than the
 //! write-ahead log holds; after a salvage, all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shared::ids::{Offset, TopicName};
 
@@ -50,6 +50,8 @@ pub struct DamagedRange {
 pub(super) struct Recovered {
     pub(super) ops: Vec<Op>,
     pub(super) damaged: Vec<DamagedRange>,
+    /// Logs that lost something, by their numbers in the store.
+    pub(super) holed: BTreeSet<PartitionId>,
 }
 
 /// Holds the witnesses against each other and mends `loaded`.
@@ -87,7 +89,11 @@ pub(super) fn reconcile(
         if let Some(from) = from {
             let before = p.gaps.clone();
             mend(disk, *id, p, from.max(p.start.offset))?;
+            let known = recovered.damaged.len();
             note_damage(p, &before, &mut recovered.damaged);
+            if recovered.damaged.len() > known {
+                recovered.holed.insert(*id);
+            }
         }
         p.settle_recovered();
         let old = stored.get(id);

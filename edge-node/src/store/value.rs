@@ -236,7 +236,12 @@ pub(super) fn parse_producer(value: &[u8]) -> Option<ProducerState> {
             base_offset: input.u64()?,
         });
     }
-    Some(ProducerState { epoch, used, sent })
+    Some(ProducerState {
+        epoch,
+        used,
+        sent,
+        is_doubtful: false,
+    })
 }
 
 pub(super) fn store(record: &StoreRecord) -> Vec<u8> {
@@ -409,6 +414,7 @@ mod tests {
                 epoch: 7,
                 used: 99,
                 sent: VecDeque::from([sent, sent]),
+                is_doubtful: false,
             }
         }
 
