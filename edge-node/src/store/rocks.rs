@@ -25,6 +25,8 @@ const STALL: Duration = Duration::from_secs(5);
 const STALL_STEP: Duration = Duration::from_millis(1);
 /// What RocksDB needs to get out of a stall: a table file for each write buffer.
 const FLUSH_BYTES: u64 = 8 << 20;
+/// What a change takes in a write beside a batch's bytes: the longest are a partition's books.
+const OP_BYTES: usize = 512;
 
 /// The store's files on disk.
 #[derive(Debug)]
@@ -198,7 +200,8 @@ fn write(
     scratch: &mut Vec<u8>,
 ) -> Result<(), rocksdb::Error> {
     let (log, meta, idx) = (family(db, LOG), family(db, META), family(db, IDX));
-    let mut batch = WriteBatch::default();
+    // grown step by step it would be copied as often
+    let mut batch = WriteBatch::with_capacity_bytes(size_hint(ops));
     for op in ops {
         match op {
             Op::PutBatch {
@@ -241,6 +244,22 @@ fn write(
         }
     }
     db.write_opt(batch, options)
+}
+
+/// What a list of changes takes as one write, or a little more.
+fn size_hint(ops: &[Op]) -> usize {
+    let batches = ops.iter().filter_map(|op| match op {
+        Op::PutBatch { batch, .. } => Some(batch.len()),
+        Op::PutIndex { .. }
+        | Op::Delete { .. }
+        | Op::PutGap { .. }
+        | Op::DeleteGap { .. }
+        | Op::PutPartition { .. }
+        | Op::PutProducer { .. }
+        | Op::DeleteProducer(_)
+        | Op::PutStore(_) => None,
+    });
+    batches.sum::<usize>() + OP_BYTES * (ops.len() + 1)
 }
 
 /// Batches of a partition from the one that holds `from`, up to and without `to`.

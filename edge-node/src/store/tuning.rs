@@ -87,6 +87,10 @@ fn family_options(cache: &Cache, write_buffer: usize) -> Options {
     options.set_write_buffer_size(write_buffer);
     options.set_max_write_buffer_number(2);
     options.set_compression_type(DBCompressionType::None);
+    // each compaction of new files rewrites much of the first level, for new files lie across all
+    // partitions: so many at a time halve what is written. More would cost a reader memory, a block of
+    // each file
+    options.set_level_zero_file_num_compaction_trigger(8);
     // stop, but never slow down: a write that must not wait would only run deeper into debt
     options.set_level_zero_slowdown_writes_trigger(24);
     options.set_level_zero_stop_writes_trigger(24);
