@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::http::{self, HttpStats};
 use crate::ingest::{Ingest, IngestLimits};
 use crate::kafka::{self, KafkaStats};
+use crate::memory;
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
 use crate::uplink::{Uplink, UplinkError, UplinkStats};
 
@@ -132,6 +133,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         sweep(Arc::clone(store), config.clone(), tasks.clone()),
     );
     tasks.core("store", watch(Arc::clone(store), tasks.clone()));
+    tasks.core("memory", memory::give_back(tasks.stopping()));
     let (view, site) = match uplink {
         Some((stats, site)) => (stats as Arc<dyn UplinkView>, site),
         None => (Arc::new(NoUplink) as Arc<dyn UplinkView>, None),

@@ -8,6 +8,7 @@ pub mod config;
 pub mod http;
 pub mod ingest;
 pub mod kafka;
+pub mod memory;
 pub mod metrics;
 pub mod status;
 pub mod store;

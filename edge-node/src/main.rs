@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 fn main() -> ExitCode {
+    edge_node::memory::set_up();
     edge_node::cli::main(|config| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
