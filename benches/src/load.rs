@@ -13,10 +13,25 @@ use rdkafka::{ClientConfig, ClientContext};
 /// Bytes of each record's value.
 pub const VALUE_LEN: usize = 200;
 
+/// Records that were acknowledged or refused.
 #[derive(Debug, Default, Clone)]
-struct Count {
+pub struct Count {
     delivered: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
+}
+
+impl Count {
+    /// Records acknowledged.
+    #[must_use]
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Records refused.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
 }
 
 impl ClientContext for Count {}
@@ -69,7 +84,7 @@ pub fn produce(bootstrap: &str, topic: &str, records: u64, pace: Option<u64>) ->
     }
     producer.flush(Duration::from_secs(300))?;
     let seconds = started.elapsed().as_secs_f64();
-    let delivered = count.delivered.load(Ordering::Relaxed);
+    let delivered = count.delivered();
     if delivered != records {
         bail!("{delivered} of {records} records were acknowledged");
     }
