@@ -7,6 +7,8 @@
 pub mod append;
 pub mod crowd;
 pub mod drain;
+pub mod fleet;
+pub mod hub;
 pub mod latency;
 pub mod load;
 pub mod memory;

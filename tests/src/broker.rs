@@ -91,6 +91,17 @@ impl Broker {
         self.local.is_some()
     }
 
+    /// What its process has used of the processor; nothing for a cluster that is not ours.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let local = self
+            .local
+            .as_ref()
+            .map(|local| local.lock().expect("no holder panics"));
+        let process = local.as_ref().and_then(|local| local.process.as_ref());
+        process.map_or(Duration::ZERO, |process| process::cpu_time(process.id()))
+    }
+
     /// SIGKILL. A cluster that is not ours is left alone.
     pub fn kill(&self) {
         self.with_local(|local| local.process = None);

@@ -75,7 +75,15 @@ async fn act(endpoint: &Endpoint, hub: SocketAddr, misdeed: &Misdeed) -> Result<
     Ok(connection.closed().await)
 }
 
-fn client_config(identity: &Identity, has_certificate: bool, alpn: &[u8]) -> Result<ClientConfig> {
+/// What a site dials with.
+///
+/// # Errors
+/// When the certificate files cannot be read.
+pub fn client_config(
+    identity: &Identity,
+    has_certificate: bool,
+    alpn: &[u8],
+) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(&identity.ca)? {
         roots.add(certificate?)?;

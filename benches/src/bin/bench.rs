@@ -6,13 +6,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use benches::results::Row;
-use benches::{append, drain, latency, memory, results};
+use benches::{append, drain, hub, latency, memory, results};
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: append, drain, latency, memory; all when none is named
+    /// Which: append, drain, hub, latency, memory; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -21,9 +21,10 @@ struct Args {
 
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const ALL: [Bench; 4] = [
+const ALL: [Bench; 5] = [
     ("append", append::rows),
     ("drain", drain::rows),
+    ("hub", hub::rows),
     ("latency", latency::rows),
     ("memory", memory::rows),
 ];
