@@ -3,6 +3,7 @@
 //! What the code rests on:
 //! - Deliveries are awaited before `commit_transaction`, and the queue of reports is empty by then: else
 //!   the call flushes in steps of 100 ms.
+//! - Records linger until the lane flushes: when a partition's batch is full, and at a transaction's end.
 //! - librdkafka has no transaction verification by epoch (KIP-890, part 2): a delayed request to end a
 //!   transaction can end the *next* one. So after any outcome that is not known, and after a commit
 //!   during which a connection broke, the producer is thrown away: the next one's `InitProducerId` fences
@@ -15,6 +16,8 @@
 
 mod client;
 mod deliveries;
+mod fill;
+mod native;
 mod restore;
 mod topics;
 
@@ -31,6 +34,7 @@ use tracing::debug;
 
 use self::client::Clients;
 use self::deliveries::{Deliveries, LaneProducer, STORE_TAG};
+use self::fill::Fill;
 use self::topics::Topics;
 use super::{
     Cluster, CommitEnd, Destination, DestinationError, LaneSink, OutRecord, ProduceError, Refusal,
@@ -44,6 +48,8 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(5);
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A commit that takes longer may have repeated its request inside librdkafka.
 const SUSPICIOUS_COMMIT: Duration = Duration::from_secs(1);
+/// How long a refusal may go unnoticed while the rest of a transaction is awaited.
+const FLUSH_STEP: Duration = Duration::from_millis(20);
 /// librdkafka's queue holds a transaction; should it be full all the same, wait this long at most.
 const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -105,6 +111,7 @@ struct Active {
     deliveries: Arc<Deliveries>,
     /// Bytes that it packs into a batch.
     batch_bytes: usize,
+    fill: Fill,
     /// Records of the transaction that it took.
     sent: u64,
 }
@@ -148,13 +155,20 @@ impl LaneSink for KafkaLane {
             return Err(SinkError::Unknown(text));
         }
         active.sent = 0;
+        active.fill.clear();
         active.deliveries.begin();
         let begun = active.producer.begin_transaction();
         begun.map_err(|error| active.classify(&error))
     }
 
     fn produce(&mut self, tag: usize, record: &OutRecord<'_>) -> Result<(), ProduceError> {
+        let limit = self.clients.settle_timeout();
         let active = self.active_mut()?;
+        if !active.fill.add(record) {
+            active.flush(Instant::now() + limit);
+            active.fill.clear();
+            active.fill.add(record);
+        }
         let base = BaseRecord {
             topic: record.topic,
             partition: Some(i32::try_from(record.partition).unwrap_or(i32::MAX)),
@@ -191,7 +205,10 @@ impl LaneSink for KafkaLane {
     fn settle(&mut self) -> Result<Vec<Refusal>, SinkError> {
         let limit = self.clients.settle_timeout();
         let active = self.active_mut()?;
-        let refusals = active.deliveries.wait(active.sent, limit);
+        let deadline = Instant::now() + limit;
+        active.flush(deadline);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let refusals = active.deliveries.wait(active.sent, left);
         let refusals = refusals.map_err(|error| match error {
             SinkError::Unknown(text) => active.fatal(text),
             error @ (SinkError::Fenced | SinkError::Abortable(_) | SinkError::Refused(_)) => error,
@@ -258,6 +275,7 @@ impl KafkaLane {
                 producer,
                 deliveries,
                 batch_bytes,
+                fill: Fill::new(batch_bytes, client::BATCH_RECORDS),
                 sent: 0,
             });
         }
@@ -318,6 +336,15 @@ impl Active {
                 None => ProduceError::Sink(self.classify(&error)),
             });
         }
+    }
+
+    /// Sends what lingers and waits until the last record is answered for, or until the first refusal:
+    /// what stands behind that one in the library's queue is never sent. `settle` finds out which.
+    fn flush(&self, deadline: Instant) {
+        while !native::flush(&self.producer, FLUSH_STEP)
+            && !self.deliveries.has_bad_news()
+            && Instant::now() < deadline
+        {}
     }
 
     /// Waits until the library has forgotten the reports that were just read: a moment.

@@ -18,6 +18,9 @@ use crate::sink::{SinkError, errors};
 /// Bytes of a batch: below Kafka's default limit for one, large for throughput.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
 
+/// Records of a batch.
+pub(super) const BATCH_RECORDS: usize = 10_000;
+
 /// The properties that the promise rests on; nobody overrides them.
 const FIXED: [&str; 10] = [
     "bootstrap.servers",
@@ -82,13 +85,13 @@ impl Clients {
         alone: bool,
         deliveries: Arc<Deliveries>,
     ) -> Result<LaneProducer, SinkError> {
-        let batch_messages = if alone { "1" } else { "10000" };
+        let batch_records = if alone { 1 } else { BATCH_RECORDS };
         let id = format!("{}-{lane}", self.transactional_id_prefix);
         let defaults = [
-            // a few records wait that long for more to share a request
-            ("linger.ms", "2".to_owned()),
+            // what lingers goes when the lane flushes, at the end of a transaction at the latest
+            ("linger.ms", "1000".to_owned()),
             ("batch.size", batch_bytes.to_string()),
-            ("batch.num.messages", batch_messages.to_owned()),
+            ("batch.num.messages", batch_records.to_string()),
             ("compression.type", self.compression.clone()),
             // the topic's limit decides, and we check it ourselves
             ("message.max.bytes", "100000000".to_owned()),

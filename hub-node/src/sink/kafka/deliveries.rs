@@ -77,6 +77,12 @@ impl Deliveries {
         self.lock().is_poisoned = true;
     }
 
+    /// A record came back: waiting for the others is in vain.
+    pub(super) fn has_bad_news(&self) -> bool {
+        let state = self.lock();
+        state.failure.is_some() || state.is_poisoned || !state.refusals.records.is_empty()
+    }
+
     /// Waits for `sent` reports.
     pub(super) fn wait(&self, sent: u64, limit: Duration) -> Result<Refusals, SinkError> {
         let mut deadline = Instant::now() + limit;
