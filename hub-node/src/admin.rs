@@ -100,6 +100,7 @@ impl Node {
             fenced: read(&counters.fenced),
             dead_letters: read(&counters.dead_letters),
             gap_records: read(&counters.lost_records),
+            records_past_retention: read(&counters.past_retention),
             queue_bytes: read(&counters.queue_bytes),
         }
     }

@@ -6,6 +6,7 @@
 //! acknowledge to the sites. After an outcome that is not known the producer is thrown away and the lane
 //! goes on from its committed checkpoints with the batches that it still holds.
 
+mod aged;
 mod backoff;
 pub mod checkpoint;
 mod config;

@@ -128,6 +128,11 @@ fn write_commit(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
             "Records that sites declared as dropped by policy",
             commit.gap_records,
         ),
+        (
+            "records_past_retention",
+            "Committed records older than their topic's retention.ms: Kafka deletes them",
+            commit.records_past_retention,
+        ),
     ] {
         scrape.counter(name, help, single(value))?;
     }

@@ -135,6 +135,8 @@ pub struct Destination {
     pub max_timestamp_behind_ms: Option<u64>,
     /// How far ahead of it.
     pub max_timestamp_ahead_ms: Option<u64>,
+    /// Records with timestamps further back are deleted at the next retention check; absent: they stay.
+    pub max_age_ms: Option<u64>,
 }
 
 /// Why a record can never enter its topic. The codes are written into dead letters.

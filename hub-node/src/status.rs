@@ -58,6 +58,9 @@ pub struct CommitCounts {
     pub dead_letters: u64,
     /// Records that sites declared as dropped by policy.
     pub gap_records: u64,
+    /// Committed records that their topic will not keep: older than its retention.
+    #[serde(default)]
+    pub records_past_retention: u64,
     /// Bytes that wait to be committed.
     pub queue_bytes: u64,
 }
@@ -127,6 +130,10 @@ impl fmt::Display for Status {
         table.row([
             "records dropped at sites".to_owned(),
             thousands(commit.gap_records),
+        ]);
+        table.row([
+            "records past retention".to_owned(),
+            thousands(commit.records_past_retention),
         ]);
         write!(f, "\n{table}")?;
         self.write_sites(f)

@@ -182,6 +182,56 @@ async fn a_poisoned_record_goes_alone_to_the_dead_letters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_that_kafka_will_delete_for_their_age_are_counted() {
+    let Some(world) = World::new("aged") else {
+        return;
+    };
+    let hour = ("retention.ms", "3600000");
+    world.create("by-site-time", &[hour]).await;
+    let by_arrival = [hour, ("message.timestamp.type", "LogAppendTime")];
+    world.create("by-arrival", &by_arrival).await;
+    let compacted = [hour, ("cleanup.policy", "compact")];
+    world.create("compacted", &compacted).await;
+    world.create("for-ever", &[("retention.ms", "-1")]).await;
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let record = (Some(&b"k"[..]), Some(&b"v"[..]), &[][..]);
+    let past = now_ms() - 7_200_000;
+    for name in ["by-site-time", "by-arrival", "compacted", "for-ever"] {
+        let log = world.log(name, 0);
+        site.deliver_at(&log, 0, 1, &[record, record], past).await;
+        site.committed(&log, 2).await;
+        site.deliver_at(&log, 2, 2, &[record], past + 7_200_000)
+            .await;
+        site.committed(&log, 3).await;
+    }
+    let counted = hub.lanes.counters().past_retention.load(Ordering::Relaxed);
+    assert_eq!(counted, 2);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn records_from_1970_are_committed_and_counted() {
+    let (world, cluster) = World::in_memory_with(Destination {
+        max_age_ms: Some(3_600_000),
+        ..World::destination()
+    });
+    let hub = world.hub_on(&cluster).await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let (old, young) = (world.log("t", 0), world.log("t", 1));
+    let record = (None, Some(&b"x"[..]), &[][..]);
+    site.deliver_at(&old, 0, 1, &[record, record], 0).await;
+    site.committed(&old, 2).await;
+    let now = now_ms();
+    site.deliver_at(&young, 0, 1, &[record], now).await;
+    site.committed(&young, 1).await;
+    let counters = hub.lanes.counters();
+    assert_eq!(counters.past_retention.load(Ordering::Relaxed), 2);
+    assert_eq!(counters.committed_records.load(Ordering::Relaxed), 3);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_that_only_the_broker_knows_finds_its_culprit() {
     let Some(world) = World::new("culprit") else {
         return;
@@ -662,14 +712,22 @@ impl World {
         Self { name, config }
     }
 
-    fn in_memory() -> (Self, MemoryCluster) {
-        let destination = Destination {
+    fn destination() -> Destination {
+        Destination {
             partitions: 2,
             max_batch_bytes: 100_000,
             is_compacted: false,
             max_timestamp_behind_ms: None,
             max_timestamp_ahead_ms: None,
-        };
+            max_age_ms: None,
+        }
+    }
+
+    fn in_memory() -> (Self, MemoryCluster) {
+        Self::in_memory_with(Self::destination())
+    }
+
+    fn in_memory_with(destination: Destination) -> (Self, MemoryCluster) {
         let cluster = MemoryCluster::new(2, Some(destination));
         (Self::at("memory", String::new(), 2), cluster)
     }

@@ -77,6 +77,8 @@ pub(crate) struct Sending<'a, S> {
     pub(crate) marked: &'a HashMap<(Arc<LogKey>, Offset), Reason>,
     pub(crate) now_ms: i64,
     pub(crate) places: Vec<Place>,
+    /// Records whose topic will not keep them, by topic.
+    pub(crate) aged: HashMap<TopicName, u64>,
     pub(crate) logs: HashMap<Arc<LogKey>, Stored>,
     pub(crate) morgue: Option<Arc<Destination>>,
 }
@@ -132,7 +134,8 @@ impl<S: LaneSink> Sending<'_, S> {
         let may_be_too_large = |destination: &Destination| {
             block.records.len() + dead_letter::OVERHEAD_BYTES > destination.max_batch_bytes
         };
-        let mut dead = 0;
+        let (mut dead, mut aged) = (0, 0);
+        let max_age_ms = route.target.as_ref().ok().and_then(|(to, _)| to.max_age_ms);
         let mut records = Records::new(&block.records, block.count);
         for record in &mut records {
             let record = record.map_err(|_| Failure::Malformed(index))?;
@@ -169,7 +172,12 @@ impl<S: LaneSink> Sending<'_, S> {
             if let Err(reason) = verdict {
                 self.bury(index, offset, &record, route, reason, item, marks)?;
                 dead += 1;
+            } else if is_beyond(max_age_ms, self.now_ms.saturating_sub(timestamp_ms)) {
+                aged += 1;
             }
+        }
+        if aged > 0 {
+            *self.aged.entry(route.topic.clone()).or_default() += aged;
         }
         records.finish().map_err(|_| Failure::Malformed(index))?;
         Ok(dead)
@@ -191,9 +199,6 @@ impl<S: LaneSink> Sending<'_, S> {
         if destination.is_compacted && record.key.is_none() {
             return Err(Reason::NoKey);
         }
-        let is_beyond = |limit: Option<u64>, by: i64| {
-            limit.is_some_and(|limit| u64::try_from(by).is_ok_and(|by| by > limit))
-        };
         let ahead = timestamp_ms.saturating_sub(self.now_ms);
         if is_beyond(destination.max_timestamp_ahead_ms, ahead)
             || is_beyond(destination.max_timestamp_behind_ms, ahead.saturating_neg())
@@ -311,4 +316,8 @@ impl<S: LaneSink> Sending<'_, S> {
         self.morgue = Some(destination.clone());
         Ok(destination)
     }
+}
+
+fn is_beyond(limit: Option<u64>, by: i64) -> bool {
+    limit.is_some_and(|limit| u64::try_from(by).is_ok_and(|by| by > limit))
 }

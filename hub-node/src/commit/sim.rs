@@ -130,6 +130,7 @@ impl World {
                 max_batch_bytes: 2_000,
                 is_compacted: false,
                 max_timestamp_behind_ms: None,
+                max_age_ms: None,
                 max_timestamp_ahead_ms: None,
             }),
         );

@@ -212,6 +212,7 @@ impl<S: LaneSink> Transactor<S> {
             marked: &self.marked,
             now_ms,
             places: Vec::new(),
+            aged: HashMap::new(),
             logs: transaction.logs.clone(),
             morgue: None,
         };
@@ -219,7 +220,7 @@ impl<S: LaneSink> Transactor<S> {
             let route = routes.get(&item.key).expect("each log has its route");
             sending.send(index, item, route)?;
         }
-        let (places, logs) = (sending.places, sending.logs);
+        let (places, aged, logs) = (sending.places, sending.aged, sending.logs);
         for (key, stored) in &logs {
             let key = checkpoint::checkpoint_key(key);
             let value = checkpoint::checkpoint_value(&key, stored, now_ms);
@@ -247,6 +248,10 @@ impl<S: LaneSink> Transactor<S> {
             SinkError::Abortable(text) => SinkError::Unknown(text),
             error @ (SinkError::Fenced | SinkError::Unknown(_) | SinkError::Refused(_)) => error,
         })?;
+        for (topic, records) in aged {
+            let counters = &self.counters;
+            counters.past_retention(topic.as_str(), records, now_ms);
+        }
         Ok((logs, end))
     }
 

@@ -333,7 +333,11 @@ impl Topics {
 /// A topic's limits; Kafka's defaults where the cluster does not tell.
 fn describe(resource: Option<&ConfigResource>, partitions: u32) -> Destination {
     let value = |name: &str| setting(resource?, name);
+    // -1, no limit, is no u64
     let limit = |name: &str| value(name)?.parse().ok().filter(|ms| *ms < i64::MAX as u64);
+    let deletes_by_own_time = value("cleanup.policy")
+        .is_some_and(|policy| policy.contains("delete"))
+        && value("message.timestamp.type").is_some_and(|kind| kind == "CreateTime");
     Destination {
         partitions,
         max_batch_bytes: value("max.message.bytes")
@@ -342,6 +346,11 @@ fn describe(resource: Option<&ConfigResource>, partitions: u32) -> Destination {
         is_compacted: value("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
         max_timestamp_behind_ms: limit("message.timestamp.before.max.ms"),
         max_timestamp_ahead_ms: limit("message.timestamp.after.max.ms"),
+        max_age_ms: if deletes_by_own_time {
+            limit("retention.ms")
+        } else {
+            None
+        },
     }
 }
 
