@@ -128,13 +128,15 @@ pub fn framed(frame: &[u8]) -> Vec<u8> {
     [&length.to_be_bytes()[..], frame].concat()
 }
 
-/// A record batch whose records part is `records`, already compressed with the codec of that number.
+/// A record batch of this moment whose records part is `records`, already compressed with the codec of that
+/// number. The broker's retention would delete older ones.
 #[must_use]
 pub fn batch(codec: u8, count: i32, records: &[u8]) -> Vec<u8> {
+    let timestamp_ms = shared::time::wall_ms().to_be_bytes();
     let mut body = Vec::new();
     body.extend(i16::from(codec).to_be_bytes());
     body.extend((count - 1).to_be_bytes());
-    body.extend([0; 16]);
+    body.extend([timestamp_ms, timestamp_ms].concat());
     body.extend((-1_i64).to_be_bytes());
     body.extend((-1_i16).to_be_bytes());
     body.extend((-1_i32).to_be_bytes());
