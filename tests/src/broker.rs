@@ -21,6 +21,7 @@ use crate::{paths, ports, wait};
 /// Start, stop and answer limits; generous, since the machine may be busy.
 const FORMAT_LIMIT: Duration = Duration::from_secs(60);
 const START_LIMIT: Duration = Duration::from_secs(90);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A broker. A local one can be killed, frozen and restarted on the same directory.
 #[derive(Debug)]
@@ -162,16 +163,9 @@ impl Broker {
                 bail!(ended);
             }
         }
-        wait::until_true("Kafka answers", limit, || self.answers())
-    }
-
-    fn answers(&self) -> bool {
-        let consumer: Result<BaseConsumer, _> = ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .create();
-        let metadata =
-            consumer.and_then(|consumer| consumer.fetch_metadata(None, Duration::from_secs(5)));
-        metadata.is_ok_and(|metadata| !metadata.brokers().is_empty())
+        wait::until_true("Kafka answers", limit, || {
+            answers(&self.bootstrap, ANSWER_LIMIT)
+        })
     }
 
     /// Creates a topic with settings, and waits until it is there.
@@ -206,6 +200,16 @@ impl Broker {
             act(&mut local.lock().expect("no holder panics"));
         }
     }
+}
+
+/// Whether a cluster answers a metadata request in time.
+#[must_use]
+pub fn answers(bootstrap: &str, limit: Duration) -> bool {
+    let consumer: Result<BaseConsumer, _> = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .create();
+    let metadata = consumer.and_then(|consumer| consumer.fetch_metadata(None, limit));
+    metadata.is_ok_and(|metadata| !metadata.brokers().is_empty())
 }
 
 /// A Java command with the Kafka jars.

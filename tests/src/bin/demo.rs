@@ -1,8 +1,8 @@
 //! `make demo`: the main job on one machine, with an outage and a kill in the middle.
 //!
 //! A hub with librdkafka's in-process mock cluster (or the cluster of `KAFKA_BOOTSTRAP`), one site, writers
-//! over Kafka and HTTP, and a relay between site and hub that can be cut. It ends with a table, and with
-//! an error when a record is missing or there twice.
+//! over Kafka and HTTP, and a relay between site and hub that can be cut. It ends with a table and a verdict:
+//! FAIL when a record is missing or there twice.
 
 use std::env;
 use std::io::{IsTerminal as _, Write as _, stdout};
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use system_tests::central::Reader;
 use system_tests::oracle::{self, Verdict};
 use system_tests::record::Shape;
@@ -18,31 +18,56 @@ use system_tests::settings::Settings;
 use system_tests::stage::Stage;
 use system_tests::wait;
 use system_tests::writer::{Acked, Ledger, Pace, Writer};
+use system_tests::{broker, hub};
 
 const ONLINE: Duration = Duration::from_secs(8);
 const OFFLINE: Duration = Duration::from_secs(15);
 const DEAD: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(120);
+/// How long a cluster of one's own may take to answer at all.
+const KAFKA_LIMIT: Duration = Duration::from_secs(8);
 const KAFKA_RATE: u32 = 2_000;
 const HTTP_RATE: u32 = 100;
 
+/// What the run came to.
+struct Outcome {
+    verdict: Verdict,
+    offline: Duration,
+}
+
 fn main() -> ExitCode {
     match run() {
-        Ok(verdict) if verdict.is_clean() => ExitCode::SUCCESS,
-        Ok(verdict) => {
-            say(&format!("\nFAILED: {verdict}"));
+        Ok(Outcome { verdict, offline }) if verdict.is_clean() => {
+            say(&format!(
+                "\nPASS: {} records, each exactly once, through a {:.0} s outage and a SIGKILL",
+                number(verdict.acked),
+                offline.as_secs_f64()
+            ));
+            ExitCode::SUCCESS
+        }
+        Ok(Outcome { verdict, .. }) => {
+            say(&format!("\nFAIL: {verdict}"));
             ExitCode::FAILURE
         }
         Err(error) => {
-            say(&format!("\nFAILED: {error:#}"));
+            say(&format!("\nFAIL: {error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn run() -> Result<Verdict> {
-    let mut stage = start()?;
+fn run() -> Result<Outcome> {
+    let real = env::var("KAFKA_BOOTSTRAP").ok();
+    let mut stage = start(real.as_deref())?;
     let topics = [stage.topic("readings"), stage.topic("webhooks")];
+    let outcome = play(&mut stage, &topics);
+    if let Some(bootstrap) = real {
+        tell_what_stays(&bootstrap, &stage.run, &topics);
+    }
+    outcome
+}
+
+fn play(stage: &mut Stage, topics: &[String; 2]) -> Result<Outcome> {
     let reader = stage.reader(&topics.each_ref().map(String::as_str))?;
     let pace = Pace {
         rate: KAFKA_RATE,
@@ -102,14 +127,20 @@ fn run() -> Result<Verdict> {
         ("time offline", seconds(offline)),
         ("time to catch up", seconds(catching_up)),
     ]);
-    Ok(verdict)
+    ensure!(verdict.acked > 0, "no record was accepted at the site");
+    Ok(Outcome { verdict, offline })
 }
 
-fn start() -> Result<Stage> {
-    let real = env::var("KAFKA_BOOTSTRAP").ok();
-    let bootstrap = real.clone().unwrap_or_else(|| "127.0.0.1:9".to_owned());
+fn start(real: Option<&str>) -> Result<Stage> {
+    if let Some(bootstrap) = real {
+        ensure!(
+            broker::answers(bootstrap, KAFKA_LIMIT),
+            "No Kafka answers at {bootstrap} (KAFKA_BOOTSTRAP)"
+        );
+    }
+    let bootstrap = real.unwrap_or("127.0.0.1:9");
     say("==> demo: certificates, hub and site");
-    let mut stage = Stage::prepare(&bootstrap, &Settings::default(), &Settings::default())?;
+    let mut stage = Stage::prepare(bootstrap, &Settings::default(), &Settings::default())?;
     if real.is_none() {
         stage.hub = stage.hub.with_args(&["--embedded-cluster"]);
     }
@@ -204,6 +235,25 @@ impl Screen<'_> {
     fn step(&self) -> Duration {
         Duration::from_millis(if stdout().is_terminal() { 200 } else { 2_000 })
     }
+}
+
+/// A cluster that is not ours keeps the records to look at, until somebody deletes them.
+fn tell_what_stays(bootstrap: &str, run: &str, topics: &[String; 2]) {
+    let left = [
+        topics[0].clone(),
+        topics[1].clone(),
+        hub::checkpoint_topic(run),
+        hub::dead_letter_topic(run),
+    ];
+    say("\nThese topics stay in your Kafka, as far as they were made:");
+    for topic in &left {
+        say(&format!("    {topic}"));
+    }
+    say("To delete them:");
+    say(&format!(
+        "    kafka-topics.sh --bootstrap-server {bootstrap} --delete --if-exists --topic '{}'",
+        left.join("|").replace('.', "\\.")
+    ));
 }
 
 fn table(rows: &[(&str, String)]) {
