@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs a cargo command with one line of progress. The first build compiles RocksDB and librdkafka,
-# which takes long; the objects that exist so far say how far it is.
+# which takes long; the objects that exist so far say how far it is. Cargo is verbose in the log, so that
+# crates which are built already count too.
 # usage: build.sh LABEL cargo ARGS...
 set -euo pipefail
 
@@ -24,19 +25,29 @@ bar() {
   ((filled > width)) && filled=$width
   printf '[%s%s]' "$(printf '%*s' "$filled" '' | tr ' ' '#')" "$(printf '%*s' $((width - filled)) '' | tr ' ' '.')"
 }
+units() { sed -nE 's/^ +(Fresh|Compiling|Checking) ([^ ]+ v[^ ]+).*/\2/p' "$log" | sort -u | wc -l; }
+doing() {
+  if [[ $(tail -n 1 "$log") == *'Blocking waiting for file lock'* ]]; then
+    echo 'waiting for another build'
+  else
+    sed -nE 's/^ +(Compiling|Checking) ([^ ]+) v.*/\2/p' "$log" | tail -n 1
+  fi
+}
 report() {
-  local crate_count object_count line
-  crate_count=$(grep -cE '^ +(Compiling|Checking) ' "$log" || true)
+  local crate_count object_count now line
+  crate_count=$(units)
   object_count=$(objects)
+  now=$(doing)
   line="    $label $(bar "$crate_count" "$crates") $crate_count of about $crates crates"
   ((object_count > 0)) && line+=", RocksDB $object_count/$rocksdb_objects"
   line+=", $(((SECONDS - started) / 60))m$(printf %02d $(((SECONDS - started) % 60)))s"
+  [[ -n $now ]] && line+=", $now"
   if [[ -t 1 ]]; then printf '\r\033[K%s' "$line"; else echo "$line"; fi
 }
 
 echo "==> $label: $*"
 : >"$log.start"
-"$@" </dev/null >"$log" 2>&1 &
+CARGO_TERM_VERBOSE=true "$@" </dev/null >"$log" 2>&1 &
 job=$!
 trap 'kill "$job" 2>/dev/null || true' INT TERM
 step=1
@@ -53,7 +64,7 @@ status=0
 wait "$job" || status=$?
 [[ -t 1 ]] && printf '\r\033[K'
 if ((status != 0)); then
-  grep -nE -A 20 '^error' "$log" | head -n 120 || tail -n 60 "$log"
+  grep -nE -A 20 '^error' "$log" | cut -c -300 | head -n 120 || tail -n 60 "$log"
   echo "==> $label: failed; the whole log is $log" >&2
   exit "$status"
 fi
