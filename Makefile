@@ -8,6 +8,11 @@ export PATH := /usr/lib/ccache:$(PATH)
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/kedge/target
 export KEDGE_CACHE ?= $(HOME)/.cache/kedge
 
+# Where `make install` puts what, and where it finds the two nodes.
+PREFIX ?= /usr
+DESTDIR ?=
+BIN_DIR ?= $(CARGO_TARGET_DIR)/release
+
 BUILD := deploy/setup/build.sh
 # The same selection of packages everywhere: another one unifies features anew and compiles twice.
 ALL := --workspace --all-targets --locked
@@ -33,6 +38,26 @@ setup-test: ## What the tests need besides: JDK, Kafka's jars, Python clients, t
 .PHONY: build
 build: setup ## Both nodes and all tests, development profile
 	@$(BUILD) build cargo build $(ALL)
+
+.PHONY: release
+release: setup ## Both nodes for installing, release profile
+	@$(BUILD) release cargo build --release --locked --workspace
+
+.PHONY: install
+install: ## Nodes, units, docs, example settings: PREFIX=/usr, DESTDIR=, BIN_DIR=; docs/deploy.md
+	@for node in edge-node hub-node; do \
+	  [[ -x "$(BIN_DIR)/$$node" ]] || { echo "$(BIN_DIR)/$$node: run 'make release', or give BIN_DIR=" >&2; exit 1; }; \
+	done
+	install -d $(addprefix "$(DESTDIR)$(PREFIX)"/,bin lib/systemd/system lib/sysusers.d share/doc/kedge/examples)
+	install -m 755 "$(BIN_DIR)/edge-node" "$(BIN_DIR)/hub-node" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 644 deploy/systemd/sysusers.conf "$(DESTDIR)$(PREFIX)/lib/sysusers.d/kedge.conf"
+	install -m 644 deploy/config/edge.toml deploy/config/hub.toml "$(DESTDIR)$(PREFIX)/share/doc/kedge/examples"
+	install -m 644 README.md CHANGELOG.md ARCHITECTURE.md LICENSE docs/*.md "$(DESTDIR)$(PREFIX)/share/doc/kedge"
+	for unit in edge-node hub-node; do \
+	  sed -E 's,/usr/(bin|share)/,$(PREFIX)/\1/,' "deploy/systemd/$$unit.service" \
+	    > "$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service"; \
+	  chmod 644 "$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service"; \
+	done
 
 .PHONY: demo
 demo: build ## The main job on one machine: no Kafka needed; KAFKA_BOOTSTRAP=host:port uses one
