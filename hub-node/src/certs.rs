@@ -1,7 +1,8 @@
 //! A small certificate authority for a first deployment: `hub-node certs init|issue`.
 //!
-//! One directory holds it all: `ca.pem` and `ca-key.pem`, `hub.pem` and `hub-key.pem`, and for each site
-//! `sites/<name>.pem` and `sites/<name>-key.pem`. Keys are P-256, readable by their owner only. Nothing
+//! One directory holds it all: `ca.pem` and `ca-key.pem`, `hub.pem` and `hub-key.pem`, for each further hub
+//! `hubs/<host>.pem` and `hubs/<host>-key.pem`, and for each site `sites/<name>.pem` and
+//! `sites/<name>-key.pem`. Keys are P-256, readable by their owner only. Nothing
 //! is ever overwritten. A larger installation uses its own authority: what certificates must carry is
 //! told in `shared::tls`.
 
@@ -73,11 +74,27 @@ impl Authority {
         self.write("ca", &certificate, &key)
     }
 
-    /// Makes a hub's certificate for the names and addresses that sites dial.
+    /// Makes the first hub's certificate for the names and addresses that sites dial.
     ///
     /// # Errors
     /// A bad name, no authority here, files there already, or the file system's.
     pub fn issue_hub(&self, hosts: &[String], validity: Span) -> anyhow::Result<Written> {
+        self.issue_host("hub", hosts, validity)
+    }
+
+    /// The same for another hub, in files of its first name.
+    ///
+    /// # Errors
+    /// As [`Self::issue_hub`].
+    pub fn issue_another_hub(&self, hosts: &[String], validity: Span) -> anyhow::Result<Written> {
+        let hubs = self.dir.join("hubs");
+        std::fs::create_dir_all(&hubs).with_context(|| format!("create {}", hubs.display()))?;
+        let first = hosts.first().map_or("", String::as_str);
+        // a name that could leave the directory is no host's, and is refused before files are written
+        self.issue_host(&format!("hubs/{first}"), hosts, validity)
+    }
+
+    fn issue_host(&self, file: &str, hosts: &[String], validity: Span) -> anyhow::Result<Written> {
         let mut names = Vec::with_capacity(hosts.len());
         for host in hosts {
             names.push(match host.parse::<IpAddr>() {
@@ -92,8 +109,12 @@ impl Authority {
         let Some(first) = hosts.first() else {
             bail!("a hub needs the name that sites dial")
         };
+        // rcgen takes any ASCII for a host name, and this one becomes a file's
+        if let Some(host) = hosts.iter().find(|host| host.contains(['/', '\\'])) {
+            bail!("`{host}` is no host name and no address");
+        }
         self.issue(
-            "hub",
+            file,
             first,
             names,
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -254,6 +275,35 @@ mod tests {
         let site = SiteId::new("shop-1").unwrap();
         authority.issue_site(&site, Span::days(1)).unwrap();
         assert!(authority.issue_site(&site, Span::days(1)).is_err());
+    }
+
+    #[test]
+    fn another_hub_is_issued_beside_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::at(dir.path());
+        authority.create(Span::days(10)).unwrap();
+        let hosts = |first: &str| vec![first.to_owned(), "192.0.2.2".to_owned()];
+        let valid = Span::days(1);
+        authority
+            .issue_hub(&hosts("hub.example.com"), valid)
+            .unwrap();
+        let other = hosts("hub2.example.com");
+        let written = authority.issue_another_hub(&other, valid).unwrap();
+        assert_eq!(
+            written.certificate,
+            dir.path().join("hubs/hub2.example.com.pem")
+        );
+        assert_eq!(
+            written.key,
+            dir.path().join("hubs/hub2.example.com-key.pem")
+        );
+        ServerTls::load(files(&authority, &written)).unwrap();
+        let error = authority.issue_another_hub(&other, valid).unwrap_err();
+        assert!(error.to_string().contains("exists"), "{error}");
+        authority
+            .issue_another_hub(&hosts("../escape"), valid)
+            .unwrap_err();
+        assert!(!dir.path().join("escape.pem").exists());
     }
 
     #[test]

@@ -218,8 +218,16 @@ fn init(args: &InitArgs) -> anyhow::Result<Outcome> {
 fn issue(args: &IssueArgs) -> anyhow::Result<Outcome> {
     let authority = Authority::at(&args.dir);
     if !args.hosts.is_empty() {
-        let hub = authority.issue_hub(&args.hosts, args.valid)?;
+        let hub = authority.issue_another_hub(&args.hosts, args.valid)?;
         print_written(&format!("hub {}", args.hosts.join(", ")), &hub);
+        println!();
+        println!("Next, on that hub:");
+        println!("  {} as /etc/kedge/hub.pem", hub.certificate.display());
+        println!("  {} as /etc/kedge/hub-key.pem", hub.key.display());
+        println!(
+            "  {} as /etc/kedge/ca.pem",
+            authority.certificate().display()
+        );
         return Ok(Outcome::Fine);
     }
     for site in &args.sites {
