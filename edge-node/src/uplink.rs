@@ -12,16 +12,18 @@
 mod batcher;
 mod connect;
 mod driver;
+mod reasons;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use shared::link::Close;
 use shared::retry::{Retry, RetryConfig};
 use shared::wire::Code;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use connect::ConnectError;
 pub use worker::StartError;
@@ -32,6 +34,7 @@ use crate::status::UplinkStatus;
 use crate::store::{Store, StoreError};
 use connect::Connector;
 use driver::Ended;
+use reasons::{Reason, Reasons};
 use worker::{Worker, WorkerConfig};
 
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
@@ -170,6 +173,7 @@ pub struct Uplink {
     store: Arc<dyn Store>,
     stats: Arc<UplinkStats>,
     retry: Retry,
+    reasons: Reasons,
 }
 
 impl Uplink {
@@ -192,6 +196,7 @@ impl Uplink {
             worker: Worker::start(Arc::clone(store), worker_config)?,
             store: Arc::clone(store),
             stats: Arc::clone(stats),
+            reasons: Reasons::default(),
             retry: Retry::new(RetryConfig {
                 min: config.backoff_min.duration(),
                 max: config.backoff_max.duration(),
@@ -223,15 +228,12 @@ impl Uplink {
 
     /// One connection and its session; the hub's wish when to come back, if it had one.
     async fn attempt(&mut self, stop: &CancellationToken) -> Option<Duration> {
-        self.stats.dialling(self.connector.hub().to_string());
+        let hub = self.connector.hub().to_string();
+        self.stats.dialling(hub.clone());
         let connection = match self.connector.dial().await {
             Ok(connection) => connection,
             Err(error) => {
-                self.stats.closed(&error.to_string());
-                // being offline is normal: told once, not at every attempt
-                if self.retry.attempts() == 0 {
-                    info!(%error, "Hub not reached");
-                }
+                self.not_open(&hub, error.to_string(), error.is_refusal());
                 return None;
             }
         };
@@ -244,25 +246,45 @@ impl Uplink {
             stop,
         );
         match session.await {
-            Ok(ended) => self.after(ended, since.elapsed()),
+            Ok(ended) => self.after(&hub, ended, since.elapsed()),
             Err(error) => {
-                self.stats.closed(&error.to_string());
+                let close = driver::close_of(&error);
+                let is_refusal = error != quinn::ConnectionError::TimedOut;
+                self.not_open(&hub, in_words(&close), is_refusal);
                 self.connector.next_hub();
-                info!(%error, "Connection lost before a session");
                 None
             }
         }
     }
 
-    fn after(&mut self, ended: Ended, lasted: Duration) -> Option<Duration> {
+    /// Tells why there is no session: once, not at every attempt.
+    fn not_open(&mut self, hub: &str, text: String, is_refusal: bool) {
+        let reason = Reason { text, is_refusal };
+        let text = reason.text.clone();
+        let is_news = self.reasons.note(hub, reason);
+        self.stats
+            .closed(&self.reasons.shown(hub).unwrap_or_default());
+        match (is_news, is_refusal) {
+            (true, true) => warn!(hub, reason = text, "Connection refused"),
+            // being offline is normal
+            (true, false) => info!(hub, reason = text, "Hub not reached"),
+            (false, _) => debug!(hub, reason = text, "Still no session"),
+        }
+    }
+
+    fn after(&mut self, hub: &str, ended: Ended, lasted: Duration) -> Option<Duration> {
         let Ended {
             close,
             was_open,
             needs_incarnation,
         } = ended;
-        self.stats
-            .closed(&format!("{:?}: {}", close.code, close.text));
-        info!(code = ?close.code, by_peer = close.by_peer, text = close.text, "Uplink closed");
+        if was_open {
+            self.reasons.clear();
+            self.stats.closed(&in_words(&close));
+            info!(code = ?close.code, by_peer = close.by_peer, text = close.text, "Uplink closed");
+        } else {
+            self.not_open(hub, in_words(&close), close.by_peer);
+        }
         // A hub that turns a session away as soon as it is open must not be asked again in a loop.
         if was_open && (!close.by_peer || lasted > STEADY) {
             self.retry.reset();
@@ -288,6 +310,24 @@ impl Uplink {
             }
             Err(error) => warn!(%error, "New incarnation could not be written"),
         }
+    }
+}
+
+/// The hub's own words, or what this end saw.
+fn in_words(close: &Close) -> String {
+    match close.code {
+        Code::Timeout => close.text.clone(),
+        Code::NotAllowed => format!("the hub refuses this site: {}", close.text),
+        Code::Version
+        | Code::Busy
+        | Code::NotOwner
+        | Code::Superseded
+        | Code::BadFrame
+        | Code::Limit
+        | Code::Stopping
+        | Code::Internal
+        | Code::HistoryMismatch
+        | Code::Other(_) => format!("{:?}: {}", close.code, close.text),
     }
 }
 

@@ -51,12 +51,29 @@ pub enum ConnectError {
         address: SocketAddr,
         error: quinn::ConnectError,
     },
-    /// No answer, or a refusal.
+    /// No answer from this address.
     #[error("connect to {address}: {text}")]
-    Handshake { address: SocketAddr, text: String },
+    NoAnswer { address: SocketAddr, text: String },
+    /// One end refused the other.
+    #[error("connect to {address}: {text}")]
+    Refused { address: SocketAddr, text: String },
     /// No answer in time.
     #[error("connect to `{host}`: no answer within {limit:?}")]
     Timeout { host: String, limit: Duration },
+}
+
+impl ConnectError {
+    /// Somebody said no: a person must look, other than when a site is offline.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Tls(_) | Self::Refused { .. } => true,
+            Self::Socket(_)
+            | Self::Resolve { .. }
+            | Self::Start { .. }
+            | Self::NoAnswer { .. }
+            | Self::Timeout { .. } => false,
+        }
+    }
 }
 
 /// Dials the configured hubs in turn.
@@ -152,7 +169,11 @@ impl Connector {
             .map_err(|error| ConnectError::Start { address, error })?;
         connecting.await.map_err(|error| {
             let text = shared::tls::explain(&error, Peer::Hub, shared::time::wall_ms());
-            ConnectError::Handshake { address, text }
+            if error == quinn::ConnectionError::TimedOut {
+                ConnectError::NoAnswer { address, text }
+            } else {
+                ConnectError::Refused { address, text }
+            }
         })
     }
 

@@ -9,10 +9,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 use shared::batch::supported_codecs;
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput};
+use shared::tls::Peer;
 use shared::wire::{Code, Handle, LogRange};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -33,6 +34,8 @@ const MAX_READS: usize = 4;
 const STREAM_BYTES: u32 = 256 << 10;
 /// From hello to welcome; the hub may be waiting for a lane to start.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A stream may see its end a moment before the connection tells why.
+const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a goodbye may take to reach the hub.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -54,7 +57,7 @@ pub(super) async fn run(
     worker: Worker,
     stats: Arc<UplinkStats>,
     stop: &CancellationToken,
-) -> Result<Ended, quinn::ConnectionError> {
+) -> Result<Ended, ConnectionError> {
     let (send, recv) = connection.open_bi().await?;
     // acknowledgements and keep-alives go before any data
     let _closed = send.set_priority(i32::MAX);
@@ -134,7 +137,7 @@ impl Session {
                 read = recv.read(&mut buffer) => match read {
                     Ok(Some(len)) => self.sender.handle_control(&buffer[..len], self.now()),
                     Ok(None) => self.sender.close(Code::BadFrame, None, "control stream ended"),
-                    Err(error) => break lost(&error.to_string()),
+                    Err(error) => break lost(self.connection.closed(), &error.to_string()).await,
                 },
                 Some(_finished) = self.tasks.join_next() => {}
                 changed = changes.changed() => match changed {
@@ -142,7 +145,7 @@ impl Session {
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
-                error = self.connection.closed() => break lost(&error.to_string()),
+                error = self.connection.closed() => break close_of(&error),
                 () = stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
@@ -345,12 +348,56 @@ impl Session {
     }
 }
 
-fn lost(text: &str) -> Close {
+/// The end of a session whose connection is gone, or of which a stream said so. Streams see no more than
+/// that it was lost; the connection knows why.
+async fn lost(closed: impl Future<Output = ConnectionError>, seen: &str) -> Close {
+    match tokio::time::timeout(REASON_TIMEOUT, closed).await {
+        Ok(error) => close_of(&error),
+        Err(_elapsed) => timed_out(seen.to_owned()),
+    }
+}
+
+/// What the end of a connection means for the session.
+pub(super) fn close_of(error: &ConnectionError) -> Close {
+    match error {
+        // the hub's goodbye, which came before the frame on the control stream was read
+        ConnectionError::ApplicationClosed(closed) => Close {
+            code: u8::try_from(closed.error_code.into_inner())
+                .map_or(Code::Internal, Code::from_u8),
+            by_peer: true,
+            retry_after: None,
+            text: printable(&closed.reason),
+        },
+        // a hub looks at a site's certificate when the site takes the handshake for done
+        ConnectionError::ConnectionClosed(_) => Close {
+            by_peer: true,
+            ..timed_out(explained(error))
+        },
+        ConnectionError::VersionMismatch
+        | ConnectionError::TransportError(_)
+        | ConnectionError::Reset
+        | ConnectionError::TimedOut
+        | ConnectionError::LocallyClosed
+        | ConnectionError::CidsExhausted => timed_out(explained(error)),
+    }
+}
+
+fn explained(error: &ConnectionError) -> String {
+    shared::tls::explain(error, Peer::Hub, shared::time::wall_ms())
+}
+
+/// What the other end sends is shown, within bounds and without line breaks.
+fn printable(reason: &[u8]) -> String {
+    let text = String::from_utf8_lossy(reason);
+    text.chars().filter(|c| !c.is_control()).take(256).collect()
+}
+
+fn timed_out(text: String) -> Close {
     Close {
         code: Code::Timeout,
         by_peer: false,
         retry_after: None,
-        text: text.to_owned(),
+        text,
     }
 }
 
@@ -383,9 +430,49 @@ async fn write_data(connection: &Connection, stream: DataStream) -> Result<(), W
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
     #[error(transparent)]
-    Connection(#[from] quinn::ConnectionError),
+    Connection(#[from] ConnectionError),
     #[error(transparent)]
     Write(#[from] quinn::WriteError),
     #[error(transparent)]
     Closed(#[from] quinn::ClosedStream),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_connections_reason_wins_over_what_a_stream_saw() {
+        let refusal = "site `shop-2` is not on the allow list";
+        let error = ConnectionError::ApplicationClosed(quinn::ApplicationClose {
+            error_code: VarInt::from_u32(Code::NotAllowed.to_u8().into()),
+            reason: Bytes::from_static(refusal.as_bytes()),
+        });
+        let close = lost(async { error }, "connection lost").await;
+        assert_eq!(close.code, Code::NotAllowed);
+        assert!(close.by_peer);
+        assert_eq!(close.text, refusal);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_alone_is_told_as_seen() {
+        let close = lost(std::future::pending(), "stream reset").await;
+        assert_eq!(
+            (close.code, close.text.as_str()),
+            (Code::Timeout, "stream reset")
+        );
+    }
+
+    #[tokio::test]
+    async fn an_alert_is_told_in_words() {
+        let error = ConnectionError::ConnectionClosed(quinn::ConnectionClose {
+            // RFC 9001, section 4.8: 0x100 plus the alert, here unknown_ca
+            error_code: quinn::TransportErrorCode::crypto(48),
+            frame_type: None,
+            reason: Bytes::new(),
+        });
+        let close = lost(async { error }, "connection lost").await;
+        let told = "comes from an authority that the hub does not know";
+        assert!(close.text.contains(told), "{close:?}");
+    }
 }
