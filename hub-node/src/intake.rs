@@ -7,6 +7,7 @@
 
 mod budget;
 mod endpoint;
+mod quiet;
 mod session;
 
 use std::sync::atomic::{AtomicU64, Ordering};

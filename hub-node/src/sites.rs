@@ -32,8 +32,8 @@ pub struct Register {
 }
 
 impl Register {
-    /// A session of the site opened.
-    pub fn connected(&self, site: &SiteId, incarnation: Incarnation, wall_ms: i64) {
+    /// A session of the site opened. True when the site names another incarnation than before.
+    pub fn connected(&self, site: &SiteId, incarnation: Incarnation, wall_ms: i64) -> bool {
         let mut sites = self.lock();
         if !sites.contains_key(site.as_str()) && sites.len() >= MAX_KNOWN_SITES {
             forget_oldest(&mut sites);
@@ -47,10 +47,12 @@ impl Register {
         });
         status.sessions += 1;
         status.changed_ms = wall_ms;
-        if status.incarnation != text {
+        let is_other = status.incarnation != text;
+        if is_other {
             status.incarnation = text;
             status.incarnation_changes += 1;
         }
+        is_other
     }
 
     /// A session of the site ended.

@@ -1,17 +1,19 @@
 //! Accepts connections and starts a session for each.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{Endpoint, Incoming, VarInt};
+use quinn::{ConnectionError, Endpoint, Incoming, VarInt};
 use shared::ids::SiteId;
+use shared::tls::Peer;
 use shared::wire::Code;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::quiet::{Quiet, Takeovers};
 use super::session::{self, SessionContext};
 use super::{Budget, IntakeStats};
 use crate::commit::{LaneRouter, SessionId};
@@ -51,6 +53,10 @@ pub struct Intake {
     pub(super) stats: Arc<IntakeStats>,
     pub(super) budget: Arc<Budget>,
     next_session: AtomicU64,
+    /// Refusals that were logged lately, by address and reason.
+    told_refusals: Mutex<Quiet<(IpAddr, String)>>,
+    takeovers: Mutex<Takeovers<SiteId>>,
+    told_takeovers: Mutex<Quiet<SiteId>>,
 }
 
 impl Intake {
@@ -70,6 +76,9 @@ impl Intake {
             stats,
             budget,
             next_session: AtomicU64::new(1),
+            told_refusals: Mutex::default(),
+            takeovers: Mutex::default(),
+            told_takeovers: Mutex::default(),
         }
     }
 
@@ -133,9 +142,7 @@ impl Intake {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
                 IntakeStats::add(&self.stats.refused, 1);
-                // an open port sees many who only try
-                debug!(%remote, %error, "Handshake failed");
-                return;
+                return self.tell_failed(remote, &error);
             }
             Err(_elapsed) => return IntakeStats::add(&self.stats.refused, 1),
         };
@@ -147,9 +154,9 @@ impl Intake {
             }
             Ok(site) => {
                 let text = format!("site `{site}` is not on the allow list");
-                self.turn_away(&connection, Code::NotAllowed, &text);
+                self.turn_away(&connection, &text);
             }
-            Err(error) => self.turn_away(&connection, Code::NotAllowed, &error.to_string()),
+            Err(error) => self.turn_away(&connection, &error.to_string()),
         }
     }
 
@@ -169,10 +176,56 @@ impl Intake {
         }
     }
 
-    fn turn_away(&self, connection: &quinn::Connection, code: Code, text: &str) {
+    fn turn_away(&self, connection: &quinn::Connection, text: &str) {
         IntakeStats::add(&self.stats.refused, 1);
-        warn!(text, "Connection refused");
-        connection.close(VarInt::from_u32(code.to_u8().into()), text.as_bytes());
+        let remote = connection.remote_address();
+        if self.may_tell(remote, text) {
+            warn!(%remote, text, "Connection refused");
+        }
+        let code = Code::NotAllowed.to_u8();
+        connection.close(VarInt::from_u32(code.into()), text.as_bytes());
+    }
+
+    /// One end refused the other's certificate. An open port sees many who only try: they are not told.
+    fn tell_failed(&self, remote: SocketAddr, error: &ConnectionError) {
+        let refusal = matches!(
+            error,
+            ConnectionError::TransportError(_) | ConnectionError::ConnectionClosed(_)
+        );
+        // the clock's reading makes no other reason
+        if !refusal || !self.may_tell(remote, &error.to_string()) {
+            debug!(%remote, %error, "Handshake failed");
+            return;
+        }
+        let reason = shared::tls::explain(error, Peer::Site, shared::time::wall_ms());
+        warn!(%remote, reason, "Handshake failed");
+    }
+
+    fn may_tell(&self, remote: SocketAddr, reason: &str) -> bool {
+        let mut told = self
+            .told_refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        told.may_tell((remote.ip(), reason.to_owned()), shared::time::now())
+    }
+
+    /// A site came with another incarnation than before.
+    pub(super) fn took_over(&self, site: &SiteId) {
+        let now = shared::time::now();
+        let is_often = {
+            let mut takeovers = self
+                .takeovers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            takeovers.note(site.clone(), now)
+        };
+        let mut told = self
+            .told_takeovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if is_often && told.may_tell(site.clone(), now) {
+            warn!(%site, "Two machines seem to use the certificate of this site");
+        }
     }
 }
 

@@ -236,7 +236,9 @@ impl Session<'_> {
 
     fn register(&mut self, incarnation: Incarnation) {
         let register = &self.context.intake.register;
-        register.connected(self.context.site, incarnation, shared::time::wall_ms());
+        if register.connected(self.context.site, incarnation, shared::time::wall_ms()) {
+            self.context.intake.took_over(self.context.site);
+        }
         self.is_registered = true;
     }
 
