@@ -65,6 +65,8 @@ pub(crate) struct Driver<S> {
     fenced_at: Option<Instant>,
     slow_at: Option<Instant>,
     step_began: Instant,
+    /// The first of the failures since the last commit.
+    failing_since: Option<Instant>,
     stop_at: Option<Instant>,
 
     sessions: HashMap<SessionId, mpsc::Sender<LaneEvent>>,
@@ -106,6 +108,7 @@ impl<S: LaneSink> Driver<S> {
             fenced_at: None,
             slow_at: None,
             step_began: Instant::now(),
+            failing_since: None,
             stop_at: None,
             sessions: HashMap::new(),
             attaching: HashMap::new(),
@@ -126,7 +129,7 @@ impl<S: LaneSink> Driver<S> {
                 () = at(self.retry_at) => self.retry_at = None,
                 () = at(self.slow_at) => {
                     self.slow_at = None;
-                    self.health.set(false);
+                    self.slow();
                 }
                 () = at(self.stop_at) => self.stop_at = Some(Instant::now()),
                 count = self.requests.recv_many(&mut requests, REQUESTS_AT_ONCE),
@@ -261,7 +264,7 @@ impl<S: LaneSink> Driver<S> {
             .take()
             .expect("it is here while no step is under way");
         self.step_began = Instant::now();
-        self.slow_at = Some(self.step_began + SLOW_STEP);
+        self.slow_at = Some(self.failing_since.unwrap_or(self.step_began) + SLOW_STEP);
         self.step = Some(tokio::task::spawn_blocking(move || {
             let done = match work {
                 Work::Acquire => Done::Acquired(transactor.acquire(wall_ms())),
@@ -291,11 +294,24 @@ impl<S: LaneSink> Driver<S> {
         let took = self.step_began.elapsed();
         info!(logs = restored.logs.len(), ?took, "Lane acquired");
         self.counters.acquired.fetch_add(1, Ordering::Relaxed);
-        self.health.set(true);
+        // a lane that is acquired again and again but commits nothing is not well
+        if self.machine.is_drained() {
+            self.failing_since = None;
+        }
+        if self.failing_since.is_none() {
+            self.health.set(true);
+        }
         let moved = self
             .machine
             .handle_acquired(restored.logs, restored.damaged);
         self.counters.moved(&moved);
+    }
+
+    fn slow(&mut self) {
+        if self.health.set(false) {
+            let since = self.failing_since.unwrap_or(self.step_began);
+            error!(took = ?since.elapsed(), "Lane does not get on; trying on");
+        }
     }
 
     fn failed(&mut self, error: &SinkError) {
@@ -314,10 +330,12 @@ impl<S: LaneSink> Driver<S> {
         match &outcome {
             Outcome::Committed { .. } => {
                 self.retry.reset();
+                self.failing_since = None;
                 self.health.set(true);
             }
             Outcome::Unknown => {
                 self.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
+                self.failing_since.get_or_insert(self.step_began);
                 self.retry_at = Some(Instant::now() + self.retry.next());
             }
             Outcome::Malformed(sessions) => {

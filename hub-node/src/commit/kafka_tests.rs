@@ -289,6 +289,54 @@ async fn unknown_topics_are_dead_letters_where_none_are_created() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_compacted_dead_letter_topic_holds_its_lane_and_is_told() {
+    let (world, cluster) = World::in_memory_with(Destination {
+        is_compacted: true,
+        ..World::destination()
+    });
+    let hub = world.hub_on(&cluster).await;
+    let site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("t", 0);
+    site.deliver(&log, 0, 1, &[(None, Some(b"no key"), &[])])
+        .await;
+    let mut troubled = hub.lanes.troubled();
+    let told = troubled.wait_for(|count| *count == 1);
+    tokio::time::timeout(LIMIT, told).await.unwrap().unwrap();
+    assert!(hub.lanes.counters().rebuilds.load(Ordering::Relaxed) > 0);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_topic_that_is_gone_is_told_and_does_not_come_back_by_itself() {
+    let Some(world) = World::new("gone") else {
+        return;
+    };
+    let hub = world.hub().await;
+    let mut site = Site::attach(&hub, "shop-1").await.unwrap();
+    let log = world.log("t", 0);
+    let record: [Sent<'_>; 1] = [(None, Some(b"x"), &[])];
+    site.deliver(&log, 0, 1, &record).await;
+    site.committed(&log, 1).await;
+    let admin: AdminClient<DefaultClientContext> = world.client().create().unwrap();
+    let topic = world.config.checkpoint_topic.as_str();
+    let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await;
+    deleted.unwrap().remove(0).unwrap();
+    site.deliver(&log, 1, 2, &record).await;
+    let mut troubled = hub.lanes.troubled();
+    let told = troubled.wait_for(|count| *count == 1);
+    tokio::time::timeout(2 * LIMIT, told)
+        .await
+        .unwrap()
+        .unwrap();
+    let mut config = world.client();
+    config.set("allow.auto.create.topics", "false");
+    let reader: BaseConsumer = config.set("group.id", "looks").create().unwrap();
+    let all = reader.fetch_metadata(None, LIMIT).unwrap();
+    assert!(all.topics().iter().all(|found| found.name() != topic));
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_zombie_hub_is_fenced_and_writes_nothing_visible() {
     let Some(mut world) = World::new("zombie") else {
         return;

@@ -313,6 +313,11 @@ impl<S: LaneSink> Sending<'_, S> {
                 DestinationError::Unavailable(_) => SinkError::Unknown(text),
             })
         })?;
+        if destination.is_compacted {
+            // it would refuse a letter without a key, and delete all but the last of those with one
+            let text = format!("dead-letter topic `{topic}`: it must not be compacted");
+            return Err(Failure::Sink(SinkError::Refused(text)));
+        }
         self.morgue = Some(destination.clone());
         Ok(destination)
     }

@@ -128,6 +128,7 @@ impl LaneSink for KafkaLane {
         self.initialise()?;
         // from here on whatever fails, the next attempt begins with another producer
         self.is_initialised = true;
+        self.topics.verify_checkpoints()?;
         self.begin()?;
         self.store(claim.0, claim.1)?;
         let refusals = self.settle()?;

@@ -108,6 +108,8 @@ impl Clients {
             ("transaction.timeout.ms", millis(self.transaction_timeout)),
             ("message.timeout.ms", millis(self.delivery_timeout)),
             ("enable.idempotence", "true".to_owned()),
+            // a checkpoint topic that somebody deleted must not come back with the broker's defaults
+            ("allow.auto.create.topics", "false".to_owned()),
         ];
         let mut config = self.config(&defaults);
         for (key, value) in fixed {

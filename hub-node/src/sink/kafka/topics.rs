@@ -87,6 +87,16 @@ impl Topics {
 
     /// Finds or creates the checkpoint topic; its number of partitions.
     pub(super) fn prepare_checkpoints(&self) -> Result<u32, SinkError> {
+        self.check_checkpoints(true)
+    }
+
+    /// Whether the checkpoint topic is still what it was when the hub started. One that is gone is not
+    /// made anew behind the administrator's back.
+    pub(super) fn verify_checkpoints(&self) -> Result<(), SinkError> {
+        self.check_checkpoints(false).map(|_| ())
+    }
+
+    fn check_checkpoints(&self, creates: bool) -> Result<u32, SinkError> {
         let topic = &self.checkpoint_topic;
         let unknown = |error: DestinationError| SinkError::Unknown(error.to_string());
         let refused =
@@ -94,6 +104,11 @@ impl Topics {
         let partitions = match self.presence(&self.admin, topic).map_err(unknown)? {
             Presence::Partitions(count) => count,
             Presence::Refused(reason) => return Err(refused(reason.code().to_owned())),
+            Presence::Absent if !creates => {
+                let text =
+                    "it is gone; bring it back, or start the hub again to begin with an empty one";
+                return Err(refused(text.to_owned()));
+            }
             Presence::Absent => {
                 let created = self.create(topic, Some(self.lanes), &checkpoint_topic_config());
                 match created.map_err(unknown)? {
@@ -116,6 +131,7 @@ impl Topics {
                 )));
             }
             Some(_) => {}
+            None if !creates => {}
             None => warn!(
                 topic,
                 "The cluster does not tell whether the checkpoint topic is compacted"
