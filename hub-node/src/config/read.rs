@@ -123,7 +123,8 @@ fn listen(mut section: Section) -> ListenConfig {
     let idle = Span::secs(3)..=Span::minutes(30);
     let window = ByteSize::kib(64)..=ByteSize::mib(256);
     let memory = ByteSize::mib(16)..=ByteSize::gib(256);
-    let batch = ByteSize::kib(64)..=ByteSize::mib(64);
+    // every batch that a site takes in must fit
+    let batch = ByteSize::mib(4)..=ByteSize::mib(64);
     let config = ListenConfig {
         address: section.parsed(
             "address",

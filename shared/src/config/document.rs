@@ -35,7 +35,11 @@ impl Document {
     /// [`ConfigError::Read`] and [`ConfigError::Syntax`].
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let env = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
+            // what is no text is shown, and refused where the key is read
+            Some((
+                name.into_string().ok()?,
+                value.to_string_lossy().into_owned(),
+            ))
         });
         let Some(file) = file else {
             return Self::parse("", "the environment", env);
