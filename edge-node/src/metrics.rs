@@ -99,10 +99,11 @@ fn write_ledger(scrape: &mut Scrape<'_>, topics: &[(String, Ledger)]) -> fmt::Re
         "Logical bytes of the queued records",
         gauge(|ledger| ledger.queued_bytes),
     )?;
-    scrape.counter(
+    // Gauges: what was taken for lost and is found at the hub later is taken out again.
+    scrape.gauge(
         "records_expired",
         "Records that aged out before they were sent",
-        count(|ledger| ledger.expired),
+        gauge(|ledger| ledger.expired),
     )?;
     let reasons: [(&str, fn(&Ledger) -> u64); 3] = [
         ("oldest", |ledger| ledger.dropped_oldest),
@@ -113,11 +114,11 @@ fn write_ledger(scrape: &mut Scrape<'_>, topics: &[(String, Ledger)]) -> fmt::Re
         topics.iter().map(move |(name, ledger)| {
             (
                 vec![("topic", name.clone()), ("reason", (*reason).to_owned())],
-                read(ledger),
+                level(read(ledger)),
             )
         })
     });
-    scrape.counter(
+    scrape.gauge(
         "records_dropped",
         "Records dropped before they were sent, by reason",
         dropped,
@@ -334,10 +335,10 @@ mod tests {
             "kedge_edge_records_accepted_total{topic=\"a\"} 15",
             "kedge_edge_records_committed_total{topic=\"a\"} 1",
             "kedge_edge_records_queued{topic=\"a\"} 2.0",
-            "kedge_edge_records_expired_total{topic=\"a\"} 3",
-            "kedge_edge_records_dropped_total{topic=\"a\",reason=\"oldest\"} 4",
-            "kedge_edge_records_dropped_total{topic=\"a\",reason=\"newest\"} 5",
-            "kedge_edge_records_dropped_total{topic=\"a\",reason=\"damaged\"} 0",
+            "kedge_edge_records_expired{topic=\"a\"} 3.0",
+            "kedge_edge_records_dropped{topic=\"a\",reason=\"oldest\"} 4.0",
+            "kedge_edge_records_dropped{topic=\"a\",reason=\"newest\"} 5.0",
+            "kedge_edge_records_dropped{topic=\"a\",reason=\"damaged\"} 0.0",
             "kedge_edge_connections_open{protocol=\"kafka\"} 3.0",
             "kedge_edge_ready 1.0",
             "kedge_edge_ledger_unbalanced_topics 0.0",

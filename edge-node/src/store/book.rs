@@ -82,7 +82,7 @@ impl Book {
         }
     }
 
-    /// A reader has seen the gaps that begin at these offsets.
+    /// A reader has seen the gaps that hold these offsets, from there on.
     pub(super) fn tell_gaps(&mut self, id: PartitionId, offsets: &[Offset]) {
         if let Some(p) = self.partitions.get_mut(&id) {
             p.tell_gaps(offsets.iter().copied());

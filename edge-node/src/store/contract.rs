@@ -77,6 +77,7 @@ promises! {
     a_full_topic_drops_its_oldest_and_leaves_a_gap
     a_full_topic_drops_the_newest_and_leaves_a_gap
     a_gap_that_was_read_grows_no_more
+    records_that_were_sent_before_they_were_dropped_count_as_committed
     acknowledged_records_go_first
     the_quota_counts_all_topics
     old_records_expire_and_unsent_ones_leave_a_gap
@@ -351,6 +352,32 @@ fn a_gap_that_was_read_grows_no_more(make: Make) {
     assert_eq!(offsets(&s.read(p, 2, usize::MAX).unwrap()), [2, 3, 9]);
     s.acknowledge(p, 9).unwrap();
     assert_eq!(s.range(p).unwrap().acked, 9);
+    check(s);
+}
+
+/// The hub was slow to commit, and meanwhile the site took what it had sent for lost.
+fn records_that_were_sent_before_they_were_dropped_count_as_committed(make: Make) {
+    let site = make(&config());
+    let s = &*site.store;
+    let p = topic(s, "a", limited(OnFull::DropOldest, 5 * len_of(10)));
+    for _ in 0..5 {
+        append(s, p, &batch(1, 10)).unwrap();
+    }
+    let sent = s.read(p, 0, usize::MAX).unwrap();
+    assert_eq!(offsets(&sent), [0, 1, 2, 3, 4]);
+    for _ in 0..9 {
+        append(s, p, &batch(1, 10)).unwrap();
+    }
+    let left = ledger(s, "a");
+    let lost = left.dropped_oldest;
+    assert!(left.committed == 0 && lost > 5, "{left:?}");
+    let rest = s.read(p, 5, usize::MAX).unwrap();
+    assert!(matches!(rest[0], Item::Gap { from: 0, to, .. } if to == lost));
+    s.acknowledge(p, 5).unwrap();
+    s.acknowledge(p, 14).unwrap();
+    let left = ledger(s, "a");
+    assert_eq!((left.accepted, left.dropped_oldest), (14, lost - 5));
+    assert_eq!((left.committed, left.queued), (14 - (lost - 5), 0));
     check(s);
 }
 

@@ -184,6 +184,29 @@ fn a_producer_goes_on_after_the_log_lost_its_last_batches() {
     check(&*t);
 }
 
+/// The records had been sent: the hub acknowledges what this start could not find.
+#[test]
+fn damage_that_the_hub_turns_out_to_hold_is_no_loss() {
+    let dir = tempdir();
+    let (s, _) = open(dir.path());
+    let p = topic(&*s, "a", rules());
+    for _ in 0..6 {
+        append(&*s, p, &batch(1, 300)).unwrap();
+    }
+    let copy = killed(dir.path());
+    let wal = only(copy.path(), ".log");
+    let len = fs::metadata(&wal).unwrap().len();
+    let file = fs::File::options().write(true).open(&wal).unwrap();
+    file.set_len(len - 1_000).unwrap();
+    let (t, report) = open(copy.path());
+    let lost = ledger(&*t, "a").damaged;
+    assert!(lost > 0, "{report:?}");
+    t.acknowledge(p, 6).unwrap();
+    let after = ledger(&*t, "a");
+    assert_eq!((after.committed, after.damaged), (6, 0));
+    check(&*t);
+}
+
 #[test]
 fn without_the_ends_file_a_lost_tail_would_be_silent() {
     let dir = tempdir();

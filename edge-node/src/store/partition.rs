@@ -37,9 +37,32 @@ pub(super) struct Gap {
     pub(super) from: Point,
     pub(super) to: Point,
     pub(super) reason: GapReason,
-    /// A reader has seen where it ends, and may have sent it: the hub's checkpoint may lie there. Not
-    /// stored: every gap that was is taken for told after a restart.
-    pub(super) is_told: bool,
+    /// Readers have seen this part of it as a gap, and may have sent it. Not stored: every gap that was is
+    /// taken for told after a restart.
+    pub(super) told: Told,
+}
+
+/// A range of offsets, nothing by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) from: Offset,
+    pub(super) to: Offset,
+}
+
+impl Told {
+    /// The smallest range that holds both.
+    fn and(self, other: Self) -> Self {
+        if self.from == self.to {
+            other
+        } else if other.from == other.to {
+            self
+        } else {
+            Self {
+                from: self.from.min(other.from),
+                to: self.to.max(other.to),
+            }
+        }
+    }
 }
 
 impl Gap {
@@ -49,6 +72,22 @@ impl Gap {
 
     fn bytes(&self) -> u64 {
         self.to.bytes - self.from.bytes
+    }
+
+    /// A reader has seen where it ends: the hub's checkpoint may lie there.
+    fn is_told(&self) -> bool {
+        self.told.from < self.told.to && self.told.to == self.to.offset
+    }
+
+    /// Readers have seen all of it from this offset on.
+    pub(super) fn is_told_from(&self, offset: Offset) -> bool {
+        self.is_told() && self.told.from <= offset.max(self.from.offset)
+    }
+
+    /// Records that no reader has seen as a gap. Once the hub's checkpoint is past them it can only hold
+    /// them as records: they were read, and sent, before they became a gap.
+    fn untold(&self) -> u64 {
+        self.records().saturating_sub(self.told.to - self.told.from)
     }
 }
 
@@ -69,6 +108,19 @@ impl Lost {
             GapReason::DroppedNewest => self.newest += records,
             GapReason::Damaged => self.damaged += records,
         }
+    }
+
+    /// Takes records out again; returns how many there were to take.
+    fn take(&mut self, reason: GapReason, records: u64) -> u64 {
+        let lost = match reason {
+            GapReason::Expired => &mut self.expired,
+            GapReason::DroppedOldest => &mut self.oldest,
+            GapReason::DroppedNewest => &mut self.newest,
+            GapReason::Damaged => &mut self.damaged,
+        };
+        let taken = records.min(*lost);
+        *lost -= taken;
+        taken
     }
 
     pub(super) fn total(&self) -> u64 {
@@ -144,16 +196,16 @@ impl Partition {
         from
     }
 
-    /// Moves the cursor up to a boundary; false when it is there already.
+    /// Moves the cursor up to a boundary; false when it is there already. Records that were sent before they
+    /// became a gap, and that the hub holds for all that, are no loss.
     pub(super) fn acknowledge(&mut self, to: Point) -> bool {
         if to.offset <= self.acked.offset || to.offset > self.end.offset {
             return false;
         }
-        let gone: u64 = self
-            .gaps
-            .range(self.acked.offset..to.offset)
-            .map(|(_, gap)| gap.records())
-            .sum();
+        let mut gone = 0;
+        for (_, gap) in self.gaps.range(self.acked.offset..to.offset) {
+            gone += gap.records() - self.lost.take(gap.reason, gap.untold());
+        }
         self.committed += to.offset - self.acked.offset - gone;
         self.acked = to;
         self.settle();
@@ -221,13 +273,13 @@ impl Partition {
         // The end of a gap that was told stays a boundary, unless all before the gap is acknowledged: then
         // a checkpoint inside it is no riddle (the protocol sends the rest of the gap).
         let joins = |gap: &Gap| {
-            gap.reason == reason && (!gap.is_told || gap.from.offset == acked || is_crowded)
+            gap.reason == reason && (!gap.is_told() || gap.from.offset == acked || is_crowded)
         };
         let mut gap = Gap {
             from,
             to,
             reason,
-            is_told: false,
+            told: Told::default(),
         };
         if let Some((_, before)) = gaps.range(..from.offset).next_back()
             && before.to.offset == from.offset
@@ -235,23 +287,27 @@ impl Partition {
             && from.offset != acked
         {
             gap.from = before.from;
+            gap.told = before.told;
         }
         if let Some(after) = gaps.get(&to.offset)
             && joins(after)
             && to.offset != acked
         {
             gap.to = after.to;
+            gap.told = gap.told.and(after.told);
             gaps.remove(&to.offset);
         }
         gaps.insert(gap.from.offset, gap);
     }
 
-    /// A reader has seen these gaps whole.
+    /// A reader has seen the gaps that hold these offsets, from there to their ends.
     pub(super) fn tell_gaps(&mut self, offsets: impl Iterator<Item = Offset>) {
         let gaps = Arc::make_mut(&mut self.gaps);
         for from in offsets {
-            if let Some(gap) = gaps.get_mut(&from) {
-                gap.is_told = true;
+            let holds = gaps.range_mut(..=from).next_back();
+            if let Some((_, gap)) = holds.filter(|(_, gap)| from < gap.to.offset) {
+                let to = gap.to.offset;
+                gap.told = gap.told.and(Told { from, to });
             }
         }
     }
@@ -449,7 +505,7 @@ mod tests {
         p.tell_gaps([10].into_iter());
         p.drop_newest(8, 5, 0);
         assert_eq!((p.gaps.len(), p.gaps[&10].to.offset), (1, 20));
-        assert!(!p.gaps[&10].is_told);
+        assert!(!p.gaps[&10].is_told());
         p.invariants();
     }
 
@@ -460,10 +516,55 @@ mod tests {
         p.append(3, 5, 100, 0);
         p.trim(cut, GapReason::Expired);
         assert_eq!(p.range().start, 0);
+        p.tell_gaps([0].into_iter());
         assert!(p.acknowledge(cut));
         assert!(p.gaps.is_empty());
         assert_eq!((p.range().start, p.committed), (5, 0));
         assert!(!p.acknowledge(cut), "the cursor moves up only");
+        p.invariants();
+    }
+
+    #[test]
+    fn what_the_hub_holds_although_it_became_a_gap_is_committed() {
+        let mut p = log(&[10, 10, 10]);
+        let (cut, whole) = (p.end, |p: &Partition| {
+            (p.committed, p.lost.oldest, p.queued())
+        });
+        p.append(1, 5, 100, 0);
+        p.trim(cut, GapReason::DroppedOldest);
+        assert_eq!(whole(&p), (0, 30, 5));
+        let mut all_sent = p.clone();
+        assert!(all_sent.acknowledge(all_sent.end));
+        assert_eq!(
+            whole(&all_sent),
+            (35, 0, 0),
+            "all was sent before it was dropped"
+        );
+        p.tell_gaps([10].into_iter());
+        assert!(p.acknowledge(cut));
+        assert_eq!(
+            whole(&p),
+            (10, 20, 5),
+            "the hub went on inside the gap, at 10"
+        );
+        p.invariants();
+    }
+
+    #[test]
+    fn a_part_of_a_gap_that_was_told_stays_a_loss_when_the_gap_grows() {
+        let mut p = log(&[10, 10]);
+        let first = Point {
+            offset: 10,
+            chain: 1,
+            bytes: 100,
+        };
+        p.trim(first, GapReason::DroppedOldest);
+        p.tell_gaps([0].into_iter());
+        let end = p.end;
+        p.trim(end, GapReason::DroppedOldest);
+        assert_eq!(p.gaps.len(), 1);
+        p.acknowledge(end);
+        assert_eq!((p.committed, p.lost.oldest), (10, 10));
         p.invariants();
     }
 

@@ -79,7 +79,7 @@ impl<D: Disk> Engine<D> {
         Ok(items)
     }
 
-    /// The items, and where gaps among them begin that no reader has seen.
+    /// The items, and offsets in gaps among them from which on no reader has seen them.
     fn look(
         &self,
         id: PartitionId,
@@ -101,6 +101,7 @@ impl<D: Disk> Engine<D> {
         let mut used = 0;
         while at < p.end.offset && (items.is_empty() || used < max_bytes) {
             let gap = p.gap_at(at);
+            let seen_from = at;
             let (item, next, cost) = match gap {
                 Some(gap) => (gap_item(&gap), gap.to.offset, GAP_COST),
                 None => match batch_that_holds(&mut *scan, at) {
@@ -121,7 +122,10 @@ impl<D: Disk> Engine<D> {
             used += cost;
             at = next;
             items.push(item);
-            untold.extend(gap.filter(|gap| !gap.is_told).map(|gap| gap.from.offset));
+            untold.extend(
+                gap.filter(|gap| !gap.is_told_from(seen_from))
+                    .map(|_| seen_from),
+            );
         }
         Ok((items, untold))
     }

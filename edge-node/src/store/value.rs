@@ -23,7 +23,7 @@ use shared::ids::{Incarnation, Offset, TopicName};
 
 use super::GapReason;
 use super::age::AgeClock;
-use super::partition::{Gap, Lost, Partition, Point};
+use super::partition::{Gap, Lost, Partition, Point, Told};
 use super::producers::{ProducerState, Sent};
 
 const VERSION: u8 = 1;
@@ -150,7 +150,10 @@ pub(super) fn parse_gap(value: &[u8]) -> Option<Gap> {
         to,
         reason,
         // the process before may have sent it
-        is_told: true,
+        told: Told {
+            from: from.offset,
+            to: to.offset,
+        },
     })
 }
 
@@ -386,7 +389,7 @@ mod tests {
                 from: point(5),
                 to: point(6),
                 reason: GapReason::Damaged,
-                is_told: true,
+                told: Told { from: 5, to: 6 },
             }
         }
 
