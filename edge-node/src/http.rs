@@ -20,8 +20,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::post;
 
+use error::HttpError;
 pub use listener::Listener;
 
 use crate::config;
@@ -112,6 +114,14 @@ pub fn router(ingest: Ingest, config: HttpConfig, stats: Arc<HttpStats>) -> Rout
     };
     Router::new()
         .route("/v1/topics/{topic}/records", post(produce::produce))
+        .fallback(async || {
+            let text = "no such address; accepted: POST /v1/topics/{topic}/records";
+            HttpError::new(StatusCode::NOT_FOUND, text)
+        })
+        .method_not_allowed_fallback(async || {
+            let text = "no such method here; accepted: POST";
+            HttpError::new(StatusCode::METHOD_NOT_ALLOWED, text)
+        })
         .with_state(Arc::new(app))
 }
 

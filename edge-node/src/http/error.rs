@@ -32,7 +32,7 @@ impl HttpError {
 
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({ "error": self.text }).to_string();
+        let body = format!("{}\n", serde_json::json!({ "error": self.text }));
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(

@@ -110,7 +110,8 @@ impl App {
             records: offsets.iter().map(|placed| u64::from(placed.count)).sum(),
             offsets,
         };
-        let json = serde_json::to_string(&answer).expect("numbers and a name");
+        let mut json = serde_json::to_string(&answer).expect("numbers and a name");
+        json.push('\n');
         Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
     }
 

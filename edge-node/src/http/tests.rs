@@ -421,3 +421,32 @@ async fn connections_beyond_the_limit_wait_and_slow_ones_are_closed() {
     let (status, _, _) = post(server.address, "/v1/topics/t/records", "", b"x").await;
     assert_eq!(status, 200);
 }
+
+#[tokio::test]
+async fn every_answer_is_json_and_ends_with_a_newline() {
+    let server = server(|_, _, _| {}).await;
+    for (request, status) in [
+        ("GET /nowhere", 404),
+        ("GET /v1/topics/t/records", 405),
+        ("POST /v1/topics/t/records", 400),
+    ] {
+        let request = format!(
+            "{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}content-length: 0\r\n\r\n"
+        );
+        let answer = send(server.address, request.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(body.ends_with("}\n"), "{answer}");
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert!(body["error"].is_string(), "{answer}");
+    }
+    let request = "POST /v1/topics/t/records HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx";
+    let answer = send(server.address, request.as_bytes()).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("}\n"),
+        "{answer}"
+    );
+}
