@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs};
@@ -138,7 +139,14 @@ fn start(
     } else {
         Cluster::Configured
     };
-    let config = Config::load(args.config.file(CONFIG_FILE).as_deref(), cluster)?;
+    let (file, looked) = (
+        args.config.file(CONFIG_FILE),
+        args.config.looked(CONFIG_FILE),
+    );
+    let config = match looked {
+        Some(looked) => Config::load(None, cluster).context(looked)?,
+        None => Config::load(file.as_deref(), cluster)?,
+    };
     shared::telemetry::init(&config.log)?;
     match run(config, cluster) {
         Ok(()) => Ok(Outcome::Fine),
@@ -160,7 +168,15 @@ fn check(args: &ConfigArg) -> Outcome {
 }
 
 fn inspect(config: &Config, findings: &mut Findings) {
-    let is_running = fetch(config.admin.listen, "/healthz", STATUS_LIMIT).is_ok();
+    let is_running = fetch(config.admin.listen, "/status", STATUS_LIMIT)
+        .is_ok_and(|(_, text)| serde_json::from_str::<Status>(&text).is_ok());
+    for (property, why) in crate::sink::kafka::check(&config.lanes()) {
+        let key = property.map_or_else(
+            || "kafka".to_owned(),
+            |property| format!("kafka.properties.\"{property}\""),
+        );
+        findings.problems.push(format!("{key}: {why}"));
+    }
     if let Some(inspection) = findings.certificates(&config.listen.tls) {
         let names = inspection.certificate.names.join(", ");
         if names.is_empty() {

@@ -73,7 +73,7 @@ impl Lanes {
         config: CommitConfig,
         cancel: CancellationToken,
     ) -> Result<Self, StartError> {
-        let lanes = prepare(&cluster, &cancel).await?;
+        let lanes = prepare(&cluster, &config.bootstrap_servers, &cancel).await?;
         let counters = Arc::new(Counters::default());
         let health = Health::new();
         let mut tasks = JoinSet::new();
@@ -167,6 +167,7 @@ impl LaneRouter {
 
 async fn prepare<C: Cluster>(
     cluster: &Arc<C>,
+    bootstrap: &str,
     cancel: &CancellationToken,
 ) -> Result<u32, StartError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
@@ -184,7 +185,7 @@ async fn prepare<C: Cluster>(
             },
         };
         if !std::mem::replace(&mut is_told, true) {
-            warn!(%error, "The central cluster does not answer; waiting for it");
+            warn!(%error, bootstrap, "The central cluster does not answer; waiting for it");
         }
         tokio::select! {
             () = cancel.cancelled() => return Err(StartError::Stopped),

@@ -92,6 +92,23 @@ impl Cluster for KafkaCluster {
     }
 }
 
+/// What librdkafka says of the configuration, without asking the cluster: the property, when it is one,
+/// and what is wrong.
+#[must_use]
+pub fn check(config: &CommitConfig) -> Vec<(Option<String>, String)> {
+    let clients = Clients::new(config);
+    let refused = clients.refused_properties();
+    if !refused.is_empty() {
+        let tell = |(key, why): (String, &str)| (Some(key), why.to_owned());
+        return refused.into_iter().map(tell).collect();
+    }
+    // some are looked at together, and files are read, when a client is made
+    match clients.producer(0, client::BATCH_BYTES, false, Arc::default()) {
+        Ok(_unconnected) => Vec::new(),
+        Err(error) => vec![(None, error.to_string())],
+    }
+}
+
 /// One lane's producer.
 #[derive(Debug)]
 pub struct KafkaLane {
@@ -388,4 +405,26 @@ fn headers(record: &OutRecord<'_>) -> OwnedHeaders {
         });
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(key: &str, value: &str) -> CommitConfig {
+        let mut config = CommitConfig::default();
+        config.properties.insert(key.to_owned(), value.to_owned());
+        config
+    }
+
+    #[test]
+    fn properties_that_librdkafka_refuses_are_named_without_their_value() {
+        assert!(check(&with("client.rack", "a")).is_empty());
+        for (key, value) in [("no.such.key", "s3cret"), ("socket.max.fails", "s3cret")] {
+            let found = check(&with(key, value));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].0.as_deref(), Some(key));
+            assert!(!found[0].1.contains("s3cret"), "{found:?}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 use tracing::debug;
 
 use super::deliveries::{Deliveries, LaneContext, LaneProducer};
@@ -67,6 +68,23 @@ impl Clients {
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
         }
+    }
+
+    /// What librdkafka refuses of the properties: key and reason. No value is told, it may be a secret.
+    pub(super) fn refused_properties(&self) -> Vec<(String, &'static str)> {
+        let refused = |(key, value): (&String, &String)| {
+            let mut alone = ClientConfig::new();
+            alone.set(key, value);
+            match alone.create_native_config() {
+                Ok(_) => None,
+                Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => Some((
+                    key.clone(),
+                    "librdkafka knows no such property, or this build of it lacks it",
+                )),
+                Err(_) => Some((key.clone(), "librdkafka does not take this value for it")),
+            }
+        };
+        self.properties.iter().filter_map(refused).collect()
     }
 
     pub(super) fn checkpoint_topic(&self) -> &str {
