@@ -59,13 +59,15 @@ impl Node {
         let mut topics: Vec<TopicStatus> = topics.collect();
         topics.sort_by(|left, right| left.name.cmp(&right.name));
         let uptime = time::now().saturating_sub(self.started).as_millis();
+        let problems = self.problems();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             site: self.site.as_ref().map(ToString::to_string),
             incarnation: self.store.incarnation().to_string(),
             wall_ms: time::wall_ms(),
             uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
-            problems: self.problems(),
+            ready: problems.is_empty(),
+            problems,
             uplink: self.uplink.status(),
             topics,
         }

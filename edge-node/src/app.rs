@@ -4,6 +4,7 @@
 //! damage aside and goes on. Any other part that ends takes the node down, and the service manager starts
 //! it again: nothing is lost by that.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,7 +76,10 @@ async fn run_once(config: &Config) -> anyhow::Result<End> {
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<RocksStore>> {
-    let dir = config.node.data_dir.join("store");
+    let dir = store_dir(config);
+    if RocksStore::is_in_use(&dir) {
+        anyhow::bail!(in_use(config));
+    }
     let settings = store_settings(config);
     let rng = Box::new(rand::rngs::StdRng::from_rng(&mut rand::rng()));
     let opened =
@@ -95,6 +99,17 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<RocksStore>> {
     } = report;
     info!(incarnation = %store.incarnation(), is_new, was_closed, "Store open");
     Ok(store)
+}
+
+/// Where the log lies.
+pub(crate) fn store_dir(config: &Config) -> PathBuf {
+    config.node.data_dir.join("store")
+}
+
+/// What to tell when another process has the log.
+pub(crate) fn in_use(config: &Config) -> String {
+    let dir = config.node.data_dir.display();
+    format!("node.data_dir = \"{dir}\" is in use by another edge-node")
 }
 
 fn store_settings(config: &Config) -> StoreConfig {

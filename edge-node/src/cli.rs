@@ -8,12 +8,15 @@
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs};
 
+use crate::app;
 use crate::config::{Config, UplinkConfig};
 use crate::status::Status;
+use crate::store::RocksStore;
 
 /// The file that is read when none is named and it exists.
 const CONFIG_FILE: &str = "/etc/kedge/edge.toml";
@@ -73,7 +76,11 @@ fn start(
     args: &ConfigArg,
     run: impl FnOnce(Config) -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcome> {
-    let config = Config::load(args.file(CONFIG_FILE).as_deref())?;
+    let (file, looked) = (args.file(CONFIG_FILE), args.looked(CONFIG_FILE));
+    let config = match looked {
+        Some(looked) => Config::load(None).context(looked)?,
+        None => Config::load(file.as_deref())?,
+    };
     shared::telemetry::init(&config.log)?;
     match run(config) {
         Ok(()) => Ok(Outcome::Fine),
@@ -96,7 +103,14 @@ fn check(args: &ConfigArg) -> Outcome {
 
 fn inspect(config: &Config, findings: &mut Findings) {
     findings.writable("node.data_dir", &config.node.data_dir);
-    let is_running = fetch(config.admin.listen, "/healthz", STATUS_LIMIT).is_ok();
+    let is_held = RocksStore::is_in_use(&app::store_dir(config));
+    // the admin port alone could be another node's on this machine
+    let is_running = is_held
+        && fetch(config.admin.listen, "/status", STATUS_LIMIT)
+            .is_ok_and(|(_, text)| serde_json::from_str::<Status>(&text).is_ok());
+    if is_held && !is_running {
+        findings.problems.push(app::in_use(config));
+    }
     let mut bind = |key: &str, address: SocketAddr| {
         findings.address(key, TcpListener::bind(address).map(drop), is_running);
     };

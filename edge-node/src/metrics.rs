@@ -285,6 +285,7 @@ mod tests {
             incarnation: String::new(),
             wall_ms: 0,
             uptime_ms: 1_500,
+            ready: true,
             problems: Vec::new(),
             uplink: UplinkStatus::default(),
             topics,

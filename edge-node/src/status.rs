@@ -26,6 +26,9 @@ pub struct Status {
     pub wall_ms: i64,
     /// Since the start of the process.
     pub uptime_ms: u64,
+    /// Whether it accepts records.
+    #[serde(default)]
+    pub ready: bool,
     /// What keeps it from accepting records; empty when ready.
     pub problems: Vec<String>,
     /// The way to the hub.
@@ -219,7 +222,11 @@ impl fmt::Display for Status {
         writeln!(
             f,
             "site         {}",
-            self.site.as_deref().unwrap_or("(no certificate)")
+            self.site.as_deref().unwrap_or(if self.uplink.is_enabled {
+                "(no certificate)"
+            } else {
+                "(not known: the uplink is switched off)"
+            })
         )?;
         writeln!(f, "incarnation  {}", self.incarnation)?;
         let ready = if self.problems.is_empty() {
@@ -286,6 +293,7 @@ mod tests {
             incarnation: "00ff".to_owned(),
             wall_ms: 100_000,
             uptime_ms: 93_600_000,
+            ready: true,
             problems: Vec::new(),
             uplink: UplinkStatus {
                 is_enabled: true,
@@ -355,6 +363,17 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("The ledger adds up"));
+    }
+
+    #[test]
+    fn a_site_without_an_uplink_is_not_said_to_lack_a_certificate() {
+        let mut status = status(Vec::new());
+        status.site = None;
+        assert!(status.to_string().contains("(no certificate)"));
+        status.uplink.is_enabled = false;
+        assert!(!status.to_string().contains("(no certificate)"));
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["ready"], true);
     }
 
     #[test]

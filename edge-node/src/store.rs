@@ -94,6 +94,7 @@ mod fault_tests;
 mod keys;
 #[cfg(test)]
 mod load_tests;
+mod lock;
 mod memory;
 #[cfg(test)]
 mod model_tests;

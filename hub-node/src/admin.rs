@@ -62,11 +62,13 @@ impl Node {
     fn document(&self) -> Status {
         let sites = self.sites.snapshot().into_iter();
         let uptime = time::now().saturating_sub(self.started).as_millis();
+        let problems = self.problems();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             wall_ms: time::wall_ms(),
             uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
-            problems: self.problems(),
+            ready: problems.is_empty(),
+            problems,
             lanes: LaneCounts {
                 all: u64::from(self.count),
                 troubled: self.troubled(),

@@ -20,6 +20,9 @@ pub struct Status {
     pub wall_ms: i64,
     /// Since the start of the process.
     pub uptime_ms: u64,
+    /// Whether it can do its work.
+    #[serde(default)]
+    pub ready: bool,
     /// What keeps it from its work; empty when ready.
     pub problems: Vec<String>,
     /// Lanes, all and those that cannot commit at the moment.
@@ -181,6 +184,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             wall_ms: 1_000,
             uptime_ms: 90_000,
+            ready: false,
             problems: vec!["lanes: 1 of 4 cannot commit".to_owned()],
             lanes: LaneCounts {
                 all: 4,

@@ -49,6 +49,14 @@ impl ConfigArg {
             .clone()
             .or_else(|| Some(PathBuf::from(usual)).filter(|file| file.exists()))
     }
+
+    /// Where the configuration was looked for, when there was no file.
+    #[must_use]
+    pub fn looked(&self, usual: &str) -> Option<String> {
+        self.file(usual).is_none().then(|| {
+            format!("no --config FILE, and {usual} does not exist: only the environment was read")
+        })
+    }
 }
 
 /// How `status` prints.
@@ -131,7 +139,14 @@ impl Findings {
 
     /// Looks whether files can be written in a directory, which need not exist yet.
     pub fn writable(&mut self, key: &str, directory: &Path) {
-        let existing = directory.ancestors().find(|ancestor| ancestor.exists());
+        // the last ancestor of a relative path is empty and means the working directory
+        let existing = directory
+            .ancestors()
+            .map(|ancestor| match ancestor.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => ancestor,
+            })
+            .find(|ancestor| ancestor.exists());
         let shown = directory.display();
         let Some(existing) = existing.filter(|existing| existing.is_dir()) else {
             self.problems
@@ -140,6 +155,9 @@ impl Findings {
         };
         let probe = existing.join(format!(".kedge-check-{}", std::process::id()));
         match std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe)) {
+            Ok(()) if !directory.exists() => self.notes.push(format!(
+                "{key}: {shown} does not exist yet: it is made at start"
+            )),
             Ok(()) => {}
             Err(error) => {
                 let existing = existing.display();
@@ -272,7 +290,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut findings = Findings::default();
         findings.writable("node.data_dir", &dir.path().join("not/yet/there"));
-        assert_eq!(findings.outcome(), Outcome::Fine);
+        findings.writable("node.data_dir", Path::new("no-such-directory-here"));
+        assert_eq!(findings.outcome(), Outcome::Fine, "{findings}");
+        assert_eq!(findings.notes.len(), 2, "{findings}");
         std::fs::write(dir.path().join("file"), "").unwrap();
         findings.writable("node.data_dir", &dir.path().join("file/data"));
         assert_eq!(findings.outcome(), Outcome::Problems);

@@ -88,7 +88,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "or \"unlimited\"",
         "topics.rule[0].match: missing; for example match = \"sensors.*\"",
         "topics.rule[0].partitions = 0: out of range; accepted: a whole number from 1 to 256",
-        "kafka.listen = \"localhost\": ",
+        "kafka.listen = \"localhost\": not an address and a port; for example \"127.0.0.1:9092\"",
         "kafka.max_conections: no such key; did you mean `max_connections`?",
         "uplink.level = 99: out of range; accepted: a whole number from 1 to 19",
         "uplink.hubs[0] = \"hub\": not a host and port",

@@ -13,6 +13,7 @@ use super::disk::{Disk, DiskError, Op, Stored};
 use super::draft::Limits;
 use super::ends::{Ends, EndsFile};
 use super::engine::{Engine, Loaded};
+use super::lock;
 use super::recovery::{self, DamagedRange, Depth, Scanner};
 use super::repair::{self, Salvage};
 use super::rocks::{self, RocksDisk};
@@ -113,6 +114,12 @@ impl RocksStore {
             }),
             report,
         ))
+    }
+
+    /// Whether another process has the store in `dir` open. This process's own lock is not seen.
+    #[must_use]
+    pub fn is_in_use(dir: &Path) -> bool {
+        lock::is_held_elsewhere(&dir.join(DB_DIR))
     }
 
     /// Answers what waits, syncs, and refuses appends from then on. Blocks for as long as the disk

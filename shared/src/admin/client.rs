@@ -11,7 +11,7 @@ const MAX_RESPONSE: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// Nobody listens, or nobody answers.
-    #[error("no answer from {address}: {error}")]
+    #[error("no answer from {address}: {error}: is it running?")]
     Io {
         address: SocketAddr,
         error: io::Error,

@@ -175,7 +175,7 @@ impl Section {
                 found
                     .text()?
                     .parse::<T>()
-                    .map_err(|error| error.to_string())
+                    .map_err(|error| with_example(error.to_string()))
             },
             "",
         )
@@ -560,6 +560,14 @@ fn distance(left: &str, right: &str) -> usize {
         }
     }
     row[right.len()]
+}
+
+/// The standard library's error about an address tells nothing of what is expected.
+fn with_example(error: String) -> String {
+    if error == "invalid socket address syntax" {
+        return "not an address and a port; for example \"127.0.0.1:9092\"".to_owned();
+    }
+    error
 }
 
 #[cfg(test)]

@@ -116,9 +116,17 @@ impl TlsFiles {
         TlsError::Unusable {
             certificate: self.certificate.clone(),
             key: self.key.clone(),
-            message: error.to_string(),
+            message: in_words(error.to_string()),
         }
     }
+}
+
+/// rustls tells of a key that is another certificate's in the words of its code.
+fn in_words(error: String) -> String {
+    if error.contains("KeyMismatch") {
+        return "the key does not belong to this certificate".to_owned();
+    }
+    error
 }
 
 impl Material {

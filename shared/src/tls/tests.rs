@@ -406,6 +406,10 @@ fn an_inspection_tells_dates_and_mismatches() {
     let mixed = files(dir, "c", [certificate, key], &world.ca.pem);
     let problems = mixed.inspect(wall_ms()).unwrap().problems.join("\n");
     assert!(problems.contains("c-key.pem"), "{problems}");
+    assert!(
+        problems.contains("the key does not belong to this certificate"),
+        "{problems}"
+    );
     let missing = TlsFiles {
         ca: dir.join("none.pem"),
         ..good
