@@ -90,7 +90,11 @@ impl Provider for Node {
             .borrow()
             .as_ref()
             .map(ToString::to_string);
-        vec![Check::new("store", failure)]
+        let full = self.ingest.full_since().map(|full| {
+            let since = time::utc(full.since_ms);
+            format!("FULL: producers are refused since {since}: {}", full.why)
+        });
+        vec![Check::new("store", failure), Check::new("space", full)]
     }
 
     fn metrics(&self) -> Result<String, std::fmt::Error> {
@@ -100,6 +104,7 @@ impl Provider for Node {
                 ingest: &node.ingest,
                 kafka: node.kafka.as_deref(),
                 http: node.http.as_deref(),
+                space: node.store.space(),
             };
             metrics::write(scrape, &status, counters)
         })

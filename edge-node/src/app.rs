@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::admin::{NoUplink, Node, UplinkView};
 use crate::config::Config;
 use crate::http::{self, HttpStats};
-use crate::ingest::{Ingest, IngestLimits};
+use crate::ingest::{Ingest, IngestLimits, IngestStats};
 use crate::kafka::{self, KafkaStats};
 use crate::memory;
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
@@ -28,6 +28,9 @@ use crate::uplink::{Uplink, UplinkError, UplinkStats};
 
 /// How often certificates that could not be read are tried again.
 const UPLINK_RETRY: Duration = Duration::from_secs(5);
+
+/// How often a store that refuses producers is looked at.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Beyond the configured time to stop, for what does not listen.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -146,6 +149,14 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
     tasks.core(
         "retention",
         sweep(Arc::clone(store), config.clone(), tasks.clone()),
+    );
+    tasks.core(
+        "space",
+        review_space(
+            Arc::clone(store),
+            Arc::clone(ingest.stats()),
+            tasks.stopping(),
+        ),
     );
     tasks.core("store", watch(Arc::clone(store), tasks.clone()));
     tasks.core("memory", memory::give_back(tasks.stopping()));
@@ -280,6 +291,25 @@ async fn sweep(store: Arc<dyn Store>, config: Config, tasks: Tasks) -> anyhow::R
             // a store that has failed for good says so itself
             warn!(%error, "Retention failed, will be tried again");
         }
+    }
+}
+
+/// Notes when the site becomes full, and when it has room again.
+async fn review_space(
+    store: Arc<dyn Store>,
+    stats: Arc<IngestStats>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SPACE_INTERVAL) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        let (store, stats) = (Arc::clone(&store), Arc::clone(&stats));
+        tokio::task::spawn_blocking(move || {
+            stats.review(&store.space(), shared::time::now(), shared::time::wall_ms());
+        })
+        .await?;
     }
 }
 

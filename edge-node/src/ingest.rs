@@ -14,10 +14,11 @@
 
 pub mod budget;
 mod check;
+mod fullness;
 mod policy;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,13 +26,15 @@ use shared::ids::TopicName;
 use shared::record::RecordError;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Mutex, oneshot};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub use budget::{Budget, Reservation};
 use check::Checker;
+pub use fullness::Full;
+use fullness::Fullness;
 
 use crate::config::TopicsConfig;
-use crate::store::{Append, AppendError, Appended, Store, StoreError, Topic};
+use crate::store::{Append, AppendError, Appended, Space, Store, StoreError, Topic};
 
 /// Pauses between attempts while the store's queue is full: 2, 4, … 128 ms, a quarter of a second in
 /// all. A group's sync takes less.
@@ -104,6 +107,35 @@ pub struct IngestStats {
     pub full: AtomicU64,
     /// Topics created on demand.
     pub topics_created: AtomicU64,
+    /// Why the store refused a batch last, until the watch has taken it.
+    refusal: std::sync::Mutex<Option<&'static str>>,
+    fullness: std::sync::Mutex<Fullness>,
+}
+
+impl IngestStats {
+    fn refusal(&self) -> std::sync::MutexGuard<'_, Option<&'static str>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when producers are refused because the site is full.
+    #[must_use]
+    pub fn full_since(&self) -> Option<Full> {
+        let fullness = self.fullness.lock();
+        fullness.unwrap_or_else(PoisonError::into_inner).full()
+    }
+
+    /// Looks whether the site became full, or has room again, and tells so. To be called every second.
+    pub fn review(&self, space: &Space, now: Duration, wall_ms: i64) {
+        let refusal = self.refusal().take();
+        let mut fullness = self.fullness.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = refusal {
+            if fullness.refused(why, space, now, wall_ms) {
+                warn!(why, "Site is full: producers are refused");
+            }
+        } else if fullness.review(space, now).is_some() {
+            info!("Site has room again");
+        }
+    }
 }
 
 /// Handle to the door. Cheap to clone.
@@ -151,8 +183,9 @@ impl Pending {
             Answer::Here(outcome) => outcome,
             Answer::Waiting(receiver) => receiver.await.unwrap_or_else(|_| Err(stopped())),
         };
-        if matches!(outcome, Err(AppendError::Full(_))) {
+        if let Err(AppendError::Full(why)) = outcome {
             self.stats.full.fetch_add(1, Ordering::Relaxed);
+            *self.stats.refusal() = Some(why);
         }
         outcome
     }

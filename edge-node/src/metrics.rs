@@ -11,6 +11,7 @@ use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
 use crate::status::{Ledger, Status, TopicStatus};
+use crate::store::Space;
 
 /// In front of every name.
 pub const PREFIX: &str = "kedge_edge";
@@ -30,6 +31,8 @@ pub struct Counters<'a> {
     pub kafka: Option<&'a KafkaStats>,
     /// The HTTP listener.
     pub http: Option<&'a HttpStats>,
+    /// What is stored and what may be.
+    pub space: Space,
 }
 
 /// Writes every family.
@@ -38,6 +41,7 @@ pub struct Counters<'a> {
 /// The writer's.
 pub fn write(scrape: &mut Scrape<'_>, status: &Status, counters: Counters<'_>) -> fmt::Result {
     write_node(scrape, status)?;
+    write_space(scrape, &counters.space)?;
     write_ledger(scrape, &bounded(&status.topics))?;
     write_uplink(scrape, status)?;
     write_ingest(scrape, counters.ingest)?;
@@ -69,6 +73,29 @@ fn write_node(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
         "Always 1; the version is in the label",
         [(info, 1.0)],
     )
+}
+
+fn write_space(scrape: &mut Scrape<'_>, space: &Space) -> fmt::Result {
+    scrape.gauge(
+        "store_bytes",
+        "Logical bytes of all records stored, those that the hub acknowledged included",
+        single(level(space.stored_bytes)),
+    )?;
+    if let Some(quota) = space.quota_bytes {
+        scrape.gauge(
+            "store_quota_bytes",
+            "Most logical bytes that may be stored",
+            single(level(quota)),
+        )?;
+    }
+    if let Some(free) = space.free_bytes {
+        scrape.gauge(
+            "store_free_bytes",
+            "Free bytes of the store's file system",
+            single(level(free)),
+        )?;
+    }
+    Ok(())
 }
 
 fn write_ledger(scrape: &mut Scrape<'_>, topics: &[(String, Ledger)]) -> fmt::Result {
@@ -301,6 +328,11 @@ mod tests {
                 ingest: &ingest,
                 kafka: Some(&kafka),
                 http: Some(&http),
+                space: Space {
+                    stored_bytes: 7,
+                    quota_bytes: Some(9),
+                    ..Space::default()
+                },
             };
             write(scrape, &status, counters)
         })
@@ -342,6 +374,8 @@ mod tests {
             "kedge_edge_records_dropped{topic=\"a\",reason=\"damaged\"} 0.0",
             "kedge_edge_connections_open{protocol=\"kafka\"} 3.0",
             "kedge_edge_ready 1.0",
+            "kedge_edge_store_bytes 7.0",
+            "kedge_edge_store_quota_bytes 9.0",
             "kedge_edge_ledger_unbalanced_topics 0.0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");

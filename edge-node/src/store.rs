@@ -67,6 +67,10 @@ macro_rules! delegate_to_engine {
             self.engine.book().ledger()
         }
 
+        fn space(&self) -> Space {
+            self.engine.space()
+        }
+
         fn changes(&self) -> watch::Receiver<u64> {
             self.engine.changes()
         }
@@ -126,6 +130,13 @@ pub use memory::MemoryStore;
 pub use node::{RocksStore, StartReport};
 pub use recovery::DamagedRange;
 pub use repair::Salvage;
+
+/// Why an append is refused that would go past the node's quota.
+pub const QUOTA_FULL: &str = "the node is at its byte quota and nothing may be deleted";
+/// Why an append is refused when the file system has less left than it should.
+pub const DISK_LOW: &str = "the disk is nearly full";
+/// Why an append is refused that the file system had no room for.
+pub const DISK_FULL: &str = "the disk is full";
 
 /// A partition's number in the store, unique over all topics and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -294,6 +305,21 @@ pub struct Ledger {
     pub damaged: u64,
 }
 
+/// What is stored and what may be, in logical bytes of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Stored, over all topics.
+    pub stored_bytes: u64,
+    /// Of these, acknowledged by the hub: deleted when room is needed.
+    pub acked_bytes: u64,
+    /// As much as may be stored; `None`: no limit.
+    pub quota_bytes: Option<u64>,
+    /// Free bytes of the file system, where there is one.
+    pub free_bytes: Option<u64>,
+    /// The file system has less than it should.
+    pub is_disk_low: bool,
+}
+
 /// The store failed. Everything here but `Corrupt` is passing or final for the process.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -392,6 +418,9 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// The delivery ledger of every topic.
     fn ledger(&self) -> Vec<(TopicName, Ledger)>;
+
+    /// What is stored, what may be, and what the disk has left.
+    fn space(&self) -> Space;
 
     /// Changes whenever something was appended or a topic was created: wake-up for readers.
     fn changes(&self) -> watch::Receiver<u64>;

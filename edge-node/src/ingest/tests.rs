@@ -167,3 +167,21 @@ async fn a_full_queue_is_waited_for_and_keeps_its_order() {
     }
     assert_eq!(ingest.stats().full.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test]
+async fn a_site_at_its_quota_says_that_it_is_full() {
+    let store = FakeStore::shared();
+    let ingest = door(&store);
+    let topic = ingest.topic("t", true).await.unwrap();
+    let full = AppendError::Full(crate::store::QUOTA_FULL);
+    store.set(Mode::Refuse(full, u32::MAX));
+    let batch = batch_of(&[b"a"], Compression::None);
+    let pending = ingest.append(&topic, 0, batch).await.unwrap();
+    pending.synced().await.unwrap_err();
+    let (stats, space) = (ingest.stats(), store.space());
+    assert_eq!(stats.full_since(), None);
+    stats.review(&space, Duration::from_secs(1), 5_000);
+    assert_eq!(stats.full_since().unwrap().since_ms, 5_000);
+    stats.review(&space, Duration::from_secs(60), 60_000);
+    assert_eq!(stats.full_since(), None, "an empty store has room");
+}

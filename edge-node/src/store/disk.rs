@@ -116,6 +116,11 @@ pub(super) trait Disk: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Free bytes, where there is a limit to them.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// A deletion found no space: frees some that was set aside. False when there is none.
     fn open_reserve(&self) -> bool {
         false

@@ -23,7 +23,9 @@ use super::partition::Partition;
 use super::producers::{self, ProducerKey, ProducerState, Producers};
 use super::retention::{RELIEF_BYTES, RELIEF_STEP};
 use super::value::StoreRecord;
-use super::{Append, AppendError, Appended, LogRange, PartitionId, StoreError, Topic, TopicRules};
+use super::{
+    Append, AppendError, Appended, LogRange, PartitionId, Space, StoreError, Topic, TopicRules,
+};
 
 /// Producer ids are taken from the disk in blocks: one sync for so many.
 const PRODUCER_BLOCK: i64 = 1_000;
@@ -144,7 +146,7 @@ impl<D: Disk> Engine<D> {
     ) -> Vec<Result<Appended, AppendError>> {
         writing.producers.forget_noted();
         let refusal = match error {
-            DiskError::Full(_) => AppendError::Full("the disk is full"),
+            DiskError::Full(_) => AppendError::Full(super::DISK_FULL),
             DiskError::Corrupt(_) | DiskError::Failed(_) => {
                 AppendError::Unavailable(self.fail(error).to_string())
             }
@@ -383,6 +385,19 @@ impl<D: Disk> Engine<D> {
         book.partition(id)
             .map(Partition::range)
             .ok_or(StoreError::UnknownPartition)
+    }
+
+    pub(super) fn space(&self) -> Space {
+        let book = self.book();
+        let (stored_bytes, acked_bytes) = (book.stored_bytes, book.acked_bytes);
+        drop(book);
+        Space {
+            stored_bytes,
+            acked_bytes,
+            quota_bytes: self.limits.quota_bytes,
+            free_bytes: self.disk.free_bytes(),
+            is_disk_low: self.disk.is_low(),
+        }
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<u64> {

@@ -12,7 +12,7 @@ use super::draft::Limits;
 use super::engine::{Engine, Loaded};
 use super::value::{IndexEntry, StoreRecord};
 use super::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Store, StoreConfig,
+    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, Store, StoreConfig,
     StoreError, Topic, TopicRules,
 };
 

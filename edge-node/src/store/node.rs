@@ -22,7 +22,7 @@ use super::tuning;
 use super::value::StoreRecord;
 use super::writer::Writer;
 use super::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Store, StoreConfig,
+    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, Store, StoreConfig,
     StoreError, Topic, TopicRules,
 };
 

@@ -95,9 +95,9 @@ fn reason(topic_excess: u64, node_excess: u64) -> &'static str {
     if topic_excess > 0 {
         "the topic is at its byte limit and nothing may be deleted"
     } else if node_excess > 0 {
-        "the node is at its byte quota and nothing may be deleted"
+        super::QUOTA_FULL
     } else {
-        "the disk is nearly full"
+        super::DISK_LOW
     }
 }
 

@@ -168,6 +168,10 @@ impl Disk for RocksDisk {
         space::free_bytes(&self.dir).is_ok_and(|free| free < self.min_free_bytes)
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        space::free_bytes(&self.dir).ok()
+    }
+
     fn open_reserve(&self) -> bool {
         self.reserve.open()
     }

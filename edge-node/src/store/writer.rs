@@ -18,6 +18,8 @@ use super::engine::Engine;
 use super::rocks::RocksDisk;
 use super::{Append, AppendError, Appended};
 
+/// Why an append is refused that finds no place in the queue.
+const QUEUE_FULL: &str = "too many appends wait for the disk";
 /// A group is full from here on: what is copied into one write is at most this and one batch.
 const GROUP_BYTES: usize = 1024 * 1024;
 /// What a waiting append takes beside its bytes.
@@ -80,10 +82,7 @@ impl Writer {
         let before = self.waiting_bytes.fetch_add(cost, Ordering::Relaxed);
         // a batch larger than the whole queue still passes when nothing else waits
         let refused = if before > 0 && before + cost > self.max_bytes {
-            Some((
-                reply,
-                AppendError::Full("too many appends wait for the disk"),
-            ))
+            Some((reply, AppendError::Full(QUEUE_FULL)))
         } else {
             match self
                 .queue
@@ -91,7 +90,7 @@ impl Writer {
             {
                 Ok(()) => None,
                 Err(TrySendError::Full(Message::Append(waiting))) => {
-                    let why = AppendError::Full("too many appends wait for the disk");
+                    let why = AppendError::Full(QUEUE_FULL);
                     Some((waiting.reply, why))
                 }
                 Err(TrySendError::Disconnected(Message::Append(waiting))) => {

@@ -103,6 +103,10 @@ impl Store for FakeStore {
         receiver
     }
 
+    fn space(&self) -> crate::store::Space {
+        self.memory.space()
+    }
+
     fn ensure_topic(
         &self,
         name: &TopicName,
