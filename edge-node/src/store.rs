@@ -289,7 +289,8 @@ pub struct LogRange {
 pub struct Ledger {
     /// Acknowledged to producers, all partitions, since the store was created.
     pub accepted: u64,
-    /// Acknowledged by the hub as committed.
+    /// Acknowledged by the hub as committed. Records that were sent before they became a gap are taken out
+    /// of those below when the hub acknowledges them after all.
     pub committed: u64,
     /// Stored and not yet acknowledged by the hub.
     pub queued: u64,
@@ -409,7 +410,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// The store's incarnation.
     fn incarnation(&self) -> Incarnation;
 
-    /// Mints a new incarnation because this store's history is not the one that the hub holds. Unacked
+    /// Mints a new incarnation because this store's history is not the one that the hub holds. What the hub
+    /// holds of histories that agree is acknowledged before. Unacked
     /// records are sent again under the new one: each partition's acked offset becomes its origin. Synced.
     ///
     /// # Errors

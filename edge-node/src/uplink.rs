@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use shared::link::Close;
+use shared::link::{Close, Unsettled};
 use shared::retry::{Retry, RetryConfig};
 use shared::wire::Code;
 use tokio_util::sync::CancellationToken;
@@ -174,6 +174,8 @@ pub struct Uplink {
     stats: Arc<UplinkStats>,
     retry: Retry,
     reasons: Reasons,
+    /// What the last session had in flight when it ended.
+    unsettled: Unsettled,
 }
 
 impl Uplink {
@@ -201,6 +203,7 @@ impl Uplink {
                 min: config.backoff_min.duration(),
                 max: config.backoff_max.duration(),
             }),
+            unsettled: Unsettled::default(),
         })
     }
 
@@ -243,10 +246,11 @@ impl Uplink {
             Arc::clone(&self.store),
             self.worker.clone(),
             Arc::clone(&self.stats),
+            self.unsettled.clone(),
             stop,
         );
         match session.await {
-            Ok(ended) => self.after(&hub, ended, since.elapsed()),
+            Ok(ended) => self.after(&hub, ended, since.elapsed()).await,
             Err(error) => {
                 let close = driver::close_of(&error);
                 let is_refusal = error != quinn::ConnectionError::TimedOut;
@@ -272,12 +276,14 @@ impl Uplink {
         }
     }
 
-    fn after(&mut self, hub: &str, ended: Ended, lasted: Duration) -> Option<Duration> {
+    async fn after(&mut self, hub: &str, ended: Ended, lasted: Duration) -> Option<Duration> {
         let Ended {
             close,
             was_open,
             needs_incarnation,
+            unsettled,
         } = ended;
+        self.unsettled = unsettled;
         if was_open {
             self.reasons.clear();
             self.stats.closed(&in_words(&close));
@@ -290,7 +296,11 @@ impl Uplink {
             self.retry.reset();
         }
         if needs_incarnation {
-            self.renew_incarnation();
+            // what the hub holds of logs whose history agrees is acknowledged under the old incarnation:
+            // it must not come again under the new one
+            if self.worker.settle().await {
+                self.renew_incarnation();
+            }
             return Some(Duration::ZERO);
         }
         if !was_open || close.by_peer || close.code == Code::Timeout {

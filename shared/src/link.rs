@@ -36,7 +36,7 @@ mod tests;
 
 pub use receiver::{Delivered, Receiver, ReceiverConfig, ReceiverOutput};
 pub use resume::Mismatch;
-pub use sender::{DataStream, ReadResult, Sender, SenderConfig, SenderOutput};
+pub use sender::{DataStream, ReadResult, Sender, SenderConfig, SenderOutput, Unsettled};
 
 use std::time::Duration;
 

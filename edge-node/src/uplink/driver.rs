@@ -12,7 +12,7 @@ use bytes::Bytes;
 use quinn::{Connection, ConnectionError, VarInt};
 use shared::batch::supported_codecs;
 use shared::ids::{Incarnation, Offset, TopicPartition};
-use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput};
+use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::tls::Peer;
 use shared::wire::{Code, Handle, LogRange};
 use tokio::sync::{mpsc, watch};
@@ -48,6 +48,8 @@ pub(super) struct Ended {
     pub(super) was_open: bool,
     /// The store's history is not the one that the hub holds.
     pub(super) needs_incarnation: bool,
+    /// What was sent and not acknowledged: for the next session.
+    pub(super) unsettled: Unsettled,
 }
 
 /// Runs a session on a fresh connection until it ends.
@@ -56,6 +58,7 @@ pub(super) async fn run(
     store: Arc<dyn Store>,
     worker: Worker,
     stats: Arc<UplinkStats>,
+    unsettled: Unsettled,
     stop: &CancellationToken,
 ) -> Result<Ended, ConnectionError> {
     let (send, recv) = connection.open_bi().await?;
@@ -67,8 +70,10 @@ pub(super) async fn run(
     let (done_in, done) = mpsc::channel(CONTROL_QUEUE);
     let incarnation = store.incarnation();
     let changes = store.changes();
+    let mut sender = Sender::new(sender_config(incarnation));
+    sender.recall(unsettled);
     let session = Session {
-        sender: Sender::new(sender_config(incarnation)),
+        sender,
         incarnation,
         origin: Instant::now(),
         connection,
@@ -80,7 +85,6 @@ pub(super) async fn run(
         stats,
         seen: Seen::default(),
         was_open: false,
-        needs_incarnation: false,
     };
     Ok(session.run(recv, done, changes, stop).await)
 }
@@ -111,7 +115,6 @@ struct Session {
     stats: Arc<UplinkStats>,
     seen: Seen,
     was_open: bool,
-    needs_incarnation: bool,
 }
 
 impl Session {
@@ -161,9 +164,8 @@ impl Session {
     fn carry_out(&mut self) -> Option<Close> {
         let mut cursors = Vec::new();
         let close = self.carry_out_all(&mut cursors);
-        // one job however many logs: an acknowledgement may be about thousands; offsets of an incarnation
-        // that ends here mean nothing to the next one
-        if !cursors.is_empty() && !self.needs_incarnation {
+        // one job however many logs: an acknowledgement may be about thousands
+        if !cursors.is_empty() {
             self.submit(Job::Acknowledge { cursors });
         }
         close
@@ -218,9 +220,6 @@ impl Session {
                         log = self.name(handle),
                         "Store history differs from the hub's"
                     );
-                    self.needs_incarnation = true;
-                    self.sender
-                        .close(Code::HistoryMismatch, None, "new incarnation");
                 }
                 SenderOutput::Denied { handle } => {
                     self.stats.denied_logs.fetch_add(1, Ordering::Relaxed);
@@ -290,6 +289,7 @@ impl Session {
                 offset,
                 chain,
             } => self.sender.handle_chain(handle, offset, chain),
+            Done::Settled => {}
             Done::Failed(error) => {
                 warn!(%error, "Uplink cannot read the store");
                 self.sender.close(Code::Internal, None, "store failed");
@@ -341,9 +341,11 @@ impl Session {
             close.text.as_bytes(),
         );
         Ended {
+            // a session that is lost before it knew what the hub holds of all logs renews nothing
+            needs_incarnation: close.code == Code::HistoryMismatch && !close.by_peer,
+            unsettled: self.sender.unsettled(),
             close,
             was_open: self.was_open,
-            needs_incarnation: self.needs_incarnation,
         }
     }
 }

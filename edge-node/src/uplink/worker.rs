@@ -30,6 +30,8 @@ pub(super) enum Job {
     },
     /// Moves cursors; answered with [`Done::Failed`] only when the store fails.
     Acknowledge { cursors: Vec<(PartitionId, Offset)> },
+    /// Answered with [`Done::Settled`].
+    Settle,
     /// Answered with [`Done::Chain`].
     Chain {
         handle: Handle,
@@ -49,6 +51,8 @@ pub(super) enum Done {
         offset: Offset,
         chain: Option<u64>,
     },
+    /// Everything queued before is done.
+    Settled,
     /// The session cannot go on.
     Failed(WorkError),
 }
@@ -113,6 +117,15 @@ impl Worker {
                 | std::sync::mpsc::TrySendError::Disconnected((job, _)) => job,
             })
     }
+
+    /// Ends once everything queued before is done; false when the queue is full.
+    pub(super) async fn settle(&self) -> bool {
+        let (done, mut settled) = mpsc::channel(1);
+        let is_queued = self.submit(Job::Settle, &done).is_ok();
+        // the thread holds the only sender, and it goes with the job
+        drop(done);
+        is_queued && settled.recv().await.is_some()
+    }
 }
 
 fn work(
@@ -171,6 +184,7 @@ fn run(
             }
             None
         }
+        Job::Settle => Some(Done::Settled),
         Job::Chain {
             handle,
             partition,

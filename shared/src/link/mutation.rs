@@ -19,6 +19,10 @@ pub(crate) enum Mutation {
     ResumeOneLater,
     /// Site: does not compare its history with the hub's.
     ForgetChainCheck,
+    /// Site: goes on inside a gap of what it knows nothing about.
+    ForgetProof,
+    /// Site: begins a new incarnation without looking at the other logs' checkpoints.
+    RenewAtOnce,
     /// Site: takes a checkpoint beyond the log's end for its end.
     ForgetEndCheck,
     /// Site: what was trimmed below the checkpoint is skipped without a gap.

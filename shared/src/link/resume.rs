@@ -13,8 +13,8 @@ pub enum Mismatch {
     BelowOrigin,
     /// The log has another history up to the checkpoint.
     ChainDiffers,
-    /// The checkpoint lies inside a batch of the log, or inside a gap that the site made while it had
-    /// unacknowledged records before it.
+    /// The checkpoint lies inside a batch of the log, or inside a gap, where the history up to it cannot be
+    /// compared.
     NotABoundary,
 }
 
@@ -25,19 +25,20 @@ pub(super) enum Resume {
     From(Offset),
     /// Go on from the checkpoint if the store's history up to it has the same chain.
     Check(Checkpoint),
-    /// No batch of the log ends here. Go on if it lies inside a gap that the site made of everything
-    /// that was not acknowledged: then there is no record that the hub could take for another one.
-    Probe(Offset),
+    /// No batch of the log ends here. Go on if one did that was sent, and became part of a gap since.
+    Probe(Checkpoint),
     /// Cannot go on.
     Mismatch(Mismatch),
     /// The hub does not take this log.
     Denied,
 }
 
-/// A checkpoint below the log's start cannot be compared any more: what is missing becomes a gap.
-pub(super) fn resume(range: &LogRange, reply: LogReply) -> Resume {
+/// Everything before `acked` was committed in this incarnation, as the hub said itself. A hub that knows
+/// less has lost checkpoints: if it knows nothing of the log, nothing is sent again; else what is missing
+/// below the log's start becomes a gap.
+pub(super) fn resume(range: &LogRange, acked: Offset, reply: LogReply) -> Resume {
     let checkpoint = match reply {
-        LogReply::Absent => return Resume::From(range.origin),
+        LogReply::Absent => return Resume::From(acked.clamp(range.origin, range.end)),
         LogReply::Denied => return Resume::Denied,
         LogReply::At(checkpoint) => checkpoint,
     };
@@ -46,6 +47,8 @@ pub(super) fn resume(range: &LogRange, reply: LogReply) -> Resume {
         Resume::Mismatch(Mismatch::BeyondEnd)
     } else if next < range.origin {
         Resume::Mismatch(Mismatch::BelowOrigin)
+    } else if next < range.start && next > acked {
+        Resume::Mismatch(Mismatch::NotABoundary)
     } else if next < range.start || next == range.origin || checkpoint.chain == 0 {
         Resume::From(next)
     } else {
@@ -56,7 +59,7 @@ pub(super) fn resume(range: &LogRange, reply: LogReply) -> Resume {
 /// Compares the hub's checkpoint with the store's chain at its offset (`None`: not a boundary there).
 pub(super) fn compare(checkpoint: Checkpoint, at_site: Option<u64>) -> Resume {
     match at_site {
-        None => Resume::Probe(checkpoint.next_offset),
+        None => Resume::Probe(checkpoint),
         Some(chain) if chain != checkpoint.chain => Resume::Mismatch(Mismatch::ChainDiffers),
         Some(_) => Resume::From(checkpoint.next_offset),
     }
@@ -76,7 +79,7 @@ mod tests {
         let at = |next_offset, chain| LogReply::At(Checkpoint { next_offset, chain });
         let check = |next_offset, chain| Resume::Check(Checkpoint { next_offset, chain });
         for (reply, expected) in [
-            (LogReply::Absent, Resume::From(10)),
+            (LogReply::Absent, Resume::From(25)),
             (LogReply::Denied, Resume::Denied),
             (at(9, 7), Resume::Mismatch(Mismatch::BelowOrigin)),
             (at(10, 7), Resume::From(10)),
@@ -86,7 +89,10 @@ mod tests {
             (at(30, 7), check(30, 7)),
             (at(31, 7), Resume::Mismatch(Mismatch::BeyondEnd)),
         ] {
-            assert_eq!(resume(&range, reply), expected, "{reply:?}");
+            assert_eq!(resume(&range, 25, reply), expected, "{reply:?}");
         }
+        let trimmed = Resume::Mismatch(Mismatch::NotABoundary);
+        assert_eq!(resume(&range, 15, at(19, 7)), trimmed);
+        assert_eq!(resume(&range, 5, LogReply::Absent), Resume::From(10));
     }
 }

@@ -9,6 +9,9 @@
 //! ```
 //! Logs with something to send take turns, one read each; what was read waits for credit in the order
 //! in which it was read. Reads under way and items waiting are bounded together by `max_reads`.
+//!
+//! Nothing is sent before the hub was heard about every log: should one of them need a new incarnation,
+//! what the others have in flight would come again under it.
 
 mod flow;
 mod log;
@@ -18,9 +21,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use self::log::{Log, Phase};
-pub use self::port::{DataStream, ReadResult, SenderConfig, SenderOutput};
-use super::Close;
+pub use self::port::{DataStream, ReadResult, SenderConfig, SenderOutput, Unsettled};
 use super::window::SendCredit;
+use super::{Close, broken};
 use crate::ids::{Offset, TopicPartition};
 use crate::wire::{
     Ack, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange, MAX_VERSION,
@@ -66,6 +69,14 @@ pub struct Sender {
     /// Questions about the chain that are not asked yet, and how many wait for their answer.
     unasked: VecDeque<(Handle, Offset)>,
     questions: usize,
+    /// Logs of which it is not known where to go on.
+    unresolved: usize,
+    /// It was known of all logs once.
+    is_begun: bool,
+    /// A log needs a new incarnation: when to stop waiting for the others.
+    renewal: Option<Duration>,
+    /// What sessions before this one left.
+    recalled: Unsettled,
     reads: usize,
     reserved: u64,
     /// Read, not yet sent.
@@ -92,6 +103,10 @@ impl Sender {
             ring: VecDeque::new(),
             unasked: VecDeque::new(),
             questions: 0,
+            unresolved: 0,
+            is_begun: false,
+            renewal: None,
+            recalled: Unsettled::default(),
             reads: 0,
             reserved: 0,
             held: VecDeque::new(),
@@ -120,6 +135,7 @@ impl Sender {
             log,
             range,
             phase: Phase::Undeclared,
+            known_acked: acked,
             first_unacked: acked.max(range.start),
             is_unproven: false,
             is_start_known: true,
@@ -130,6 +146,26 @@ impl Sender {
         };
         self.logs.insert(handle, log);
         self.undeclared.push_back(handle);
+        self.unresolved += 1;
+    }
+
+    /// Takes over what the session before this one left.
+    pub fn recall(&mut self, unsettled: Unsettled) {
+        self.recalled = unsettled;
+    }
+
+    /// What this session leaves to the next one. Bounded by the streams that one session may have in flight.
+    #[must_use]
+    pub fn unsettled(&self) -> Unsettled {
+        let mut unsettled = self.recalled.clone();
+        for (handle, log) in &self.logs {
+            let ends = log
+                .in_flight
+                .iter()
+                .map(|(end, chain)| ((*handle, *end), *chain));
+            unsettled.0.extend(ends);
+        }
+        unsettled
     }
 
     /// Sends the hello.
@@ -241,7 +277,11 @@ impl Sender {
             if next_offset <= log.acked {
                 continue;
             }
-            let Some(streams) = log.in_flight.iter().position(|end| *end == next_offset) else {
+            let Some(streams) = log
+                .in_flight
+                .iter()
+                .position(|(end, _)| *end == next_offset)
+            else {
                 return self.fail(Code::BadFrame, "acknowledges what was not sent".into());
             };
             log.in_flight.drain(..=streams);
@@ -263,6 +303,9 @@ impl Sender {
             State::Open(session) if now >= session.dead_at() => {
                 self.fail(Code::Timeout, "nothing heard from the hub".into());
             }
+            State::Open(_) if self.renewal.is_some_and(|deadline| now >= deadline) => {
+                self.close(Code::HistoryMismatch, None, "new incarnation");
+            }
             State::Open(session) if now >= session.next_ping => {
                 session.next_ping = now.saturating_add(session.keep_alive);
                 self.pings += 1;
@@ -278,7 +321,10 @@ impl Sender {
         match &self.state {
             State::Fresh | State::Closed => None,
             State::Connecting { deadline } => Some(*deadline),
-            State::Open(session) => Some(session.next_ping.min(session.dead_at())),
+            State::Open(session) => {
+                let next = session.next_ping.min(session.dead_at());
+                Some(self.renewal.map_or(next, |deadline| next.min(deadline)))
+            }
         }
     }
 
@@ -294,8 +340,20 @@ impl Sender {
         let State::Open(session) = self.state else {
             return None;
         };
-        self.poll_question()
-            .or_else(|| self.poll_data())
+        let is_resolved = self.unresolved == 0;
+        self.is_begun |= is_resolved;
+        let is_over = is_resolved && self.in_flight == 0 || broken!(self, RenewAtOnce);
+        if self.renewal.is_some() && is_over {
+            self.close(Code::HistoryMismatch, None, "new incarnation");
+            return self.outputs.pop_front();
+        }
+        if let Some(question) = self.poll_question() {
+            return Some(question);
+        }
+        if !self.is_begun || self.renewal.is_some() {
+            return None;
+        }
+        self.poll_data()
             .or_else(|| self.poll_read(session.max_batch_bytes))
     }
 
@@ -339,6 +397,12 @@ impl Sender {
     #[must_use]
     pub fn streams_in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// It is known of all logs where to go on.
+    #[cfg(test)]
+    pub(super) fn is_resolved(&self) -> bool {
+        self.unresolved == 0
     }
 
     /// Reads under way and items waiting for credit.
@@ -396,7 +460,7 @@ impl Sender {
             let entry = LogEntry {
                 handle,
                 log: log.log.clone(),
-                range: log.range,
+                range: log.declared(),
             };
             entry.put(&mut bytes);
             if bytes.len() > max_len {

@@ -38,6 +38,7 @@ struct Tally {
     crashes: u64,
     restores: u64,
     renewals: u64,
+    unproven: u64,
     lost_checkpoints: u64,
     repeats: u64,
 }
@@ -52,6 +53,7 @@ impl Tally {
         self.crashes += other.crashes;
         self.restores += other.restores;
         self.renewals += other.renewals;
+        self.unproven += other.unproven;
         self.lost_checkpoints += other.lost_checkpoints;
         self.repeats += other.repeats;
     }
@@ -113,6 +115,7 @@ fn many_seeds() {
         for (what, times) in [
             ("restores", total.restores),
             ("new incarnations", total.renewals),
+            ("histories that cannot be compared", total.unproven),
             ("lost checkpoints", total.lost_checkpoints),
             ("gaps", total.gaps),
             ("crashes", total.crashes),
@@ -162,6 +165,8 @@ fn every_broken_rule_is_noticed() {
         (Mutation::ResumeOneLater, 300),
         (Mutation::ForgetChainCheck, 2_000),
         (Mutation::ForgetEndCheck, 2_000),
+        (Mutation::ForgetProof, 10_000),
+        (Mutation::RenewAtOnce, 2_000),
         (Mutation::ForgetTrimmedGap, 2_000),
         (Mutation::ForgetCredit, 300),
         (Mutation::ForgetDeadPeer, 1_000),

@@ -285,6 +285,135 @@ fn what_was_trimmed_below_the_checkpoint_becomes_a_gap() {
 }
 
 #[test]
+fn a_new_incarnation_waits_for_what_the_hub_holds_of_the_other_logs() {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.start(START);
+    outputs(&mut sender);
+    let replies = [(1, at(21, 5)), (2, at(20, 6))];
+    sender.handle_control(&welcome(10_000, &replies), START);
+    let out = outputs(&mut sender);
+    assert!(out.contains(&SenderOutput::HistoryMismatch {
+        handle: Handle(1),
+        mismatch: Mismatch::BeyondEnd
+    }));
+    assert!(closed(&out).is_none(), "{out:?}");
+    sender.handle_chain(Handle(2), 20, Some(6));
+    let out = outputs(&mut sender);
+    let told = SenderOutput::Acked {
+        handle: Handle(2),
+        next_offset: 20,
+    };
+    assert_eq!(out[0], told, "all of it: it must not come again");
+    assert_eq!(closed(&out).unwrap().code, Code::HistoryMismatch);
+    assert!(!out.iter().any(|o| matches!(o, SenderOutput::Read { .. })));
+}
+
+#[test]
+fn a_new_incarnation_does_not_wait_for_ever() {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.start(START);
+    outputs(&mut sender);
+    let replies = [(1, at(21, 5)), (2, at(20, 6))];
+    sender.handle_control(&welcome(10_000, &replies), START);
+    assert!(closed(&outputs(&mut sender)).is_none());
+    let deadline = START + Duration::from_secs(5);
+    assert_eq!(sender.poll_timeout(), Some(deadline));
+    sender.handle_timeout(deadline);
+    let out = outputs(&mut sender);
+    assert_eq!(closed(&out).unwrap().code, Code::HistoryMismatch);
+}
+
+#[test]
+fn nothing_is_sent_before_the_hub_was_heard_about_every_log() {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.start(START);
+    outputs(&mut sender);
+    let replies = [(1, LogReply::Absent), (2, at(10, 5))];
+    sender.handle_control(&welcome(10_000, &replies), START);
+    let is_read = |o: &SenderOutput| matches!(o, SenderOutput::Read { .. });
+    assert!(!outputs(&mut sender).iter().any(is_read));
+    sender.handle_chain(Handle(2), 10, Some(5));
+    let reads = outputs(&mut sender).into_iter().filter(is_read).count();
+    assert_eq!(reads, 2);
+}
+
+/// The checkpoint lies in a gap, above what the store knew to be acknowledged.
+#[test]
+fn inside_a_gap_only_what_this_process_sent_proves_the_history() {
+    let with = |former: Option<u64>| {
+        let mut former_session = welcomed(range(0, 20), LogReply::Absent, 10_000);
+        outputs(&mut former_session);
+        if let Some(chain) = former {
+            let mut sent = records(0, 10, 100);
+            let ReadResult::Records { chain: of, .. } = &mut sent else {
+                unreachable!()
+            };
+            *of = chain;
+            former_session.handle_read(Handle(1), sent);
+            outputs(&mut former_session);
+        }
+        let mut sender = sender();
+        sender.add_log(Handle(1), log(0), range(0, 20), 0);
+        sender.recall(former_session.unsettled());
+        sender.start(START);
+        outputs(&mut sender);
+        sender.handle_control(&welcome(10_000, &[(1, at(10, 5))]), START);
+        outputs(&mut sender);
+        sender.handle_chain(Handle(1), 10, None);
+        outputs(&mut sender)
+    };
+    let out = with(Some(5));
+    assert!(
+        matches!(out.last(), Some(SenderOutput::Read { from: 10, .. })),
+        "{out:?}"
+    );
+    for former in [None, Some(6)] {
+        let out = with(former);
+        assert_eq!(
+            out[0],
+            SenderOutput::HistoryMismatch {
+                handle: Handle(1),
+                mismatch: Mismatch::NotABoundary
+            }
+        );
+        assert!(closed(&out).is_some());
+    }
+}
+
+/// The hub lost its checkpoints, not what it had committed.
+#[test]
+fn a_log_that_the_hub_knows_nothing_of_goes_on_at_the_stores_cursor() {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), range(5, 20), 12);
+    sender.start(START);
+    let out = outputs(&mut sender);
+    let [SenderOutput::Control(bytes)] = &out[..] else {
+        panic!("{out:?}");
+    };
+    let mut receiver = receiver(10_000);
+    receiver.handle_control(bytes, START);
+    receiver.handle_checkpoints(&[LogReply::Absent], START);
+    for output in hub_outputs(&mut receiver) {
+        if let ReceiverOutput::Control(bytes) = output {
+            sender.handle_control(&bytes, START);
+        }
+    }
+    let out = outputs(&mut sender);
+    assert!(
+        matches!(out.last(), Some(SenderOutput::Read { from: 12, .. })),
+        "{out:?}"
+    );
+    receiver.handle_data(&data(12, 20, 100), START);
+    assert_eq!(delivered(&hub_outputs(&mut receiver)), [(12, 20)]);
+}
+
+#[test]
 fn a_denied_log_is_parked_and_the_others_go_on() {
     let mut sender = sender();
     sender.add_log(Handle(1), log(0), range(0, 20), 0);

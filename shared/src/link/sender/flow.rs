@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 
-use super::log::Phase;
+use super::log::{Log, Phase};
 use super::{ReadResult, Sender, SenderOutput, State};
 use crate::ids::Offset;
 use crate::link::broken;
 use crate::link::resume::{Mismatch, Resume, compare, resume};
 use crate::wire::{
-    CheckpointEntry, Code, DataContent, DataHeader, GAP_NOT_AT_SITE, Handle, LogRange, LogReply,
-    MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
+    Checkpoint, CheckpointEntry, Code, DataContent, DataHeader, GAP_NOT_AT_SITE, Handle, LogRange,
+    LogReply, MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
 };
 
 /// With less credit than this, and than a whole read, no read starts while others are under way: streams
@@ -23,21 +23,21 @@ impl Sender {
     pub(super) fn handle_checkpoints(&mut self, entries: &[CheckpointEntry]) {
         for entry in entries {
             let known = self.logs.get(&entry.handle);
-            let Some(range) = known
+            let Some((range, acked)) = known
                 .filter(|log| log.phase == Phase::Declared)
-                .map(|log| log.range)
+                .map(|log| (log.range, log.known_acked))
             else {
                 return self.fail(
                     Code::BadFrame,
                     "checkpoint of a log that was not declared".into(),
                 );
             };
-            self.resume_log(entry.handle, self.decide(&range, entry.reply));
+            self.resume_log(entry.handle, self.decide(&range, acked, entry.reply));
         }
     }
 
-    fn decide(&self, range: &LogRange, reply: LogReply) -> Resume {
-        let decision = resume(range, reply);
+    fn decide(&self, range: &LogRange, acked: Offset, reply: LogReply) -> Resume {
+        let decision = resume(range, acked, reply);
         if broken!(self, ResumeFromStart) {
             return Resume::From(range.start);
         }
@@ -59,6 +59,18 @@ impl Sender {
     }
 
     fn resume_log(&mut self, handle: Handle, decision: Resume) {
+        let is_unresolved =
+            |sender: &Self| sender.logs.get(&handle).is_some_and(Log::is_unresolved);
+        let was_unresolved = is_unresolved(self);
+        self.follow(handle, decision);
+        if was_unresolved && !is_unresolved(self) {
+            self.unresolved -= 1;
+            self.recalled.0.retain(|(of, _), _| *of != handle);
+        }
+    }
+
+    fn follow(&mut self, handle: Handle, decision: Resume) {
+        let is_credulous = broken!(self, ForgetProof);
         let Some(log) = self.logs.get_mut(&handle) else {
             return;
         };
@@ -80,10 +92,21 @@ impl Sender {
                 log.phase = Phase::Checking(checkpoint);
                 self.unasked.push_back((handle, checkpoint.next_offset));
             }
-            Resume::Probe(next) if next >= log.range.end => {
-                self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
+            Resume::Probe(Checkpoint { next_offset, chain })
+                if self.recalled.0.get(&(handle, next_offset)) == Some(&chain) =>
+            {
+                self.follow(handle, Resume::From(next_offset));
             }
-            Resume::Probe(next) => {
+            // what lies above the store's own cursor may be another history
+            Resume::Probe(Checkpoint { next_offset, .. })
+                if next_offset >= log.range.end
+                    || (next_offset > log.first_unacked && !is_credulous) =>
+            {
+                self.follow(handle, Resume::Mismatch(Mismatch::NotABoundary));
+            }
+            Resume::Probe(Checkpoint {
+                next_offset: next, ..
+            }) => {
                 log.acked = next;
                 log.read = next;
                 log.phase = Phase::Ready;
@@ -94,6 +117,11 @@ impl Sender {
                 log.phase = Phase::Parked;
                 self.outputs
                     .push_back(SenderOutput::HistoryMismatch { handle, mismatch });
+                if let State::Open(session) = &self.state {
+                    let patience = self.config.handshake_timeout;
+                    let deadline = session.last_heard.saturating_add(patience);
+                    self.renewal.get_or_insert(deadline);
+                }
             }
             Resume::Denied => {
                 log.phase = Phase::Parked;
@@ -260,7 +288,8 @@ impl Sender {
         self.held_charge -= charge;
         self.in_flight += 1;
         if let Some(log) = self.logs.get_mut(&stream.header.handle) {
-            log.in_flight.push_back(stream.header.next_offset);
+            let end = (stream.header.next_offset, stream.header.chain);
+            log.in_flight.push_back(end);
         }
         Some(SenderOutput::Data(stream))
     }

@@ -21,7 +21,9 @@ pub(super) struct Log {
     pub(super) log: TopicPartition,
     pub(super) range: LogRange,
     pub(super) phase: Phase,
-    /// What the store took for the hub's checkpoint when the session began.
+    /// The store's own cursor when the session began: the hub has said that it holds everything before.
+    pub(super) known_acked: Offset,
+    /// The same, or the log's start where that lies above.
     pub(super) first_unacked: Offset,
     /// The hub's checkpoint lies inside a batch or a gap of the log: the first read tells which.
     pub(super) is_unproven: bool,
@@ -31,12 +33,30 @@ pub(super) struct Log {
     pub(super) acked: Offset,
     /// Everything before was read, and waits in `held` or was sent.
     pub(super) read: Offset,
-    /// Where the streams end that were sent and are not acknowledged, in order.
-    pub(super) in_flight: VecDeque<Offset>,
+    /// Where the streams end that were sent and are not acknowledged, in order, with their chains.
+    pub(super) in_flight: VecDeque<(Offset, u64)>,
     pub(super) in_ring: bool,
 }
 
 impl Log {
+    /// The hub is not heard about this log, or what it said is not compared.
+    pub(super) fn is_unresolved(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Undeclared | Phase::Declared | Phase::Checking(_)
+        )
+    }
+
+    /// What the hub is told. A log that it knows nothing of begins where the store's cursor is.
+    pub(super) fn declared(&self) -> LogRange {
+        let origin = self.known_acked.clamp(self.range.origin, self.range.end);
+        LogRange {
+            origin,
+            start: self.range.start.max(origin),
+            end: self.range.end,
+        }
+    }
+
     /// The store joined what was sent already and what follows into one gap.
     pub(super) fn is_rest_of_gap(&self, header: &DataHeader) -> bool {
         matches!(header.content, DataContent::Gap { .. })

@@ -1,5 +1,6 @@
 //! What goes into the site's half, and what comes out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +28,11 @@ pub struct SenderConfig {
     /// From hello to welcome.
     pub handshake_timeout: Duration,
 }
+
+/// Where streams ended that were sent and not acknowledged, with their chains: the hub's next checkpoint
+/// may lie there, and by then the store may have made a gap of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unsettled(pub(super) BTreeMap<(Handle, Offset), u64>);
 
 /// What a read brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +99,9 @@ pub enum SenderOutput {
     Chain { handle: Handle, offset: Offset },
     /// The hub holds everything before this offset.
     Acked { handle: Handle, next_offset: Offset },
-    /// The log is parked: the site needs a new incarnation, after which it connects anew.
+    /// The log is parked: the site needs a new incarnation. Nothing is sent any more; once it is known what
+    /// the hub holds of the other logs, and that is told as [`SenderOutput::Acked`], the session closes
+    /// with [`Code::HistoryMismatch`](crate::wire::Code::HistoryMismatch).
     HistoryMismatch { handle: Handle, mismatch: Mismatch },
     /// The log is parked: the hub does not take it from this site.
     Denied { handle: Handle },

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::rng::Rng;
 use crate::batch::Block;
 use crate::ids::{Incarnation, Offset};
 use crate::record::Records;
@@ -46,6 +47,16 @@ pub(super) struct Oracle {
 
 pub(super) type Verdict = Result<(), String>;
 
+impl Central {
+    fn committed(&self) -> Option<Offset> {
+        match self.checkpoint {
+            Some(checkpoint) => Some(checkpoint.next_offset),
+            None if self.has_lost => None,
+            None => Some(self.origin),
+        }
+    }
+}
+
 impl Oracle {
     pub(super) fn register(&mut self, log: usize, entry: Entry) {
         let twice = self.entries.insert(entry.chain, (log, entry));
@@ -69,12 +80,24 @@ impl Oracle {
         self.central.get(&(incarnation, log))?.checkpoint
     }
 
-    /// The hub lost what it knew; the records stay in the cluster and come twice from here on.
-    pub(super) fn lose_checkpoints(&mut self) {
+    /// Everything of this log before is committed; `None` when only the site knows.
+    pub(super) fn committed(&self, incarnation: Incarnation, log: usize) -> Option<Offset> {
+        self.central.get(&(incarnation, log))?.committed()
+    }
+
+    /// The hub lost what it knew of some logs, and fell back to what it knew earlier of others; the records
+    /// stay in the cluster, and those above such an earlier checkpoint come twice from here on.
+    pub(super) fn lose_checkpoints(&mut self, rng: &mut Rng) {
         for central in self.central.values_mut() {
-            central.checkpoint = None;
-            central.passed.clear();
-            central.records.clear();
+            let keeps = rng.below(central.passed.len() as u64 + 1) as usize;
+            let earlier = central.passed.iter().nth(keeps);
+            let earlier = earlier.map(|(next, chain)| (*next, *chain));
+            let earlier = earlier.filter(|_| rng.chance(50));
+            let next = earlier.map_or(0, |(next, _)| next);
+            central.checkpoint =
+                earlier.map(|(next_offset, chain)| Checkpoint { next_offset, chain });
+            central.passed.retain(|offset, _| *offset <= next);
+            central.records.retain(|offset, _| *offset < next);
             central.has_lost = true;
         }
     }
@@ -101,7 +124,14 @@ impl Oracle {
             .central
             .get_mut(&(incarnation, log))
             .ok_or("commit of a log that does not exist")?;
-        let expected = central.checkpoint.map_or(central.origin, |c| c.next_offset);
+        let expected = match central.checkpoint {
+            Some(checkpoint) => checkpoint.next_offset,
+            // the hub knows nothing: it takes the site's word for what it told the site before
+            None if central.has_lost && header.base_offset <= central.ever_committed => {
+                header.base_offset.max(central.origin)
+            }
+            None => central.origin,
+        };
         if header.base_offset != expected {
             return Err(format!(
                 "log {log}: commit from {} to {}, expected {expected}",
@@ -144,7 +174,7 @@ impl Oracle {
         let Some(central) = self.central.get(&(incarnation, log)) else {
             return Err(format!("log {log} is unknown"));
         };
-        let checkpoint = central.checkpoint.map_or(central.origin, |c| c.next_offset);
+        let checkpoint = central.committed().unwrap_or(end);
         if checkpoint != end {
             return Err(format!("log {log}: {checkpoint} committed of {end}"));
         }
@@ -265,6 +295,7 @@ fn check_gap(
                 header.base_offset, header.next_offset, entry.base, entry.next
             ));
         }
+        check_split(central, log, entry, header.base_offset)?;
         let has_met = entry.base <= header.base_offset
             && (entry.base <= central.origin
                 || central.passed.get(&entry.base) == Some(&entry.parent)
@@ -275,4 +306,24 @@ fn check_gap(
         chain = entry.parent;
     }
     Err(format!("log {log}: a gap with an unknown history"))
+}
+
+/// A gap is sent from `base` on because what it covers below is committed: it must be these very records.
+fn check_split(central: &Central, log: usize, entry: &Entry, base: Offset) -> Verdict {
+    let from = entry.base.max(central.origin);
+    let to = entry.next.min(base);
+    if from >= to || central.has_lost {
+        return Ok(());
+    }
+    let found: Vec<u64> = central.records.range(from..to).map(|(_, id)| *id).collect();
+    let records = entry.records.as_deref().unwrap_or_default();
+    let skipped = (from - entry.base) as usize;
+    let appended = records.get(skipped..skipped + (to - from) as usize);
+    let is_same = found.is_empty() || appended == Some(&found[..]);
+    if !is_same {
+        return Err(format!(
+            "log {log}: {from}..{to} vanished behind records of another history"
+        ));
+    }
+    Ok(())
 }

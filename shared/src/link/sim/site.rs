@@ -8,13 +8,15 @@ use super::oracle::Verdict;
 use super::world::{Event, World};
 use crate::batch::{Encoder, NoneCodec, ZstdEncoder};
 use crate::ids::{Incarnation, Offset, TopicName, TopicPartition};
-use crate::link::{Close, Sender, SenderConfig, SenderOutput};
+use crate::link::{Close, Mismatch, Sender, SenderConfig, SenderOutput, Unsettled};
 use crate::wire::{Code, Handle};
 
 #[derive(Debug)]
 pub(super) struct SiteSession {
     pub(super) connection: u64,
     pub(super) sender: Sender,
+    /// A log needs a new incarnation.
+    mismatch: Option<(Handle, Mismatch)>,
 }
 
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(super) struct Site {
     /// A copy that somebody may put back.
     pub(super) snapshot: Option<Disk>,
     pub(super) is_up: bool,
+    /// What the last session left, in memory.
+    pub(super) unsettled: Unsettled,
     pub(super) session: Option<SiteSession>,
     pub(super) next_id: u64,
     pub(super) next_incarnation: u128,
@@ -73,9 +77,14 @@ impl World {
         for (number, log) in self.site.disk.logs.iter().enumerate() {
             sender.add_log(handle_of(number), name_of(number), log.range(), log.acked);
         }
+        sender.recall(self.site.unsettled.clone());
         sender.start(self.now);
         self.tally.sessions += 1;
-        self.site.session = Some(SiteSession { connection, sender });
+        self.site.session = Some(SiteSession {
+            connection,
+            sender,
+            mismatch: None,
+        });
         self.send(connection, Side::Hub, Packet::Open);
         self.pump_site()
     }
@@ -122,7 +131,9 @@ impl World {
                     next_offset,
                 } => self.acknowledged(number_of(handle), next_offset)?,
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
-                    self.renew(handle, &format!("{mismatch:?}"))?;
+                    if let Some(session) = &mut self.site.session {
+                        session.mismatch = Some((handle, mismatch));
+                    }
                 }
                 SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
@@ -130,6 +141,9 @@ impl World {
                 SenderOutput::Established { .. } => {}
                 SenderOutput::Close(close) => {
                     check_close(&close)?;
+                    if close.code == Code::HistoryMismatch && !close.by_peer {
+                        self.renew()?;
+                    }
                     self.hang_up();
                 }
             }
@@ -148,21 +162,50 @@ impl World {
         Ok(())
     }
 
-    fn renew(&mut self, handle: Handle, why: &str) -> Verdict {
-        self.tally.renewals += 1;
+    fn renew(&mut self) -> Verdict {
+        let Some(session) = &self.site.session else {
+            return Ok(());
+        };
+        let Some((handle, why)) = session.mismatch else {
+            return Err("history mismatch without a log".into());
+        };
+        // what was in flight when the process died is not remembered
+        let is_unproven = why == Mismatch::NotABoundary && self.tally.crashes > self.tally.unproven;
+        if is_unproven {
+            self.tally.unproven += 1;
+        } else {
+            self.tally.renewals += 1;
+        }
         if self.tally.renewals > self.tally.restores {
             return Err(format!(
-                "log {}: new incarnation without need: {why}",
+                "log {}: new incarnation without need: {why:?}",
                 number_of(handle)
             ));
+        }
+        if session.sender.streams_in_flight() == 0 {
+            self.check_adopted(session.sender.is_resolved())?;
         }
         self.site.next_incarnation += 1;
         let incarnation = Incarnation(self.site.next_incarnation);
         self.site.disk.renew(incarnation, &mut self.oracle);
-        if let Some(session) = &mut self.site.session {
-            session
-                .sender
-                .close(Code::HistoryMismatch, None, "new incarnation");
+        Ok(())
+    }
+
+    /// What the hub holds of a history that is the site's too must not come again.
+    fn check_adopted(&self, is_resolved: bool) -> Verdict {
+        let incarnation = self.site.disk.incarnation;
+        for (number, log) in self.site.disk.logs.iter().enumerate() {
+            let Some(held) = self.oracle.checkpoint(incarnation, number) else {
+                continue;
+            };
+            let is_shared = log.chain_at(held.next_offset) == Some(held.chain);
+            if is_shared && log.acked < held.next_offset && (is_resolved || self.mutation.is_some())
+            {
+                return Err(format!(
+                    "log {number}: {} of {} would come again",
+                    held.next_offset, log.acked
+                ));
+            }
         }
         Ok(())
     }
@@ -170,6 +213,7 @@ impl World {
     /// The session is over: the connection closes, and the site dials again after a while.
     pub(super) fn hang_up(&mut self) {
         if let Some(session) = self.site.session.take() {
+            self.site.unsettled = session.sender.unsettled();
             self.send(session.connection, Side::Hub, Packet::Lost);
             let delay = self.rng.between(20_000, 600_000);
             self.after_us(delay, Event::Dial);
@@ -252,6 +296,7 @@ impl World {
             self.cut(session.connection, false);
         }
         self.site.is_up = false;
+        self.site.unsettled = Unsettled::default();
         self.site.disk.crash(&mut self.rng);
         let most = if self.rng.chance(15) {
             12_000_000

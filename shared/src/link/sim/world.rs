@@ -14,6 +14,7 @@ use super::rng::Rng;
 use super::site::{Site, encoder};
 use crate::batch::Decoders;
 use crate::ids::{Incarnation, Offset};
+use crate::link::Unsettled;
 use crate::link::mutation::Mutation;
 use crate::wire::{Code, Handle};
 
@@ -85,6 +86,7 @@ impl World {
                 },
                 snapshot: None,
                 is_up: true,
+                unsettled: Unsettled::default(),
                 session: None,
                 next_id: 1,
                 next_incarnation: 1,
@@ -151,9 +153,8 @@ impl World {
         let incarnation = self.site.disk.incarnation;
         self.site.is_up
             && self.site.disk.logs.iter().enumerate().all(|(n, log)| {
-                let checkpoint = self.oracle.checkpoint(incarnation, n);
-                let committed = checkpoint.map_or(log.origin, |c| c.next_offset);
-                log.acked == log.end && committed == log.end
+                let committed = self.oracle.committed(incarnation, n);
+                log.acked == log.end && committed.is_none_or(|next| next == log.end)
             })
     }
 
@@ -389,7 +390,7 @@ impl World {
             95..=96 if self.hub.is_up => {
                 self.hub_crashes(true)?;
                 self.tally.lost_checkpoints += 1;
-                self.oracle.lose_checkpoints();
+                self.oracle.lose_checkpoints(&mut self.rng);
             }
             // the site dials again while the hub still believes in the older session
             97..=99 => self.hang_up_silently(),
@@ -417,10 +418,29 @@ impl World {
         self.site_crashes();
         self.site.disk = snapshot;
         self.site.disk.crash(&mut self.rng);
+        if self.rng.chance(50) {
+            self.write_another_history();
+        }
+    }
+
+    /// The restored store takes records, and drops some, before it reaches the hub.
+    fn write_another_history(&mut self) {
+        for number in 0..self.site.disk.logs.len() {
+            let log = &mut self.site.disk.logs[number];
+            for _ in 0..self.rng.between(1, 8) {
+                let first = self.site.next_id;
+                self.site.next_id += self.rng.between(1, 5);
+                let ids = (first..self.site.next_id).collect();
+                log.append(number, ids, &mut self.oracle);
+            }
+            let dropped = self.rng.below(12) as usize;
+            log.drop_oldest(dropped, &mut self.oracle);
+        }
     }
 
     fn hang_up_silently(&mut self) {
         if let Some(session) = self.site.session.take() {
+            self.site.unsettled = session.sender.unsettled();
             self.cut(session.connection, false);
             self.after_us(1_000, Event::Dial);
         }
