@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use shared::admin::fetch;
-use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs};
+use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs, print};
 use shared::ids::SiteId;
 use shared::units::Span;
 
@@ -110,7 +110,7 @@ struct IssueArgs {
 pub fn main(run: impl FnOnce(Config, Cluster) -> anyhow::Result<()>) -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => start(&args, run),
-        Command::Check(args) => Ok(check(&args)),
+        Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
         Command::Version => {
             println!(
@@ -157,14 +157,14 @@ fn start(
     }
 }
 
-fn check(args: &ConfigArg) -> Outcome {
+fn check(args: &ConfigArg) -> anyhow::Result<Outcome> {
     let mut findings = Findings::default();
     match Config::load(args.file(CONFIG_FILE).as_deref(), Cluster::Configured) {
         Ok(config) => inspect(&config, &mut findings),
         Err(error) => findings.config(error),
     }
-    println!("{findings}");
-    findings.outcome()
+    print(format_args!("{findings}\n"))?;
+    Ok(findings.outcome())
 }
 
 fn inspect(config: &Config, findings: &mut Findings) {
@@ -202,8 +202,8 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
     let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
     let status: Status = serde_json::from_str(&text)?;
     match args.output {
-        Output::Json => println!("{}", text.trim_end()),
-        Output::Text => print!("{status}"),
+        Output::Json => print(format_args!("{}\n", text.trim_end()))?,
+        Output::Text => print(&status)?,
     }
     Ok(if status.problems.is_empty() {
         Outcome::Fine

@@ -1,8 +1,9 @@
 //! What the two commands have in common: where the configuration is, what `check` found, tables.
 //!
-//! Nothing here prints: a node's `cli.rs` does.
+//! What is printed, a node's `cli.rs` decides.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +31,18 @@ impl From<Outcome> for ExitCode {
             Outcome::Problems => Self::from(1),
             Outcome::Failed => Self::from(2),
         }
+    }
+}
+
+/// Writes to standard output. A reader that went away, as `head` does, is no failure.
+///
+/// # Errors
+/// Any other failure of standard output: a full disk, for one.
+pub fn print(text: impl fmt::Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 
@@ -126,10 +139,10 @@ impl Findings {
     }
 
     /// Looks whether an address can be listened on. Taken addresses are no problem while the node runs.
-    pub fn address(&mut self, key: &str, bound: std::io::Result<()>, is_running: bool) {
+    pub fn address(&mut self, key: &str, bound: io::Result<()>, is_running: bool) {
         match bound {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && is_running => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_running => {
                 self.notes
                     .push(format!("{key} is in use: the node is running"));
             }

@@ -11,6 +11,7 @@
 mod bare_broker;
 mod chaos;
 mod clocks;
+mod commands;
 mod disk;
 mod hostile;
 mod identity;
