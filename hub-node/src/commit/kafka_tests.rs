@@ -635,55 +635,6 @@ async fn feed(
     }
 }
 
-/// The hub alone against one plain idempotent producer, on the same records.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-#[allow(clippy::disallowed_methods, reason = "the test awaits what it spawns")]
-async fn throughput() {
-    let Some(world) = World::new("speed") else {
-        return;
-    };
-    let total = 1_000_000_u64;
-    for round in 0..3 {
-        let topic = format!("t{round}");
-        world.create(&topic, &[]).await;
-        let hub = Arc::new(world.hub().await);
-        let (started, cpu) = (std::time::Instant::now(), cpu_ticks());
-        let sites: Vec<_> = (0..16_u32)
-            .map(|i| {
-                let log = world.log(&topic, i);
-                tokio::spawn(race(hub.clone(), format!("site-{i}"), log, total / 16))
-            })
-            .collect();
-        for site in sites {
-            site.await.unwrap();
-        }
-        let ours = total as f64 / started.elapsed().as_secs_f64();
-        let our_cpu = cpu_ticks() - cpu;
-        let transactions = hub.lanes.counters().transactions.load(Ordering::Relaxed);
-        Arc::into_inner(hub).unwrap().stop().await;
-        let cpu = cpu_ticks();
-        let plain = world.plain(&topic, total).await;
-        println!(
-            "hub {ours:.0}/s in {transactions} transactions, plain {plain:.0}/s: {:.2}; \
-             processor {our_cpu} and {} ticks",
-            ours / plain,
-            cpu_ticks() - cpu
-        );
-    }
-}
-
-/// What this process has used of the processor, in hundredths of a second.
-fn cpu_ticks() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let used = fields
-        .skip(11)
-        .take(2)
-        .map(|field| field.parse::<u64>().unwrap());
-    used.sum()
-}
-
 /// How long one record alone takes to be committed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
@@ -707,26 +658,6 @@ async fn latency() {
     took.sort();
     println!("p50 {:?}, p99 {:?}", took[100], took[198]);
     hub.stop().await;
-}
-
-async fn race(hub: Arc<Hub>, name: String, log: TopicPartition, total: u64) {
-    let value = [b'x'; 200];
-    let keys: Vec<_> = (0..1000).map(|i| format!("key-{i}")).collect();
-    let records: Vec<_> = keys
-        .iter()
-        .map(|key| (Some(key.as_bytes()), Some(&value[..]), &[][..]))
-        .collect();
-    let mut site = Site::attach(&hub, &name).await.unwrap();
-    let (mut next, mut acked) = (0, 0);
-    while acked < total {
-        while next < total && next < acked + 20_000 {
-            site.deliver(&log, next, next, &records).await;
-            next += 1000;
-        }
-        if let LaneEvent::Committed(logs) = site.event().await {
-            acked = logs[0].1.next_offset;
-        }
-    }
 }
 
 /// Names of one test's topics and lanes, so that tests share a cluster.
@@ -833,43 +764,6 @@ impl World {
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic.as_str())).set(key, value);
         let altered = admin.alter_configs([&change], &AdminOptions::new()).await;
         altered.unwrap().remove(0).unwrap();
-    }
-
-    /// Records a second of a producer with nothing but idempotence.
-    async fn plain(&self, topic: &str, total: u64) -> f64 {
-        use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
-        let mut config = self.client();
-        for (key, value) in [
-            ("enable.idempotence", "true"),
-            ("batch.size", "1000000"),
-            ("batch.num.messages", "10000"),
-            ("linger.ms", "5"),
-            ("compression.type", "lz4"),
-            ("queue.buffering.max.messages", "1000000"),
-        ] {
-            config.set(key, value);
-        }
-        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
-            config.create().unwrap();
-        let topic = self.topic(topic);
-        tokio::task::spawn_blocking(move || {
-            let started = std::time::Instant::now();
-            let value = vec![b'x'; 200];
-            for i in 0..total {
-                let key = format!("key-{}", i % 1000);
-                let mut record = BaseRecord::to(topic.as_str()).key(&key).payload(&value);
-                while let Err((_, back)) = producer.send(record) {
-                    std::thread::sleep(Duration::from_millis(1));
-                    record = back;
-                }
-            }
-            while producer.in_flight_count() > 0 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            total as f64 / started.elapsed().as_secs_f64()
-        })
-        .await
-        .unwrap()
     }
 
     /// Everything that a reader of committed records sees, in order per partition.
