@@ -79,7 +79,7 @@ fn chaos_loses_nothing_doubles_nothing_and_makes_way() -> Result<()> {
         broker: &broker,
         stage: &mut stage,
         volume: volume.as_ref(),
-        clock: clock.as_ref(),
+        clock: &clock,
     };
     chaos.run(&mut world, length)?;
     let acked: usize = ledgers.iter().map(|ledger| ledger.acked_count()).sum();

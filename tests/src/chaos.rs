@@ -23,7 +23,7 @@ pub struct World<'a> {
     pub broker: &'a Broker,
     pub stage: &'a mut Stage,
     pub volume: Option<&'a Volume>,
-    pub clock: Option<&'a Clock>,
+    pub clock: &'a Clock,
 }
 
 /// One kind of trouble.
@@ -201,7 +201,7 @@ fn hurt(trouble: Trouble, world: &mut World<'_>, random: &mut StdRng) -> Result<
         Trouble::DiskFull => world.volume.map_or(Ok(()), Volume::fill)?,
         Trouble::ClockJumped => {
             let seconds = random.random_range(-86_400..86_400);
-            world.clock.map_or(Ok(()), |clock| clock.jump(seconds))?;
+            world.clock.jump(seconds)?;
         }
     }
     Ok(())
@@ -218,7 +218,7 @@ fn heal(trouble: Trouble, world: &mut World<'_>) -> Result<()> {
         Trouble::KafkaFrozen => world.broker.thaw(),
         Trouble::LinkCut | Trouble::LinkBad | Trouble::LinkForgot => stage.link.heal(),
         Trouble::DiskFull => world.volume.into_iter().for_each(Volume::relieve),
-        Trouble::ClockJumped => world.clock.map_or(Ok(()), |clock| clock.jump(0))?,
+        Trouble::ClockJumped => world.clock.jump(0)?,
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
+use crate::paths;
 use crate::site::Site;
-use crate::{paths, seed};
 
 /// A site's wall clock. Monotonic clocks go on as they are.
 #[derive(Debug)]
@@ -16,16 +16,12 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Takes a site's wall clock in hand from its next start on. `None`, with a word why, without
-    /// libfaketime.
+    /// Takes a site's wall clock in hand from its next start on.
     ///
     /// # Errors
-    /// When the control file cannot be written.
-    pub fn of(site: &mut Site) -> Result<Option<Self>> {
-        let Some(library) = paths::faketime() else {
-            seed::say("skipped: no libfaketime for clock jumps");
-            return Ok(None);
-        };
+    /// Without libfaketime, or when the control file cannot be written.
+    pub fn of(site: &mut Site) -> Result<Self> {
+        let library = paths::faketime().context("no libfaketime: make setup-test installs it")?;
         let clock = Self {
             dir: paths::scratch("clock")?,
         };
@@ -37,7 +33,7 @@ impl Clock {
         );
         site.set_environment("FAKETIME_NO_CACHE", "1");
         site.set_environment("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        Ok(Some(clock))
+        Ok(clock)
     }
 
     /// Sets the clock to the true time plus `seconds`.
