@@ -18,6 +18,7 @@
 //! decoded before the announced length was held against the limit, and never more than announced.
 
 mod blocks;
+mod chain;
 mod codec;
 mod zstd;
 
@@ -25,6 +26,7 @@ mod zstd;
 mod tests;
 
 pub use blocks::{Block, BlockWriter, read_blocks};
+pub use chain::{ChainCodec, ChainLimits, next_position};
 pub use codec::{
     CODEC_NONE, CODEC_ZSTD, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
     supported_codecs,
