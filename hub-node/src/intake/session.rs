@@ -108,8 +108,10 @@ pub(super) async fn run(
         received: Arc::default(),
         slow_start: SlowStart::new(),
         policy: None,
-        is_registered: false,
+        receive_window: 0,
+        arrival: None,
         is_welcome: false,
+        is_turned_away: false,
     };
     session.run(recv, events, sites, stop).await
 }
@@ -148,8 +150,19 @@ struct Session<'a> {
     slow_start: SlowStart,
     /// What the site was told last.
     policy: Option<Arc<str>>,
-    is_registered: bool,
+    receive_window: u32,
+    /// Who waits for the welcome.
+    arrival: Option<Arrival>,
     is_welcome: bool,
+    /// The lane never heard of it.
+    is_turned_away: bool,
+}
+
+/// What a hello said.
+struct Arrival {
+    incarnation: Incarnation,
+    software: String,
+    logs: usize,
 }
 
 impl Session<'_> {
@@ -253,8 +266,11 @@ impl Session<'_> {
                     logs,
                     ..
                 } => {
-                    info!(%incarnation, software, logs = logs.len(), "Site connected");
-                    self.register(incarnation);
+                    self.arrival = Some(Arrival {
+                        incarnation,
+                        software,
+                        logs: logs.len(),
+                    });
                     let question = self.ask(Some(incarnation), logs);
                     self.questions.push_back(question);
                 }
@@ -273,14 +289,19 @@ impl Session<'_> {
         None
     }
 
-    fn register(&mut self, incarnation: Incarnation) {
+    fn register(&mut self, arrival: Arrival) {
+        let Arrival {
+            incarnation,
+            software,
+            logs,
+        } = arrival;
+        info!(%incarnation, software, logs, "Site connected");
         let register = &self.context.intake.register;
         let received = Arc::clone(&self.received);
         let now = shared::time::wall_ms();
         if register.connected(self.context.site, incarnation, received, now) {
             self.context.intake.took_over(self.context.site);
         }
-        self.is_registered = true;
     }
 
     /// Asks the site's lane for checkpoints, attaching to it first when an incarnation is given. To get in
@@ -354,8 +375,11 @@ impl Session<'_> {
         match answer {
             Ok(replies) => {
                 let now = self.now();
-                let is_first = !std::mem::replace(&mut self.is_welcome, true);
-                if is_first {
+                let arrival = self.arrival.take();
+                let is_first = arrival.is_some();
+                if let Some(arrival) = arrival {
+                    self.is_welcome = true;
+                    self.register(arrival);
                     let is_crowded = self.context.intake.admission.is_crowded();
                     self.slow_start.begin(is_crowded, now);
                     self.set_window();
@@ -371,7 +395,10 @@ impl Session<'_> {
                 let text = "the lane does not answer: is Kafka up?";
                 self.later(self.context.intake.admission.hint(), text);
             }
-            Err(Refusal::Later(after)) => self.later(after, "many sites come at once"),
+            Err(Refusal::Later(after)) => {
+                self.is_turned_away = true;
+                self.later(after, "many sites come at once");
+            }
         }
     }
 
@@ -386,7 +413,10 @@ impl Session<'_> {
         let window = self.slow_start.window(budget.window());
         self.receiver.set_window(window);
         let bytes = u32::try_from(budget.receive_window()).unwrap_or(u32::MAX);
-        self.connection.set_receive_window(VarInt::from_u32(bytes));
+        if bytes != self.receive_window {
+            self.receive_window = bytes;
+            self.connection.set_receive_window(VarInt::from_u32(bytes));
+        }
     }
 
     /// The rules for sites, at first and when they have changed.
@@ -527,7 +557,7 @@ impl Session<'_> {
     }
 
     async fn end(mut self, close: Close) -> Close {
-        if self.is_registered {
+        if self.is_welcome {
             let register = &self.context.intake.register;
             register.disconnected(self.context.site, shared::time::wall_ms());
         }
@@ -542,6 +572,9 @@ impl Session<'_> {
             close.text.as_bytes(),
         );
         self.undelivered.clear();
+        if self.is_turned_away {
+            return close;
+        }
         // Last, because a lane that is stuck takes it late. One that is gone has no session to end.
         let _gone = self
             .lane
