@@ -200,7 +200,11 @@ async fn follow_rules(
     cluster: Cluster,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let changed = |file: &PathBuf| std::fs::metadata(file).and_then(|meta| meta.modified()).ok();
+    let changed = |file: &PathBuf| {
+        std::fs::metadata(file)
+            .and_then(|meta| meta.modified())
+            .ok()
+    };
     let mut seen = changed(&file);
     loop {
         tokio::select! {

@@ -107,9 +107,7 @@ struct IssueArgs {
 }
 
 /// Runs the command line; `run` is the node itself.
-pub fn main(
-    run: impl FnOnce(Config, Cluster, Option<PathBuf>) -> anyhow::Result<()>,
-) -> ExitCode {
+pub fn main(run: impl FnOnce(Config, Cluster, Option<PathBuf>) -> anyhow::Result<()>) -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => start(&args, run),
         Command::Check(args) => check(&args),

@@ -186,7 +186,14 @@ impl Status {
         if self.sites.is_empty() {
             return Ok(());
         }
-        let mut table = Table::new(&["site", "state", "since", "incarnations", "received", "limit"]);
+        let mut table = Table::new(&[
+            "site",
+            "state",
+            "since",
+            "incarnations",
+            "received",
+            "limit",
+        ]);
         for (name, site) in self.sites.iter().take(LISTED_SITES) {
             let state = if site.sessions > 0 {
                 "connected"

@@ -170,7 +170,9 @@ fn sites_keep_to_the_limits_of_the_hub() -> Result<()> {
     let (after, took) = (received(&field)?, began.elapsed().as_secs_f64());
     let rates = before.iter().zip(&after);
     let rates: Vec<f64> = rates.map(|(b, a)| (a - b) as f64 / took / 1e3).collect();
-    seed::say(&format!("limits: {rates:.0?} kB/s of 50 and of (1000 - 50) / 3"));
+    seed::say(&format!(
+        "limits: {rates:.0?} kB/s of 50 and of (1000 - 50) / 3"
+    ));
     // a stream is counted when it is complete: one more or less in ten seconds
     ensure!((25.0..=80.0).contains(&rates[0]), "{rates:?}");
     for rate in &rates[1..] {

@@ -147,7 +147,12 @@ impl Flock {
     /// When that takes longer than `limit`.
     pub fn wait_acked(&self, limit: Duration) -> Result<()> {
         let is_done = |member: &&Arc<Member>| member.acked() == member.written();
-        let missing = || self.members.iter().filter(|member| !is_done(member)).count();
+        let missing = || {
+            self.members
+                .iter()
+                .filter(|member| !is_done(member))
+                .count()
+        };
         let all = wait::until_true("all sites have their acknowledgements", limit, || {
             missing() == 0
         });
@@ -208,7 +213,10 @@ impl Flock {
             let (site, offset) = (words.next().unwrap_or_default(), words.next());
             let offset: u64 = offset.context("a record of somebody else")?.parse()?;
             let next = next.entry(site).or_default();
-            ensure!(*next == offset, "{site}: {offset} comes after {next} records");
+            ensure!(
+                *next == offset,
+                "{site}: {offset} comes after {next} records"
+            );
             *next += 1;
         }
         for member in &self.members {
@@ -284,7 +292,14 @@ impl Member {
         for offset in from..next_offset {
             let value = self.value(offset);
             let delta = u32::try_from(offset - from)?;
-            put_record(&mut records, delta, 0, Some(key), Some(value.as_bytes()), &[]);
+            put_record(
+                &mut records,
+                delta,
+                0,
+                Some(key),
+                Some(value.as_bytes()),
+                &[],
+            );
         }
         let mut writer = BlockWriter::default();
         writer.push(&Block {

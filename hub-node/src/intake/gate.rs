@@ -261,7 +261,10 @@ mod tests {
         // no second of the minute is told to more than twice an even share of what is left for it
         for second in 1..60 {
             let (from, to) = (ms(second * 1_000), ms((second + 1) * 1_000));
-            let told = hints.iter().filter(|hint| (from..to).contains(hint)).count();
+            let told = hints
+                .iter()
+                .filter(|hint| (from..to).contains(hint))
+                .count();
             assert!((195..=600).contains(&told), "{told} in second {second}");
         }
     }
@@ -282,7 +285,13 @@ mod tests {
 
     #[test]
     fn places_of_those_who_gave_up_are_free() {
-        let mut gate = Gate::new(GateConfig { most: 1, rate: 1_000 }, ms(0));
+        let mut gate = Gate::new(
+            GateConfig {
+                most: 1,
+                rate: 1_000,
+            },
+            ms(0),
+        );
         for site in 0..3 {
             assert_eq!(gate.arrive(site, ms(0)), Verdict::Waits);
         }

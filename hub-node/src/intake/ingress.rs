@@ -111,8 +111,8 @@ impl State {
                 self.limiter.give_back(&site, bytes);
                 continue;
             };
-            let is_taken = std::iter::from_fn(|| waiting.pop_front())
-                .any(|reader| reader.send(bytes).is_ok());
+            let is_taken =
+                std::iter::from_fn(|| waiting.pop_front()).any(|reader| reader.send(bytes).is_ok());
             if waiting.is_empty() {
                 self.waiting.remove(&site);
             } else {

@@ -263,7 +263,10 @@ mod tests {
         let got = run(Some(1_000_000), &sites, 20);
         assert!(near(got[0], 1_000_000), "{got:?}");
         assert!(near(got[2], 2_000_000), "{got:?}");
-        assert!(near(got[1], 8_500_000) && near(got[3], 8_500_000), "{got:?}");
+        assert!(
+            near(got[1], 8_500_000) && near(got[3], 8_500_000),
+            "{got:?}"
+        );
     }
 
     #[test]

@@ -183,7 +183,9 @@ impl Session<'_> {
             }
             self.share.update(self.receiver.held_bytes());
             let wake = self.receiver.poll_timeout().map(|at| self.origin + at);
-            let raise = self.slow_start.poll_timeout(self.context.intake.budget.window());
+            let raise = self
+                .slow_start
+                .poll_timeout(self.context.intake.budget.window());
             let raise = raise.filter(|_| self.is_welcome).map(|at| self.origin + at);
             let may_hand_over = self.may_hand_over();
             let room = self.context.intake.budget.room();
@@ -207,7 +209,7 @@ impl Session<'_> {
                 // `reserve` is cancel-safe: it loses nothing but its turn
                 permit = lane.reserve(), if may_hand_over => {
                     match (permit, self.undelivered.pop_front()) {
-                        (Ok(permit), Some(delivery)) => permit.send(deliver(self.context.id, &self.room, delivery)),
+                        (Ok(permit), Some(delivery)) => permit.send(request(self.context.id, &self.room, delivery)),
                         (Err(_gone), _) => lane_is_gone(&mut self.receiver),
                         (Ok(_), None) => {}
                     }
@@ -542,7 +544,7 @@ impl Session<'_> {
             match self.lane.try_reserve() {
                 Ok(permit) => {
                     if let Some(delivery) = self.undelivered.pop_front() {
-                        permit.send(deliver(self.context.id, &self.room, delivery));
+                        permit.send(request(self.context.id, &self.room, delivery));
                     }
                 }
                 Err(TrySendError::Full(())) => return,
@@ -587,7 +589,7 @@ impl Session<'_> {
 }
 
 /// From here on it fills the lane's queue.
-fn deliver(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
+fn request(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
     delivery.hold = Some(Arc::new(room.take(delivery.bytes as u64)));
     LaneRequest::Deliver { session, delivery }
 }
