@@ -397,11 +397,15 @@ impl Dialler {
         sender.add_log(LOG, self.log.clone(), range, member.acked());
         sender.start(started.elapsed());
         let mut buffer = vec![0; 16 << 10];
+        // a stream that the hub holds back must not hold back pings; credit bounds them
+        let mut streams = JoinSet::new();
         loop {
             while let Some(output) = sender.poll_output() {
                 match output {
                     SenderOutput::Control(bytes) => control.write_chunk(bytes).await?,
-                    SenderOutput::Data(stream) => send(connection, stream).await?,
+                    SenderOutput::Data(stream) => {
+                        streams.spawn(send(connection.clone(), stream));
+                    }
                     SenderOutput::Read {
                         from, max_bytes, ..
                     } => sender.handle_read(LOG, member.read(from, max_bytes)?),
@@ -428,6 +432,7 @@ impl Dialler {
                     let len = read?.context("the hub ended the session")?;
                     sender.handle_control(&buffer[..len], started.elapsed());
                 }
+                Some(sent) = streams.join_next() => sent??,
                 grown = end.changed() => {
                     grown?;
                     sender.log_grew(LOG, *end.borrow_and_update());
@@ -440,7 +445,7 @@ impl Dialler {
     }
 }
 
-async fn send(connection: &Connection, stream: DataStream) -> Result<()> {
+async fn send(connection: Connection, stream: DataStream) -> Result<()> {
     let mut data = connection.open_uni().await?;
     data.write_chunk(stream.head).await?;
     data.write_chunk(stream.payload).await?;
