@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
-use shared::batch::{self, Block, BlockWriter, ZstdEncoder};
+use shared::batch::{self, Block, BlockWriter, Outgoing, ZstdEncoder};
 use shared::ids::{Incarnation, TopicName, TopicPartition};
 use shared::link::{DataStream, ReadResult, Sender, SenderConfig, SenderOutput};
 use shared::record::put_record;
@@ -31,6 +31,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Batch {
     header: RecordsHeader,
+    crc: u32,
     payload: Bytes,
 }
 
@@ -117,10 +118,17 @@ fn pack<'a>(records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<Batch
         is_log_append_time: false,
         records: bytes.into(),
     })?;
-    let encoded = batch::encode(writer.finish(), &mut ZstdEncoder::new(ZSTD_LEVEL)?)?;
+    let raw = writer.finish();
+    let outgoing = Outgoing {
+        raw: &raw,
+        next_offset: 0,
+        chain: 0,
+    };
+    let packed = outgoing.pack(&mut ZstdEncoder::new(ZSTD_LEVEL)?)?;
     Ok(Batch {
-        header: encoded.header,
-        payload: encoded.payload,
+        header: packed.header,
+        crc: crc32c::crc32c(&raw),
+        payload: packed.payload,
     })
 }
 
@@ -208,7 +216,11 @@ impl Batch {
             base_offset: from,
             next_offset,
             chain: next_offset,
-            header: self.header,
+            is_chain_known: false,
+            header: RecordsHeader {
+                check: batch::seal_crc(self.crc, next_offset, next_offset),
+                ..self.header
+            },
             payload: self.payload.clone(),
         }
     }

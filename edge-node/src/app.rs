@@ -242,9 +242,11 @@ fn start_uplink(
         .ok()
         .and_then(|tls| tls.site().ok());
     let stats = Arc::new(UplinkStats::default());
+    let data_dir = config.node.data_dir.clone();
     let (store, told, stop) = (Arc::clone(store), Arc::clone(&stats), tasks.stopping());
     tasks.core("uplink", async move {
-        let make = || Uplink::new(&uplink, &store, &told, limits.max_uncompressed_bytes);
+        let most = limits.max_uncompressed_bytes;
+        let make = || Uplink::new(&uplink, &store, &told, most, &data_dir);
         if let Some(uplink) = until_possible(make, &told, &stop).await {
             uplink.run(stop).await;
         }

@@ -14,6 +14,7 @@ mod topics;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_ZSTD, supported_codecs};
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
@@ -128,10 +129,30 @@ pub struct HttpConfig {
 /// How batches are written on the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// Uncompressed.
-    None,
+    /// What sends most records, given the link and the processor.
+    Auto,
+    /// Modelled bit by bit, whatever it costs the processor.
+    Modelled,
+    /// Columns and zstd with history.
+    Columnar,
     /// zstd, each batch on its own.
     Zstd,
+    /// Uncompressed.
+    None,
+}
+
+impl Codec {
+    /// The codecs offered to a hub, best first.
+    #[must_use]
+    pub fn offered(self) -> Vec<u8> {
+        match self {
+            Self::Auto => supported_codecs(),
+            Self::Modelled => vec![CODEC_MODELLED],
+            Self::Columnar => vec![CODEC_COLUMNAR],
+            Self::Zstd => vec![CODEC_ZSTD],
+            Self::None => Vec::new(),
+        }
+    }
 }
 
 /// `[uplink]`: the way to the hub.
@@ -145,6 +166,8 @@ pub struct UplinkConfig {
     pub server_name: Option<String>,
     /// Compression.
     pub codec: Codec,
+    /// Bytes that codecs may remember of what they sent.
+    pub codec_memory: ByteSize,
     /// zstd's level.
     pub level: i32,
     /// Bytes of records asked from the log for one stream.

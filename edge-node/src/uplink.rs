@@ -10,11 +10,14 @@
 //! it, so there is nothing to repair.
 
 mod batcher;
+mod chains;
+mod choice;
 mod connect;
 mod driver;
 mod reasons;
 mod worker;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,7 +36,7 @@ use crate::config::UplinkConfig;
 use crate::status::UplinkStatus;
 use crate::store::{Store, StoreError};
 use connect::Connector;
-use driver::Ended;
+use driver::{Ended, SessionSettings};
 use reasons::{Reason, Reasons};
 use worker::{Worker, WorkerConfig};
 
@@ -176,6 +179,7 @@ pub struct Uplink {
     reasons: Reasons,
     /// What the last session had in flight when it ended.
     unsettled: Unsettled,
+    settings: SessionSettings,
 }
 
 impl Uplink {
@@ -188,8 +192,11 @@ impl Uplink {
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
         max_uncompressed_bytes: usize,
+        data_dir: &Path,
     ) -> Result<Self, UplinkError> {
         let worker_config = WorkerConfig {
+            codec_directory: data_dir.join("codecs"),
+            codec_memory: usize::try_from(config.codec_memory.bytes()).unwrap_or(usize::MAX),
             zstd_level: config.level,
             max_uncompressed_bytes,
         };
@@ -204,6 +211,11 @@ impl Uplink {
                 max: config.backoff_max.duration(),
             }),
             unsettled: Unsettled::default(),
+            settings: SessionSettings {
+                codecs: config.codec.offered(),
+                max_reads: config.max_reads,
+                max_read_bytes: u32::try_from(config.max_read.bytes()).unwrap_or(u32::MAX),
+            },
         })
     }
 
@@ -247,6 +259,7 @@ impl Uplink {
             self.worker.clone(),
             Arc::clone(&self.stats),
             self.unsettled.clone(),
+            &self.settings,
             stop,
         );
         match session.await {

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::admin::Node;
 use crate::commit::Lanes;
 use crate::config::{Cluster, Config, ListenConfig};
-use crate::intake::{Budget, Intake, IntakeConfig, IntakeStats};
+use crate::intake::{Budget, CodecStates, Intake, IntakeConfig, IntakeStats};
 use crate::sites::Register;
 
 /// QUIC version 1 (RFC 9000), and no draft.
@@ -151,6 +151,7 @@ async fn serve(
         parts.sites,
         parts.intake,
         budget,
+        Arc::new(codec_states(&config)?),
     );
     info!(address = %endpoint.local_addr()?, "Hub listens for sites");
     // sessions end before the lanes, so that what they handed in is committed
@@ -163,6 +164,17 @@ async fn serve(
         ended = lanes.join() => ended.context("a lane ended"),
         () = sessions => Ok(()),
     }
+}
+
+fn codec_states(config: &Config) -> anyhow::Result<CodecStates> {
+    let listen = &config.listen;
+    if let Some(directory) = &listen.codec_dir {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("listen.codec_dir = \"{}\"", directory.display()))?;
+    }
+    let limit = listen.codec_memory.bytes();
+    let saved = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok(CodecStates::new(saved, limit, listen.codec_dir.clone()))
 }
 
 fn intake_config(config: &Config) -> IntakeConfig {

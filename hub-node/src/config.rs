@@ -14,7 +14,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shared::config::{AdminConfig, ConfigError, Document, LogConfig};
 use shared::ids::TopicName;
@@ -117,6 +117,10 @@ pub struct ListenConfig {
     pub max_batch: ByteSize,
     /// Most logs (topic partitions) of one site.
     pub max_logs: usize,
+    /// Bytes that the codecs of open sessions may remember, and that saved states may take besides.
+    pub codec_memory: ByteSize,
+    /// Where saved states outlive the process.
+    pub codec_dir: Option<PathBuf>,
 }
 
 /// `[kafka]`: the central cluster.

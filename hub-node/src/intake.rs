@@ -7,13 +7,16 @@
 
 mod budget;
 mod endpoint;
+mod memories;
 mod quiet;
 mod session;
+mod states;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use budget::Budget;
 pub use endpoint::{Intake, IntakeConfig};
+pub use states::CodecStates;
 
 /// Counters of the intake, for metrics and status.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub struct IntakeStats {
     pub records: AtomicU64,
     /// Gap ranges handed to lanes, in records.
     pub gap_records: AtomicU64,
+    /// Logs that had to be sent again because what a codec remembered was lost.
+    pub restarts: AtomicU64,
 }
 
 impl IntakeStats {

@@ -20,17 +20,21 @@
 mod blocks;
 mod chain;
 mod codec;
+mod open;
+mod pack;
 mod zstd;
 
 #[cfg(test)]
 mod tests;
 
 pub use blocks::{Block, BlockWriter, read_blocks};
-pub use chain::{ChainCodec, ChainLimits, next_position};
-pub use codec::{
-    CODEC_NONE, CODEC_ZSTD, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
-    supported_codecs,
+pub use chain::{
+    CODEC_COLUMNAR, CODEC_MODELLED, ChainCodec, ChainLimits, load_chain, new_chain, next_position,
+    remembers,
 };
+pub use codec::{CODEC_NONE, CODEC_ZSTD, Decoder, Encoder, NoneCodec, supported_codecs};
+pub use open::{Decoders, Incoming, Memories, Memory, OpenError, Opened};
+pub use pack::{Outgoing, Packed, seal, seal_crc};
 pub use zstd::{ZstdDecoder, ZstdEncoder};
 
 /// Why a batch could not be encoded or was refused.

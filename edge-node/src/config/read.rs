@@ -44,6 +44,9 @@ const DEFAULT_BACKOFF_MIN: Span = Span::millis(500);
 /// Ten thousand sites bring a restarted hub about 700 attempts a second.
 const DEFAULT_BACKOFF_MAX: Span = Span::secs(30);
 
+/// As many topic partitions as most sites have, at a megabyte each; with less traffic they take less.
+const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::mib(64);
+
 const DEFAULT_DATA_DIR: &str = "/var/lib/kedge";
 const DEFAULT_CERTIFICATE: &str = "/etc/kedge/site.pem";
 const DEFAULT_KEY: &str = "/etc/kedge/site-key.pem";
@@ -187,7 +190,14 @@ fn http(mut section: Section) -> Option<HttpConfig> {
 }
 
 fn uplink(mut section: Section) -> Option<UplinkConfig> {
-    let codecs = [("zstd", Codec::Zstd), ("none", Codec::None)];
+    let codecs = [
+        ("auto", Codec::Auto),
+        ("modelled", Codec::Modelled),
+        ("columnar", Codec::Columnar),
+        ("zstd", Codec::Zstd),
+        ("none", Codec::None),
+    ];
+    let memory = ByteSize::mib(1)..=ByteSize::gib(16);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
     let connect = Span::secs(1)..=Span::minutes(5);
     let idle = Span::secs(1)..=Span::minutes(10);
@@ -206,10 +216,11 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
             ca: section.path("ca", DEFAULT_CA),
         },
         server_name: section.optional::<String>("server_name"),
-        codec: section.choice("codec", Codec::Zstd, &codecs),
+        codec: section.choice("codec", Codec::Auto, &codecs),
+        codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, memory),
         level: section.number("level", 3, 1..=19),
         max_read: section.size("max_read", ByteSize::kib(256), read),
-        max_reads: section.number("max_reads", 16_u32, 1..=256) as usize,
+        max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,
         connect_timeout: section.span("connect_timeout", DEFAULT_CONNECT_TIMEOUT, connect),
         idle_timeout: section.span("idle_timeout", DEFAULT_LINK_IDLE, idle),
         backoff_min: section.span("backoff_min", DEFAULT_BACKOFF_MIN, waits.clone()),

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, VarInt};
-use shared::batch::supported_codecs;
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::tls::Peer;
@@ -27,17 +26,24 @@ use crate::store::{PartitionId, Store};
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
 const CONTROL_QUEUE: usize = 1024;
-/// Reads in the worker, or waiting for credit.
-const MAX_READS: usize = 4;
-/// Decoded bytes that one data stream aims at: large enough for zstd, small enough that a lost packet
-/// holds up little.
-const STREAM_BYTES: u32 = 256 << 10;
 /// From hello to welcome; the hub may be waiting for a lane to start.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A stream may see its end a moment before the connection tells why.
 const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a goodbye may take to reach the hub.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What the configuration says of a session.
+#[derive(Debug, Clone)]
+pub(super) struct SessionSettings {
+    /// Codecs that the hub may choose from, best first.
+    pub(super) codecs: Vec<u8>,
+    /// Reads in the worker, or waiting for credit.
+    pub(super) max_reads: usize,
+    /// Decoded bytes that one data stream aims at: large enough for a codec, small enough that a lost packet
+    /// holds up little.
+    pub(super) max_read_bytes: u32,
+}
 
 /// How a session ended.
 #[derive(Debug)]
@@ -59,6 +65,7 @@ pub(super) async fn run(
     worker: Worker,
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
+    settings: &SessionSettings,
     stop: &CancellationToken,
 ) -> Result<Ended, ConnectionError> {
     let (send, recv) = connection.open_bi().await?;
@@ -70,7 +77,7 @@ pub(super) async fn run(
     let (done_in, done) = mpsc::channel(CONTROL_QUEUE);
     let incarnation = store.incarnation();
     let changes = store.changes();
-    let mut sender = Sender::new(sender_config(incarnation));
+    let mut sender = Sender::new(sender_config(incarnation, settings));
     sender.recall(unsettled);
     let session = Session {
         sender,
@@ -84,19 +91,20 @@ pub(super) async fn run(
         worker,
         stats,
         seen: Seen::default(),
+        codecs: Arc::default(),
         was_open: false,
     };
     Ok(session.run(recv, done, changes, stop).await)
 }
 
-fn sender_config(incarnation: Incarnation) -> SenderConfig {
+fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> SenderConfig {
     SenderConfig {
         nonce: rand::random(),
         incarnation,
         software: concat!("edge-node ", env!("CARGO_PKG_VERSION")).to_owned(),
-        codecs: supported_codecs(),
-        max_reads: MAX_READS,
-        max_read_bytes: STREAM_BYTES,
+        codecs: settings.codecs.clone(),
+        max_reads: settings.max_reads,
+        max_read_bytes: settings.max_read_bytes,
         handshake_timeout: HANDSHAKE_TIMEOUT,
     }
 }
@@ -114,6 +122,7 @@ struct Session {
     worker: Worker,
     stats: Arc<UplinkStats>,
     seen: Seen,
+    codecs: Arc<[u8]>,
     was_open: bool,
 }
 
@@ -177,28 +186,33 @@ impl Session {
                 SenderOutput::Control(bytes) => self.write(bytes),
                 SenderOutput::Established {
                     version,
-                    codec,
+                    codecs,
                     max_batch_bytes,
                 } => {
                     self.was_open = true;
                     self.stats.opened();
-                    info!(version, codec, max_batch_bytes, "Uplink open");
+                    info!(version, ?codecs, max_batch_bytes, "Uplink open");
+                    self.codecs = codecs.into();
                 }
                 SenderOutput::Data(stream) => self.send(stream),
                 SenderOutput::Read {
                     handle,
                     from,
                     max_bytes,
+                    chain,
+                    begin,
                 } => {
                     let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-                    let codec = self.sender.codec().unwrap_or(0);
                     let partition = PartitionId(handle.0);
                     self.submit(Job::Read {
                         handle,
                         partition,
                         from,
                         max_bytes,
-                        codec,
+                        chain,
+                        begin,
+                        link: self.link_rate(),
+                        codecs: Arc::clone(&self.codecs),
                     });
                 }
                 SenderOutput::Chain { handle, offset } => {
@@ -241,6 +255,13 @@ impl Session {
             }
         }
         None
+    }
+
+    /// Bytes a second that the path carries, as the congestion controller sees it.
+    fn link_rate(&self) -> Option<u64> {
+        let path = self.connection.stats().path;
+        let rate = u128::from(path.cwnd) * 1_000_000 / path.rtt.as_micros().max(1);
+        u64::try_from(rate).ok()
     }
 
     fn name(&self, handle: Handle) -> String {
@@ -320,6 +341,8 @@ impl Session {
                         end: range.end,
                     };
                     self.sender.add_log(handle, log, declared, range.acked);
+                    self.sender
+                        .offer_anchors(handle, self.worker.anchors().of(*partition));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Every key once: its name, its default with the reason for it, and what is accepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
@@ -32,6 +33,9 @@ const DEFAULT_MAX_BATCH: ByteSize = ByteSize::mib(4);
 /// Bounds what a session costs in tables.
 const DEFAULT_MAX_LOGS: u32 = 10_000;
 /// Each costs a producer: 0.7 MB and seven threads with three brokers.
+/// A thousand topic partitions at a megabyte each.
+const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::gib(1);
+
 const DEFAULT_LANES: u32 = 4;
 /// A transaction costs the broker as much as a few thousand records; beyond this more of them in one
 /// stop to pay.
@@ -123,6 +127,7 @@ fn listen(mut section: Section) -> ListenConfig {
     let idle = Span::secs(3)..=Span::minutes(30);
     let window = ByteSize::kib(64)..=ByteSize::mib(256);
     let memory = ByteSize::mib(16)..=ByteSize::gib(256);
+    let codec_memory = ByteSize::mib(1)..=ByteSize::gib(256);
     // every batch that a site takes in must fit
     let batch = ByteSize::mib(4)..=ByteSize::mib(64);
     let config = ListenConfig {
@@ -143,6 +148,8 @@ fn listen(mut section: Section) -> ListenConfig {
         memory: section.size("memory", DEFAULT_MEMORY, memory),
         max_batch: section.size("max_batch", DEFAULT_MAX_BATCH, batch),
         max_logs: section.number("max_logs", DEFAULT_MAX_LOGS, 1..=1_000_000) as usize,
+        codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, codec_memory),
+        codec_dir: section.optional::<PathBuf>("codec_dir"),
     };
     if config.idle_timeout.as_millis() < 2 * config.keep_alive.as_millis() {
         let message = format!("less than twice keep_alive = {}", config.keep_alive);

@@ -15,7 +15,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::quiet::{Quiet, Takeovers};
 use super::session::{self, SessionContext};
-use super::{Budget, IntakeStats};
+use super::{Budget, CodecStates, IntakeStats};
 use crate::commit::{LaneRouter, SessionId};
 use crate::config::SitesConfig;
 use crate::sites::Register;
@@ -52,6 +52,7 @@ pub struct Intake {
     pub(super) register: Arc<Register>,
     pub(super) stats: Arc<IntakeStats>,
     pub(super) budget: Arc<Budget>,
+    pub(super) states: Arc<CodecStates>,
     next_session: AtomicU64,
     /// Refusals that were logged lately, by address and reason.
     told_refusals: Mutex<Quiet<(IpAddr, String)>>,
@@ -68,6 +69,7 @@ impl Intake {
         register: Arc<Register>,
         stats: Arc<IntakeStats>,
         budget: Arc<Budget>,
+        states: Arc<CodecStates>,
     ) -> Self {
         Self {
             config,
@@ -75,6 +77,7 @@ impl Intake {
             register,
             stats,
             budget,
+            states,
             next_session: AtomicU64::new(1),
             told_refusals: Mutex::default(),
             takeovers: Mutex::default(),

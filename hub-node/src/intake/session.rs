@@ -8,22 +8,25 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, VarInt};
-use shared::batch::{self, Decoders, supported_codecs};
+use shared::batch::{OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
-use shared::link::{Close, Delivered, Receiver, ReceiverConfig, ReceiverOutput};
-use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, LogEntry, LogReply};
+use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
+use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::budget::Share;
+use super::memories::LogMemories;
+use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
 use crate::commit::{
     Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, SessionId,
@@ -49,8 +52,18 @@ pub(super) struct SessionContext<'a> {
     pub(super) id: SessionId,
 }
 
-type Answer = Result<Vec<LogReply>, Refusal>;
+type Answer = Result<Vec<Told>, Refusal>;
 type PendingAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// Where one log goes on.
+#[derive(Debug)]
+struct Told {
+    handle: Handle,
+    key: StateKey,
+    answer: LogAnswer,
+    /// The state of its codec that both ends have.
+    agreed: Option<Saved>,
+}
 
 /// What the lane said instead of checkpoints.
 #[derive(Debug)]
@@ -86,7 +99,10 @@ pub(super) async fn run(
         control_out,
         writer,
         events_in,
-        decoders: Decoders::default(),
+        memories: LogMemories::new(
+            Arc::clone(&context.intake.states),
+            usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
+        ),
         lane: context.intake.lanes.lane_of(context.site),
         undelivered: VecDeque::new(),
         questions: VecDeque::new(),
@@ -97,8 +113,12 @@ pub(super) async fn run(
 }
 
 fn receiver_config(intake: &Intake) -> ReceiverConfig {
+    let mut codecs = supported_codecs();
+    if !intake.states.has_room() {
+        codecs.retain(|codec| !remembers(*codec));
+    }
     ReceiverConfig {
-        codecs: supported_codecs(),
+        codecs,
         max_logs: intake.config.max_logs,
         max_batch_bytes: intake.config.max_batch_bytes,
         window: intake.budget.window(),
@@ -115,7 +135,7 @@ struct Session<'a> {
     control_out: mpsc::Sender<Bytes>,
     writer: JoinSet<()>,
     events_in: mpsc::Sender<LaneEvent>,
-    decoders: Decoders,
+    memories: LogMemories,
     lane: LaneHandle,
     /// What the lane's queue had no room for, in order. The receiver bounds what it delivers.
     undelivered: VecDeque<LaneRequest>,
@@ -248,6 +268,7 @@ impl Session<'_> {
         let lane = self.lane.clone();
         let limit = incarnation.map(|_| LANE_TIMEOUT);
         let (site, session) = (self.context.site.clone(), self.context.id);
+        let owner = site.clone();
         let events = self.events_in.clone();
         let rule = self
             .context
@@ -260,7 +281,8 @@ impl Session<'_> {
             .iter()
             .map(|entry| is_allowed(entry.log.topic.as_str()))
             .collect();
-        let logs = logs.into_iter().map(|entry| entry.log).collect();
+        let states = Arc::clone(&self.context.intake.states);
+        let names = logs.iter().map(|entry| entry.log.clone()).collect();
         Box::pin(async move {
             let asked = async {
                 if let Some(incarnation) = incarnation {
@@ -283,7 +305,7 @@ impl Session<'_> {
                 let (reply, answer) = oneshot::channel();
                 let question = LaneRequest::Checkpoints {
                     session,
-                    logs,
+                    logs: names,
                     reply,
                 };
                 lane.send(question)
@@ -301,15 +323,44 @@ impl Session<'_> {
                 // ends with the lane or with the session
                 None => asked.await?,
             };
-            Ok(checkpoints.into_iter().zip(allowed).map(reply_of).collect())
+            let replies = checkpoints.into_iter().zip(allowed).map(reply_of);
+            let told = move |(entry, reply): (LogEntry, LogReply)| {
+                let key = StateKey {
+                    site: owner.clone(),
+                    log: entry.log,
+                };
+                let agreed = states.agree(&key, &entry.anchors);
+                Told {
+                    handle: entry.handle,
+                    answer: LogAnswer {
+                        reply,
+                        anchor: agreed.as_ref().map_or(0, |(place, _)| *place),
+                    },
+                    agreed: agreed.map(|(_, saved)| saved),
+                    key,
+                }
+            };
+            let pairs: Vec<_> = logs.into_iter().zip(replies).collect();
+            // states may be on disk
+            let told = tokio::task::spawn_blocking(|| pairs.into_iter().map(told).collect());
+            told.await.map_err(|_failed| Refusal::Unreachable)
         })
     }
 
     fn handle_answer(&mut self, answer: Answer) {
         match answer {
-            Ok(replies) => {
+            Ok(told) => {
+                let answers: Vec<LogAnswer> = told.iter().map(|told| told.answer).collect();
+                for told in told {
+                    let chain = match told.answer.reply {
+                        LogReply::At(checkpoint) => checkpoint.chain,
+                        LogReply::Absent | LogReply::Denied => 0,
+                    };
+                    self.memories
+                        .begin(told.handle, told.key, chain, told.agreed);
+                }
                 let now = self.now();
-                self.receiver.handle_checkpoints(&replies, now);
+                self.receiver.handle_checkpoints(&answers, now);
             }
             Err(Refusal::Ended(reason)) => self.refuse(reason),
             Err(Refusal::Unreachable) => {
@@ -373,42 +424,38 @@ impl Session<'_> {
     }
 
     fn deliver(&mut self, delivered: Delivered) {
-        let Delivered {
-            log,
-            header,
-            payload,
-        } = delivered;
         let stats = &self.context.intake.stats;
-        let records = header.next_offset - header.base_offset;
+        let (base_offset, next_offset) = (delivered.base_offset, delivered.next_offset);
+        let Opened { blocks, chain } = match self.memories.open(&delivered) {
+            Ok(opened) => opened,
+            Err(OpenError::Lost(error)) => {
+                debug!(log = %delivered.log, base_offset, %error, "Log begins again");
+                IntakeStats::add(&stats.restarts, 1);
+                return self.receiver.restart(delivered.header.handle, base_offset);
+            }
+            Err(OpenError::Broken(error)) => {
+                return self
+                    .receiver
+                    .close(Code::BadFrame, None, &error.to_string());
+            }
+        };
+        let Delivered { log, header, .. } = delivered;
+        let records = next_offset - base_offset;
         let content = match header.content {
             DataContent::Gap { reason } => {
-                info!(%log, from = header.base_offset, to = header.next_offset, reason, "Gap");
+                info!(%log, from = base_offset, to = next_offset, reason, "Gap");
                 IntakeStats::add(&stats.gap_records, records);
                 Content::Gap { reason }
             }
             DataContent::Records(_) => {
-                let max = usize::try_from(self.context.intake.config.max_batch_bytes);
-                let max = max.unwrap_or(usize::MAX);
-                match batch::open(&header, &payload, max, &mut self.decoders) {
-                    Ok(blocks) => {
-                        IntakeStats::add(&stats.records, records);
-                        Content::Records(blocks)
-                    }
-                    Err(error) => {
-                        return self
-                            .receiver
-                            .close(Code::BadFrame, None, &error.to_string());
-                    }
-                }
+                IntakeStats::add(&stats.records, records);
+                Content::Records(blocks)
             }
         };
         let delivery = Delivery {
             log,
-            base_offset: header.base_offset,
-            next: Checkpoint {
-                next_offset: header.next_offset,
-                chain: header.chain,
-            },
+            base_offset,
+            next: Checkpoint { next_offset, chain },
             content,
             bytes: usize::try_from(header.charge()).unwrap_or(usize::MAX),
         };

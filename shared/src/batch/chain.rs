@@ -71,3 +71,29 @@ pub fn next_position(position: u64, raw: &[u8]) -> u64 {
     z = (z ^ (z >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     (z ^ (z >> 33)).max(1)
 }
+
+/// Templates, columns and prediction, then zstd with history.
+pub const CODEC_COLUMNAR: u8 = 3;
+/// The same split, with each bit modelled.
+pub const CODEC_MODELLED: u8 = 4;
+
+/// Codecs that remember, best first.
+const REMEMBERING: [u8; 0] = [];
+
+/// Whether a codec remembers.
+#[must_use]
+pub fn remembers(codec: u8) -> bool {
+    REMEMBERING.contains(&codec)
+}
+
+/// A codec of this id that remembers nothing yet; `None` when no codec of this id remembers.
+#[must_use]
+pub fn new_chain(_codec: u8) -> Option<Box<dyn ChainCodec>> {
+    None
+}
+
+/// A codec of this id with a saved state; `None` when it is damaged or of another version.
+#[must_use]
+pub fn load_chain(_codec: u8, _saved: &[u8]) -> Option<Box<dyn ChainCodec>> {
+    None
+}

@@ -16,18 +16,20 @@
 mod flow;
 mod log;
 mod port;
+mod restart;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use self::log::{Log, Phase};
-pub use self::port::{DataStream, ReadResult, SenderConfig, SenderOutput, Unsettled};
+use self::port::Held;
+pub use self::port::{Begin, DataStream, ReadResult, SenderConfig, SenderOutput, Unsettled};
 use super::window::SendCredit;
 use super::{Close, broken};
 use crate::ids::{Offset, TopicPartition};
 use crate::wire::{
-    Ack, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange, MAX_VERSION,
-    MIN_MAX_BATCH_BYTES, MIN_VERSION, Welcome,
+    Ack, Anchor, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange,
+    MAX_VERSION, MIN_MAX_BATCH_BYTES, MIN_VERSION, Welcome,
 };
 
 /// Bytes of log entries in a hello, and in one declare.
@@ -44,7 +46,6 @@ enum State {
 
 #[derive(Debug, Clone, Copy)]
 struct Session {
-    codec: u8,
     max_batch_bytes: u32,
     keep_alive: Duration,
     next_ping: Duration,
@@ -80,11 +81,13 @@ pub struct Sender {
     reads: usize,
     reserved: u64,
     /// Read, not yet sent.
-    held: VecDeque<DataStream>,
+    held: VecDeque<Held>,
     held_charge: u64,
     in_flight: usize,
     credit: SendCredit,
     pings: u64,
+    /// The codecs of the welcome.
+    codecs: Vec<u8>,
     decoder: FrameDecoder,
     outputs: VecDeque<SenderOutput>,
     #[cfg(test)]
@@ -114,6 +117,7 @@ impl Sender {
             in_flight: 0,
             credit: SendCredit::default(),
             pings: 0,
+            codecs: Vec::new(),
             decoder: FrameDecoder::default(),
             outputs: VecDeque::new(),
             #[cfg(test)]
@@ -142,11 +146,29 @@ impl Sender {
             acked: range.origin,
             read: range.origin,
             in_flight: VecDeque::new(),
+            held: 0,
+            seq: 0,
+            is_restarted: false,
+            is_stale: false,
+            hub_chain: 0,
+            anchors: Vec::new(),
+            begin: Some(Begin::Fresh),
             in_ring: false,
         };
         self.logs.insert(handle, log);
         self.undeclared.push_back(handle);
         self.unresolved += 1;
+    }
+
+    /// The saved states of this log's codec, best first: to be called right after [`Sender::add_log`]. The
+    /// hub says which of them it has too. Those beyond [`crate::wire::MAX_ANCHORS`] are not offered.
+    pub fn offer_anchors(&mut self, handle: Handle, anchors: Vec<Anchor>) {
+        if let Some(log) = self.logs.get_mut(&handle)
+            && log.phase == Phase::Undeclared
+        {
+            log.anchors = anchors;
+            log.anchors.truncate(crate::wire::MAX_ANCHORS);
+        }
     }
 
     /// Takes over what the session before this one left.
@@ -222,6 +244,7 @@ impl Sender {
             Frame::Checkpoints(entries) if is_open => self.handle_checkpoints(&entries),
             Frame::Ack(ack) if is_open => self.handle_ack(&ack),
             Frame::Credit(limit) if is_open => self.credit.raise(limit),
+            Frame::Restart(restart) if is_open => self.handle_restart(restart),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -230,14 +253,19 @@ impl Sender {
             | Frame::Refuse(_)
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
-            | Frame::Credit(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Credit(_)
+            | Frame::Restart(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 
     fn handle_welcome(&mut self, welcome: Welcome, now: Duration) {
         let problem = if !(MIN_VERSION..=MAX_VERSION).contains(&welcome.version) {
             Some((Code::Version, "hub chose a version that was not offered"))
-        } else if welcome.codec != 0 && !self.config.codecs.contains(&welcome.codec) {
+        } else if !welcome
+            .codecs
+            .iter()
+            .all(|c| self.config.codecs.contains(c))
+        {
             Some((Code::BadFrame, "hub chose a codec that was not offered"))
         } else if welcome.max_batch_bytes < MIN_MAX_BATCH_BYTES {
             Some((Code::BadFrame, "hub's largest batch is below the minimum"))
@@ -250,8 +278,8 @@ impl Sender {
             return self.fail(code, text.into());
         }
         let keep_alive = Duration::from_millis(welcome.keep_alive_ms.into());
+        self.codecs.clone_from(&welcome.codecs);
         self.state = State::Open(Session {
-            codec: welcome.codec,
             max_batch_bytes: welcome.max_batch_bytes,
             keep_alive,
             next_ping: now.saturating_add(keep_alive),
@@ -260,7 +288,7 @@ impl Sender {
         self.credit.raise(welcome.credit_limit);
         self.outputs.push_back(SenderOutput::Established {
             version: welcome.version,
-            codec: welcome.codec,
+            codecs: welcome.codecs,
             max_batch_bytes: welcome.max_batch_bytes,
         });
         self.handle_checkpoints(&welcome.checkpoints);
@@ -286,6 +314,7 @@ impl Sender {
             };
             log.in_flight.drain(..=streams);
             log.acked = next_offset;
+            self.enqueue(handle);
             self.in_flight -= streams + 1;
             self.outputs.push_back(SenderOutput::Acked {
                 handle,
@@ -384,13 +413,10 @@ impl Sender {
         matches!(self.state, State::Closed)
     }
 
-    /// The codec of the welcome; `None` before.
+    /// The codecs of the welcome, beside 0; none before.
     #[must_use]
-    pub fn codec(&self) -> Option<u8> {
-        match self.state {
-            State::Open(session) => Some(session.codec),
-            State::Fresh | State::Connecting { .. } | State::Closed => None,
-        }
+    pub fn codecs(&self) -> &[u8] {
+        &self.codecs
     }
 
     /// Streams sent and not acknowledged.
@@ -461,6 +487,7 @@ impl Sender {
                 handle,
                 log: log.log.clone(),
                 range: log.declared(),
+                anchors: log.anchors.clone(),
             };
             entry.put(&mut bytes);
             if bytes.len() > max_len {

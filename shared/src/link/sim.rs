@@ -18,6 +18,7 @@
 
 mod disk;
 mod hub;
+mod memory;
 mod network;
 mod oracle;
 mod rng;
@@ -41,6 +42,10 @@ struct Tally {
     unproven: u64,
     lost_checkpoints: u64,
     repeats: u64,
+    /// Logs that the hub could not read on.
+    restarts: u64,
+    /// Logs that went on from a saved state of their codec.
+    resumptions: u64,
 }
 
 impl Tally {
@@ -56,6 +61,8 @@ impl Tally {
         self.unproven += other.unproven;
         self.lost_checkpoints += other.lost_checkpoints;
         self.repeats += other.repeats;
+        self.restarts += other.restarts;
+        self.resumptions += other.resumptions;
     }
 }
 
@@ -120,6 +127,8 @@ fn many_seeds() {
             ("gaps", total.gaps),
             ("crashes", total.crashes),
             ("repeated streams", total.repeats),
+            ("logs begun again", total.restarts),
+            ("codec states resumed", total.resumptions),
         ] {
             assert!(
                 times > 100,

@@ -3,13 +3,14 @@
 use bytes::Bytes;
 
 use super::log::{Log, Phase};
-use super::{ReadResult, Sender, SenderOutput, State};
+use super::port::{Begin, Held};
+use super::{DataStream, ReadResult, Sender, SenderOutput, State};
 use crate::ids::Offset;
 use crate::link::broken;
 use crate::link::resume::{Mismatch, Resume, compare, resume};
 use crate::wire::{
-    Checkpoint, CheckpointEntry, Code, DataContent, DataHeader, GAP_NOT_AT_SITE, Handle, LogRange,
-    LogReply, MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
+    Checkpoint, CheckpointEntry, Code, DataContent, GAP_NOT_AT_SITE, Handle, LogRange, LogReply,
+    MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
 };
 
 /// With less credit than this, and than a whole read, no read starts while others are under way: streams
@@ -32,8 +33,30 @@ impl Sender {
                     "checkpoint of a log that was not declared".into(),
                 );
             };
+            if !self.agree(entry) {
+                return self.fail(
+                    Code::BadFrame,
+                    "names an anchor that was not offered".into(),
+                );
+            }
             self.resume_log(entry.handle, self.decide(&range, acked, entry.reply));
         }
+    }
+
+    /// What both ends know where the log goes on; false when the hub names what was not offered.
+    fn agree(&mut self, entry: &CheckpointEntry) -> bool {
+        let Some(log) = self.logs.get_mut(&entry.handle) else {
+            return false;
+        };
+        if let LogReply::At(checkpoint) = entry.reply {
+            log.hub_chain = checkpoint.chain;
+        }
+        let Some(place) = usize::from(entry.anchor).checked_sub(1) else {
+            return true;
+        };
+        let anchor = log.anchors.get(place).copied();
+        log.begin = anchor.map(Begin::Anchor);
+        anchor.is_some()
     }
 
     fn decide(&self, range: &LogRange, acked: Offset, reply: LogReply) -> Resume {
@@ -163,17 +186,19 @@ impl Sender {
         let Some(log) = self.logs.get_mut(&handle) else {
             return;
         };
-        let header = DataHeader {
+        let held = Held {
             handle,
             base_offset: log.read,
             next_offset: log.range.start,
             chain,
+            is_chain_known: false,
             content: DataContent::Gap {
                 reason: GAP_NOT_AT_SITE,
             },
+            payload: Bytes::new(),
         };
         log.phase = Phase::Ready;
-        self.hold(header, Bytes::new());
+        self.hold(held);
     }
 
     /// The log was trimmed further since: a read tells its start.
@@ -199,7 +224,10 @@ impl Sender {
         self.reads -= 1;
         self.reserved -= reserved;
         log.phase = Phase::Ready;
-        let Some((mut header, payload)) = result.into_stream(handle) else {
+        if std::mem::take(&mut log.is_stale) {
+            return self.enqueue(handle);
+        }
+        let Some(mut read) = result.into_held(handle) else {
             // unless it grew while it was read, there is nothing up to its end: the store let go of what it
             // took for acknowledged, or the driver was wrong and the log waits until it grows
             if log.range.end == end && end <= log.first_unacked {
@@ -211,10 +239,10 @@ impl Sender {
             return self.enqueue(handle);
         };
         log.is_start_known = true;
-        let is_rest_of_gap = log.is_rest_of_gap(&header);
+        let is_rest_of_gap = log.is_rest_of_gap(&read);
         // not a boundary because it was trimmed since the hub was asked, or because it became part of a gap
-        let is_gone = header.base_offset > log.read
-            || (is_rest_of_gap && header.base_offset <= log.first_unacked);
+        let is_gone = read.base_offset > log.read
+            || (is_rest_of_gap && read.base_offset <= log.first_unacked);
         if log.is_unproven && is_gone {
             log.is_unproven = false;
             if log.read > log.first_unacked {
@@ -225,43 +253,45 @@ impl Sender {
             }
         }
         if is_rest_of_gap {
-            header.base_offset = log.read;
+            read.base_offset = log.read;
         }
-        if header.raw_len() > session.max_batch_bytes {
+        if read.raw_len() > session.max_batch_bytes {
             log.phase = Phase::Parked;
             self.outputs.push_back(SenderOutput::TooLarge {
                 handle,
-                offset: header.base_offset,
-                bytes: header.raw_len(),
+                offset: read.base_offset,
+                bytes: read.raw_len(),
                 limit: session.max_batch_bytes,
             });
         } else if log.is_unproven
-            || header.base_offset < log.read
-            || header.next_offset <= header.base_offset
+            || read.base_offset < log.read
+            || read.next_offset <= read.base_offset
         {
             self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
-        } else if header.base_offset > log.read {
+        } else if read.base_offset > log.read {
             // trimmed while it was read: the gap goes first, then it is read again
-            log.range.start = header.base_offset;
+            log.range.start = read.base_offset;
             self.enqueue(handle);
         } else {
-            self.hold(header, payload);
+            self.hold(read);
         }
     }
 
-    fn hold(&mut self, header: DataHeader, payload: Bytes) {
-        let Some(log) = self.logs.get_mut(&header.handle) else {
+    fn hold(&mut self, held: Held) {
+        let Some(log) = self.logs.get_mut(&held.handle) else {
             return;
         };
-        log.read = header.next_offset;
+        let handle = held.handle;
+        log.read = held.next_offset;
         log.range.end = log.range.end.max(log.read);
-        self.held_charge += header.charge();
-        self.held.push_back(super::DataStream {
-            head: header.encode(),
-            header,
-            payload,
-        });
-        self.enqueue(header.handle);
+        log.hub_chain = held.chain;
+        log.held += 1;
+        if matches!(held.content, DataContent::Records(_)) {
+            log.begin = None;
+        }
+        self.held_charge += held.charge();
+        self.held.push_back(held);
+        self.enqueue(handle);
     }
 
     /// Puts a log in line if it has something to send.
@@ -269,6 +299,7 @@ impl Sender {
         if let Some(log) = self.logs.get_mut(&handle)
             && log.phase == Phase::Ready
             && log.read < log.range.end
+            && !log.is_full()
             && !log.in_ring
         {
             log.in_ring = true;
@@ -277,21 +308,28 @@ impl Sender {
     }
 
     pub(super) fn poll_data(&mut self) -> Option<SenderOutput> {
-        let charge = self.held.front()?.header.charge();
+        let charge = self.held.front()?.charge();
         if self.in_flight >= MAX_STREAMS_IN_FLIGHT {
             return None;
         }
         if !self.credit.take(charge) && !broken!(self, IgnoreCredit) {
             return None;
         }
-        let stream = self.held.pop_front()?;
+        let held = self.held.pop_front()?;
         self.held_charge -= charge;
         self.in_flight += 1;
-        if let Some(log) = self.logs.get_mut(&stream.header.handle) {
-            let end = (stream.header.next_offset, stream.header.chain);
-            log.in_flight.push_back(end);
-        }
-        Some(SenderOutput::Data(stream))
+        let log = self.logs.get_mut(&held.handle)?;
+        let header = held.header(log.seq, std::mem::take(&mut log.is_restarted));
+        log.seq = log.seq.wrapping_add(1);
+        log.held -= 1;
+        log.in_flight.push_back((held.next_offset, held.chain));
+        Some(SenderOutput::Data(DataStream {
+            base_offset: held.base_offset,
+            next_offset: held.next_offset,
+            head: header.encode(),
+            header,
+            payload: held.payload,
+        }))
     }
 
     pub(super) fn poll_question(&mut self) -> Option<SenderOutput> {
@@ -345,6 +383,8 @@ impl Sender {
             handle,
             from: log.read,
             max_bytes,
+            chain: log.hub_chain,
+            begin: log.begin,
         })
     }
 }

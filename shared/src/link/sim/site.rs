@@ -1,14 +1,15 @@
 //! The site: a driver around [`Sender`] over a model store.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::disk::{Disk, DiskLog};
+use super::memory::{self, SiteMemory};
 use super::network::{Packet, Side};
 use super::oracle::Verdict;
 use super::world::{Event, World};
-use crate::batch::{Encoder, NoneCodec, ZstdEncoder};
 use crate::ids::{Incarnation, Offset, TopicName, TopicPartition};
-use crate::link::{Close, Mismatch, Sender, SenderConfig, SenderOutput, Unsettled};
+use crate::link::{Begin, Close, Mismatch, Sender, SenderConfig, SenderOutput, Unsettled};
 use crate::wire::{Code, Handle};
 
 #[derive(Debug)]
@@ -32,15 +33,9 @@ pub(super) struct Site {
     pub(super) next_incarnation: u128,
     pub(super) max_reads: usize,
     pub(super) max_read_bytes: u32,
-    pub(super) encoder: Box<dyn Encoder>,
-}
-
-pub(super) fn encoder(seed: u64) -> Box<dyn Encoder> {
-    if seed.is_multiple_of(64) {
-        Box::new(ZstdEncoder::new(1).expect("there is memory"))
-    } else {
-        Box::new(NoneCodec)
-    }
+    pub(super) seed: u64,
+    /// By log; a crash takes it, and half of the time nothing was saved.
+    pub(super) memories: BTreeMap<usize, SiteMemory>,
 }
 
 pub(super) fn handle_of(number: usize) -> Handle {
@@ -68,14 +63,18 @@ impl World {
             nonce: connection,
             incarnation: self.site.disk.incarnation,
             software: "simulated".into(),
-            codecs: vec![1],
+            codecs: vec![memory::CODEC, 1],
             max_reads: self.site.max_reads,
             max_read_bytes: self.site.max_read_bytes,
             handshake_timeout: Duration::from_secs(5),
         });
         sender.mutation = self.mutation;
         for (number, log) in self.site.disk.logs.iter().enumerate() {
-            sender.add_log(handle_of(number), name_of(number), log.range(), log.acked);
+            let handle = handle_of(number);
+            sender.add_log(handle, name_of(number), log.range(), log.acked);
+            if let Some(memory) = self.site.memories.get(&number) {
+                sender.offer_anchors(handle, memory.anchors());
+            }
         }
         sender.recall(self.site.unsettled.clone());
         sender.start(self.now);
@@ -110,13 +109,20 @@ impl World {
                     handle,
                     from,
                     max_bytes,
+                    chain,
+                    begin,
                 } => {
+                    if matches!(begin, Some(Begin::Anchor(_))) {
+                        self.tally.resumptions += 1;
+                    }
                     let delay = self.rng.below(20_000);
                     let event = Event::ReadDone {
                         connection,
                         handle,
                         from,
                         max_bytes,
+                        chain,
+                        begin,
                     };
                     self.after_us(delay, event);
                 }
@@ -244,12 +250,18 @@ impl World {
         handle: Handle,
         from: Offset,
         max_bytes: u32,
+        chain: u64,
+        begin: Option<Begin>,
     ) -> Verdict {
         if let Some(session) = &mut self.site.session
             && session.connection == connection
         {
-            let log = &self.site.disk.logs[number_of(handle)];
-            let result = log.read(from, max_bytes, &mut *self.site.encoder);
+            let number = number_of(handle);
+            let log = &self.site.disk.logs[number];
+            let seed = self.site.seed;
+            let memory = self.site.memories.entry(number);
+            let memory = memory.or_insert_with(|| SiteMemory::new(seed + number as u64));
+            let result = log.read(from, max_bytes, chain, begin, memory);
             session.sender.handle_read(handle, result);
         }
         self.pump_site()
@@ -297,6 +309,9 @@ impl World {
         }
         self.site.is_up = false;
         self.site.unsettled = Unsettled::default();
+        if self.rng.chance(50) {
+            self.site.memories.clear();
+        }
         self.site.disk.crash(&mut self.rng);
         let most = if self.rng.chance(15) {
             12_000_000
