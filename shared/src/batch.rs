@@ -20,6 +20,7 @@
 mod blocks;
 mod chain;
 mod codec;
+mod columns;
 mod split;
 mod zstd;
 
@@ -29,9 +30,10 @@ mod tests;
 pub use blocks::{Block, BlockWriter, read_blocks};
 pub use chain::{ChainCodec, ChainLimits, next_position};
 pub use codec::{
-    CODEC_NONE, CODEC_ZSTD, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
+    CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, CODEC_ZSTD_DICT, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
     supported_codecs,
 };
+pub use columns::ColumnarCodec;
 pub use zstd::{ZstdDecoder, ZstdEncoder};
 
 /// Why a batch could not be encoded or was refused.

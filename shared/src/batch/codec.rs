@@ -10,6 +10,12 @@ use crate::wire::{DataContent, DataHeader, RecordsHeader};
 pub const CODEC_NONE: u8 = 0;
 /// One zstd frame a payload (RFC 8878), with its content size, without a checksum.
 pub const CODEC_ZSTD: u8 = 1;
+/// One zstd frame a payload with a dictionary that both ends hold.
+pub const CODEC_ZSTD_DICT: u8 = 2;
+/// Columns and zstd with history; a chain.
+pub const CODEC_COLUMNAR: u8 = 3;
+/// Columns and a model of each symbol; a chain.
+pub const CODEC_MODELLED: u8 = 4;
 
 /// Codec ids that this build decodes, best first, for hello and welcome.
 #[must_use]
