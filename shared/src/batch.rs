@@ -21,6 +21,8 @@ mod blocks;
 mod chain;
 mod codec;
 mod columns;
+mod dictionary;
+pub mod estimate;
 mod split;
 mod zstd;
 
@@ -28,12 +30,15 @@ mod zstd;
 mod tests;
 
 pub use blocks::{Block, BlockWriter, read_blocks};
-pub use chain::{ChainCodec, ChainLimits, next_position};
+pub use chain::{ChainCodec, ChainLimits, load_chain, new_chain, next_position};
 pub use codec::{
     CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, CODEC_ZSTD_DICT, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
     supported_codecs,
 };
 pub use columns::ColumnarCodec;
+pub use dictionary::{
+    DictDecoder, DictEncoder, Dictionary, MAX_DICTIONARY_BYTES, MIN_DICTIONARY_BYTES, Trainer,
+};
 pub use zstd::{ZstdDecoder, ZstdEncoder};
 
 /// Why a batch could not be encoded or was refused.
