@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use shared::batch::{BatchError, ChainCodec, Outgoing, Packed, load_chain, new_chain};
+use shared::batch::{BatchError, ChainCodec, ChainLimits, Outgoing, Packed, load_chain, new_chain};
 use shared::crashsafe::{self, Access};
 use shared::ids::Offset;
 use shared::link::Begin;
@@ -85,6 +85,7 @@ impl Default for Log {
 pub(super) struct Chains {
     directory: PathBuf,
     limit: usize,
+    level: i32,
     bytes: usize,
     uses: u64,
     logs: HashMap<PartitionId, Log>,
@@ -93,11 +94,12 @@ pub(super) struct Chains {
 
 impl Chains {
     /// `limit` bytes of codecs in memory: beyond, the least recently used forget. States are kept in
-    /// `directory`, which need not exist.
-    pub(super) fn open(directory: PathBuf, limit: usize, book: AnchorBook) -> Self {
+    /// `directory`, which need not exist. `level` is zstd's.
+    pub(super) fn open(directory: PathBuf, limit: usize, level: i32, book: AnchorBook) -> Self {
         let mut chains = Self {
             directory,
             limit,
+            level,
             bytes: 0,
             uses: 0,
             logs: HashMap::new(),
@@ -144,9 +146,9 @@ impl Chains {
         log.used = self.uses;
         let known = log.codec.take().filter(|known| known.codec() == codec);
         let is_fresh = known.is_none();
-        let mut memory = match known.or_else(|| new_chain(codec)) {
+        let mut memory = match known {
             Some(memory) => memory,
-            None => return Err(BatchError::UnknownCodec(codec)),
+            None => new_chain(codec, ChainLimits::default(), self.level)?,
         };
         let mut packed = outgoing.pack_chain(memory.as_mut(), is_fresh)?;
         log.raw_since_anchor += outgoing.raw.len() as u64;
@@ -192,7 +194,9 @@ impl Chains {
         log.settled = saved.clone();
         log.raw_since_anchor = 0;
         self.bytes -= std::mem::take(&mut log.bytes);
-        log.codec = saved.and_then(|saved| load_chain(saved.anchor.codec, &saved.state));
+        let (limits, level) = (ChainLimits::default(), self.level);
+        log.codec = saved
+            .and_then(|saved| load_chain(saved.anchor.codec, &saved.state, limits, level).ok());
         match &log.codec {
             Some(memory) => {
                 log.bytes = memory.memory();

@@ -116,7 +116,12 @@ impl Worker {
         let directory = config.codec_directory.clone();
         let encoders = Encoders {
             zstd: ZstdEncoder::new(config.zstd_level)?,
-            chains: Chains::open(directory, config.codec_memory, book.clone()),
+            chains: Chains::open(
+                directory,
+                config.codec_memory,
+                config.zstd_level,
+                book.clone(),
+            ),
             choice: Choice::default(),
         };
         thread::Builder::new()

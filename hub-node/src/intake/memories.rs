@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shared::batch::{ChainCodec, Decoders, Incoming, Memories, Memory, OpenError, Opened};
+use shared::batch::{
+    ChainCodec, ChainLimits, Decoders, Incoming, Memories, Memory, OpenError, Opened, load_chain,
+    new_chain,
+};
 use shared::link::Delivered;
 use shared::wire::{DataContent, Handle};
 
@@ -11,6 +14,9 @@ use super::states::{CodecStates, Saved, StateKey};
 
 /// Codecs of one session may take so much; beyond, the least recently used forget, at a cost in bytes.
 const MAX_SESSION_BYTES: usize = 64 << 20;
+
+/// What an encoder would spend: a decoder need not know.
+const ANY_LEVEL: i32 = 3;
 
 /// The codecs of one session.
 #[derive(Debug)]
@@ -151,7 +157,7 @@ struct Kept<'a> {
 impl Memories for Kept<'_> {
     fn fresh(&mut self, codec: u8) -> Option<Box<dyn ChainCodec>> {
         *self.agreed = None;
-        shared::batch::new_chain(codec)
+        new_chain(codec, ChainLimits::default(), ANY_LEVEL).ok()
     }
 
     fn agreed(&mut self, codec: u8) -> Option<Box<dyn ChainCodec>> {
@@ -159,7 +165,8 @@ impl Memories for Kept<'_> {
             .agreed
             .take()
             .filter(|saved| saved.anchor.codec == codec)?;
-        let loaded = shared::batch::load_chain(codec, &saved.state)?;
+        let limits = ChainLimits::default();
+        let loaded = load_chain(codec, &saved.state, limits, ANY_LEVEL).ok()?;
         (loaded.position() == saved.anchor.position).then_some(loaded)
     }
 

@@ -12,6 +12,8 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::BatchError;
+use super::codec::{CODEC_COLUMNAR, CODEC_MODELLED};
+use super::columns::ColumnarCodec;
 
 /// What one chain may hold in memory and take in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,28 +74,42 @@ pub fn next_position(position: u64, raw: &[u8]) -> u64 {
     (z ^ (z >> 33)).max(1)
 }
 
-/// Templates, columns and prediction, then zstd with history.
-pub const CODEC_COLUMNAR: u8 = 3;
-/// The same split, with each bit modelled.
-pub const CODEC_MODELLED: u8 = 4;
-
-/// Codecs that remember, best first.
-const REMEMBERING: [u8; 0] = [];
-
 /// Whether a codec remembers.
 #[must_use]
 pub fn remembers(codec: u8) -> bool {
-    REMEMBERING.contains(&codec)
+    matches!(codec, CODEC_COLUMNAR | CODEC_MODELLED)
 }
 
-/// A codec of this id that remembers nothing yet; `None` when no codec of this id remembers.
-#[must_use]
-pub fn new_chain(_codec: u8) -> Option<Box<dyn ChainCodec>> {
-    None
+/// A chain of this codec that begins. `level` (1 to 19, see zstd) is what an encoder spends; a decoder need
+/// not have the same.
+///
+/// # Errors
+/// [`BatchError::UnknownCodec`] when it is no codec that remembers.
+pub fn new_chain(
+    codec: u8,
+    limits: ChainLimits,
+    level: i32,
+) -> Result<Box<dyn ChainCodec>, BatchError> {
+    match codec {
+        CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::new(limits, level))),
+        // CODEC_MODELLED joins here
+        other => Err(BatchError::UnknownCodec(other)),
+    }
 }
 
-/// A codec of this id with a saved state; `None` when it is damaged or of another version.
-#[must_use]
-pub fn load_chain(_codec: u8, _saved: &[u8]) -> Option<Box<dyn ChainCodec>> {
-    None
+/// A chain that goes on from what [`ChainCodec::save`] gave. Both ends must do so at the same position.
+///
+/// # Errors
+/// [`BatchError`] when the state is broken or was saved under other limits: begin a chain anew then.
+pub fn load_chain(
+    codec: u8,
+    saved: &[u8],
+    limits: ChainLimits,
+    level: i32,
+) -> Result<Box<dyn ChainCodec>, BatchError> {
+    match codec {
+        CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::load(saved, limits, level)?)),
+        // CODEC_MODELLED joins here
+        other => Err(BatchError::UnknownCodec(other)),
+    }
 }
