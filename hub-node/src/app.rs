@@ -6,6 +6,7 @@
 mod embedded;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use quinn::{
 };
 use shared::tasks::Tasks;
 use shared::tls::ServerTls;
+use shared::units::ByteSize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -31,15 +33,14 @@ const QUIC_V1: u32 = 1;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Reassembly of one stream; batches are mostly smaller.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// Bytes of one connection that came and were not read yet: 14 Mbit/s over a satellite.
-const RECEIVE_WINDOW: u32 = 1 << 20;
+/// Bytes of a connection that has no session yet that came and were not read.
+const FIRST_RECEIVE_WINDOW: u32 = 128 << 10;
 /// Data streams that a site may have open at once.
 const STREAMS: u32 = 256;
 /// What the hub sends is little: acknowledgements.
 const SEND_WINDOW: u64 = 1 << 20;
-/// What a site is told to wait when the hub is busy or stops.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
-
+/// How often the configuration is looked at for changed rules.
+const RULES_INTERVAL: Duration = Duration::from_secs(2);
 /// How often certificate files are looked at.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -47,13 +48,19 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
 struct Parts {
     sites: Arc<Register>,
     intake: Arc<IntakeStats>,
+    /// Where the configuration came from.
+    file: Option<PathBuf>,
 }
 
 /// Runs a hub until it is told to stop.
 ///
 /// # Errors
 /// What kept it from starting, or the part that took it down.
-pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
+pub async fn run(
+    mut config: Config,
+    cluster: Cluster,
+    file: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let mock = match cluster {
         Cluster::Embedded => {
             let lanes = i32::try_from(config.commit.lanes).unwrap_or(i32::MAX);
@@ -78,6 +85,7 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
     let parts = Parts {
         sites: Arc::default(),
         intake: Arc::default(),
+        file,
     };
     let node = Node::new(
         config.commit.lanes,
@@ -145,18 +153,23 @@ async fn serve(
         config.listen.session_window.bytes(),
     ));
     node.lanes_started(&lanes);
-    let intake = Intake::new(
+    let intake = Arc::new(Intake::new(
         intake_config(&config),
         lanes.router(),
         parts.sites,
         parts.intake,
         budget,
         Arc::new(codec_states(&config)?),
-    );
+    ));
+    node.intake_started(&intake);
+    if let Some(file) = parts.file {
+        let rules = follow_rules(Arc::clone(&intake), file, cluster, stop.clone());
+        tasks.core("rules", rules);
+    }
     info!(address = %endpoint.local_addr()?, "Hub listens for sites");
     // sessions end before the lanes, so that what they handed in is committed
     let sessions = async {
-        Arc::new(intake).serve(endpoint, stop).await;
+        intake.serve(endpoint, stop).await;
         lanes_stop.cancel();
         std::future::pending::<()>().await;
     };
@@ -182,11 +195,47 @@ fn intake_config(config: &Config) -> IntakeConfig {
     IntakeConfig {
         sites: config.sites.clone(),
         max_connections: listen.max_sessions,
+        max_handshakes: listen.max_handshakes,
+        admit_rate: listen.admit_rate,
+        ingress: listen.ingress.map(ByteSize::bytes),
         max_logs: listen.max_logs,
         max_batch_bytes: u32::try_from(listen.max_batch.bytes()).unwrap_or(u32::MAX),
         keep_alive: listen.keep_alive.duration(),
         handshake_timeout: listen.handshake_timeout.duration(),
-        retry_after: RETRY_AFTER,
+    }
+}
+
+/// Rules for sites that are changed in the file hold from then on; everything else at the next start.
+async fn follow_rules(
+    intake: Arc<Intake>,
+    file: PathBuf,
+    cluster: Cluster,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let changed = |file: &PathBuf| {
+        std::fs::metadata(file)
+            .and_then(|meta| meta.modified())
+            .ok()
+    };
+    let mut seen = changed(&file);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RULES_INTERVAL) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        let now = changed(&file);
+        if now.is_none() || now == seen {
+            continue;
+        }
+        seen = now;
+        match Config::load(Some(&file), cluster) {
+            Ok(config) => {
+                if intake.set_sites(config.sites) {
+                    info!("Rules for sites changed");
+                }
+            }
+            Err(error) => warn!(%error, "The changed file cannot be used, the old rules stay"),
+        }
     }
 }
 
@@ -263,7 +312,7 @@ fn transport(config: &ListenConfig) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(FIRST_RECEIVE_WINDOW))
         .send_window(SEND_WINDOW)
         .datagram_receive_buffer_size(None);
     transport

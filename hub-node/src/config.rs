@@ -103,6 +103,14 @@ pub struct ListenConfig {
     pub tls: TlsFiles,
     /// Open sessions; more are turned away with a delay.
     pub max_sessions: usize,
+    /// Handshakes under way; more wait.
+    pub max_handshakes: usize,
+    /// Sites that are let in a second; more wait, or are told when to come back.
+    pub admit_rate: u64,
+    /// Bytes of data streams a second, of all sites together.
+    pub ingress: Option<ByteSize>,
+    /// The same of each site that no rule gives another.
+    pub site_ingress: Option<ByteSize>,
     /// From the first packet to the site's whole hello.
     pub handshake_timeout: Span,
     /// How often sites are told to ping; three times as long without a word ends the session.

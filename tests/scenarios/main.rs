@@ -12,6 +12,7 @@ mod bare_broker;
 mod chaos;
 mod clocks;
 mod commands;
+mod crowds;
 mod disk;
 mod hostile;
 mod identity;

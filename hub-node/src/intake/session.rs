@@ -1,14 +1,15 @@
 //! One session: the loop between `link::Receiver`, a QUIC connection and the site's lane.
 //!
 //! Order of the branches: everything that comes out is carried out first; then the lane's answers and
-//! events, the control stream, room in the lane's queue, data streams, the timer, the connection's end,
-//! and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
+//! events, the control stream, room in the lane's queue, data streams, the timers, changed rules, the
+//! connection's end, and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
 //! nothing for minutes, and keep-alives are answered all the same.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -18,20 +19,23 @@ use shared::ids::{Incarnation, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::budget::Share;
+use super::ingress::Allowance;
 use super::memories::LogMemories;
+use super::slow_start::SlowStart;
 use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
 use crate::commit::{
-    Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, SessionId,
+    Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, RoomShare,
+    SessionId,
 };
-use crate::config::SiteRule;
+use crate::config::{SiteRule, SitesConfig};
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
 const CONTROL_QUEUE: usize = 1024;
@@ -39,6 +43,8 @@ const CONTROL_QUEUE: usize = 1024;
 const EVENT_QUEUE: usize = 1024;
 /// Data streams that are read at once. Each holds at most one batch; QUIC holds back the others.
 const READERS: usize = 32;
+/// Read before it is paid for, of each stream.
+const READ_AT_ONCE: usize = 64 << 10;
 /// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
@@ -70,6 +76,8 @@ struct Told {
 enum Refusal {
     Ended(EndReason),
     Unreachable,
+    /// It was not even asked: too many sites come at once.
+    Later(Duration),
 }
 
 /// Runs a session until it ends.
@@ -91,6 +99,9 @@ pub(super) async fn run(
     let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
     writer.spawn(write_control(send, control_queue));
     let (events_in, events) = mpsc::channel(EVENT_QUEUE);
+    let mut sites = context.intake.sites();
+    let own_limit = sites.borrow_and_update().ingress_of(context.site.as_str());
+    let ingress = &context.intake.ingress;
     let session = Session {
         context,
         receiver: Receiver::new(receiver_config(context.intake), Duration::ZERO),
@@ -107,9 +118,17 @@ pub(super) async fn run(
         undelivered: VecDeque::new(),
         questions: VecDeque::new(),
         share: context.intake.budget.join(),
-        is_registered: false,
+        room: context.intake.lanes.room_of(context.site),
+        allowance: Arc::new(ingress.join(context.site, own_limit)),
+        received: Arc::default(),
+        slow_start: SlowStart::new(),
+        policy: None,
+        receive_window: 0,
+        arrival: None,
+        is_welcome: false,
+        is_turned_away: false,
     };
-    session.run(recv, events, stop).await
+    session.run(recv, events, sites, stop).await
 }
 
 fn receiver_config(intake: &Intake) -> ReceiverConfig {
@@ -121,7 +140,7 @@ fn receiver_config(intake: &Intake) -> ReceiverConfig {
         codecs,
         max_logs: intake.config.max_logs,
         max_batch_bytes: intake.config.max_batch_bytes,
-        window: intake.budget.window(),
+        window: SlowStart::new().window(intake.budget.window()),
         keep_alive: intake.config.keep_alive,
         handshake_timeout: intake.config.handshake_timeout,
     }
@@ -137,13 +156,32 @@ struct Session<'a> {
     events_in: mpsc::Sender<LaneEvent>,
     memories: LogMemories,
     lane: LaneHandle,
-    /// What the lane's queue had no room for, in order. The receiver bounds what it delivers.
-    undelivered: VecDeque<LaneRequest>,
+    /// What has no room in the lane's queue yet, in order. The receiver bounds what it delivers.
+    undelivered: VecDeque<Delivery>,
     /// Questions to the lane, asked one at a time in this order. The receiver bounds the logs that
     /// they are about.
     questions: VecDeque<PendingAnswer>,
     share: Share,
-    is_registered: bool,
+    room: RoomShare,
+    allowance: Arc<Allowance>,
+    /// Bytes of data streams, for the register.
+    received: Arc<AtomicU64>,
+    slow_start: SlowStart,
+    /// What the site was told last.
+    policy: Option<Arc<str>>,
+    receive_window: u32,
+    /// Who waits for the welcome.
+    arrival: Option<Arrival>,
+    is_welcome: bool,
+    /// The lane never heard of it.
+    is_turned_away: bool,
+}
+
+/// What a hello said.
+struct Arrival {
+    incarnation: Incarnation,
+    software: String,
+    logs: usize,
 }
 
 impl Session<'_> {
@@ -151,6 +189,7 @@ impl Session<'_> {
         mut self,
         mut recv: quinn::RecvStream,
         mut events: mpsc::Receiver<LaneEvent>,
+        mut sites: watch::Receiver<Arc<SitesConfig>>,
         stop: &CancellationToken,
     ) -> Close {
         let mut buffer = vec![0; 16 << 10];
@@ -163,6 +202,11 @@ impl Session<'_> {
             }
             self.share.update(self.receiver.held_bytes());
             let wake = self.receiver.poll_timeout().map(|at| self.origin + at);
+            let raise = self
+                .slow_start
+                .poll_timeout(self.context.intake.budget.window());
+            let raise = raise.filter(|_| self.is_welcome).map(|at| self.origin + at);
+            let may_hand_over = self.may_hand_over();
             let room = self.context.intake.budget.room();
             let may_read = readers.len() < READERS && self.share.may_read();
             tokio::select! {
@@ -182,9 +226,9 @@ impl Session<'_> {
                     Err(error) => break lost(&error.to_string()),
                 },
                 // `reserve` is cancel-safe: it loses nothing but its turn
-                permit = lane.reserve(), if !self.undelivered.is_empty() => {
+                permit = lane.reserve(), if may_hand_over => {
                     match (permit, self.undelivered.pop_front()) {
-                        (Ok(permit), Some(request)) => permit.send(request),
+                        (Ok(permit), Some(delivery)) => permit.send(deliver(self.context.id, &self.room, delivery)),
                         (Err(_gone), _) => lane_is_gone(&mut self.receiver),
                         (Ok(_), None) => {}
                     }
@@ -194,7 +238,7 @@ impl Session<'_> {
                 accepted = self.connection.accept_uni(), if may_read => {
                     match accepted {
                         Ok(stream) => {
-                            readers.spawn(read_stream(stream, max_len));
+                            readers.spawn(read_stream(stream, max_len, Arc::clone(&self.allowance)));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -204,9 +248,18 @@ impl Session<'_> {
                     let now = self.now();
                     self.receiver.handle_timeout(now);
                 }
+                () = sleep_until(raise) => {
+                    let (most, now) = (self.context.intake.budget.window(), self.now());
+                    self.slow_start.handle_timeout(most, now);
+                    self.set_window();
+                }
+                Ok(()) = sites.changed() => {
+                    let sites = Arc::clone(&sites.borrow_and_update());
+                    self.handle_rules(&sites);
+                }
                 error = self.connection.closed() => break lost(&error.to_string()),
                 () = stop.cancelled() => {
-                    let after = self.context.intake.config.retry_after;
+                    let after = self.context.intake.admission.hint();
                     self.receiver.close(Code::Stopping, Some(after), "hub-node stops");
                 }
             }
@@ -234,8 +287,11 @@ impl Session<'_> {
                     logs,
                     ..
                 } => {
-                    info!(%incarnation, software, logs = logs.len(), "Site connected");
-                    self.register(incarnation);
+                    self.arrival = Some(Arrival {
+                        incarnation,
+                        software,
+                        logs: logs.len(),
+                    });
                     let question = self.ask(Some(incarnation), logs);
                     self.questions.push_back(question);
                 }
@@ -254,12 +310,19 @@ impl Session<'_> {
         None
     }
 
-    fn register(&mut self, incarnation: Incarnation) {
+    fn register(&mut self, arrival: Arrival) {
+        let Arrival {
+            incarnation,
+            software,
+            logs,
+        } = arrival;
+        info!(%incarnation, software, logs, "Site connected");
         let register = &self.context.intake.register;
-        if register.connected(self.context.site, incarnation, shared::time::wall_ms()) {
+        let received = Arc::clone(&self.received);
+        let now = shared::time::wall_ms();
+        if register.connected(self.context.site, incarnation, received, now) {
             self.context.intake.took_over(self.context.site);
         }
-        self.is_registered = true;
     }
 
     /// Asks the site's lane for checkpoints, attaching to it first when an incarnation is given. To get in
@@ -270,12 +333,9 @@ impl Session<'_> {
         let (site, session) = (self.context.site.clone(), self.context.id);
         let owner = site.clone();
         let events = self.events_in.clone();
-        let rule = self
-            .context
-            .intake
-            .config
-            .sites
-            .rule(self.context.site.as_str());
+        let admission = incarnation.map(|_| Arc::clone(&self.context.intake.admission));
+        let sites = Arc::clone(&self.context.intake.sites().borrow());
+        let rule = sites.rule(self.context.site.as_str());
         let is_allowed = |topic: &str| rule.is_some_and(|rule: &SiteRule| rule.allows_topic(topic));
         let allowed: Vec<bool> = logs
             .iter()
@@ -284,6 +344,10 @@ impl Session<'_> {
         let states = Arc::clone(&self.context.intake.states);
         let names = logs.iter().map(|entry| entry.log.clone()).collect();
         Box::pin(async move {
+            let place = match &admission {
+                Some(admission) => Some(admission.enter().await.map_err(Refusal::Later)?),
+                None => None,
+            };
             let asked = async {
                 if let Some(incarnation) = incarnation {
                     let (reply, answer) = oneshot::channel();
@@ -343,7 +407,11 @@ impl Session<'_> {
             let pairs: Vec<_> = logs.into_iter().zip(replies).collect();
             // states may be on disk
             let told = tokio::task::spawn_blocking(|| pairs.into_iter().map(told).collect());
-            told.await.map_err(|_failed| Refusal::Unreachable)
+            let told = told.await.map_err(|_failed| Refusal::Unreachable)?;
+            if let Some(place) = place {
+                place.welcome();
+            }
+            Ok(told)
         })
     }
 
@@ -360,15 +428,67 @@ impl Session<'_> {
                         .begin(told.handle, told.key, chain, told.agreed);
                 }
                 let now = self.now();
+                let arrival = self.arrival.take();
+                let is_first = arrival.is_some();
+                if let Some(arrival) = arrival {
+                    self.is_welcome = true;
+                    self.register(arrival);
+                    let is_crowded = self.context.intake.admission.is_crowded();
+                    self.slow_start.begin(is_crowded, now);
+                    self.set_window();
+                }
                 self.receiver.handle_checkpoints(&answers, now);
+                if is_first {
+                    let sites = Arc::clone(&self.context.intake.sites().borrow());
+                    self.handle_rules(&sites);
+                }
             }
             Err(Refusal::Ended(reason)) => self.refuse(reason),
             Err(Refusal::Unreachable) => {
-                let after = self.context.intake.config.retry_after;
                 let text = "the lane does not answer: is Kafka up?";
-                self.receiver.refuse(Code::Busy, Some(after), text);
+                self.later(self.context.intake.admission.hint(), text);
+            }
+            Err(Refusal::Later(after)) => {
+                self.is_turned_away = true;
+                self.later(after, "many sites come at once");
             }
         }
+    }
+
+    fn later(&mut self, after: Duration, text: &str) {
+        IntakeStats::add(&self.context.intake.stats.told_later, 1);
+        self.receiver.refuse(Code::Busy, Some(after), text);
+    }
+
+    /// What the budget and the session's own start grant.
+    fn set_window(&mut self) {
+        let budget = &self.context.intake.budget;
+        let window = self.slow_start.window(budget.window());
+        self.receiver.set_window(window);
+        let bytes = u32::try_from(budget.receive_window()).unwrap_or(u32::MAX);
+        if bytes != self.receive_window {
+            self.receive_window = bytes;
+            self.connection.set_receive_window(VarInt::from_u32(bytes));
+        }
+    }
+
+    /// The rules for sites, at first and when they have changed.
+    fn handle_rules(&mut self, sites: &SitesConfig) {
+        let site = self.context.site.as_str();
+        if sites.rule(site).is_none() {
+            let text = format!("site `{site}` is not on the allow list");
+            return self.receiver.refuse(Code::NotAllowed, None, &text);
+        }
+        self.allowance.set(sites.ingress_of(site));
+        let policy = sites.policy_for(site);
+        if self.is_welcome && policy != self.policy {
+            self.tell_policy(policy);
+        }
+    }
+
+    /// The site's link policy is this from here on; `None`: what its own file says.
+    fn tell_policy(&mut self, policy: Option<Arc<str>>) {
+        self.policy = policy;
     }
 
     fn handle_event(&mut self, event: LaneEvent) {
@@ -377,15 +497,15 @@ impl Session<'_> {
                 for (log, checkpoint) in checkpoints {
                     self.receiver.handle_committed(&log, checkpoint.next_offset);
                 }
-                self.receiver
-                    .set_window(self.context.intake.budget.window());
+                self.slow_start.committed(self.now());
+                self.set_window();
             }
             LaneEvent::Ended(reason) => self.refuse(reason),
         }
     }
 
     fn refuse(&mut self, reason: EndReason) {
-        let after = self.context.intake.config.retry_after;
+        let after = || Some(self.context.intake.admission.hint());
         let (code, after, text) = match reason {
             EndReason::Superseded => (
                 Code::Superseded,
@@ -395,8 +515,8 @@ impl Session<'_> {
             EndReason::Fenced => (Code::NotOwner, None, "another hub owns the site's lane"),
             EndReason::OutOfOrder => (Code::BadFrame, None, "delivery out of order"),
             EndReason::Malformed => (Code::BadFrame, None, "records cannot be read"),
-            EndReason::Damaged => (Code::Internal, Some(after), "a checkpoint cannot be read"),
-            EndReason::Stopping => (Code::Stopping, Some(after), "hub-node stops"),
+            EndReason::Damaged => (Code::Internal, after(), "a checkpoint cannot be read"),
+            EndReason::Stopping => (Code::Stopping, after(), "hub-node stops"),
         };
         self.receiver.refuse(code, after, text);
     }
@@ -406,6 +526,7 @@ impl Session<'_> {
             Ok(Ok(stream)) => {
                 let stats = &self.context.intake.stats;
                 IntakeStats::add(&stats.payload_bytes, stream.len() as u64);
+                IntakeStats::add(&self.received, stream.len() as u64);
                 let now = self.now();
                 self.receiver.handle_data(&stream, now);
             }
@@ -458,24 +579,34 @@ impl Session<'_> {
             next: Checkpoint { next_offset, chain },
             content,
             bytes: usize::try_from(header.charge()).unwrap_or(usize::MAX),
+            hold: None,
         };
-        let request = LaneRequest::Deliver {
-            session: self.context.id,
-            delivery,
-        };
-        if !self.undelivered.is_empty() {
-            self.undelivered.push_back(request);
-            return;
-        }
-        match self.lane.try_send(request) {
-            Ok(()) => {}
-            Err(TrySendError::Full(request)) => self.undelivered.push_back(request),
-            Err(TrySendError::Closed(_)) => lane_is_gone(&mut self.receiver),
+        self.undelivered.push_back(delivery);
+        self.hand_over();
+    }
+
+    /// Hands to the lane what it takes at once.
+    fn hand_over(&mut self) {
+        while self.may_hand_over() {
+            match self.lane.try_reserve() {
+                Ok(permit) => {
+                    if let Some(delivery) = self.undelivered.pop_front() {
+                        permit.send(deliver(self.context.id, &self.room, delivery));
+                    }
+                }
+                Err(TrySendError::Full(())) => return,
+                Err(TrySendError::Closed(())) => return lane_is_gone(&mut self.receiver),
+            }
         }
     }
 
+    fn may_hand_over(&self) -> bool {
+        let next = self.undelivered.front();
+        next.is_some_and(|delivery| self.room.may_take(delivery.bytes as u64))
+    }
+
     async fn end(mut self, close: Close) -> Close {
-        if self.is_registered {
+        if self.is_welcome {
             let register = &self.context.intake.register;
             register.disconnected(self.context.site, shared::time::wall_ms());
         }
@@ -490,6 +621,9 @@ impl Session<'_> {
             close.text.as_bytes(),
         );
         self.undelivered.clear();
+        if self.is_turned_away {
+            return close;
+        }
         // Last, because a lane that is stuck takes it late. One that is gone has no session to end.
         let _gone = self
             .lane
@@ -499,6 +633,12 @@ impl Session<'_> {
             .await;
         close
     }
+}
+
+/// From here on it fills the lane's queue.
+fn deliver(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
+    delivery.hold = Some(Arc::new(room.take(delivery.bytes as u64)));
+    LaneRequest::Deliver { session, delivery }
 }
 
 fn lane_is_gone(receiver: &mut Receiver) {
@@ -557,11 +697,17 @@ enum ReadError {
 }
 
 /// Memory follows the bytes that came, not a length that was promised.
-async fn read_stream(mut stream: quinn::RecvStream, max_len: usize) -> Result<Bytes, ReadError> {
+async fn read_stream(
+    mut stream: quinn::RecvStream,
+    max_len: usize,
+    allowance: Arc<Allowance>,
+) -> Result<Bytes, ReadError> {
     let mut first: Option<Bytes> = None;
     let mut all = BytesMut::new();
     let lost = |error: quinn::ReadError| ReadError::Lost(error.to_string());
-    while let Some(chunk) = stream.read_chunk(max_len + 1, true).await.map_err(lost)? {
+    let most = READ_AT_ONCE.min(max_len + 1);
+    while let Some(chunk) = stream.read_chunk(most, true).await.map_err(lost)? {
+        allowance.pay(chunk.bytes.len()).await;
         let before = first.as_ref().map_or(all.len(), Bytes::len);
         if before + chunk.bytes.len() > max_len {
             return Err(ReadError::TooLong);
