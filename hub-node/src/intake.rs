@@ -11,12 +11,14 @@ mod memories;
 mod quiet;
 mod session;
 mod states;
+mod tcp_door;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use budget::Budget;
 pub use endpoint::{Intake, IntakeConfig};
 pub use states::CodecStates;
+pub use tcp_door::TcpDoor;
 
 /// Counters of the intake, for metrics and status.
 #[derive(Debug, Default)]
