@@ -210,10 +210,11 @@ pub struct LinkStats {
 
 /// The outgoing half of the control stream.
 #[derive(Debug)]
-pub enum ControlSend {
-    /// QUIC.
+pub struct ControlSend(SendHalf);
+
+#[derive(Debug)]
+enum SendHalf {
     Quic(quic::ControlSend),
-    /// TLS over TCP.
     Tcp(tcp::ControlSend),
 }
 
@@ -223,28 +224,29 @@ impl ControlSend {
     /// # Errors
     /// [`Lost`].
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), Lost> {
-        match self {
-            Self::Quic(stream) => stream.write(bytes).await,
-            Self::Tcp(stream) => stream.write(bytes).await,
+        match &mut self.0 {
+            SendHalf::Quic(stream) => stream.write(bytes).await,
+            SendHalf::Tcp(stream) => stream.write(bytes).await,
         }
     }
 
     /// Ends the stream; completes when what was written is out (QUIC: and acknowledged), so that a close of
     /// the connection does not cut it off.
     pub async fn finish(self) {
-        match self {
-            Self::Quic(stream) => stream.finish().await,
-            Self::Tcp(stream) => stream.finish().await,
+        match self.0 {
+            SendHalf::Quic(stream) => stream.finish().await,
+            SendHalf::Tcp(stream) => stream.finish().await,
         }
     }
 }
 
 /// The incoming half of the control stream.
 #[derive(Debug)]
-pub enum ControlRecv {
-    /// QUIC.
+pub struct ControlRecv(RecvHalf);
+
+#[derive(Debug)]
+enum RecvHalf {
     Quic(quic::ControlRecv),
-    /// TLS over TCP.
     Tcp(tcp::ControlRecv),
 }
 
@@ -254,19 +256,21 @@ impl ControlRecv {
     /// # Errors
     /// [`Lost`].
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Lost> {
-        match self {
-            Self::Quic(stream) => stream.read(buffer).await,
-            Self::Tcp(stream) => stream.read(buffer).await,
+        match &mut self.0 {
+            RecvHalf::Quic(stream) => stream.read(buffer).await,
+            RecvHalf::Tcp(stream) => stream.read(buffer).await,
         }
     }
 }
 
 /// A data stream that the peer opened.
 #[derive(Debug)]
-pub enum DataStreamIn {
-    /// QUIC.
+pub struct DataStreamIn(DataHalf);
+
+#[derive(Debug)]
+enum DataHalf {
     Quic(quic::DataStreamIn),
-    /// TLS over TCP: it is whole.
+    /// It is whole.
     Tcp(Result<Bytes, ReadError>),
 }
 
@@ -277,10 +281,10 @@ impl DataStreamIn {
     /// # Errors
     /// [`ReadError`].
     pub async fn read(self, max_len: usize) -> Result<Bytes, ReadError> {
-        match self {
-            Self::Quic(stream) => stream.read(max_len).await,
-            Self::Tcp(Ok(bytes)) if bytes.len() > max_len => Err(ReadError::TooLong),
-            Self::Tcp(outcome) => outcome,
+        match self.0 {
+            DataHalf::Quic(stream) => stream.read(max_len).await,
+            DataHalf::Tcp(Ok(bytes)) if bytes.len() > max_len => Err(ReadError::TooLong),
+            DataHalf::Tcp(outcome) => outcome,
         }
     }
 }

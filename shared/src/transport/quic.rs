@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::nudge::{Nudge, NudgeFactory};
 use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn as AnyData};
+use super::{DataHalf, RecvHalf, SendHalf};
 use super::{LinkStats, Lost, LostKind, ReadError, Sending, printable};
 use crate::ids::SiteId;
 use crate::tls::{IdentityError, Peer, explain, site_of};
@@ -128,7 +129,7 @@ impl QuicConnection {
             stream: recv,
             connection: self.clone(),
         };
-        Ok((AnySend::Quic(send), AnyRecv::Quic(recv)))
+        Ok((AnySend(SendHalf::Quic(send)), AnyRecv(RecvHalf::Quic(recv))))
     }
 
     pub(super) fn send(&self, head: Bytes, payload: Bytes, priority: i32) -> Sending {
@@ -161,7 +162,7 @@ impl QuicConnection {
     pub(super) async fn accept_data(&self) -> Result<AnyData, Lost> {
         let accepted = self.inner.accept_uni().await;
         let stream = accepted.map_err(|error| self.lost(&error))?;
-        Ok(AnyData::Quic(DataStreamIn { stream }))
+        Ok(AnyData(DataHalf::Quic(DataStreamIn { stream })))
     }
 
     pub(super) fn close(&self, code: u32, reason: &[u8]) {
@@ -315,7 +316,7 @@ impl Drop for Unfinished {
 
 /// The control stream's outgoing half.
 #[derive(Debug)]
-pub struct ControlSend {
+pub(super) struct ControlSend {
     stream: quinn::SendStream,
     connection: QuicConnection,
 }
@@ -334,7 +335,7 @@ impl ControlSend {
 
 /// The control stream's incoming half.
 #[derive(Debug)]
-pub struct ControlRecv {
+pub(super) struct ControlRecv {
     stream: quinn::RecvStream,
     connection: QuicConnection,
 }
@@ -349,7 +350,7 @@ impl ControlRecv {
 
 /// A data stream that the peer opened.
 #[derive(Debug)]
-pub struct DataStreamIn {
+pub(super) struct DataStreamIn {
     stream: quinn::RecvStream,
 }
 

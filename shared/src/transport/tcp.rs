@@ -34,6 +34,7 @@ pub use incoming::TcpLimits;
 pub use socket::tune;
 
 use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn};
+use super::{DataHalf, RecvHalf, SendHalf};
 use super::{LinkStats, Lost, LostKind, MAX_REASON, Sending};
 use crate::ids::SiteId;
 use crate::tls::{IdentityError, Peer, explain_tls, site_of_chain};
@@ -184,7 +185,7 @@ impl TcpConnection {
         let recv = ControlRecv {
             connection: self.clone(),
         };
-        (AnySend::Tcp(send), AnyRecv::Tcp(recv))
+        (AnySend(SendHalf::Tcp(send)), AnyRecv(RecvHalf::Tcp(recv)))
     }
 
     pub(super) fn send(&self, head: Bytes, payload: Bytes, priority: i32) -> Sending {
@@ -212,7 +213,7 @@ impl TcpConnection {
         let stream = taken?;
         let window = self.shared.lock().incoming.poll_window();
         self.shared.grant(window);
-        Ok(DataStreamIn::Tcp(stream))
+        Ok(DataStreamIn(DataHalf::Tcp(stream)))
     }
 
     pub(super) fn close(&self, code: u32, reason: &[u8]) {
@@ -439,7 +440,7 @@ async fn linger(shared: &Shared) {
 
 /// The control stream's outgoing half.
 #[derive(Debug)]
-pub struct ControlSend {
+pub(super) struct ControlSend {
     connection: TcpConnection,
 }
 
@@ -470,7 +471,7 @@ impl ControlSend {
 
 /// The control stream's incoming half.
 #[derive(Debug)]
-pub struct ControlRecv {
+pub(super) struct ControlRecv {
     connection: TcpConnection,
 }
 
