@@ -31,7 +31,7 @@ use bytes::Bytes;
 pub use probe::{Echo, PROBE_IP_BYTES};
 pub use quic::{NudgeHandle, QuicConnection};
 pub use socket::{Heard, ProbeSocket};
-pub use tcp::{TcpConnection, TcpLimits, connect as connect_tcp, tune as tune_tcp};
+pub use tcp::{Pacer, TcpConnection, TcpLimits, connect as connect_tcp, tune as tune_tcp};
 
 use crate::ids::SiteId;
 use crate::tls::IdentityError;

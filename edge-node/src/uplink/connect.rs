@@ -329,7 +329,8 @@ impl Connector {
                 address,
                 text: error.to_string(),
             })?;
-        let shaking = shared::transport::connect_tcp(stream, self.tls.tcp_config(), self.name(hub));
+        let tls = self.tls.tcp_config();
+        let shaking = shared::transport::connect_tcp(stream, tls, self.name(hub), None);
         let connection = shaking
             .await
             .map_err(|lost| ConnectError::of(address, lost))?;

@@ -15,7 +15,7 @@
 //! below that of any QUIC packet (at least 21 bytes, section 10.3).
 
 /// Length of a question and of an answer.
-pub const PROBE_LEN: usize = 16;
+pub(super) const PROBE_LEN: usize = 16;
 /// What one probe costs on the wire, one way, over IPv4.
 pub const PROBE_IP_BYTES: u64 = 16 + 28;
 
@@ -33,7 +33,7 @@ pub struct Echo {
 
 /// A question.
 #[must_use]
-pub fn question(token: u64) -> [u8; PROBE_LEN] {
+pub(super) fn question(token: u64) -> [u8; PROBE_LEN] {
     put(QUESTION, token, 0)
 }
 

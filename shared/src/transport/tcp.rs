@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,8 +50,23 @@ const READ_BYTES: usize = 32 << 10;
 const MAX_CONTROL_OUT: usize = 256 << 10;
 /// Control bytes that wait to be taken; then nothing more is read.
 const MAX_CONTROL_IN: usize = 2 << 20;
+/// What TLS 1.3 puts around a record (RFC 8446, section 5.2).
+const TLS_RECORD: usize = 22;
 /// How long the last frames may take once the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Says when bytes may leave. QUIC's socket is shaped datagram by datagram; here it is asked before each
+/// write.
+pub trait Pacer: fmt::Debug + Send + Sync {
+    /// Ends when something may leave.
+    fn ready(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Most bytes that should then leave at once.
+    fn most(&self) -> usize;
+
+    /// So many bytes left, without the headers of IP and TCP.
+    fn sent(&self, bytes: usize);
+}
 
 /// A connection over TCP.
 #[derive(Clone)]
@@ -103,6 +118,7 @@ pub async fn connect(
     stream: TcpStream,
     config: Arc<rustls::ClientConfig>,
     server_name: &str,
+    pacer: Option<Arc<dyn Pacer>>,
 ) -> Result<TcpConnection, Lost> {
     let broken = |error: &dyn fmt::Display| Lost::new(LostKind::Broken, error.to_string());
     let remote = stream.peer_addr().map_err(|error| broken(&error))?;
@@ -113,7 +129,7 @@ pub async fn connect(
         max_data_len: 0,
         window: 0,
     };
-    TcpConnection::start(stream.into(), remote, Peer::Hub, takes_nothing)
+    TcpConnection::start(stream.into(), remote, Peer::Hub, takes_nothing, pacer)
 }
 
 impl TcpConnection {
@@ -131,7 +147,7 @@ impl TcpConnection {
             .map_err(|error| Lost::new(LostKind::Broken, error.to_string()))?;
         let accepting = TlsAcceptor::from(config).accept(stream).await;
         let stream = accepting.map_err(|error| lost_of(&error, Peer::Site))?;
-        Self::start(stream.into(), remote, Peer::Site, limits)
+        Self::start(stream.into(), remote, Peer::Site, limits, None)
     }
 
     fn start(
@@ -139,6 +155,7 @@ impl TcpConnection {
         remote: SocketAddr,
         peer: Peer,
         limits: TcpLimits,
+        pacer: Option<Arc<dyn Pacer>>,
     ) -> Result<Self, Lost> {
         let (tcp, session) = stream.get_ref();
         if session.alpn_protocol() != Some(crate::tls::ALPN) {
@@ -169,7 +186,7 @@ impl TcpConnection {
         let (read, write) = tokio::io::split(stream);
         let mut tasks = JoinSet::new();
         tasks.spawn(run_reader(Arc::clone(&shared), read));
-        tasks.spawn(run_writer(Arc::clone(&shared), write));
+        tasks.spawn(run_writer(Arc::clone(&shared), write, pacer));
         // both end with the connection, which the last handle closes
         tasks.detach_all();
         Ok(Self {
@@ -386,10 +403,14 @@ fn refuse(shared: &Shared, violation: Violation) -> Lost {
     lost
 }
 
-async fn run_writer(shared: Arc<Shared>, write: WriteHalf<TlsStream<TcpStream>>) {
+async fn run_writer(
+    shared: Arc<Shared>,
+    write: WriteHalf<TlsStream<TcpStream>>,
+    pacer: Option<Arc<dyn Pacer>>,
+) {
     tokio::select! {
         biased;
-        outcome = write_frames(&shared, write) => if let Err(error) = outcome {
+        outcome = write_frames(&shared, write, pacer.as_deref()) => if let Err(error) = outcome {
             shared.end(lost_of(&error, shared.peer), None);
         },
         () = linger(&shared) => {}
@@ -399,13 +420,22 @@ async fn run_writer(shared: Arc<Shared>, write: WriteHalf<TlsStream<TcpStream>>)
 async fn write_frames(
     shared: &Shared,
     mut write: WriteHalf<TlsStream<TcpStream>>,
+    pacer: Option<&dyn Pacer>,
 ) -> io::Result<()> {
     let mut out = Vec::with_capacity(2 * WRITE_BYTES);
     loop {
+        // chosen only when it may leave, so that what is urgent overtakes until then
+        let most = match pacer {
+            Some(pacer) => {
+                pacer.ready().await;
+                pacer.most().clamp(1, WRITE_BYTES)
+            }
+            None => WRITE_BYTES,
+        };
         let (done, is_over) = {
             let mut state = shared.lock();
             if state.lost.is_none() {
-                (state.outgoing.poll_write(&mut out, WRITE_BYTES), false)
+                (state.outgoing.poll_write(&mut out, most), false)
             } else {
                 // what the session still had to say went before; data that waits is not sent
                 if let Some((code, reason)) = state.farewell.take() {
@@ -417,6 +447,9 @@ async fn write_frames(
         if !out.is_empty() {
             write.write_all(&out).await?;
             write.flush().await?;
+            if let Some(pacer) = pacer {
+                pacer.sent(out.len() + TLS_RECORD);
+            }
             out.clear();
             shared.room.notify_waiters();
             for done in done {

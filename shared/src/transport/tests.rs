@@ -72,7 +72,7 @@ async fn over_tcp(world: &World, client: &ClientTls) -> Result<Pair, (Lost, Lost
     let dial = async {
         let stream = TcpStream::connect(address).await.unwrap();
         tune_tcp(&stream, LIMIT);
-        let connection = connect_tcp(stream, client.tcp_config(), "127.0.0.1").await?;
+        let connection = connect_tcp(stream, client.tcp_config(), "127.0.0.1", None).await?;
         Ok::<_, Lost>(Connection::Tcp(connection))
     };
     let accept = async {
