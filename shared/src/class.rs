@@ -300,7 +300,10 @@ mod tests {
             set.intersection(ClassSet::CRITICAL_ONLY),
             ClassSet::CRITICAL_ONLY
         );
-        assert_eq!(set.union(ClassSet::EMPTY.with(Class::Normal)), ClassSet::ALL);
+        assert_eq!(
+            set.union(ClassSet::EMPTY.with(Class::Normal)),
+            ClassSet::ALL
+        );
         assert_eq!(ClassSet::EMPTY.to_string(), "none");
         assert!(ClassSet::EMPTY.is_empty() && !ClassSet::default().is_empty());
     }

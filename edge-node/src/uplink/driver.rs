@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, VarInt};
+use shared::class::{Class, ClassRules};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::tls::Peer;
@@ -105,6 +106,7 @@ fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> Sender
         codecs: settings.codecs.clone(),
         max_reads: settings.max_reads,
         max_read_bytes: settings.max_read_bytes,
+        classes: ClassRules::default(),
         handshake_timeout: HANDSHAKE_TIMEOUT,
     }
 }
@@ -327,7 +329,7 @@ impl Session {
                 };
                 let handle = Handle(partition.0);
                 if self.sender.log(handle).is_some() {
-                    self.sender.log_grew(handle, range.end);
+                    self.sender.log_grew(handle, range.end, self.now());
                 } else {
                     let log = TopicPartition {
                         topic: topic.name.clone(),
@@ -340,7 +342,8 @@ impl Session {
                         start,
                         end: range.end,
                     };
-                    self.sender.add_log(handle, log, declared, range.acked);
+                    self.sender
+                        .add_log(handle, log, Class::Normal, declared, range.acked);
                     self.sender
                         .offer_anchors(handle, self.worker.anchors().of(*partition));
                 }
