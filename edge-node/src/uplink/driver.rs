@@ -1,7 +1,7 @@
 //! One session: the loop between `link::Sender`, a QUIC connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
-//! bytes from the hub, finished streams, changes of the store, the timer, the connection's end, and
+//! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, VarInt};
-use shared::class::{Class, ClassRules};
+use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::tls::Peer;
@@ -21,8 +21,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
+use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
@@ -41,9 +43,13 @@ pub(super) struct SessionSettings {
     pub(super) codecs: Vec<u8>,
     /// Reads in the worker, or waiting for credit.
     pub(super) max_reads: usize,
-    /// Decoded bytes that one data stream aims at: large enough for a codec, small enough that a lost packet
+    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a lost packet
     /// holds up little.
     pub(super) max_read_bytes: u32,
+    /// The class of each topic.
+    pub(super) topics: TopicsConfig,
+    /// How the classes share the link.
+    pub(super) classes: ClassesConfig,
 }
 
 /// How a session ended.
@@ -90,6 +96,8 @@ pub(super) async fn run(
         tasks,
         store,
         worker,
+        settings: settings.clone(),
+        buffer: SendBuffer::new(settings.max_read_bytes),
         stats,
         seen: Seen::default(),
         codecs: Arc::default(),
@@ -106,7 +114,10 @@ fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> Sender
         codecs: settings.codecs.clone(),
         max_reads: settings.max_reads,
         max_read_bytes: settings.max_read_bytes,
-        classes: ClassRules::default(),
+        classes: ClassRules {
+            shares: settings.classes.shares,
+            max_delay: PerClass::default(),
+        },
         handshake_timeout: HANDSHAKE_TIMEOUT,
     }
 }
@@ -119,9 +130,12 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    tasks: JoinSet<()>,
+    /// Those of data streams end with the stream's class and length, once the hub's QUIC has it.
+    tasks: JoinSet<Option<(Class, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
+    settings: SessionSettings,
+    buffer: SendBuffer,
     stats: Arc<UplinkStats>,
     seen: Seen,
     codecs: Arc<[u8]>,
@@ -137,6 +151,7 @@ impl Session {
         stop: &CancellationToken,
     ) -> Ended {
         self.update_logs();
+        self.follow_path();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
         let close = loop {
@@ -153,7 +168,11 @@ impl Session {
                     Ok(None) => self.sender.close(Code::BadFrame, None, "control stream ended"),
                     Err(error) => break lost(self.connection.closed(), &error.to_string()).await,
                 },
-                Some(_finished) = self.tasks.join_next() => {}
+                Some(finished) = self.tasks.join_next() => {
+                    if let Ok(Some((class, bytes))) = finished {
+                        self.sender.handle_delivered(class, bytes);
+                    }
+                }
                 changed = changes.changed() => match changed {
                     Ok(()) => self.update_logs(),
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
@@ -163,8 +182,19 @@ impl Session {
                 () = stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            self.follow_path();
         };
         self.end(close).await
+    }
+
+    /// What the transport is given, and how long records wait, as the path is found to be.
+    fn follow_path(&mut self) {
+        let path = self.connection.stats().path;
+        self.buffer.observe_path(path.cwnd, path.rtt);
+        self.sender.set_send_budget(self.buffer.budget());
+        self.sender.set_max_read_bytes(self.buffer.read_bytes());
+        let delays = self.buffer.delays(&self.settings.classes.max_delay);
+        self.sender.set_max_delay(delays);
     }
 
     fn now(&self) -> Duration {
@@ -279,21 +309,21 @@ impl Session {
         }
     }
 
-    /// Opens a stream of its own for each batch. What waits here is bounded by the hub's credit.
+    /// Opens a stream of its own for each batch. What waits here is bounded by the sender's budget.
     fn send(&mut self, stream: DataStream) {
         let connection = self.connection.clone();
-        let sent = stream.head.len() + stream.payload.len();
-        self.stats
-            .payload_bytes
-            .fetch_add(sent as u64, Ordering::Relaxed);
+        let (class, sent) = (stream.class, stream.len());
+        self.stats.payload_bytes.fetch_add(sent, Ordering::Relaxed);
         self.stats
             .raw_bytes
             .fetch_add(stream.header.charge(), Ordering::Relaxed);
+        self.buffer.observe_batch(stream.header.charge(), sent);
         self.tasks.spawn(async move {
             // an error here is the connection's, and the session's loop sees it as such
             if let Err(error) = write_data(&connection, stream).await {
                 debug!(%error, "Data stream ended early");
             }
+            Some((class, sent))
         });
     }
 
@@ -335,6 +365,7 @@ impl Session {
                         topic: topic.name.clone(),
                         partition: number,
                     };
+                    let class = self.settings.topics.settings(topic.name.as_str()).class;
                     // what the hub acknowledged may be trimmed at any time: count on nothing below
                     let start = range.start.max(range.origin);
                     let declared = LogRange {
@@ -343,7 +374,7 @@ impl Session {
                         end: range.end,
                     };
                     self.sender
-                        .add_log(handle, log, Class::Normal, declared, range.acked);
+                        .add_log(handle, log, class, declared, range.acked);
                     self.sender
                         .offer_anchors(handle, self.worker.anchors().of(*partition));
                 }
@@ -436,23 +467,39 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(
+    mut send: quinn::SendStream,
+    mut queue: mpsc::Receiver<Bytes>,
+) -> Option<(Class, u64)> {
     while let Some(bytes) = queue.recv().await {
         if send.write_chunk(bytes).await.is_err() {
-            return;
+            return None;
         }
     }
     let _closed = send.finish();
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
     let _stopped = send.stopped().await;
+    None
 }
 
 async fn write_data(connection: &Connection, stream: DataStream) -> Result<(), WriteError> {
     let mut send = connection.open_uni().await?;
+    send.set_priority(priority(stream.class))?;
     send.write_chunk(stream.head).await?;
     send.write_chunk(stream.payload).await?;
     send.finish()?;
+    // until the hub's QUIC has all of it
+    let _stopped = send.stopped().await;
     Ok(())
+}
+
+/// QUIC sends a packet's worth of the most urgent stream that has something to send.
+fn priority(class: Class) -> i32 {
+    match class {
+        Class::Critical => 2,
+        Class::Normal => 1,
+        Class::Bulk => 0,
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -124,10 +124,6 @@ impl Schedule {
         self.read_bytes = bytes;
     }
 
-    pub(super) fn read_bytes(&self) -> u32 {
-        self.read_bytes
-    }
-
     pub(super) fn set_max_delay(&mut self, max_delay: PerClass<Duration>) {
         self.delays.set_max(max_delay);
     }
