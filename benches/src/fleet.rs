@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
 use shared::batch::{self, Block, BlockWriter, Outgoing, ZstdEncoder};
+use shared::class::{Class, ClassRules};
 use shared::ids::{Incarnation, TopicName, TopicPartition};
 use shared::link::{DataStream, ReadResult, Sender, SenderConfig, SenderOutput};
 use shared::record::put_record;
@@ -156,6 +157,7 @@ async fn session(
         codecs: batch::supported_codecs(),
         max_reads: 4,
         max_read_bytes: 256 << 10,
+        classes: ClassRules::default(),
         handshake_timeout: ANSWER_LIMIT,
     });
     let range = LogRange {
@@ -163,7 +165,7 @@ async fn session(
         start: 0,
         end: *goal.borrow_and_update(),
     };
-    sender.add_log(LOG, log, range, 0);
+    sender.add_log(LOG, log, Class::Normal, range, 0);
     sender.start(started.elapsed());
     let mut buffer = vec![0; 16 << 10];
     loop {
@@ -192,7 +194,7 @@ async fn session(
             }
             grown = goal.changed() => {
                 grown?;
-                sender.log_grew(LOG, *goal.borrow_and_update());
+                sender.log_grew(LOG, *goal.borrow_and_update(), started.elapsed());
             }
             () = tokio::time::sleep_until((started + wake).into()) => {
                 sender.handle_timeout(started.elapsed());

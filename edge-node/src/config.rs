@@ -6,6 +6,7 @@
 //!
 //! Not here: the site's name. It comes from the certificate only.
 
+mod classes;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_ZSTD, supported_codecs
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
+pub use classes::ClassesConfig;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
 /// Everything that a site can be told.
@@ -174,6 +176,8 @@ pub struct UplinkConfig {
     pub max_read: ByteSize,
     /// Reads under way or waiting for the hub's credit.
     pub max_reads: usize,
+    /// How the classes of topics share the link.
+    pub classes: ClassesConfig,
     /// From dialling to the hub's welcome.
     pub connect_timeout: Span,
     /// A connection without a packet for so long is given up, and a new one dialled. Outages that are shorter

@@ -319,6 +319,7 @@ fn bounded(topics: &[TopicStatus]) -> Vec<(String, Ledger)> {
 mod tests {
     use super::*;
     use crate::status::UplinkStatus;
+    use shared::class::Class;
 
     fn text(topics: Vec<TopicStatus>) -> String {
         let status = Status {
@@ -360,7 +361,11 @@ mod tests {
             committed: accepted,
             ..Ledger::default()
         };
-        TopicStatus { name, ledger }
+        TopicStatus {
+            name,
+            class: Class::Normal,
+            ledger,
+        }
     }
 
     #[test]
@@ -377,6 +382,7 @@ mod tests {
         };
         let text = text(vec![TopicStatus {
             name: "a".to_owned(),
+            class: Class::Normal,
             ledger,
         }]);
         for line in [

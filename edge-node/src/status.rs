@@ -7,6 +7,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shared::class::Class;
 use shared::cli::{Table, thousands};
 use shared::time::utc;
 use shared::units::{ByteSize, Span};
@@ -78,6 +79,9 @@ pub struct UplinkStatus {
 pub struct TopicStatus {
     /// Its name.
     pub name: String,
+    /// How urgent its records are on the link.
+    #[serde(default)]
+    pub class: Class,
     /// Its ledger.
     pub ledger: Ledger,
 }
@@ -180,6 +184,7 @@ impl Status {
     fn write_ledger(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
             "topic",
+            "class",
             "accepted",
             "committed",
             "queued",
@@ -192,10 +197,12 @@ impl Status {
         let mut total = Ledger::default();
         for topic in &self.topics {
             total = total.plus(&topic.ledger);
-            table.row([topic.name.clone()].into_iter().chain(topic.ledger.cells()));
+            let who = [topic.name.clone(), topic.class.to_string()];
+            table.row(who.into_iter().chain(topic.ledger.cells()));
         }
         if self.topics.len() > 1 {
-            table.row(["(all)".to_owned()].into_iter().chain(total.cells()));
+            let who = ["(all)".to_owned(), String::new()];
+            table.row(who.into_iter().chain(total.cells()));
         }
         writeln!(f, "\n{table}")?;
         for topic in self.unbalanced() {
@@ -294,6 +301,7 @@ mod tests {
     fn topic(name: &str, ledger: Ledger) -> TopicStatus {
         TopicStatus {
             name: name.to_owned(),
+            class: Class::Bulk,
             ledger,
         }
     }
@@ -351,7 +359,7 @@ mod tests {
         assert_eq!(
             cells,
             [
-                "a", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "10"
+                "a", "bulk", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "10"
             ]
         );
     }

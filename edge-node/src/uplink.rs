@@ -20,6 +20,7 @@ mod connect;
 mod driver;
 mod outlet;
 mod reasons;
+mod sendbuffer;
 mod vigil;
 mod watch;
 mod worker;
@@ -41,7 +42,7 @@ pub use connect::ConnectError;
 pub use worker::StartError;
 
 use crate::admin::UplinkView;
-use crate::config::UplinkConfig;
+use crate::config::{TopicsConfig, UplinkConfig};
 use crate::status::UplinkStatus;
 use crate::store::{Store, StoreError};
 use connect::Connector;
@@ -218,6 +219,7 @@ impl Uplink {
     /// [`UplinkError`] when certificates cannot be read or the socket cannot be bound.
     pub fn new(
         config: &UplinkConfig,
+        topics: &TopicsConfig,
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
         max_uncompressed_bytes: usize,
@@ -244,6 +246,8 @@ impl Uplink {
                 codecs: config.codec.offered(),
                 max_reads: config.max_reads,
                 max_read_bytes: u32::try_from(config.max_read.bytes()).unwrap_or(u32::MAX),
+                topics: topics.clone(),
+                classes: config.classes,
             },
             outage_budget: config.outage_budget.bytes(),
         })

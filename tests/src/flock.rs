@@ -16,6 +16,7 @@ use quinn::{Connection, Endpoint, VarInt};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use shared::batch::{Block, BlockWriter, NoneCodec, Outgoing};
+use shared::class::{Class, ClassRules};
 use shared::ids::{Incarnation, TopicName, TopicPartition};
 use shared::link::{Close, DataStream, ReadResult, Sender, SenderConfig, SenderOutput};
 use shared::record::put_record;
@@ -394,6 +395,7 @@ impl Dialler {
             codecs: Vec::new(),
             max_reads: 4,
             max_read_bytes: READ_BYTES,
+            classes: ClassRules::default(),
             handshake_timeout: ANSWER_LIMIT,
         });
         let range = LogRange {
@@ -401,7 +403,7 @@ impl Dialler {
             start: 0,
             end: *end.borrow_and_update(),
         };
-        sender.add_log(LOG, self.log.clone(), range, member.acked());
+        sender.add_log(LOG, self.log.clone(), Class::Normal, range, member.acked());
         sender.start(started.elapsed());
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -437,7 +439,7 @@ impl Dialler {
                 }
                 grown = end.changed() => {
                     grown?;
-                    sender.log_grew(LOG, *end.borrow_and_update());
+                    sender.log_grew(LOG, *end.borrow_and_update(), started.elapsed());
                 }
                 () = tokio::time::sleep_until((started + wake).into()) => {
                     sender.handle_timeout(started.elapsed());

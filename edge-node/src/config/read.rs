@@ -2,14 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use shared::class::Class;
 use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
 use shared::ids::TopicName;
 use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule, TopicSettings,
-    TopicsConfig, UplinkConfig,
+    ClassesConfig, Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule,
+    TopicSettings, TopicsConfig, UplinkConfig,
 };
 use crate::store::OnFull;
 
@@ -113,6 +114,7 @@ fn topics(mut section: Section) -> TopicsConfig {
         retention_bytes: None,
         on_full: OnFull::Backpressure,
         max_batch: DEFAULT_MAX_BATCH,
+        class: Class::Normal,
     };
     let auto_create = section.flag("auto_create", true);
     let default = topic_settings(&mut section.section("default"), default);
@@ -153,6 +155,7 @@ fn topic_settings(section: &mut Section, default: TopicSettings) -> TopicSetting
         ("drop-oldest", OnFull::DropOldest),
         ("drop-newest", OnFull::DropNewest),
     ];
+    let classes = Class::all().map(|class| (class.as_str(), class));
     let retention = Span::secs(1)..=Span::days(3_650);
     let bytes = ByteSize::mib(1)..=LARGEST_DISK;
     let batch = ByteSize::kib(1)..=LARGEST_MAX_BATCH;
@@ -162,6 +165,7 @@ fn topic_settings(section: &mut Section, default: TopicSettings) -> TopicSetting
         retention_bytes: section.size_limit("retention_bytes", default.retention_bytes, bytes),
         on_full: section.choice("on_full", default.on_full, &on_full),
         max_batch: section.size("max_batch", default.max_batch, batch),
+        class: section.choice("class", default.class, &classes),
     }
 }
 
@@ -228,6 +232,7 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
         level: section.number("level", 3, 1..=19),
         max_read: section.size("max_read", ByteSize::kib(256), read),
         max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,
+        classes: ClassesConfig::read(section.section("classes")),
         connect_timeout: section.span("connect_timeout", DEFAULT_CONNECT_TIMEOUT, connect),
         idle_timeout: section.span("idle_timeout", DEFAULT_LINK_IDLE, idle),
         nat_keep_alive: section.span("nat_keep_alive", DEFAULT_NAT_KEEP_ALIVE, nat),

@@ -1,7 +1,7 @@
 //! One session: the loop between `link::Sender`, a connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
-//! bytes from the hub, finished streams, changes of the store, the timer, the connection's end, and
+//! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
@@ -19,8 +20,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
+use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
@@ -39,9 +42,13 @@ pub(super) struct SessionSettings {
     pub(super) codecs: Vec<u8>,
     /// Reads in the worker, or waiting for credit.
     pub(super) max_reads: usize,
-    /// Decoded bytes that one data stream aims at: large enough for a codec, small enough that a lost packet
+    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a lost packet
     /// holds up little.
     pub(super) max_read_bytes: u32,
+    /// The class of each topic.
+    pub(super) topics: TopicsConfig,
+    /// How the classes share the link.
+    pub(super) classes: ClassesConfig,
 }
 
 /// How a session ended.
@@ -95,6 +102,8 @@ pub(super) async fn run(
         tasks,
         store,
         worker,
+        settings: settings.clone(),
+        buffer: SendBuffer::new(settings.max_read_bytes),
         stats,
         seen: Seen::default(),
         codecs: Arc::default(),
@@ -111,6 +120,10 @@ fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> Sender
         codecs: settings.codecs.clone(),
         max_reads: settings.max_reads,
         max_read_bytes: settings.max_read_bytes,
+        classes: ClassRules {
+            shares: settings.classes.shares,
+            max_delay: PerClass::default(),
+        },
         handshake_timeout: HANDSHAKE_TIMEOUT,
     }
 }
@@ -123,9 +136,12 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    tasks: JoinSet<()>,
+    /// Those of data streams end with the stream's class and length, once the hub's QUIC has it.
+    tasks: JoinSet<Option<(Class, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
+    settings: SessionSettings,
+    buffer: SendBuffer,
     stats: Arc<UplinkStats>,
     seen: Seen,
     codecs: Arc<[u8]>,
@@ -141,6 +157,7 @@ impl Session {
         signals: Signals<'_>,
     ) -> Ended {
         self.update_logs();
+        self.follow_path();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
         let close = loop {
@@ -157,7 +174,11 @@ impl Session {
                     Ok(None) => self.sender.close(Code::BadFrame, None, "control stream ended"),
                     Err(seen) => break lost(self.connection.closed(), seen).await,
                 },
-                Some(_finished) = self.tasks.join_next() => {}
+                Some(finished) = self.tasks.join_next() => {
+                    if let Ok(Some((class, bytes))) = finished {
+                        self.sender.handle_delivered(class, bytes);
+                    }
+                }
                 changed = changes.changed() => match changed {
                     Ok(()) => self.update_logs(),
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
@@ -169,8 +190,19 @@ impl Session {
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            self.follow_path();
         };
         self.end(close).await
+    }
+
+    /// What the transport is given, and how long records wait, as the path is found to be.
+    fn follow_path(&mut self) {
+        let path = self.connection.stats();
+        self.buffer.observe_path(path.window, path.rtt);
+        self.sender.set_send_budget(self.buffer.budget());
+        self.sender.set_max_read_bytes(self.buffer.read_bytes());
+        let delays = self.buffer.delays(&self.settings.classes.max_delay);
+        self.sender.set_max_delay(delays);
     }
 
     fn now(&self) -> Duration {
@@ -288,21 +320,22 @@ impl Session {
         }
     }
 
-    /// Sends each batch in a stream of its own. What waits here is bounded by the hub's credit.
+    /// Sends each batch in a stream of its own. What waits here is bounded by the sender's budget.
     fn send(&mut self, stream: DataStream) {
-        let sent = stream.head.len() + stream.payload.len();
-        self.stats
-            .payload_bytes
-            .fetch_add(sent as u64, Ordering::Relaxed);
+        let (class, sent) = (stream.class, stream.len());
+        self.stats.payload_bytes.fetch_add(sent, Ordering::Relaxed);
         self.stats
             .raw_bytes
             .fetch_add(stream.header.charge(), Ordering::Relaxed);
-        let sending = self.connection.send(stream.head, stream.payload, 0);
+        self.buffer.observe_batch(stream.header.charge(), sent);
+        let priority = priority(class);
+        let sending = self.connection.send(stream.head, stream.payload, priority);
         self.tasks.spawn(async move {
             // an error here is the connection's, and the session's loop sees it as such
             if let Err(error) = sending.await {
                 debug!(%error, "Data stream ended early");
             }
+            Some((class, sent))
         });
     }
 
@@ -338,12 +371,13 @@ impl Session {
                 };
                 let handle = Handle(partition.0);
                 if self.sender.log(handle).is_some() {
-                    self.sender.log_grew(handle, range.end);
+                    self.sender.log_grew(handle, range.end, self.now());
                 } else {
                     let log = TopicPartition {
                         topic: topic.name.clone(),
                         partition: number,
                     };
+                    let class = self.settings.topics.settings(topic.name.as_str()).class;
                     // what the hub acknowledged may be trimmed at any time: count on nothing below
                     let start = range.start.max(range.origin);
                     let declared = LogRange {
@@ -351,7 +385,8 @@ impl Session {
                         start,
                         end: range.end,
                     };
-                    self.sender.add_log(handle, log, declared, range.acked);
+                    self.sender
+                        .add_log(handle, log, class, declared, range.acked);
                     self.sender
                         .offer_anchors(handle, self.worker.anchors().of(*partition));
                 }
@@ -433,14 +468,27 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(
+    mut send: ControlSend,
+    mut queue: mpsc::Receiver<Bytes>,
+) -> Option<(Class, u64)> {
     while let Some(bytes) = queue.recv().await {
         if send.write(bytes).await.is_err() {
-            return;
+            return None;
         }
     }
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
     send.finish().await;
+    None
+}
+
+/// The transport sends what is most urgent first, packet by packet.
+fn priority(class: Class) -> i32 {
+    match class {
+        Class::Critical => 2,
+        Class::Normal => 1,
+        Class::Bulk => 0,
+    }
 }
 
 #[cfg(test)]

@@ -7,25 +7,31 @@
 //!                          Parked (mismatch,    Trimmed (asking for the chain at the
 //!                          denied, too large)   log's start, then a gap up to there)
 //! ```
-//! Logs with something to send take turns, one read each; what was read waits for credit in the order
-//! in which it was read. Reads under way and items waiting are bounded together by `max_reads`.
+//! Which log reads and which stream goes next is the schedule's to say: by class, fair between the topics of
+//! a class, in order within a log. Reads under way and items waiting are bounded by `max_reads`.
 //!
 //! Nothing is sent before the hub was heard about every log: should one of them need a new incarnation,
 //! what the others have in flight would come again under it.
 
+mod delay;
 mod flow;
 mod log;
 mod port;
 mod restart;
+mod schedule;
+mod topics;
+mod transit;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use self::log::{Log, Phase};
-use self::port::Held;
 pub use self::port::{Begin, DataStream, ReadResult, SenderConfig, SenderOutput, Unsettled};
+use self::schedule::Schedule;
 use super::window::SendCredit;
 use super::{Close, broken};
+use crate::class::{Class, ClassSet, PerClass};
 use crate::ids::{Offset, TopicPartition};
 use crate::wire::{
     Ack, Anchor, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange,
@@ -65,8 +71,8 @@ pub struct Sender {
     state: State,
     logs: BTreeMap<Handle, Log>,
     undeclared: VecDeque<Handle>,
-    /// Logs that want to read, each at most once.
-    ring: VecDeque<Handle>,
+    /// Which log reads next, what was read and waits, and which stream goes next.
+    schedule: Schedule,
     /// Questions about the chain that are not asked yet, and how many wait for their answer.
     unasked: VecDeque<(Handle, Offset)>,
     questions: usize,
@@ -78,11 +84,6 @@ pub struct Sender {
     renewal: Option<Duration>,
     /// What sessions before this one left.
     recalled: Unsettled,
-    reads: usize,
-    reserved: u64,
-    /// Read, not yet sent.
-    held: VecDeque<Held>,
-    held_charge: u64,
     in_flight: usize,
     credit: SendCredit,
     pings: u64,
@@ -98,22 +99,24 @@ impl Sender {
     /// A session that has not begun: add the logs, then [`Sender::start`].
     #[must_use]
     pub fn new(config: SenderConfig) -> Self {
+        let SenderConfig {
+            classes,
+            max_reads,
+            max_read_bytes,
+            ..
+        } = config;
         Self {
             config,
             state: State::Fresh,
             logs: BTreeMap::new(),
             undeclared: VecDeque::new(),
-            ring: VecDeque::new(),
+            schedule: Schedule::new(classes, max_reads, max_read_bytes),
             unasked: VecDeque::new(),
             questions: 0,
             unresolved: 0,
             is_begun: false,
             renewal: None,
             recalled: Unsettled::default(),
-            reads: 0,
-            reserved: 0,
-            held: VecDeque::new(),
-            held_charge: 0,
             in_flight: 0,
             credit: SendCredit::default(),
             pings: 0,
@@ -126,15 +129,23 @@ impl Sender {
     }
 
     /// Adds a log under a handle of the caller's choice (the store's partition number). A handle that
-    /// is known keeps its log, and only its end moves. Before [`Sender::start`] it goes into the
-    /// hello, later into a declare. `acked` is the store's own cursor: the next offset that it does not
-    /// know the hub to hold.
-    pub fn add_log(&mut self, handle: Handle, log: TopicPartition, range: LogRange, acked: Offset) {
+    /// is known keeps its log as it is. Before [`Sender::start`] it goes into the hello, later into a
+    /// declare. `acked` is the store's own cursor: the next offset that it does not know the hub to hold.
+    pub fn add_log(
+        &mut self,
+        handle: Handle,
+        log: TopicPartition,
+        class: Class,
+        range: LogRange,
+        acked: Offset,
+    ) {
         debug_assert!(range.is_valid(), "log range out of order");
         if self.logs.contains_key(&handle) {
-            self.log_grew(handle, range.end);
             return;
         }
+        let is_classless = broken!(self, ForgetClass);
+        let class = if is_classless { Class::Normal } else { class };
+        self.schedule.add(handle, &log.topic, class);
         let log = Log {
             log,
             range,
@@ -153,7 +164,6 @@ impl Sender {
             hub_chain: 0,
             anchors: Vec::new(),
             begin: Some(Begin::Fresh),
-            in_ring: false,
         };
         self.logs.insert(handle, log);
         self.undeclared.push_back(handle);
@@ -211,13 +221,46 @@ impl Sender {
     }
 
     /// The log's end moved. Unknown handles and lower ends are ignored.
-    pub fn log_grew(&mut self, handle: Handle, end: Offset) {
+    pub fn log_grew(&mut self, handle: Handle, end: Offset, now: Duration) {
         if let Some(log) = self.logs.get_mut(&handle)
             && end > log.range.end
         {
             log.range.end = end;
+            self.schedule.grew(handle, now);
             self.enqueue(handle);
         }
+    }
+
+    /// Which classes may be sent. The others keep what they have until they may again.
+    pub fn set_classes_allowed(&mut self, allowed: ClassSet) {
+        self.schedule.set_allowed(allowed);
+    }
+
+    /// How long records wait for company, by class.
+    pub fn set_max_delay(&mut self, max_delay: PerClass<Duration>) {
+        self.schedule.set_max_delay(max_delay);
+    }
+
+    /// Bytes that may be with the transport: see [`Sender::handle_delivered`]. One stream may go beyond
+    /// them, and what is less urgent takes no room from what is more urgent. Without a bound at first.
+    pub fn set_send_budget(&mut self, bytes: u64) {
+        self.schedule.set_send_budget(bytes);
+    }
+
+    /// Raw bytes that one read asks for, in place of the configuration's.
+    pub fn set_max_read_bytes(&mut self, bytes: u32) {
+        self.schedule.set_read_bytes(bytes.max(1));
+    }
+
+    /// The peer's transport has a whole stream: its class and its [`DataStream::len`].
+    pub fn handle_delivered(&mut self, class: Class, bytes: u64) {
+        self.schedule.delivered(class, bytes);
+    }
+
+    /// Bytes of the streams that were handed to the transport and are not delivered.
+    #[must_use]
+    pub fn bytes_in_transit(&self) -> u64 {
+        self.schedule.bytes_in_transit()
     }
 
     /// Bytes of the control stream, as they came.
@@ -286,6 +329,7 @@ impl Sender {
             last_heard: now,
         });
         self.credit.raise(welcome.credit_limit);
+        self.schedule.set_window(welcome.credit_limit);
         self.outputs.push_back(SenderOutput::Established {
             version: welcome.version,
             codecs: welcome.codecs,
@@ -323,8 +367,9 @@ impl Sender {
         }
     }
 
-    /// Time passed: keep-alive and dead peer.
+    /// Time passed: records that waited for company, keep-alive and dead peer.
     pub fn handle_timeout(&mut self, now: Duration) {
+        self.schedule.release(now);
         match &mut self.state {
             State::Connecting { deadline } if now >= *deadline => {
                 self.fail(Code::Timeout, "no welcome in time".into());
@@ -352,7 +397,8 @@ impl Sender {
             State::Connecting { deadline } => Some(*deadline),
             State::Open(session) => {
                 let next = session.next_ping.min(session.dead_at());
-                Some(self.renewal.map_or(next, |deadline| next.min(deadline)))
+                let others = [self.renewal, self.schedule.deadline()];
+                Some(others.into_iter().flatten().fold(next, Duration::min))
             }
         }
     }
@@ -434,7 +480,7 @@ impl Sender {
     /// Reads under way and items waiting for credit.
     #[must_use]
     pub fn reads_and_items(&self) -> usize {
-        self.reads + self.held.len()
+        self.schedule.items()
     }
 
     /// The log behind a handle.
@@ -459,8 +505,7 @@ impl Sender {
 
     fn finish(&mut self, close: Close) {
         self.state = State::Closed;
-        self.held.clear();
-        self.ring.clear();
+        self.schedule.clear();
         self.unasked.clear();
         // what was acknowledged is told again next time; a driver that closed in order to begin a new
         // incarnation must not hear of the old one's offsets any more

@@ -23,6 +23,7 @@ mod network;
 mod oracle;
 mod rng;
 mod site;
+mod thin;
 mod world;
 
 use super::mutation::Mutation;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::class::{Class, ClassRules};
 use crate::ids::{Incarnation, TopicName, TopicPartition};
 use crate::wire::{
     Ack, Anchor, Checkpoint, CheckpointEntry, DataContent, DataHeader, Farewell, Frame, Handle,
@@ -38,6 +39,7 @@ fn sender() -> Sender {
         codecs: vec![1],
         max_reads: 2,
         max_read_bytes: 1_000,
+        classes: ClassRules::default(),
         handshake_timeout: Duration::from_secs(5),
     })
 }
@@ -119,7 +121,7 @@ fn at(next_offset: u64, chain: u64) -> LogReply {
 /// A sender with one log of this range that was welcomed with this reply.
 fn welcomed(range: LogRange, reply: LogReply, credit_limit: u64) -> Sender {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range, range.start);
+    sender.add_log(Handle(1), log(0), Class::Normal, range, range.start);
     sender.start(START);
     assert_eq!(outputs(&mut sender).len(), 1);
     sender.handle_control(&welcome(credit_limit, &[(1, reply)]), START);
@@ -305,8 +307,8 @@ fn what_was_trimmed_below_the_checkpoint_becomes_a_gap() {
 #[test]
 fn a_new_incarnation_waits_for_what_the_hub_holds_of_the_other_logs() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, at(21, 5)), (2, at(20, 6))];
@@ -331,8 +333,8 @@ fn a_new_incarnation_waits_for_what_the_hub_holds_of_the_other_logs() {
 #[test]
 fn a_new_incarnation_does_not_wait_for_ever() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, at(21, 5)), (2, at(20, 6))];
@@ -348,8 +350,8 @@ fn a_new_incarnation_does_not_wait_for_ever() {
 #[test]
 fn nothing_is_sent_before_the_hub_was_heard_about_every_log() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, LogReply::Absent), (2, at(10, 5))];
@@ -377,7 +379,7 @@ fn inside_a_gap_only_what_this_process_sent_proves_the_history() {
             outputs(&mut former_session);
         }
         let mut sender = sender();
-        sender.add_log(Handle(1), log(0), range(0, 20), 0);
+        sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
         sender.recall(former_session.unsettled());
         sender.start(START);
         outputs(&mut sender);
@@ -408,7 +410,7 @@ fn inside_a_gap_only_what_this_process_sent_proves_the_history() {
 #[test]
 fn a_log_that_the_hub_knows_nothing_of_goes_on_at_the_stores_cursor() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(5, 20), 12);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(5, 20), 12);
     sender.start(START);
     let out = outputs(&mut sender);
     let [SenderOutput::Control(bytes)] = &out[..] else {
@@ -434,8 +436,8 @@ fn a_log_that_the_hub_knows_nothing_of_goes_on_at_the_stores_cursor() {
 #[test]
 fn a_denied_log_is_parked_and_the_others_go_on() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, LogReply::Denied), (2, LogReply::Absent)];
@@ -459,7 +461,13 @@ fn a_denied_log_is_parked_and_the_others_go_on() {
 fn logs_take_turns() {
     let mut sender = sender();
     for handle in 1..=3 {
-        sender.add_log(Handle(handle), log(handle), range(0, 1_000), 0);
+        sender.add_log(
+            Handle(handle),
+            log(handle),
+            Class::Normal,
+            range(0, 1_000),
+            0,
+        );
     }
     sender.start(START);
     outputs(&mut sender);
@@ -583,7 +591,7 @@ fn many_logs_are_declared_in_frames_that_fit() {
             topic: topic.clone(),
             partition: handle,
         };
-        sender.add_log(Handle(handle), log, range(0, 0), 0);
+        sender.add_log(Handle(handle), log, Class::Normal, range(0, 0), 0);
     }
     sender.start(START);
     let mut decoder = crate::wire::FrameDecoder::default();
@@ -766,7 +774,7 @@ fn both_ends_begin_with_the_first_anchor_that_both_have() {
     let anchors = [11, 12].map(|position| Anchor { codec: 4, position });
     let begin_with = |anchor| {
         let mut sender = sender();
-        sender.add_log(Handle(1), log(0), range(0, 20), 0);
+        sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
         sender.offer_anchors(Handle(1), anchors.to_vec());
         sender.start(START);
         outputs(&mut sender);
@@ -1044,7 +1052,7 @@ fn fuzz_sender() {
 fn questions_to_the_store_are_asked_a_few_at_a_time() {
     let mut sender = sender();
     for handle in 0..1_000 {
-        sender.add_log(Handle(handle), log(handle), range(0, 20), 10);
+        sender.add_log(Handle(handle), log(handle), Class::Normal, range(0, 20), 10);
     }
     sender.start(START);
     outputs(&mut sender);

@@ -10,12 +10,8 @@ use crate::link::broken;
 use crate::link::resume::{Mismatch, Resume, compare, resume};
 use crate::wire::{
     Checkpoint, CheckpointEntry, Code, DataContent, GAP_NOT_AT_SITE, Handle, LogRange, LogReply,
-    MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
+    charge,
 };
-
-/// With less credit than this, and than a whole read, no read starts while others are under way: streams
-/// would get ever smaller.
-const MIN_READ_BYTES: u64 = 16 << 10;
 
 /// Most questions to the store about its chain at a time.
 const MAX_QUESTIONS: usize = 32;
@@ -221,13 +217,17 @@ impl Sender {
         let Phase::Reading { reserved, end } = log.phase else {
             return;
         };
-        self.reads -= 1;
-        self.reserved -= reserved;
         log.phase = Phase::Ready;
+        let read = result.into_held(handle);
+        let (records, cost) = read
+            .as_ref()
+            .map_or((0, 0), |read| (read.records(), read.charge()));
+        self.schedule.end_read(handle, reserved, records, cost);
         if std::mem::take(&mut log.is_stale) {
+            self.schedule.is_behind(handle);
             return self.enqueue(handle);
         }
-        let Some(mut read) = result.into_held(handle) else {
+        let Some(mut read) = read else {
             // unless it grew while it was read, there is nothing up to its end: the store let go of what it
             // took for acknowledged, or the driver was wrong and the log waits until it grows
             if log.range.end == end && end <= log.first_unacked {
@@ -271,8 +271,12 @@ impl Sender {
         } else if read.base_offset > log.read {
             // trimmed while it was read: the gap goes first, then it is read again
             log.range.start = read.base_offset;
+            self.schedule.is_behind(handle);
             self.enqueue(handle);
         } else {
+            if read.next_offset < end {
+                self.schedule.is_behind(handle);
+            }
             self.hold(read);
         }
     }
@@ -289,47 +293,46 @@ impl Sender {
         if matches!(held.content, DataContent::Records(_)) {
             log.begin = None;
         }
-        self.held_charge += held.charge();
-        self.held.push_back(held);
+        self.schedule.hold(held);
         self.enqueue(handle);
     }
 
     /// Puts a log in line if it has something to send.
     pub(super) fn enqueue(&mut self, handle: Handle) {
-        if let Some(log) = self.logs.get_mut(&handle)
+        if let Some(log) = self.logs.get(&handle)
             && log.phase == Phase::Ready
             && log.read < log.range.end
             && !log.is_full()
-            && !log.in_ring
         {
-            log.in_ring = true;
-            self.ring.push_back(handle);
+            self.schedule.offer(handle, log.range.end - log.read);
         }
     }
 
     pub(super) fn poll_data(&mut self) -> Option<SenderOutput> {
-        let charge = self.held.front()?.charge();
-        if self.in_flight >= MAX_STREAMS_IN_FLIGHT {
-            return None;
-        }
-        if !self.credit.take(charge) && !broken!(self, IgnoreCredit) {
-            return None;
-        }
-        let held = self.held.pop_front()?;
-        self.held_charge -= charge;
+        let is_free = broken!(self, IgnoreCredit);
+        let available = if is_free {
+            u64::MAX
+        } else {
+            self.credit.available()
+        };
+        let (class, held) = self.schedule.next_item(available, self.in_flight)?;
+        self.credit.take(held.charge());
         self.in_flight += 1;
         let log = self.logs.get_mut(&held.handle)?;
         let header = held.header(log.seq, std::mem::take(&mut log.is_restarted));
         log.seq = log.seq.wrapping_add(1);
         log.held -= 1;
         log.in_flight.push_back((held.next_offset, held.chain));
-        Some(SenderOutput::Data(DataStream {
+        let stream = DataStream {
+            class,
             base_offset: held.base_offset,
             next_offset: held.next_offset,
             head: header.encode(),
             header,
             payload: held.payload,
-        }))
+        };
+        self.schedule.handed(class, stream.len());
+        Some(SenderOutput::Data(stream))
     }
 
     pub(super) fn poll_question(&mut self) -> Option<SenderOutput> {
@@ -342,23 +345,14 @@ impl Sender {
     }
 
     pub(super) fn poll_read(&mut self, max_batch_bytes: u32) -> Option<SenderOutput> {
-        if self.reads + self.held.len() >= self.config.max_reads || self.questions >= MAX_QUESTIONS
-        {
+        if self.questions >= MAX_QUESTIONS {
             return None;
         }
-        let credit = self
-            .credit
-            .available()
-            .saturating_sub(self.reserved + self.held_charge)
-            .saturating_sub(STREAM_OVERHEAD);
-        let is_idle = self.reads == 0 && self.held.is_empty() && self.in_flight == 0;
-        let most = self.config.max_read_bytes.min(max_batch_bytes);
-        if credit < MIN_READ_BYTES.min(most.into()) && !(is_idle && credit > 0) {
-            return None;
-        }
-        let handle = self.ring.pop_front()?;
+        let available = self.credit.available();
+        let (handle, max_bytes) =
+            self.schedule
+                .next_reader(available, self.in_flight, max_batch_bytes)?;
         let log = self.logs.get_mut(&handle)?;
-        log.in_ring = false;
         if log.read < log.range.start && log.is_start_known {
             if broken!(self, ForgetTrimmedGap) {
                 log.read = log.range.start;
@@ -371,14 +365,12 @@ impl Sender {
                 });
             }
         }
-        let max_bytes = u32::try_from(credit).map_or(most, |credit| most.min(credit));
         let reserved = charge(max_bytes);
         log.phase = Phase::Reading {
             reserved,
             end: log.range.end,
         };
-        self.reads += 1;
-        self.reserved += reserved;
+        self.schedule.begin_read(handle, reserved);
         Some(SenderOutput::Read {
             handle,
             from: log.read,

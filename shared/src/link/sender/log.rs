@@ -50,7 +50,6 @@ pub(super) struct Log {
     pub(super) anchors: Vec<Anchor>,
     /// What the codec's memory is to be set to.
     pub(super) begin: Option<Begin>,
-    pub(super) in_ring: bool,
 }
 
 impl Log {

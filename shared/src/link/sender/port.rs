@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::class::{Class, ClassRules};
 use crate::ids::{Incarnation, Offset};
 use crate::link::{Close, Mismatch};
 use crate::wire::{Anchor, DataContent, DataHeader, Handle, RecordsHeader};
@@ -20,11 +21,13 @@ pub struct SenderConfig {
     pub software: String,
     /// Codec ids that the driver can encode, best first.
     pub codecs: Vec<u8>,
-    /// Most reads under way and read items waiting for credit. Bounds memory together with the hub's
-    /// `max_batch_bytes`.
+    /// Most reads under way and read items waiting, of all classes that may be sent; one that has none may
+    /// always have one. Bounds memory together with the hub's `max_batch_bytes`.
     pub max_reads: usize,
     /// Raw bytes that one read asks for; one larger producer batch may exceed it.
     pub max_read_bytes: u32,
+    /// How the classes share the link, and how long their records wait for company.
+    pub classes: ClassRules,
     /// From hello to welcome.
     pub handshake_timeout: Duration,
 }
@@ -79,6 +82,8 @@ pub enum Begin {
 /// One unidirectional stream to open: write the header, then the payload, then finish it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataStream {
+    /// How urgent it is: the transport is to send what is more urgent first.
+    pub class: Class,
     /// First offset.
     pub base_offset: Offset,
     /// Offset after the last.
@@ -89,6 +94,18 @@ pub struct DataStream {
     pub head: Bytes,
     /// The bytes after it; empty for a gap.
     pub payload: Bytes,
+}
+
+impl DataStream {
+    /// Bytes of the whole stream.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "there is no stream without a header"
+    )]
+    pub fn len(&self) -> u64 {
+        (self.head.len() + self.payload.len()) as u64
+    }
 }
 
 /// What the driver has to do.
@@ -161,6 +178,11 @@ impl Held {
 
     pub(super) fn charge(&self) -> u64 {
         self.header(0, false).charge()
+    }
+
+    /// Offsets that it covers.
+    pub(super) fn records(&self) -> u64 {
+        self.next_offset.saturating_sub(self.base_offset)
     }
 
     /// Most bytes that the payload decodes to.

@@ -26,8 +26,7 @@ impl Sender {
         };
         self.in_flight -= log.in_flight.len() - kept;
         log.in_flight.truncate(kept);
-        self.held.retain(|held| held.handle != handle);
-        self.held_charge = self.held.iter().map(super::Held::charge).sum();
+        self.schedule.drop_held(handle);
         log.held = 0;
         log.read = next;
         log.hub_chain = chain;

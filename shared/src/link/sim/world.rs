@@ -12,7 +12,7 @@ use super::memory::HubMemory;
 use super::network::{Fate, Network, Packet, Side};
 use super::oracle::{Oracle, Verdict};
 use super::rng::Rng;
-use super::site::Site;
+use super::site::{Policy, Site};
 use crate::batch::Decoders;
 use crate::ids::{Incarnation, Offset};
 use crate::link::mutation::Mutation;
@@ -95,6 +95,7 @@ impl World {
                 next_incarnation: 1,
                 max_reads: rng.between(1, 8) as usize,
                 max_read_bytes: rng.between(200, 4_000) as u32,
+                policy: Policy::new(seed),
                 seed,
                 memories: BTreeMap::new(),
             },
@@ -319,6 +320,7 @@ impl World {
                 }
             }
             Event::Heal => {
+                self.allow_all()?;
                 self.hub.window = self.hub.full_window;
                 self.set_windows()
             }
@@ -339,7 +341,12 @@ impl World {
                 Ok(())
             }
             (Fate::Arrives, Side::Site) => self.site_receives(connection, packet),
-            (Fate::Arrives, Side::Hub) => self.hub_receives(connection, packet),
+            (Fate::Arrives, Side::Hub) => {
+                if let Packet::Data(stream) = &packet {
+                    self.delivered(connection, stream)?;
+                }
+                self.hub_receives(connection, packet)
+            }
         }
     }
 
