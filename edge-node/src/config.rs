@@ -176,8 +176,15 @@ pub struct UplinkConfig {
     pub max_reads: usize,
     /// From dialling to the hub's welcome.
     pub connect_timeout: Span,
-    /// A connection without a packet for so long is given up and dialled anew.
+    /// A connection without a packet for so long is given up, and a new one dialled. Outages that are shorter
+    /// cost no new session.
     pub idle_timeout: Span,
+    /// A QUIC connection that was silent for so long says a word, so that NATs on the way do not forget it.
+    pub nat_keep_alive: Span,
+    /// Most bytes that may be sent in a minute into a link that is down, to find out that it is back.
+    pub outage_budget: ByteSize,
+    /// Go over TLS over TCP where UDP is blocked.
+    pub tcp_fallback: bool,
     /// First upper bound of the wait between attempts, doubled with each.
     pub backoff_min: Span,
     /// Last upper bound of that wait.

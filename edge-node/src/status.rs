@@ -59,12 +59,18 @@ pub struct UplinkStatus {
     pub raw_bytes: u64,
     /// The same compressed.
     pub encoded_bytes: u64,
-    /// Bytes of UDP datagrams sent since the start, everything included.
+    /// Bytes of IP packets sent since the start, everything included.
     pub sent_bytes: u64,
-    /// Bytes of UDP datagrams received.
+    /// Bytes of IP packets received.
     pub received_bytes: u64,
     /// Smoothed round-trip time of the session, microseconds.
     pub rtt_us: u64,
+    /// The session goes over TLS over TCP, because UDP is blocked.
+    pub is_over_tcp: bool,
+    /// The session waits for a hub that is not heard: the link may be away.
+    pub is_silent: bool,
+    /// Sessions over TCP since the start.
+    pub tcp_sessions: u64,
 }
 
 /// One topic.
@@ -258,9 +264,15 @@ impl UplinkStatus {
         };
         if self.is_connected {
             let rtt = Span::millis(self.rtt_us.div_ceil(1_000)).rounded();
+            let carrier = if self.is_over_tcp { ", over TCP" } else { "" };
+            let silent = if self.is_silent {
+                "; not heard at the moment"
+            } else {
+                ""
+            };
             writeln!(
                 f,
-                "uplink       connected to {hub}{lasting}, round trip {rtt}"
+                "uplink       connected to {hub}{lasting}{carrier}, round trip {rtt}{silent}"
             )?;
         } else {
             let why = self.last_error.as_deref().unwrap_or("dialling");

@@ -99,6 +99,8 @@ pub struct NodeConfig {
 pub struct ListenConfig {
     /// UDP address.
     pub address: SocketAddr,
+    /// Listen on the same port over TCP too, for sites whose network blocks UDP.
+    pub tcp: bool,
     /// The hub's certificate, its key, and the CA of the sites.
     pub tls: TlsFiles,
     /// Open sessions; more are turned away with a delay.
@@ -113,7 +115,8 @@ pub struct ListenConfig {
     pub site_ingress: Option<ByteSize>,
     /// From the first packet to the site's whole hello.
     pub handshake_timeout: Span,
-    /// How often sites are told to ping; three times as long without a word ends the session.
+    /// How often sites are told to ping; three times as long without a word ends the session. That the link
+    /// works is seen sooner, below the session.
     pub keep_alive: Span,
     /// A connection without a packet for so long is forgotten.
     pub idle_timeout: Span,

@@ -18,12 +18,14 @@ mod quiet;
 mod session;
 mod slow_start;
 mod states;
+mod tcp_door;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use budget::Budget;
 pub use endpoint::{Intake, IntakeConfig};
 pub use states::CodecStates;
+pub use tcp_door::TcpDoor;
 
 /// Counters of the intake, for metrics and status.
 #[derive(Debug, Default)]

@@ -33,3 +33,5 @@ pub mod telemetry;
 pub mod time;
 #[cfg(feature = "runtime")]
 pub mod tls;
+#[cfg(feature = "runtime")]
+pub mod transport;

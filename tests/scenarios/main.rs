@@ -19,3 +19,4 @@ mod identity;
 mod kills;
 mod links;
 mod main_path;
+mod transport;

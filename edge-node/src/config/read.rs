@@ -35,8 +35,13 @@ const DEFAULT_MAX_REQUEST: ByteSize = ByteSize::mib(8);
 const DEFAULT_MAX_INFLIGHT: ByteSize = ByteSize::mib(16);
 /// Kafka's `connections.max.idle.ms`.
 const DEFAULT_CLIENT_IDLE: Span = Span::minutes(10);
-/// Dialling anew is faster than waiting for the timers of a stalled connection.
-const DEFAULT_LINK_IDLE: Span = Span::secs(20);
+/// Longer than most outages: a connection that is nudged when the link is back goes on without a
+/// handshake, and what was on its way is not encoded again.
+const DEFAULT_LINK_IDLE: Span = Span::minutes(15);
+/// NATs forget UDP after 30 s: 0.45 MB a day.
+const DEFAULT_NAT_KEEP_ALIVE: Span = Span::secs(25);
+/// Two probes a second, and now and then more.
+const DEFAULT_OUTAGE_BUDGET: ByteSize = ByteSize::kib(6);
 /// A handshake over a satellite and a slow hub.
 const DEFAULT_CONNECT_TIMEOUT: Span = Span::secs(10);
 /// Short: most interruptions are.
@@ -200,7 +205,9 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
     let memory = ByteSize::mib(1)..=ByteSize::gib(16);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
     let connect = Span::secs(1)..=Span::minutes(5);
-    let idle = Span::secs(1)..=Span::minutes(10);
+    let idle = Span::secs(1)..=Span::minutes(30);
+    let nat = Span::secs(5)..=Span::minutes(10);
+    let outage = ByteSize::kib(1)..=ByteSize::mib(16);
     let waits = Span::millis(10)..=Span::hours(1);
     let enabled = section.flag("enabled", true);
     let hubs = if enabled {
@@ -223,6 +230,9 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
         max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,
         connect_timeout: section.span("connect_timeout", DEFAULT_CONNECT_TIMEOUT, connect),
         idle_timeout: section.span("idle_timeout", DEFAULT_LINK_IDLE, idle),
+        nat_keep_alive: section.span("nat_keep_alive", DEFAULT_NAT_KEEP_ALIVE, nat),
+        outage_budget: section.size("outage_budget", DEFAULT_OUTAGE_BUDGET, outage),
+        tcp_fallback: section.flag("tcp_fallback", true),
         backoff_min: section.span("backoff_min", DEFAULT_BACKOFF_MIN, waits.clone()),
         backoff_max: section.span("backoff_max", DEFAULT_BACKOFF_MAX, waits),
     };

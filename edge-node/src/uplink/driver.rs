@@ -1,4 +1,4 @@
-//! One session: the loop between `link::Sender`, a QUIC connection and the store.
+//! One session: the loop between `link::Sender`, a connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
 //! bytes from the hub, finished streams, changes of the store, the timer, the connection's end, and
@@ -9,10 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, VarInt};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
-use shared::tls::Peer;
+use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::wire::{Code, Handle, LogRange};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -58,6 +57,15 @@ pub(super) struct Ended {
     pub(super) unsettled: Unsettled,
 }
 
+/// What ends a session from outside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Signals<'a> {
+    /// The node stops.
+    pub(super) stop: &'a CancellationToken,
+    /// Another connection takes this one's place.
+    pub(super) replaced: &'a CancellationToken,
+}
+
 /// Runs a session on a fresh connection until it ends.
 pub(super) async fn run(
     connection: Connection,
@@ -66,11 +74,9 @@ pub(super) async fn run(
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
     settings: &SessionSettings,
-    stop: &CancellationToken,
-) -> Result<Ended, ConnectionError> {
-    let (send, recv) = connection.open_bi().await?;
-    // acknowledgements and keep-alives go before any data
-    let _closed = send.set_priority(i32::MAX);
+    signals: Signals<'_>,
+) -> Result<Ended, Lost> {
+    let (send, recv) = connection.open_control().await?;
     let mut tasks = JoinSet::new();
     let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
     tasks.spawn(write_control(send, control_queue));
@@ -94,7 +100,7 @@ pub(super) async fn run(
         codecs: Arc::default(),
         was_open: false,
     };
-    Ok(session.run(recv, done, changes, stop).await)
+    Ok(session.run(recv, done, changes, signals).await)
 }
 
 fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> SenderConfig {
@@ -129,10 +135,10 @@ struct Session {
 impl Session {
     async fn run(
         mut self,
-        mut recv: quinn::RecvStream,
+        mut recv: ControlRecv,
         mut done: mpsc::Receiver<Done>,
         mut changes: watch::Receiver<u64>,
-        stop: &CancellationToken,
+        signals: Signals<'_>,
     ) -> Ended {
         self.update_logs();
         self.sender.start(self.now());
@@ -149,7 +155,7 @@ impl Session {
                 read = recv.read(&mut buffer) => match read {
                     Ok(Some(len)) => self.sender.handle_control(&buffer[..len], self.now()),
                     Ok(None) => self.sender.close(Code::BadFrame, None, "control stream ended"),
-                    Err(error) => break lost(self.connection.closed(), &error.to_string()).await,
+                    Err(seen) => break lost(self.connection.closed(), seen).await,
                 },
                 Some(_finished) = self.tasks.join_next() => {}
                 changed = changes.changed() => match changed {
@@ -157,8 +163,10 @@ impl Session {
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
-                error = self.connection.closed() => break close_of(&error),
-                () = stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
+                lost = self.connection.closed() => break close_of(lost),
+                // another connection is up: the hub ends this session when it hears of the next one
+                () = signals.replaced.cancelled() => break replaced(),
+                () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
         };
@@ -259,9 +267,9 @@ impl Session {
 
     /// Bytes a second that the path carries, as the congestion controller sees it.
     fn link_rate(&self) -> Option<u64> {
-        let path = self.connection.stats().path;
-        let rate = u128::from(path.cwnd) * 1_000_000 / path.rtt.as_micros().max(1);
-        u64::try_from(rate).ok()
+        let stats = self.connection.stats();
+        let rate = u128::from(stats.window) * 1_000_000 / stats.rtt.as_micros().max(1);
+        u64::try_from(rate).ok().filter(|_| stats.window > 0)
     }
 
     fn name(&self, handle: Handle) -> String {
@@ -277,9 +285,8 @@ impl Session {
         }
     }
 
-    /// Opens a stream of its own for each batch. What waits here is bounded by the hub's credit.
+    /// Sends each batch in a stream of its own. What waits here is bounded by the hub's credit.
     fn send(&mut self, stream: DataStream) {
-        let connection = self.connection.clone();
         let sent = stream.head.len() + stream.payload.len();
         self.stats
             .payload_bytes
@@ -287,9 +294,10 @@ impl Session {
         self.stats
             .raw_bytes
             .fetch_add(stream.header.charge(), Ordering::Relaxed);
+        let sending = self.connection.send(stream.head, stream.payload, 0);
         self.tasks.spawn(async move {
             // an error here is the connection's, and the session's loop sees it as such
-            if let Err(error) = write_data(&connection, stream).await {
+            if let Err(error) = sending.await {
                 debug!(%error, "Data stream ended early");
             }
         });
@@ -355,14 +363,12 @@ impl Session {
         self.seen.observe(&self.connection, &self.stats);
         // dropping the queue finishes the control stream, and with it the goodbye
         drop(self.control_out);
-        if !close.by_peer && close.code != Code::Timeout {
+        if !close.by_peer && !matches!(close.code, Code::Timeout | Code::Superseded) {
             let drained = async { while self.tasks.join_next().await.is_some() {} };
             let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
         }
-        self.connection.close(
-            VarInt::from_u32(close.code.to_u8().into()),
-            close.text.as_bytes(),
-        );
+        self.connection
+            .close(close.code.to_u8().into(), close.text.as_bytes());
         Ended {
             // a session that is lost before it knew what the hub holds of all logs renews nothing
             needs_incarnation: close.code == Code::HistoryMismatch && !close.by_peer,
@@ -375,46 +381,37 @@ impl Session {
 
 /// The end of a session whose connection is gone, or of which a stream said so. Streams see no more than
 /// that it was lost; the connection knows why.
-async fn lost(closed: impl Future<Output = ConnectionError>, seen: &str) -> Close {
-    match tokio::time::timeout(REASON_TIMEOUT, closed).await {
-        Ok(error) => close_of(&error),
-        Err(_elapsed) => timed_out(seen.to_owned()),
-    }
+async fn lost(closed: impl Future<Output = Lost>, seen: Lost) -> Close {
+    let closed = tokio::time::timeout(REASON_TIMEOUT, closed).await;
+    close_of(closed.unwrap_or(seen))
 }
 
 /// What the end of a connection means for the session.
-pub(super) fn close_of(error: &ConnectionError) -> Close {
-    match error {
+pub(super) fn close_of(lost: Lost) -> Close {
+    match lost.kind {
         // the hub's goodbye, which came before the frame on the control stream was read
-        ConnectionError::ApplicationClosed(closed) => Close {
-            code: u8::try_from(closed.error_code.into_inner())
-                .map_or(Code::Internal, Code::from_u8),
+        LostKind::Closed { code } => Close {
+            code: u8::try_from(code).map_or(Code::Internal, Code::from_u8),
             by_peer: true,
             retry_after: None,
-            text: printable(&closed.reason),
+            text: lost.text,
         },
         // a hub looks at a site's certificate when the site takes the handshake for done
-        ConnectionError::ConnectionClosed(_) => Close {
+        LostKind::Refused => Close {
             by_peer: true,
-            ..timed_out(explained(error))
+            ..timed_out(lost.text)
         },
-        ConnectionError::VersionMismatch
-        | ConnectionError::TransportError(_)
-        | ConnectionError::Reset
-        | ConnectionError::TimedOut
-        | ConnectionError::LocallyClosed
-        | ConnectionError::CidsExhausted => timed_out(explained(error)),
+        LostKind::TimedOut | LostKind::Local | LostKind::Broken => timed_out(lost.text),
     }
 }
 
-fn explained(error: &ConnectionError) -> String {
-    shared::tls::explain(error, Peer::Hub, shared::time::wall_ms())
-}
-
-/// What the other end sends is shown, within bounds and without line breaks.
-fn printable(reason: &[u8]) -> String {
-    let text = String::from_utf8_lossy(reason);
-    text.chars().filter(|c| !c.is_control()).take(256).collect()
+fn replaced() -> Close {
+    Close {
+        code: Code::Superseded,
+        by_peer: false,
+        retry_after: None,
+        text: "another connection took over".to_owned(),
+    }
 }
 
 fn timed_out(text: String) -> Close {
@@ -433,47 +430,33 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) {
     while let Some(bytes) = queue.recv().await {
-        if send.write_chunk(bytes).await.is_err() {
+        if send.write(bytes).await.is_err() {
             return;
         }
     }
-    let _closed = send.finish();
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
-    let _stopped = send.stopped().await;
-}
-
-async fn write_data(connection: &Connection, stream: DataStream) -> Result<(), WriteError> {
-    let mut send = connection.open_uni().await?;
-    send.write_chunk(stream.head).await?;
-    send.write_chunk(stream.payload).await?;
-    send.finish()?;
-    Ok(())
-}
-
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    #[error(transparent)]
-    Write(#[from] quinn::WriteError),
-    #[error(transparent)]
-    Closed(#[from] quinn::ClosedStream),
+    send.finish().await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn lost_as(kind: LostKind, text: &str) -> Lost {
+        Lost {
+            kind,
+            text: text.to_owned(),
+        }
+    }
+
     #[tokio::test]
     async fn the_connections_reason_wins_over_what_a_stream_saw() {
         let refusal = "site `shop-2` is not on the allow list";
-        let error = ConnectionError::ApplicationClosed(quinn::ApplicationClose {
-            error_code: VarInt::from_u32(Code::NotAllowed.to_u8().into()),
-            reason: Bytes::from_static(refusal.as_bytes()),
-        });
-        let close = lost(async { error }, "connection lost").await;
+        let code = u64::from(Code::NotAllowed.to_u8());
+        let told = lost_as(LostKind::Closed { code }, refusal);
+        let close = lost(async { told }, lost_as(LostKind::Broken, "connection lost")).await;
         assert_eq!(close.code, Code::NotAllowed);
         assert!(close.by_peer);
         assert_eq!(close.text, refusal);
@@ -481,23 +464,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_ends_alone_is_told_as_seen() {
-        let close = lost(std::future::pending(), "stream reset").await;
+        let seen = lost_as(LostKind::Broken, "stream reset");
+        let close = lost(std::future::pending(), seen).await;
         assert_eq!(
             (close.code, close.text.as_str()),
             (Code::Timeout, "stream reset")
         );
     }
 
-    #[tokio::test]
-    async fn an_alert_is_told_in_words() {
-        let error = ConnectionError::ConnectionClosed(quinn::ConnectionClose {
-            // RFC 9001, section 4.8: 0x100 plus the alert, here unknown_ca
-            error_code: quinn::TransportErrorCode::crypto(48),
-            frame_type: None,
-            reason: Bytes::new(),
-        });
-        let close = lost(async { error }, "connection lost").await;
-        let told = "comes from an authority that the hub does not know";
-        assert!(close.text.contains(told), "{close:?}");
+    #[test]
+    fn a_refusal_of_the_transport_is_the_peers() {
+        let close = close_of(lost_as(LostKind::Refused, "certificate"));
+        assert_eq!((close.code, close.by_peer), (Code::Timeout, true));
     }
 }

@@ -25,10 +25,10 @@ const DEFAULT_MAX_HANDSHAKES: u32 = 1_000;
 const DEFAULT_ADMIT_RATE: u32 = 200;
 /// A handshake over a satellite, with loss.
 const DEFAULT_HANDSHAKE: Span = Span::secs(15);
-/// 60 MB a month and site would be too much on a metered link; NATs forget after 30 s.
-const DEFAULT_KEEP_ALIVE: Span = Span::secs(10);
-/// Three keep-alives.
-const DEFAULT_IDLE: Span = Span::secs(30);
+/// Sessions outlive outages of ten minutes; sites keep NATs awake below the session, for less.
+const DEFAULT_KEEP_ALIVE: Span = Span::minutes(4);
+/// As long as sites hold their end.
+const DEFAULT_IDLE: Span = Span::minutes(15);
 /// A second of a 64 Mbit/s link.
 const DEFAULT_SESSION_WINDOW: ByteSize = ByteSize::mib(8);
 /// 64 sessions at their full window.
@@ -145,6 +145,7 @@ fn listen(mut section: Section) -> ListenConfig {
             "address",
             SocketAddr::from((Ipv4Addr::UNSPECIFIED, LISTEN_PORT)),
         ),
+        tcp: section.flag("tcp", true),
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),

@@ -1,4 +1,4 @@
-//! One session: the loop between `link::Receiver`, a QUIC connection and the site's lane.
+//! One session: the loop between `link::Receiver`, a connection and the site's lane.
 //!
 //! Order of the branches: everything that comes out is carried out first; then the lane's answers and
 //! events, the control stream, room in the lane's queue, data streams, the timers, changed rules, the
@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quinn::{Connection, VarInt};
+use bytes::Bytes;
 use shared::batch::{OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
+use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
 use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -41,10 +41,8 @@ use crate::config::{SiteRule, SitesConfig};
 const CONTROL_QUEUE: usize = 1024;
 /// Events of the lane waiting for the session.
 const EVENT_QUEUE: usize = 1024;
-/// Data streams that are read at once. Each holds at most one batch; QUIC holds back the others.
+/// Data streams that are read at once. Each holds at most one batch; the transport holds back the others.
 const READERS: usize = 32;
-/// Read before it is paid for, of each stream.
-const READ_AT_ONCE: usize = 64 << 10;
 /// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
@@ -87,14 +85,12 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) -> Close {
     let handshake_timeout = context.intake.config.handshake_timeout;
-    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_bi()).await;
+    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_control()).await;
     let (send, recv) = match accepted {
         Ok(Ok(streams)) => streams,
         Ok(Err(error)) => return lost(&error.to_string()),
         Err(_elapsed) => return lost("no control stream"),
     };
-    // acknowledgements and keep-alives go before anything else
-    let _closed = send.set_priority(i32::MAX);
     let mut writer = JoinSet::new();
     let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
     writer.spawn(write_control(send, control_queue));
@@ -187,7 +183,7 @@ struct Arrival {
 impl Session<'_> {
     async fn run(
         mut self,
-        mut recv: quinn::RecvStream,
+        mut recv: ControlRecv,
         mut events: mpsc::Receiver<LaneEvent>,
         mut sites: watch::Receiver<Arc<SitesConfig>>,
         stop: &CancellationToken,
@@ -234,11 +230,12 @@ impl Session<'_> {
                     }
                 }
                 Some(stream) = readers.join_next() => self.handle_stream(stream),
-                // `accept_uni` is cancel-safe: a stream that is not taken stays in the queue
-                accepted = self.connection.accept_uni(), if may_read => {
+                // `accept_data` is cancel-safe: a stream that is not taken stays in the queue
+                accepted = self.connection.accept_data(), if may_read => {
                     match accepted {
                         Ok(stream) => {
-                            readers.spawn(read_stream(stream, max_len, Arc::clone(&self.allowance)));
+                            let allowance = Arc::clone(&self.allowance);
+                            readers.spawn(read_stream(stream, max_len, allowance));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -468,7 +465,7 @@ impl Session<'_> {
         let bytes = u32::try_from(budget.receive_window()).unwrap_or(u32::MAX);
         if bytes != self.receive_window {
             self.receive_window = bytes;
-            self.connection.set_receive_window(VarInt::from_u32(bytes));
+            self.connection.set_receive_window(bytes);
         }
     }
 
@@ -616,10 +613,8 @@ impl Session<'_> {
             let drained = async { while self.writer.join_next().await.is_some() {} };
             let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
         }
-        self.connection.close(
-            VarInt::from_u32(close.code.to_u8().into()),
-            close.text.as_bytes(),
-        );
+        self.connection
+            .close(close.code.to_u8().into(), close.text.as_bytes());
         self.undelivered.clear();
         if self.is_turned_away {
             return close;
@@ -679,48 +674,25 @@ async fn first_answer(questions: &mut VecDeque<PendingAnswer>) -> Answer {
     }
 }
 
-async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) {
     while let Some(bytes) = queue.recv().await {
-        if send.write_chunk(bytes).await.is_err() {
+        if send.write(bytes).await.is_err() {
             return;
         }
     }
-    let _closed = send.finish();
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
-    let _stopped = send.stopped().await;
+    send.finish().await;
 }
 
-#[derive(Debug)]
-enum ReadError {
-    TooLong,
-    Lost(String),
-}
-
-/// Memory follows the bytes that came, not a length that was promised.
+/// What comes is paid for before more is read.
 async fn read_stream(
-    mut stream: quinn::RecvStream,
+    stream: DataStreamIn,
     max_len: usize,
     allowance: Arc<Allowance>,
 ) -> Result<Bytes, ReadError> {
-    let mut first: Option<Bytes> = None;
-    let mut all = BytesMut::new();
-    let lost = |error: quinn::ReadError| ReadError::Lost(error.to_string());
-    let most = READ_AT_ONCE.min(max_len + 1);
-    while let Some(chunk) = stream.read_chunk(most, true).await.map_err(lost)? {
-        allowance.pay(chunk.bytes.len()).await;
-        let before = first.as_ref().map_or(all.len(), Bytes::len);
-        if before + chunk.bytes.len() > max_len {
-            return Err(ReadError::TooLong);
-        }
-        match first.take() {
-            None if all.is_empty() => first = Some(chunk.bytes),
-            None => all.extend_from_slice(&chunk.bytes),
-            Some(head) => {
-                all.extend_from_slice(&head);
-                all.extend_from_slice(&chunk.bytes);
-            }
-        }
-    }
-    // a stream that came in one piece is not copied
-    Ok(first.unwrap_or_else(|| all.freeze()))
+    let pay = |bytes| {
+        let allowance = Arc::clone(&allowance);
+        async move { allowance.pay(bytes).await }
+    };
+    stream.read_paid(max_len, pay).await
 }
