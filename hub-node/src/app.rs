@@ -39,8 +39,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const FIRST_RECEIVE_WINDOW: u32 = 128 << 10;
 /// Data streams that a site may have open at once.
 const STREAMS: u32 = 256;
-/// Bytes of one connection over TCP that are on their way or wait to be taken.
-const TCP_WINDOW: u64 = 1 << 20;
 /// Connections that the kernel has ready.
 const TCP_BACKLOG: u32 = 1_024;
 /// A path is asked for larger packets this often.
@@ -309,7 +307,7 @@ fn tcp_door(
     let max_batch = usize::try_from(config.max_batch.bytes()).unwrap_or(usize::MAX);
     let limits = TcpLimits {
         max_data_len: max_batch.saturating_add(shared::wire::MAX_DATA_HEADER_LEN),
-        window: TCP_WINDOW,
+        window: FIRST_RECEIVE_WINDOW.into(),
     };
     let idle_timeout = config.idle_timeout.duration();
     let tls = Arc::clone(tls);

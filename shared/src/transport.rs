@@ -127,19 +127,19 @@ impl Connection {
         }
     }
 
+    /// Changes how many bytes of the peer may be on their way or wait to be taken.
+    pub fn set_receive_window(&self, bytes: u32) {
+        match self {
+            Self::Quic(connection) => connection.set_receive_window(bytes),
+            Self::Tcp(connection) => connection.set_receive_window(bytes),
+        }
+    }
+
     /// Makes the connection say something that the peer must answer, at once and whatever its timers and its
     /// window say: the link may be back. Over TCP the kernel repeats often enough by itself.
     pub fn nudge(&self) {
         match self {
             Self::Quic(connection) => connection.nudge(),
-            Self::Tcp(_) => {}
-        }
-    }
-
-    /// From here on the peer may have so many bytes under way that were not read. Over TCP the kernel decides.
-    pub fn set_receive_window(&self, bytes: u32) {
-        match self {
-            Self::Quic(connection) => connection.set_receive_window(bytes),
             Self::Tcp(_) => {}
         }
     }
@@ -206,7 +206,7 @@ pub struct LinkStats {
     pub rtt: Duration,
     /// Smallest round-trip time seen.
     pub min_rtt: Duration,
-    /// The congestion window, bytes.
+    /// The congestion window, bytes; 0: not known at the moment.
     pub window: u64,
     /// Bytes of data streams handed to the transport whose [`Sending`] is not complete.
     pub unsent: u64,
@@ -278,8 +278,7 @@ pub struct DataStreamIn(DataHalf);
 #[derive(Debug)]
 enum DataHalf {
     Quic(quic::DataStreamIn),
-    /// It is whole.
-    Tcp(Result<Bytes, ReadError>),
+    Tcp(tcp::DataStreamIn),
 }
 
 impl DataStreamIn {
@@ -288,27 +287,26 @@ impl DataStreamIn {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn read(self, max_len: usize, toll: &impl Toll) -> Result<Bytes, ReadError> {
+    pub async fn read(self, max_len: usize) -> Result<Bytes, ReadError> {
+        self.read_paid(max_len, |_bytes| std::future::ready(()))
+            .await
+    }
+
+    /// The same with a price: `pay` is asked for what came, by and by, and while it waits the peer is held
+    /// back.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read_paid<F, P>(self, max_len: usize, pay: F) -> Result<Bytes, ReadError>
+    where
+        F: Fn(usize) -> P + Send,
+        P: Future<Output = ()> + Send,
+    {
         match self.0 {
-            DataHalf::Quic(stream) => stream.read(max_len, toll).await,
-            DataHalf::Tcp(Ok(bytes)) if bytes.len() > max_len => Err(ReadError::TooLong),
-            DataHalf::Tcp(outcome) => {
-                toll.pay(outcome.as_ref().map_or(0, Bytes::len)).await;
-                outcome
-            }
+            DataHalf::Quic(stream) => stream.read(max_len, pay).await,
+            DataHalf::Tcp(stream) => stream.read(max_len, pay).await,
         }
     }
-}
-
-/// What is to be waited for when bytes were read, before more are.
-pub trait Toll: Sync {
-    /// So many bytes came.
-    fn pay(&self, bytes: usize) -> impl Future<Output = ()> + Send;
-}
-
-/// Nothing to wait for.
-impl Toll for () {
-    async fn pay(&self, _bytes: usize) {}
 }
 
 /// Why a data stream was not read to its end.

@@ -198,7 +198,9 @@ impl Session {
     /// What the transport is given, and how long records wait, as the path is found to be.
     fn follow_path(&mut self) {
         let path = self.connection.stats();
-        self.buffer.observe_path(path.window, path.rtt);
+        if path.window > 0 {
+            self.buffer.observe_path(path.window, path.rtt);
+        }
         self.sender.set_send_budget(self.buffer.budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);

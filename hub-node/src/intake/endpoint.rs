@@ -239,7 +239,7 @@ impl Intake {
         stop: CancellationToken,
     ) {
         let handshake = async {
-            // one that is not accepted in time is refused by being dropped
+            // one that does not begin in time is refused by being dropped
             let place = self.handshakes.enter().await.ok()?;
             Some((handshake.await, place))
         };

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shared::ids::SiteId;
-use shared::transport::Toll;
 use tokio::sync::{Notify, oneshot};
 
 use super::limits::{Limit, Limiter};
@@ -126,9 +125,9 @@ impl State {
     }
 }
 
-impl Toll for Allowance {
+impl Allowance {
     /// Ends when so many bytes may have been read. Cancel-safe: what was granted meanwhile is kept.
-    async fn pay(&self, bytes: usize) {
+    pub(super) async fn pay(&self, bytes: usize) {
         if !self.is_limited.load(Ordering::Relaxed) {
             return;
         }
@@ -147,9 +146,7 @@ impl Toll for Allowance {
             }
         }
     }
-}
 
-impl Allowance {
     /// The site's own limit is another from here on.
     pub(super) fn set(&self, own: Limit) {
         let is_limited = self.ingress.total.or(own).is_some();

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use shared::batch::{OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
-use shared::transport::{Connection, ControlRecv, ControlSend, ReadError};
+use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
 use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -235,7 +235,7 @@ impl Session<'_> {
                     match accepted {
                         Ok(stream) => {
                             let allowance = Arc::clone(&self.allowance);
-                            readers.spawn(async move { stream.read(max_len, &*allowance).await });
+                            readers.spawn(read_stream(stream, max_len, allowance));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -682,4 +682,17 @@ async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) 
     }
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
     send.finish().await;
+}
+
+/// What comes is paid for before more is read.
+async fn read_stream(
+    stream: DataStreamIn,
+    max_len: usize,
+    allowance: Arc<Allowance>,
+) -> Result<Bytes, ReadError> {
+    let pay = |bytes| {
+        let allowance = Arc::clone(&allowance);
+        async move { allowance.pay(bytes).await }
+    };
+    stream.read_paid(max_len, pay).await
 }

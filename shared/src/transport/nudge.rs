@@ -16,7 +16,7 @@ use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
 /// Larger than what is ever in flight. quinn does not pace windows of more than 32 bits.
-const OPEN: u64 = 1 << 40;
+pub(super) const OPEN: u64 = 1 << 40;
 
 /// Asks for flights; shared by a connection's handle and its controller.
 #[derive(Debug, Default)]

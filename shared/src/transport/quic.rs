@@ -9,18 +9,18 @@ use quinn::congestion::ControllerFactory;
 use quinn::{ConnectionError, VarInt};
 use tokio::sync::oneshot;
 
-use super::nudge::{Nudge, NudgeFactory};
+use super::nudge::{Nudge, NudgeFactory, OPEN};
 use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn as AnyData};
 use super::{DataHalf, RecvHalf, SendHalf};
-use super::{LinkStats, Lost, LostKind, ReadError, Sending, Toll, printable};
+use super::{LinkStats, Lost, LostKind, ReadError, Sending, printable};
 use crate::ids::SiteId;
 use crate::tls::{IdentityError, Peer, explain, site_of};
 
+/// Read before it is paid for, of each stream.
+const READ_AT_ONCE: usize = 64 << 10;
 /// UDP and IP headers that a datagram costs beyond what QUIC counts.
 const V4_HEADERS: u64 = 28;
 const V6_HEADERS: u64 = 48;
-/// Read of a data stream before it is paid for.
-const READ_AT_ONCE: usize = 64 << 10;
 
 /// A QUIC connection.
 #[derive(Debug, Clone)]
@@ -167,10 +167,6 @@ impl QuicConnection {
         Ok(AnyData(DataHalf::Quic(DataStreamIn { stream })))
     }
 
-    pub(super) fn set_receive_window(&self, bytes: u32) {
-        self.inner.set_receive_window(VarInt::from_u32(bytes));
-    }
-
     pub(super) fn close(&self, code: u32, reason: &[u8]) {
         self.inner.close(VarInt::from_u32(code), reason);
     }
@@ -178,6 +174,10 @@ impl QuicConnection {
     pub(super) async fn closed(&self) -> Lost {
         let error = self.inner.closed().await;
         self.lost(&error)
+    }
+
+    pub(super) fn set_receive_window(&self, bytes: u32) {
+        self.inner.set_receive_window(VarInt::from_u32(bytes));
     }
 
     pub(super) fn remote_address(&self) -> SocketAddr {
@@ -215,7 +215,12 @@ impl QuicConnection {
             heard: stats.udp_rx.datagrams,
             rtt: stats.path.rtt,
             min_rtt: self.inner.min_rtt(),
-            window: stats.path.cwnd,
+            // a nudge opens it wide for a moment
+            window: if stats.path.cwnd < OPEN {
+                stats.path.cwnd
+            } else {
+                0
+            },
             unsent: self.shared.unsent.load(Ordering::Relaxed),
             lost: stats.path.lost_packets,
             mtu: stats
@@ -361,22 +366,18 @@ pub(super) struct DataStreamIn {
 }
 
 impl DataStreamIn {
-    pub(super) async fn read(
-        mut self,
-        max_len: usize,
-        toll: &impl Toll,
-    ) -> Result<Bytes, ReadError> {
+    pub(super) async fn read<F, P>(mut self, max_len: usize, pay: F) -> Result<Bytes, ReadError>
+    where
+        F: Fn(usize) -> P + Send,
+        P: Future<Output = ()> + Send,
+    {
         let mut first: Option<Bytes> = None;
         let mut all = BytesMut::new();
         let lost =
             |error: quinn::ReadError| ReadError::Lost(printable(error.to_string().as_bytes()));
-        while let Some(chunk) = self
-            .stream
-            .read_chunk(READ_AT_ONCE.min(max_len.saturating_add(1)), true)
-            .await
-            .map_err(lost)?
-        {
-            toll.pay(chunk.bytes.len()).await;
+        let most = READ_AT_ONCE.min(max_len.saturating_add(1));
+        while let Some(chunk) = self.stream.read_chunk(most, true).await.map_err(lost)? {
+            pay(chunk.bytes.len()).await;
             let before = first.as_ref().map_or(all.len(), Bytes::len);
             if before + chunk.bytes.len() > max_len {
                 return Err(ReadError::TooLong);

@@ -33,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 pub use incoming::TcpLimits;
 pub use socket::tune;
 
-use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn};
+use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn as AnyData};
 use super::{DataHalf, RecvHalf, SendHalf};
-use super::{LinkStats, Lost, LostKind, MAX_REASON, Sending};
+use super::{LinkStats, Lost, LostKind, MAX_REASON, ReadError, Sending};
 use crate::ids::SiteId;
 use crate::tls::{IdentityError, Peer, explain_tls, site_of_chain};
 use frame::{Frame, Violation};
@@ -222,15 +222,26 @@ impl TcpConnection {
         })
     }
 
-    pub(super) async fn accept_data(&self) -> Result<DataStreamIn, Lost> {
+    pub(super) async fn accept_data(&self) -> Result<AnyData, Lost> {
         let taken = self
             .shared
             .wait(&self.shared.came, |state| state.incoming.take_data())
             .await;
-        let stream = taken?;
-        let window = self.shared.lock().incoming.poll_window();
+        let (content, cost) = taken?;
+        let held = Held {
+            shared: Arc::clone(&self.shared),
+            cost,
+        };
+        Ok(AnyData(DataHalf::Tcp(DataStreamIn { content, held })))
+    }
+
+    pub(super) fn set_receive_window(&self, bytes: u32) {
+        let window = {
+            let mut state = self.shared.lock();
+            state.incoming.set_window(bytes.into());
+            state.incoming.poll_window()
+        };
         self.shared.grant(window);
-        Ok(DataStreamIn(DataHalf::Tcp(stream)))
     }
 
     pub(super) fn close(&self, code: u32, reason: &[u8]) {
@@ -516,6 +527,52 @@ impl ControlRecv {
             .await?;
         shared.room.notify_waiters();
         Ok(read)
+    }
+}
+
+/// A data stream that the peer sent, whole.
+#[derive(Debug)]
+pub(super) struct DataStreamIn {
+    content: Result<Bytes, ReadError>,
+    held: Held,
+}
+
+impl DataStreamIn {
+    pub(super) async fn read<F, P>(self, max_len: usize, pay: F) -> Result<Bytes, ReadError>
+    where
+        F: Fn(usize) -> P + Send,
+        P: Future<Output = ()> + Send,
+    {
+        let bytes = self.content?;
+        pay(bytes.len()).await;
+        drop(self.held);
+        if bytes.len() > max_len {
+            return Err(ReadError::TooLong);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Lets the peer send as much again when it is dropped.
+struct Held {
+    shared: Arc<Shared>,
+    cost: u64,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("cost", &self.cost).finish()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let window = {
+            let mut state = self.shared.lock();
+            state.incoming.release(self.cost);
+            state.incoming.poll_window()
+        };
+        self.shared.grant(window);
     }
 }
 

@@ -196,7 +196,7 @@ async fn data_streams_arrive_whole_and_equals_in_order(kind: TransportKind) {
     let receive = async {
         for len in lens {
             let stream = pair.hub.accept_data().await.unwrap();
-            let bytes = stream.read(MAX_LEN, &()).await.unwrap();
+            let bytes = stream.read(MAX_LEN).await.unwrap();
             assert_eq!(&bytes[..4], b"head");
             assert_eq!(bytes.len(), 4 + len);
             let last = bytes.last().copied().unwrap();
@@ -213,7 +213,7 @@ async fn a_stream_beyond_the_limit_is_told(kind: TransportKind) {
     let sending = pair.site.send(Bytes::from_static(b"x"), long, 0);
     let receive = async {
         let stream = pair.hub.accept_data().await.unwrap();
-        assert_eq!(stream.read(MAX_LEN, &()).await, Err(ReadError::TooLong));
+        assert_eq!(stream.read(MAX_LEN).await, Err(ReadError::TooLong));
         pair.hub.close(7, b"limit");
     };
     let (_either, ()) = tokio::join!(sending, receive);
@@ -227,14 +227,8 @@ async fn a_higher_priority_overtakes_what_is_on_its_way(kind: TransportKind) {
     let alarm = pair.site.send(Bytes::new(), Bytes::from_static(b"fire"), 5);
     let receive = async {
         let mut first = None;
-        let reads = (0..2).map(|_| async {
-            pair.hub
-                .accept_data()
-                .await
-                .unwrap()
-                .read(MAX_LEN, &())
-                .await
-        });
+        let reads =
+            (0..2).map(|_| async { pair.hub.accept_data().await.unwrap().read(MAX_LEN).await });
         let mut reads: Vec<_> = reads.map(Box::pin).collect();
         std::future::poll_fn(|context| {
             reads.retain_mut(|read| match read.as_mut().poll(context) {
@@ -277,7 +271,7 @@ async fn who_takes_nothing_holds_data_back_and_not_control(kind: TransportKind) 
         assert!(unsent > 8 << 20, "{unsent} bytes wait");
         for _ in 0..16 {
             let stream = pair.hub.accept_data().await.unwrap();
-            assert_eq!(stream.read(MAX_LEN, &()).await.unwrap().len(), 2 << 20);
+            assert_eq!(stream.read(MAX_LEN).await.unwrap().len(), 2 << 20);
         }
     };
     let (sent, ()) = tokio::join!(sending, talk);
@@ -309,7 +303,7 @@ async fn the_last_handle_ends_the_connection(kind: TransportKind) {
     let second = pair.site.clone();
     drop(pair.site);
     let sent = second.send(Bytes::new(), Bytes::from_static(b"x"), 0);
-    let accepted = async { pair.hub.accept_data().await.unwrap().read(9, &()).await };
+    let accepted = async { pair.hub.accept_data().await.unwrap().read(9).await };
     let (sent, bytes) = tokio::join!(sent, accepted);
     assert!(sent.is_ok() && bytes.is_ok());
     drop(second);
@@ -357,14 +351,7 @@ async fn bytes_are_counted(kind: TransportKind) {
     let before = pair.site.stats();
     let payload = Bytes::from(vec![0; 1 << 20]);
     let sending = pair.site.send(Bytes::new(), payload, 0);
-    let receive = async {
-        pair.hub
-            .accept_data()
-            .await
-            .unwrap()
-            .read(MAX_LEN, &())
-            .await
-    };
+    let receive = async { pair.hub.accept_data().await.unwrap().read(MAX_LEN).await };
     let (sent, _) = tokio::join!(sending, receive);
     sent.unwrap();
     let (site, hub) = (pair.site.stats(), pair.hub.stats());

@@ -1,7 +1,7 @@
 //! What came over a TCP connection and was not taken yet.
 //!
 //! The window that the peer is granted is what it may send beyond what came, less the whole streams that
-//! nobody took: a session that takes nothing holds its peer back, and a stream that is longer than the
+//! nobody read: a session that takes nothing holds its peer back, and a stream that is longer than the
 //! window still comes through. So at most two windows, and [`MAX_PARTIAL`] streams of the largest size,
 //! are held.
 
@@ -135,11 +135,18 @@ impl Incoming {
         Some(Some(len))
     }
 
-    /// The oldest stream that is whole.
-    pub(super) fn take_data(&mut self) -> Option<Result<Bytes, ReadError>> {
-        let (stream, cost) = self.whole.pop_front()?;
-        self.whole_cost -= cost;
-        Some(stream)
+    /// The oldest stream that is whole, and what is to be released when it was read.
+    pub(super) fn take_data(&mut self) -> Option<(Result<Bytes, ReadError>, u64)> {
+        self.whole.pop_front()
+    }
+
+    /// A stream that was taken is read: the peer may send as much again.
+    pub(super) const fn release(&mut self, cost: u64) {
+        self.whole_cost = self.whole_cost.saturating_sub(cost);
+    }
+
+    pub(super) fn set_window(&mut self, bytes: u64) {
+        self.limits.window = bytes.max(FIRST_WINDOW);
     }
 
     /// A new limit for the peer, when it is worth a frame.
@@ -172,6 +179,12 @@ mod tests {
             .unwrap();
     }
 
+    fn read(incoming: &mut Incoming) -> Option<Result<Bytes, ReadError>> {
+        let (stream, cost) = incoming.take_data()?;
+        incoming.release(cost);
+        Some(stream)
+    }
+
     #[test]
     fn a_stream_longer_than_the_window_comes_through() {
         let mut incoming = Incoming::new(LIMITS);
@@ -184,7 +197,7 @@ mod tests {
             assert!(sent <= limit, "stuck with {left} left");
             piece(&mut incoming, 0, left == 0, len);
         }
-        assert_eq!(incoming.take_data().unwrap().unwrap().len(), 1 << 20);
+        assert_eq!(read(&mut incoming).unwrap().unwrap().len(), 1 << 20);
     }
 
     #[test]
@@ -201,7 +214,7 @@ mod tests {
             limit = incoming.poll_window().unwrap_or(limit);
         }
         assert!(incoming.whole_cost <= 2 * LIMITS.window);
-        while incoming.take_data().is_some() {}
+        while read(&mut incoming).is_some() {}
         assert!(incoming.poll_window().unwrap() > limit);
     }
 
@@ -215,9 +228,9 @@ mod tests {
         piece(&mut incoming, 3, false, 90);
         assert_eq!(incoming.partial.get(&3).map(Option::is_none), Some(true));
         piece(&mut incoming, 3, true, 1);
-        assert_eq!(incoming.take_data(), Some(Err(ReadError::TooLong)));
+        assert_eq!(read(&mut incoming), Some(Err(ReadError::TooLong)));
         piece(&mut incoming, 4, true, 100);
-        assert_eq!(incoming.take_data().unwrap().unwrap().len(), 100);
+        assert_eq!(read(&mut incoming).unwrap().unwrap().len(), 100);
     }
 
     #[test]
