@@ -20,6 +20,7 @@
 mod blocks;
 mod chain;
 mod codec;
+mod split;
 mod zstd;
 
 #[cfg(test)]
