@@ -20,6 +20,7 @@
 mod blocks;
 mod chain;
 mod codec;
+mod model;
 mod split;
 mod zstd;
 
@@ -32,6 +33,7 @@ pub use codec::{
     CODEC_NONE, CODEC_ZSTD, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
     supported_codecs,
 };
+pub use model::{CODEC_MODELLED, ModelChain};
 pub use zstd::{ZstdDecoder, ZstdEncoder};
 
 /// Why a batch could not be encoded or was refused.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::snapshot::{Reader, Saved, Writer};
+use super::timing::Timing;
 use crate::batch::BatchError;
 use crate::batch::split::{hash_bytes, mix};
 
@@ -19,8 +20,7 @@ pub(super) struct Device {
     /// `None` is the null key.
     pub(super) key: Option<Vec<u8>>,
     pub(super) hash: u64,
-    last_ms: i64,
-    interval_ms: i64,
+    pub(super) timing: Timing,
     used: u32,
 }
 
@@ -59,6 +59,11 @@ impl Devices {
         self.order.len()
     }
 
+    /// Bits of a number: all numbers are below two to this power.
+    pub(super) fn id_bits(&self) -> u32 {
+        usize::BITS - self.known.len().leading_zeros()
+    }
+
     pub(super) fn at(&self, id: u16) -> Option<&Device> {
         self.known.get(usize::from(id))?.as_ref()
     }
@@ -81,8 +86,7 @@ impl Devices {
         let device = Device {
             key: key.map(<[u8]>::to_vec),
             hash: key_hash(key),
-            last_ms: 0,
-            interval_ms: 0,
+            timing: Timing::default(),
             used: self.uses,
         };
         self.bytes += len;
@@ -128,17 +132,14 @@ impl Devices {
     }
 
     /// The device spoke.
-    pub(super) fn spoke(&mut self, id: u16, at_ms: i64) {
+    pub(super) fn spoke(&mut self, id: u16, timing: Timing) {
         self.uses = self.uses.wrapping_add(1);
         let uses = self.uses;
         let Some(Some(device)) = self.known.get_mut(usize::from(id)) else {
             return;
         };
         device.used = uses;
-        if device.last_ms != 0 {
-            device.interval_ms = at_ms.saturating_sub(device.last_ms);
-        }
-        device.last_ms = at_ms;
+        device.timing = timing;
         self.settle(id);
     }
 
@@ -156,9 +157,7 @@ impl Devices {
     }
 
     fn due(&self, id: u16) -> (i64, u16) {
-        let due = self.at(id).map_or(0, |device| {
-            device.last_ms.saturating_add(device.interval_ms)
-        });
+        let due = self.at(id).map_or(0, |device| device.timing.due_ms());
         (due, id)
     }
 
@@ -186,8 +185,7 @@ impl Saved for Devices {
             };
             to.u8(u8::from(device.key.is_some()));
             to.bytes(device.key.as_deref().unwrap_or_default());
-            to.i64(device.last_ms);
-            to.i64(device.interval_ms);
+            device.timing.save(to);
             to.u32(device.used);
         }
         self.order.iter().for_each(|id| to.u16(*id));
@@ -206,11 +204,12 @@ impl Saved for Devices {
             let bytes = from.bytes(MAX_KEY_LEN)?;
             let key = (kind == 1).then_some(bytes);
             let hash = key_hash(key);
+            let mut timing = Timing::default();
+            timing.load(from)?;
             self.known.push(Some(Device {
                 key: key.map(<[u8]>::to_vec),
                 hash,
-                last_ms: from.i64()?,
-                interval_ms: from.i64()?,
+                timing,
                 used: from.u32()?,
             }));
             self.by_hash.insert(hash, u16::try_from(id).map_err(|_| BAD)?);

@@ -44,7 +44,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(device: u64, timestamp_ms: i64, cells: Vec<Cell>) -> Self {
+    pub(super) fn new(device: u64, timestamp_ms: i64) -> Self {
         Self {
             device,
             timestamp_ms,
@@ -53,7 +53,7 @@ impl Row {
             previous_hit: 0,
             previous_number: None,
             distances: [0; MAX_RECORDS],
-            cells,
+            cells: Vec::new(),
         }
     }
 }

@@ -11,7 +11,7 @@
 
 use super::coder::Coder;
 use super::logistic::{LOGIT_MAX, squash, stretch};
-use super::snapshot::{Reader, Writer};
+use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
 use crate::batch::BatchError;
 
 /// Most contexts of one symbol.
@@ -330,7 +330,7 @@ impl Saved for Predictor {
     }
 
     fn load(&mut self, from: &mut Reader<'_>) -> Result<(), BatchError> {
-        load_sparse(from, &mut self.counters, Reader::u32)?;
+        load_sparse(from, &mut self.counters, |from| from.u32())?;
         for sets in [&mut self.by_node, &mut self.by_column] {
             load_sparse(from, sets, |from| {
                 let mut set = Set::NEW;

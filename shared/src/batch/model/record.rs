@@ -101,6 +101,7 @@ impl State {
     ) -> Result<(), BatchError> {
         let mut records = list.records.iter();
         let mut blocks = 0_u32;
+        let limit = budget.bytes;
         loop {
             let block = list.blocks.get(blocks as usize).copied();
             blocks = blocks.saturating_add(1);
@@ -137,7 +138,7 @@ impl State {
                     let headers: Vec<Header<'_>> = decoded.iter().map(OwnedHeader::view).collect();
                     let value = (!is_null).then_some(scratch.value.as_slice());
                     writer.push(at, key.as_deref(), value, &headers)?;
-                    budget.bytes = budget.bytes.min(writer.left());
+                    budget.bytes = limit.saturating_sub(writer.len());
                 }
             }
             let has_more = list.blocks.len() > blocks as usize;
@@ -162,7 +163,7 @@ impl State {
             [
                 mix(901, first),
                 mix(902 | first << 16, last),
-                mix(903 | first << 16, u64::from(self.recent.block_len.ilog2_or_zero())),
+                mix(903 | first << 16, u64::from(self.recent.block_len.max(1).ilog2())),
             ],
         );
         let count = i64::from(count) - 1;

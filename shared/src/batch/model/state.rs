@@ -8,12 +8,13 @@ use super::predictor::Predictor;
 use super::snapshot::{Reader, Saved, Writer};
 use super::templates::Templates;
 use super::texts::Texts;
+use super::timing::Timing;
 use crate::batch::{BatchError, ChainLimits};
 
 /// What stood in the record or payload before, for the next one's contexts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Recent {
-    pub(super) timestamp_ms: i64,
+    pub(super) timing: Timing,
     /// Hashes of the last two keys.
     pub(super) keys: [u64; 2],
     /// Records of the last block, blocks of the last payload.
@@ -21,8 +22,8 @@ pub(super) struct Recent {
     pub(super) blocks: u32,
     /// First timestamp of the payload.
     pub(super) payload_start_ms: i64,
-    /// Mean cost of naming a device by its rank and by its number, in 1/256 bit.
-    pub(super) was_ranked: u32,
+    /// Mean cost of naming a device by its rank, in 1/256 bit.
+    pub(super) rank_cost: u32,
 }
 
 /// The state; its size follows from the limits.
@@ -75,12 +76,12 @@ impl Saved for State {
         self.templates.save(to);
         self.devices.save(to);
         let recent = &self.recent;
-        to.i64(recent.timestamp_ms);
+        recent.timing.save(to);
         recent.keys.iter().for_each(|key| to.u64(*key));
         to.u32(recent.block_len);
         to.u32(recent.blocks);
         to.i64(recent.payload_start_ms);
-        to.u32(recent.was_ranked);
+        to.u32(recent.rank_cost);
     }
 
     fn load(&mut self, from: &mut Reader<'_>) -> Result<(), BatchError> {
@@ -91,13 +92,15 @@ impl Saved for State {
         self.texts.load(from)?;
         self.templates.load(from)?;
         self.devices.load(from)?;
+        let mut timing = Timing::default();
+        timing.load(from)?;
         self.recent = Recent {
-            timestamp_ms: from.i64()?,
+            timing,
             keys: [from.u64()?, from.u64()?],
             block_len: from.u32()?,
             blocks: from.u32()?,
             payload_start_ms: from.i64()?,
-            was_ranked: from.u32()?,
+            rank_cost: from.u32()?,
         };
         Ok(())
     }

@@ -42,6 +42,11 @@ impl Known {
         (self.next + 2 * len - 1 - age) % len
     }
 
+    /// Hash of the template.
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+
     /// The values of a slot in all records.
     #[inline]
     pub(super) fn cells(&self, slot: usize) -> impl Iterator<Item = Cell> {

@@ -215,6 +215,6 @@ impl Saved for Texts {
                 clock: from.u16()?,
             })
         })?;
-        load_sparse(from, &mut self.seen, Reader::u32)
+        load_sparse(from, &mut self.seen, |from| from.u32())
     }
 }

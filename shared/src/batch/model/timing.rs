@@ -43,6 +43,15 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// When the next record is due if the last interval repeats.
+    pub(super) fn due_ms(&self) -> i64 {
+        self.last_ms.saturating_add(self.step_ms.into())
+    }
+
+    pub(super) fn last_ms(&self) -> i64 {
+        self.last_ms
+    }
+
     fn predictions(&self, all: &Self) -> [Option<i64>; PREDICTORS] {
         let mut found = [None; PREDICTORS];
         found[0] = Some(all.last_ms);
@@ -182,7 +191,7 @@ impl State {
         own.last_class = signed_class(off);
         own.tick(at_ms);
         if let Some(id) = device {
-            self.devices.spoke(id, at_ms, own);
+            self.devices.spoke(id, own);
         }
         at_ms
     }
