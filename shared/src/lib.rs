@@ -6,6 +6,7 @@
 //! uses that half.
 
 pub mod batch;
+pub mod class;
 pub mod ids;
 pub mod link;
 pub mod partitioner;
