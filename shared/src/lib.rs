@@ -9,6 +9,7 @@ pub mod batch;
 pub mod class;
 pub mod ids;
 pub mod link;
+pub mod pace;
 pub mod partitioner;
 pub mod record;
 pub mod retry;
