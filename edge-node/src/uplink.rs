@@ -12,7 +12,15 @@
 mod batcher;
 mod connect;
 mod driver;
+mod keeper;
+mod meter;
+pub mod paths;
+pub mod plan;
+pub mod policy;
 mod reasons;
+pub mod shaper;
+pub mod socket;
+mod steward;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use connect::ConnectError;
+pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
 
 use crate::admin::UplinkView;
@@ -40,6 +50,8 @@ use worker::{Worker, WorkerConfig};
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
 /// it was sent.
 const STEADY: Duration = Duration::from_secs(5);
+/// The path that is used.
+const PATH: usize = 0;
 /// Bytes of IPv4 and UDP headers that a datagram costs beyond what QUIC counts.
 const IP_UDP_HEADER: u64 = 28;
 
@@ -169,6 +181,7 @@ pub enum UplinkError {
 #[derive(Debug)]
 pub struct Uplink {
     connector: Connector,
+    policies: Policies,
     worker: Worker,
     store: Arc<dyn Store>,
     stats: Arc<UplinkStats>,
@@ -187,6 +200,7 @@ impl Uplink {
         config: &UplinkConfig,
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
+        policies: &Policies,
         max_uncompressed_bytes: usize,
     ) -> Result<Self, UplinkError> {
         let worker_config = WorkerConfig {
@@ -194,7 +208,8 @@ impl Uplink {
             max_uncompressed_bytes,
         };
         Ok(Self {
-            connector: Connector::new(config)?,
+            connector: Connector::new(config, policies.shaper(PATH))?,
+            policies: policies.clone(),
             worker: Worker::start(Arc::clone(store), worker_config)?,
             store: Arc::clone(store),
             stats: Arc::clone(stats),
@@ -211,6 +226,12 @@ impl Uplink {
     pub async fn run(mut self, stop: CancellationToken) {
         let stats = Arc::clone(&self.stats);
         while !stop.is_cancelled() {
+            let allowed = self.policies.allowed(PATH, &stats);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = allowed => {}
+            }
             let hint = tokio::select! {
                 biased;
                 // a session ends by itself when it is told to stop; an attempt is dropped
@@ -247,6 +268,7 @@ impl Uplink {
             self.worker.clone(),
             Arc::clone(&self.stats),
             self.unsettled.clone(),
+            self.policies.stopped(PATH),
             stop,
         );
         match session.await {

@@ -12,12 +12,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig,
+    VarInt,
+};
 use rand::RngExt as _;
 use shared::config::HostPort;
 use shared::tls::{ClientTls, Peer, TlsError};
 use tracing::warn;
 
+use super::shaper::Shaper;
+use super::socket::ShapedSocket;
 use crate::config::UplinkConfig;
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
@@ -89,9 +94,9 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(config: &UplinkConfig) -> Result<Self, ConnectError> {
+    pub(super) fn new(config: &UplinkConfig, shaper: &Arc<Shaper>) -> Result<Self, ConnectError> {
         Ok(Self {
-            endpoint: bind()?,
+            endpoint: bind(shaper)?,
             hubs: config.hubs.clone(),
             next: 0,
             // a problem with the files is seen at the start, not at the first dial
@@ -219,7 +224,12 @@ async fn first_of<F: Future>(racers: &mut [Pin<Box<F>>]) -> F::Output {
 }
 
 /// Both IP versions where the machine has them.
-fn bind() -> io::Result<Endpoint> {
-    Endpoint::client(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))
-        .or_else(|_no_v6| Endpoint::client(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))
+fn bind(shaper: &Arc<Shaper>) -> io::Result<Endpoint> {
+    let v6 = std::net::UdpSocket::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
+    let socket = v6.or_else(|_no_v6| {
+        std::net::UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
+    })?;
+    let socket = ShapedSocket::wrap(socket, Arc::clone(shaper))?;
+    let config = EndpointConfig::default();
+    Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))
 }

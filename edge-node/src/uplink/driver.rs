@@ -4,6 +4,7 @@
 //! bytes from the hub, finished streams, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -59,6 +60,7 @@ pub(super) async fn run(
     worker: Worker,
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
+    forbidden: impl Future<Output = String>,
     stop: &CancellationToken,
 ) -> Result<Ended, ConnectionError> {
     let (send, recv) = connection.open_bi().await?;
@@ -86,7 +88,7 @@ pub(super) async fn run(
         seen: Seen::default(),
         was_open: false,
     };
-    Ok(session.run(recv, done, changes, stop).await)
+    Ok(session.run(recv, done, changes, forbidden, stop).await)
 }
 
 fn sender_config(incarnation: Incarnation) -> SenderConfig {
@@ -123,8 +125,11 @@ impl Session {
         mut recv: quinn::RecvStream,
         mut done: mpsc::Receiver<Done>,
         mut changes: watch::Receiver<u64>,
+        forbidden: impl Future<Output = String>,
         stop: &CancellationToken,
     ) -> Ended {
+        let mut forbidden = pin!(forbidden);
+        let mut is_forbidden = false;
         self.update_logs();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
@@ -149,6 +154,10 @@ impl Session {
                 },
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 error = self.connection.closed() => break close_of(&error),
+                reason = &mut forbidden, if !is_forbidden => {
+                    is_forbidden = true;
+                    self.sender.close(Code::Stopping, None, &format!("policy: {reason}"));
+                }
                 () = stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
