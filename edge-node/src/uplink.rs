@@ -18,9 +18,17 @@ mod chains;
 mod choice;
 mod connect;
 mod driver;
+mod keeper;
+mod meter;
 mod outlet;
+pub mod paths;
+pub mod plan;
+pub mod policy;
 mod reasons;
 mod sendbuffer;
+pub mod shaper;
+pub mod socket;
+mod steward;
 mod vigil;
 mod watch;
 mod worker;
@@ -39,6 +47,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use connect::ConnectError;
+pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
 
 use crate::admin::UplinkView;
@@ -54,6 +64,8 @@ use worker::{Worker, WorkerConfig};
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
 /// it was sent.
 const STEADY: Duration = Duration::from_secs(5);
+/// The path that is used.
+const PATH: usize = 0;
 
 /// Counters of the uplink, for metrics and status.
 #[derive(Debug, Default)]
@@ -200,6 +212,7 @@ pub enum UplinkError {
 #[derive(Debug)]
 pub struct Uplink {
     connector: Connector,
+    policies: Policies,
     worker: Worker,
     store: Arc<dyn Store>,
     stats: Arc<UplinkStats>,
@@ -222,6 +235,7 @@ impl Uplink {
         topics: &TopicsConfig,
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
+        policies: &Policies,
         max_uncompressed_bytes: usize,
         data_dir: &Path,
     ) -> Result<Self, UplinkError> {
@@ -232,7 +246,8 @@ impl Uplink {
             max_uncompressed_bytes,
         };
         Ok(Self {
-            connector: Connector::new(config)?,
+            connector: Connector::new(config, policies.shaper(PATH))?,
+            policies: policies.clone(),
             worker: Worker::start(Arc::clone(store), worker_config)?,
             store: Arc::clone(store),
             stats: Arc::clone(stats),
@@ -257,6 +272,12 @@ impl Uplink {
     pub async fn run(mut self, stop: CancellationToken) {
         let stats = Arc::clone(&self.stats);
         while !stop.is_cancelled() {
+            let allowed = self.policies.allowed(PATH, &stats);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = allowed => {}
+            }
             let hint = tokio::select! {
                 biased;
                 // a session ends by itself when it is told to stop; an attempt is dropped
@@ -333,6 +354,8 @@ impl Uplink {
             Arc::clone(&self.stats),
             self.unsettled.clone(),
             &self.settings,
+            self.policies.clone(),
+            self.policies.stopped(PATH),
             Signals {
                 stop,
                 replaced: &replaced,

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::outlet::{Binding, Outlet, Udp};
+use super::shaper::Shaper;
 use crate::config::UplinkConfig;
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
@@ -112,8 +113,8 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(config: &UplinkConfig) -> Result<Self, ConnectError> {
-        let outlet = Outlet::new(Binding::default());
+    pub(super) fn new(config: &UplinkConfig, shaper: &Arc<Shaper>) -> Result<Self, ConnectError> {
+        let outlet = Outlet::new(Binding::default(), Arc::clone(shaper));
         // a machine without a network stack is seen at the start
         outlet.udp()?;
         Ok(Self {
@@ -328,7 +329,12 @@ impl Connector {
             text: error.to_string(),
         })?;
         let tls = self.tls.tcp_config();
-        let shaking = shared::transport::connect_tcp(stream, tls, self.name(hub), None);
+        let shaking = shared::transport::connect_tcp(
+            stream,
+            tls,
+            self.name(hub),
+            Some(self.outlet.pacer(address)),
+        );
         let connection = shaking
             .await
             .map_err(|lost| ConnectError::of(address, lost))?;

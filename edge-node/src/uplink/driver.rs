@@ -4,6 +4,7 @@
 //! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
+use shared::units::BitRate;
 use shared::wire::{Code, Handle, LogRange};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -22,6 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
+use super::{PATH, Policies};
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
@@ -81,6 +84,8 @@ pub(super) async fn run(
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
     settings: &SessionSettings,
+    policies: Policies,
+    forbidden: impl Future<Output = String>,
     signals: Signals<'_>,
 ) -> Result<Ended, Lost> {
     let (send, recv) = connection.open_control().await?;
@@ -107,9 +112,11 @@ pub(super) async fn run(
         stats,
         seen: Seen::default(),
         codecs: Arc::default(),
+        policies,
+        granted: None,
         was_open: false,
     };
-    Ok(session.run(recv, done, changes, signals).await)
+    Ok(session.run(recv, done, changes, forbidden, signals).await)
 }
 
 fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> SenderConfig {
@@ -145,6 +152,9 @@ struct Session {
     stats: Arc<UplinkStats>,
     seen: Seen,
     codecs: Arc<[u8]>,
+    policies: Policies,
+    /// Bytes a second that the policy grants; `None`: as many as go.
+    granted: Option<u64>,
     was_open: bool,
 }
 
@@ -154,10 +164,15 @@ impl Session {
         mut recv: ControlRecv,
         mut done: mpsc::Receiver<Done>,
         mut changes: watch::Receiver<u64>,
+        forbidden: impl Future<Output = String>,
         signals: Signals<'_>,
     ) -> Ended {
+        let mut forbidden = pin!(forbidden);
+        let mut is_forbidden = false;
+        let mut policy = self.policies.watch();
         self.update_logs();
         self.follow_path();
+        self.follow_policy();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
         let close = loop {
@@ -183,8 +198,13 @@ impl Session {
                     Ok(()) => self.update_logs(),
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
+                Ok(()) = policy.changed() => self.follow_policy(),
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 lost = self.connection.closed() => break close_of(lost),
+                reason = &mut forbidden, if !is_forbidden => {
+                    is_forbidden = true;
+                    self.sender.close(Code::Stopping, None, &format!("policy: {reason}"));
+                }
                 // another connection is up: the hub ends this session when it hears of the next one
                 () = signals.replaced.cancelled() => break replaced(),
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
@@ -205,6 +225,13 @@ impl Session {
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
         self.sender.set_max_delay(delays);
+    }
+
+    /// What the policy grants from here on.
+    fn follow_policy(&mut self) {
+        let decision = self.policies.decision(PATH);
+        self.sender.set_classes_allowed(decision.classes);
+        self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
     }
 
     fn now(&self) -> Duration {
@@ -264,6 +291,10 @@ impl Session {
                         offset,
                     });
                 }
+                SenderOutput::Policy(text) => match self.policies.push(text) {
+                    Ok(()) => info!("Policy of the hub taken"),
+                    Err(error) => warn!(error, "Policy of the hub refused"),
+                },
                 SenderOutput::Acked {
                     handle,
                     next_offset,
@@ -299,14 +330,12 @@ impl Session {
         None
     }
 
-    /// Bytes a second that the path carries, as the congestion controller sees it.
+    /// Bytes a second that the path carries, as the congestion controller sees it, and the policy grants.
     fn link_rate(&self) -> Option<u64> {
         let stats = self.connection.stats();
-        if stats.window == 0 {
-            return None;
-        }
         let rate = u128::from(stats.window) * 1_000_000 / stats.rtt.as_micros().max(1);
-        u64::try_from(rate).ok()
+        let path = u64::try_from(rate).ok().filter(|_| stats.window > 0);
+        path.into_iter().chain(self.granted).min()
     }
 
     fn name(&self, handle: Handle) -> String {
