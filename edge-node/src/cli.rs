@@ -14,6 +14,7 @@ use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs, print};
 
 use crate::app;
+use crate::bytes::{BytesArgs, report};
 use crate::config::{Config, UplinkConfig};
 use crate::status::Status;
 use crate::store::RocksStore;
@@ -46,6 +47,8 @@ enum Command {
     Check(ConfigArg),
     /// Ask a running node how it is, with every topic's delivery ledger
     Status(StatusArgs),
+    /// Tell what a recording of your own records would cost on the link, by codec and delay
+    Bytes(BytesArgs),
     /// Print the version
     Version,
 }
@@ -56,6 +59,7 @@ pub fn main(run: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
         Command::Run(args) => start(&args, run),
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
+        Command::Bytes(args) => bytes(&args),
         Command::Version => {
             let protocol = String::from_utf8_lossy(shared::tls::ALPN);
             println!(
@@ -168,6 +172,11 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
     } else {
         Outcome::Problems
     })
+}
+
+fn bytes(args: &BytesArgs) -> anyhow::Result<Outcome> {
+    print(report(args)?)?;
+    Ok(Outcome::Fine)
 }
 
 #[cfg(test)]
