@@ -224,7 +224,7 @@ impl Session<'_> {
                 // `reserve` is cancel-safe: it loses nothing but its turn
                 permit = lane.reserve(), if may_hand_over => {
                     match (permit, self.undelivered.pop_front()) {
-                        (Ok(permit), Some(delivery)) => permit.send(deliver(self.context.id, &self.room, delivery)),
+                        (Ok(permit), Some(delivery)) => permit.send(request(self.context.id, &self.room, delivery)),
                         (Err(_gone), _) => lane_is_gone(&mut self.receiver),
                         (Ok(_), None) => {}
                     }
@@ -590,7 +590,7 @@ impl Session<'_> {
             match self.lane.try_reserve() {
                 Ok(permit) => {
                     if let Some(delivery) = self.undelivered.pop_front() {
-                        permit.send(deliver(self.context.id, &self.room, delivery));
+                        permit.send(request(self.context.id, &self.room, delivery));
                     }
                 }
                 Err(TrySendError::Full(())) => return,
@@ -633,7 +633,7 @@ impl Session<'_> {
 }
 
 /// From here on it fills the lane's queue.
-fn deliver(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
+fn request(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
     delivery.hold = Some(Arc::new(room.take(delivery.bytes as u64)));
     LaneRequest::Deliver { session, delivery }
 }
