@@ -22,7 +22,8 @@ mod tests;
 pub(crate) use number::{Format, MAX_NUMBER_LEN, parse, print, rescale};
 pub(crate) use records::{BlockStart, PayloadWriter, RecordList, RecordView};
 pub(crate) use template::{
-    ColumnId, MAX_SLOTS, MAX_TEMPLATE_LEN, MAX_VALUE_LEN, Split, Template, tokenize,
+    ColumnId, MAX_SLOTS, MAX_TEMPLATE_LEN, MAX_VALUE_LEN, Split, SplitLimits, Template, tokenize,
+    tokenize_within,
 };
 
 /// Mixes two numbers into a context; the same on every processor.

@@ -117,7 +117,7 @@ impl<'a> Cursor<'a> {
         let last = at(place.last, self.len);
         let follower = at(place.follower, self.len);
         let guess = self.matched.map(|(at, len)| {
-            let trust = 64 * len.min(MAX_TRUSTED).cast_signed() + 128;
+            let trust = 64 * (len.min(MAX_TRUSTED) as i16) + 128;
             (texts.byte(at), trust)
         });
         let contexts = self.contexts(last, at(place.last, self.len + 1), follower);
