@@ -19,7 +19,7 @@ pub(super) const MAX_CONTEXTS: usize = 14;
 const INPUTS: usize = MAX_CONTEXTS + 2;
 
 /// Sets of weights by node.
-pub(super) const NODE_SETS: usize = 624;
+pub(super) const NODE_SETS: usize = 688;
 /// Sets of weights by column.
 const COLUMN_SETS: usize = 512;
 /// Refinement maps, each of [`REFINE_STEPS`] entries.

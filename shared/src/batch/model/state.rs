@@ -46,7 +46,7 @@ impl State {
         // sixty-fourths of the whole; the weights take about six more
         let part = limits.state_bytes.max(256 << 10) as usize / 64;
         Self {
-            predictor: Predictor::new(24 * part),
+            predictor: Predictor::new(26 * part),
             memo: Memo::new(6 * part),
             histories: Histories::new(10 * part),
             columns: Columns::new(5 * part, 2 * part),

@@ -29,7 +29,7 @@ const FLAG_SETS: usize = 7 * DOMAIN_SETS;
 /// Most kinds of flags.
 const FLAGS: usize = 68;
 const TEXT_SETS: usize = FLAG_SETS + FLAGS;
-const _: () = assert!(TEXT_SETS + 64 <= NODE_SETS);
+const _: () = assert!(TEXT_SETS + 128 <= NODE_SETS);
 
 /// Bits behind the first of a number that see all contexts, and those that see one.
 const FINE_BITS: u32 = 3;
@@ -133,6 +133,24 @@ impl Predictor {
         (number & ((1 << len) - 1)) as u32
     }
 
+    /// Whether the next byte of a text is this one.
+    pub(super) fn is_byte<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        value: bool,
+        contexts: &Contexts,
+        guess: u8,
+        hint: i16,
+        set: usize,
+    ) -> bool {
+        let node = Node {
+            group: 2 << 48 | u64::from(guess >> 3),
+            leaf: u32::from(guess & 7),
+            set: TEXT_SETS + 64 + set % 64,
+        };
+        self.bit_with(coder, value, contexts, node, hint)
+    }
+
     /// A byte whose guess, if there is one, is believed by `trust`.
     pub(super) fn byte<C: Coder>(
         &mut self,
@@ -150,16 +168,15 @@ impl Predictor {
                 }
                 _ => 0,
             };
-            // the high half of the byte is a group, and so is the low half behind each high one
-            let (half, leaf) = match place {
-                4.. => (0, node),
-                _ => {
-                    let known = 3 - place;
-                    (16 | node >> known & 15, 1 << known | node & ((1 << known) - 1))
-                }
+            // three groups: the first three bits, the next three behind them, the last two
+            let known = 7 - place;
+            let (group, leaf) = match known {
+                0..3 => (1, node),
+                3..6 => (8 | node >> (known - 3), 1 << (known - 3) | node & ((1 << (known - 3)) - 1)),
+                _ => (64 | node >> (known - 6), 1 << (known - 6) | node & ((1 << (known - 6)) - 1)),
             };
             let at = Node {
-                group: 1 << 48 | u64::from(half),
+                group: 1 << 48 | u64::from(group),
                 leaf,
                 set: TEXT_SETS + set % 64,
             };
