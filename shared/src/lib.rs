@@ -6,6 +6,8 @@
 //! uses that half.
 
 pub mod batch;
+pub mod class;
+pub mod history;
 pub mod ids;
 pub mod link;
 pub mod partitioner;
@@ -32,3 +34,5 @@ pub mod telemetry;
 pub mod time;
 #[cfg(feature = "runtime")]
 pub mod tls;
+#[cfg(feature = "runtime")]
+pub mod transport;

@@ -50,10 +50,7 @@ use self::record::Scratch;
 use self::snapshot::{Reader, Saved, Writer};
 use self::state::State;
 use super::split::RecordList;
-use super::{BatchError, ChainCodec, ChainLimits, next_position};
-
-/// Templates, columns and mixed contexts, with history: a chain.
-pub const CODEC_MODELLED: u8 = 4;
+use super::{BatchError, CODEC_MODELLED, ChainCodec, ChainLimits, next_position};
 
 const MODE_ZSTD: u8 = 1;
 const MODE_LEARN: u8 = 2;
@@ -90,7 +87,8 @@ impl ModelChain {
     /// # Errors
     /// [`BatchError::Malformed`] when the bytes are torn, of another version or of other limits.
     pub fn load(saved: &[u8], limits: ChainLimits) -> Result<Self, BatchError> {
-        const BAD: BatchError = BatchError::Malformed("saved state of a chain is torn or of another version");
+        const BAD: BatchError =
+            BatchError::Malformed("saved state of a chain is torn or of another version");
         let rest = saved.strip_prefix(&STATE_MAGIC).ok_or(BAD)?;
         let (version, rest) = rest.split_first().ok_or(BAD)?;
         let (crc, frame) = rest.split_first_chunk().ok_or(BAD)?;
@@ -203,7 +201,14 @@ impl ChainCodec for ModelChain {
 impl ModelChain {
     /// Bytes per record by kind of decision.
     pub fn costs(&self, records: usize) -> String {
-        let names = ["flags", "kind", "alphabet", "residual", "text", "template", "key", "time", "block", "whole", "headers"];
-        names.iter().zip(self.state.predictor.cost).map(|(name, cost)| format!("{name} {:.3} ", cost / 8.0 / records as f64)).collect()
+        let names = [
+            "flags", "kind", "alphabet", "residual", "text", "template", "key", "time", "block",
+            "whole", "headers",
+        ];
+        names
+            .iter()
+            .zip(self.state.predictor.cost)
+            .map(|(name, cost)| format!("{name} {:.3} ", cost / 8.0 / records as f64))
+            .collect()
     }
 }

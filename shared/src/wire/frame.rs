@@ -19,6 +19,16 @@ pub struct Ack {
     pub acked: Vec<(Handle, Offset)>,
 }
 
+/// The hub cannot read on in a log, because a codec's memory is not the site's: it dropped what it had not
+/// handed on, and waits for the log from this offset, with the memory empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restart {
+    /// Which log.
+    pub handle: Handle,
+    /// Where to go on.
+    pub next_offset: Offset,
+}
+
 /// One message on the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
@@ -42,6 +52,8 @@ pub enum Frame {
     Pong(u64),
     /// Either way: the session ends in good order.
     Goodbye(Farewell),
+    /// Hub to site: send a log again from here.
+    Restart(Restart),
 }
 
 impl Frame {
@@ -59,6 +71,7 @@ impl Frame {
             Self::Ping(_) => 8,
             Self::Pong(_) => 9,
             Self::Goodbye(_) => 10,
+            Self::Restart(_) => 11,
         }
     }
 
@@ -76,6 +89,10 @@ impl Frame {
             Self::Credit(limit) => put_varint(&mut payload, *limit),
             Self::Ping(number) | Self::Pong(number) => {
                 payload.extend_from_slice(&number.to_be_bytes());
+            }
+            Self::Restart(restart) => {
+                put_varint(&mut payload, restart.handle.0.into());
+                put_varint(&mut payload, restart.next_offset);
             }
         }
         let mut out = Vec::with_capacity(payload.len() + 6);
@@ -102,6 +119,10 @@ impl Frame {
             8 => Self::Ping(reader.u64()?),
             9 => Self::Pong(reader.u64()?),
             10 => Self::Goodbye(Farewell::take(&mut reader)?),
+            11 => Self::Restart(Restart {
+                handle: Handle(reader.varint_u32()?),
+                next_offset: take_offset(&mut reader)?,
+            }),
             other => return Err(WireError::UnknownFrame(other)),
         };
         reader.finish()?;
@@ -133,7 +154,7 @@ fn take_ack(reader: &mut Reader<'_>) -> Result<Ack, WireError> {
 fn limit_of(kind: u8) -> Result<usize, WireError> {
     match kind {
         1 | 2 => Ok(MAX_HELLO_LEN),
-        3..=10 => Ok(MAX_FRAME_LEN),
+        3..=11 => Ok(MAX_FRAME_LEN),
         other => Err(WireError::UnknownFrame(other)),
     }
 }

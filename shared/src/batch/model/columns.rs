@@ -137,7 +137,9 @@ pub(super) struct Columns {
 
 impl Columns {
     pub(super) fn new(bytes: usize, alphabet_bytes: usize) -> Self {
-        let len = (bytes / size_of::<Column>()).next_multiple_of(WAYS).max(WAYS);
+        let len = (bytes / size_of::<Column>())
+            .next_multiple_of(WAYS)
+            .max(WAYS);
         Self {
             entries: vec![Column::default(); len],
             uses: 0,

@@ -212,7 +212,8 @@ impl Saved for Devices {
                 timing,
                 used: from.u32()?,
             }));
-            self.by_hash.insert(hash, u16::try_from(id).map_err(|_| BAD)?);
+            self.by_hash
+                .insert(hash, u16::try_from(id).map_err(|_| BAD)?);
             self.bytes += bytes.len() + OVERHEAD;
             used += 1;
         }

@@ -277,7 +277,10 @@ impl State {
                 ],
             );
             let flag = FLAG_CANDIDATE + (count - 1) * CANDIDATES + i;
-            if self.predictor.flag(coder, want == candidate, &contexts, flag) {
+            if self
+                .predictor
+                .flag(coder, want == candidate, &contexts, flag)
+            {
                 return (i, Some(candidate));
             }
             if count == MAX_ASKED {
@@ -309,7 +312,10 @@ impl State {
         if let Some(clock) = clock_reference(format, row.timestamp_ms, number) {
             history.clock = number.wrapping_sub(clock);
         }
-        if let Some((_, previous)) = row.previous_number.filter(|(unit, _)| *unit == format.unit()) {
+        if let Some((_, previous)) = row
+            .previous_number
+            .filter(|(unit, _)| *unit == format.unit())
+        {
             history.sibling = narrow(number.wrapping_sub(previous));
         }
     }
@@ -329,7 +335,9 @@ impl State {
             rescale(number, format.unit(), unit)
         };
         let mut found = [None; PREDICTORS];
-        if let Some(last) = rescale(history.number, history.unit, unit).filter(|_| history.count > 0) {
+        if let Some(last) =
+            rescale(history.number, history.unit, unit).filter(|_| history.count > 0)
+        {
             found[0] = Some(last);
             if history.unit == unit {
                 if history.count > 1 {
@@ -405,7 +413,10 @@ impl State {
         );
         if let Some(format) = self.columns.at(seat.element_column).format {
             let is_same = wanted == Some(format);
-            if self.predictor.flag(coder, is_same, &contexts, FLAG_SAME_FORMAT) {
+            if self
+                .predictor
+                .flag(coder, is_same, &contexts, FLAG_SAME_FORMAT)
+            {
                 return Ok(format);
             }
         }
@@ -443,24 +454,33 @@ impl State {
                 ],
             );
             let here = alphabet[place];
-            if self.predictor.flag(coder, target.is_ok(), &contexts, FLAG_KNOWN) {
+            if self
+                .predictor
+                .flag(coder, target.is_ok(), &contexts, FLAG_KNOWN)
+            {
                 self.predictor.account(2);
                 let contexts = guess.contexts(300, slot, seat, row, history, here, second);
                 let at = target.unwrap_or(0) as i64 - place as i64;
-                let at = self.predictor.number(coder, at, &contexts, Domain::Alphabet);
+                let at = self
+                    .predictor
+                    .number(coder, at, &contexts, Domain::Alphabet);
                 let alphabet = self.columns.at(seat.column).alphabet.numbers(format.unit());
-                let at = (place as i64).saturating_add(at).clamp(0, alphabet.len() as i64 - 1);
+                let at = (place as i64)
+                    .saturating_add(at)
+                    .clamp(0, alphabet.len() as i64 - 1);
                 let value = alphabet[usize::try_from(at).unwrap_or(0)];
                 return (value, signed_class(value.wrapping_sub(guess.first)));
             }
         }
         self.predictor.account(3);
-        let second = guess.second.map_or(100, |second| {
-            signed_class(second.wrapping_sub(guess.first))
-        });
+        let second = guess
+            .second
+            .map_or(100, |second| signed_class(second.wrapping_sub(guess.first)));
         let contexts = guess.contexts(500, slot, seat, row, history, 0, second);
         let off = number.wrapping_sub(guess.first);
-        let off = self.predictor.number(coder, off, &contexts, Domain::Residual);
+        let off = self
+            .predictor
+            .number(coder, off, &contexts, Domain::Residual);
         (guess.first.wrapping_add(off), signed_class(off))
     }
 
@@ -603,7 +623,11 @@ fn neighbours(
         if other_unit != unit {
             continue;
         }
-        let other = if known.devices[at] == row.device { 0 } else { 3 };
+        let other = if known.devices[at] == row.device {
+            0
+        } else {
+            3
+        };
         let distance = row.distances[at] * 4 + other;
         if distance < best[3].0 {
             best[3] = (distance, number);
@@ -681,10 +705,7 @@ impl Guess {
                     mix(class(history.last_class) | (error / 4) << 8, domain + 4),
                 ),
                 mix(seat.statistics, mix(here.cast_unsigned(), domain + 5)),
-                mix(
-                    mix(slot.column, class(second)),
-                    mix(error / 2, domain + 6),
-                ),
+                mix(mix(slot.column, class(second)), mix(error / 2, domain + 6)),
                 mix(mix(slot.column, row.previous), domain + 7),
             ],
         )
@@ -693,7 +714,9 @@ impl Guess {
 
 /// Place of the number that is nearest; the alphabet is not empty.
 fn nearest(alphabet: &[i64], to: i64) -> usize {
-    let at = alphabet.partition_point(|n| *n < to).min(alphabet.len() - 1);
+    let at = alphabet
+        .partition_point(|n| *n < to)
+        .min(alphabet.len() - 1);
     let off = |at: usize| alphabet[at].wrapping_sub(to).unsigned_abs();
     if at > 0 && off(at) > off(at - 1) {
         at - 1

@@ -154,7 +154,9 @@ fn expand_part(
         if at == part.len() {
             break;
         }
-        let len = unit_len(&part[at + 1..]).filter(|len| *len > 0).ok_or(BAD)?;
+        let len = unit_len(&part[at + 1..])
+            .filter(|len| *len > 0)
+            .ok_or(BAD)?;
         let unit = &part[at + 1..at + 1 + len];
         let times = count(offset + at)?;
         for _ in 0..times {
@@ -223,7 +225,9 @@ impl Folds {
     }
 
     pub(super) fn at(&self, id: u32) -> Option<&[u8]> {
-        self.known.get(id as usize).map(|folded| folded.bytes.as_slice())
+        self.known
+            .get(id as usize)
+            .map(|folded| folded.bytes.as_slice())
     }
 
     /// All numbers have six bits.
@@ -246,8 +250,8 @@ impl Folds {
     pub(super) fn insert(&mut self, bytes: &[u8]) -> u32 {
         while self.known.len() >= MAX_FOLDED || self.bytes + bytes.len() > self.max_bytes {
             let uses = self.uses;
-            let oldest = (0..self.known.len())
-                .max_by_key(|at| uses.wrapping_sub(self.known[*at].used));
+            let oldest =
+                (0..self.known.len()).max_by_key(|at| uses.wrapping_sub(self.known[*at].used));
             let Some(oldest) = oldest else {
                 break;
             };
@@ -305,7 +309,10 @@ mod tests {
     fn receipts_of_any_length_share_a_template() {
         let mut shapes = Vec::new();
         for lines in 2..5 {
-            let template = format!("J{{\"a\":[{}]}}", vec!["{\"q\":\u{1},\"x\":[{\"b\":1},{\"b\":1}]}"; lines].join(", "));
+            let template = format!(
+                "J{{\"a\":[{}]}}",
+                vec!["{\"q\":\u{1},\"x\":[{\"b\":1},{\"b\":1}]}"; lines].join(", ")
+            );
             let (mut folded, mut counts) = (Vec::new(), Vec::new());
             assert!(fold(template.as_bytes(), &mut folded, &mut counts));
             assert_eq!(unfold(&folded, &counts), template.as_bytes());

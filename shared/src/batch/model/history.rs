@@ -152,7 +152,9 @@ pub(super) struct Histories {
 
 impl Histories {
     pub(super) fn new(bytes: usize) -> Self {
-        let len = (bytes / size_of::<History>()).next_multiple_of(WAYS).max(WAYS);
+        let len = (bytes / size_of::<History>())
+            .next_multiple_of(WAYS)
+            .max(WAYS);
         Self {
             // one more for what is passing
             entries: vec![History::NEW; len + 1],
@@ -194,7 +196,10 @@ impl Histories {
             if !may_add {
                 return None;
             }
-            bucket[at] = History { tag, ..History::NEW };
+            bucket[at] = History {
+                tag,
+                ..History::NEW
+            };
         }
         bucket[at].used = now;
         Some(first + at)

@@ -198,7 +198,9 @@ impl Predictor {
             #[cfg(feature = "model-cost")]
             account: 0,
             #[cfg(feature = "model-cost")]
-            log: (0..4097).map(|p| -((f64::from(p) + 0.5) / 4096.5).log2()).collect(),
+            log: (0..4097)
+                .map(|p| -((f64::from(p) + 0.5) / 4096.5).log2())
+                .collect(),
         }
     }
 
@@ -341,7 +343,11 @@ fn learn_counter(counter: u32, bit: bool) -> u32 {
     let p = i64::from(counter >> (32 - COUNTER_BITS));
     let target = if bit { (1_i64 << COUNTER_BITS) - 1 } else { 0 };
     let moved = p + (((target - p) * i64::from(RATES[count as usize])) >> 16);
-    let count = if count < COUNT_LIMIT { count + 1 } else { count };
+    let count = if count < COUNT_LIMIT {
+        count + 1
+    } else {
+        count
+    };
     (moved as u32) << (32 - COUNTER_BITS) | count << 8 | counter & 0xff
 }
 

@@ -11,11 +11,11 @@ use super::symbols::Domain;
 use super::templates::Known;
 use super::text::{self, Place};
 use super::value::Value;
+use crate::batch::BatchError;
 use crate::batch::split::{
     BlockStart, PayloadWriter, RecordList, Split, SplitLimits, Template, hash_bytes, mix,
     tokenize_within,
 };
-use crate::batch::BatchError;
 use crate::record::Header;
 
 const FLAG_MORE_BLOCKS: usize = 24;
@@ -92,7 +92,13 @@ impl State {
             bytes: max_raw_len,
             slots: max_raw_len,
         };
-        self.payload(&mut coder, &RecordList::default(), &mut writer, budget, scratch)?;
+        self.payload(
+            &mut coder,
+            &RecordList::default(),
+            &mut writer,
+            budget,
+            scratch,
+        )?;
         if coder.unread() > 0 {
             return Err(MALFORMED);
         }
@@ -117,7 +123,8 @@ impl State {
             let is_log_append = self.log_append(coder, block);
             for i in 0..count {
                 let record = records.next();
-                let (key, device) = self.key(coder, record.map(|r| r.key), scratch, budget.bytes)?;
+                let (key, device) =
+                    self.key(coder, record.map(|r| r.key), scratch, budget.bytes)?;
                 let device_hash = key_hash(key.as_deref());
                 let at = record.map_or(0, |record| record.timestamp_ms);
                 let at = self.timestamp(coder, at, device, device_hash);
@@ -171,11 +178,16 @@ impl State {
             [
                 mix(901, first),
                 mix(902 | first << 16, last),
-                mix(903 | first << 16, u64::from(self.recent.block_len.max(1).ilog2())),
+                mix(
+                    903 | first << 16,
+                    u64::from(self.recent.block_len.max(1).ilog2()),
+                ),
             ],
         );
         let count = i64::from(count) - 1;
-        let count = self.predictor.number(coder, count, &contexts, Domain::Count);
+        let count = self
+            .predictor
+            .number(coder, count, &contexts, Domain::Count);
         let count = u32::try_from(count.saturating_add(1)).map_err(|_| MALFORMED)?;
         if count == 0 {
             return Err(MALFORMED);
@@ -208,7 +220,8 @@ impl State {
                 mix(914, elapsed.cast_unsigned() / 64),
             ],
         );
-        self.predictor.flag(coder, has_more, &contexts, FLAG_MORE_BLOCKS)
+        self.predictor
+            .flag(coder, has_more, &contexts, FLAG_MORE_BLOCKS)
     }
 
     fn log_append<C: Coder>(&mut self, coder: &mut C, block: Option<BlockStart>) -> bool {
@@ -235,7 +248,11 @@ impl State {
     ) -> Result<(Option<Vec<u8>>, Option<u16>), BatchError> {
         self.predictor.account(6);
         let key = key.flatten();
-        let want = if C::ENCODES { self.devices.find(key) } else { None };
+        let want = if C::ENCODES {
+            self.devices.find(key)
+        } else {
+            None
+        };
         let [one, two] = self.recent.keys;
         let situations = [mix(mix(one, two), 41), mix(one, 42)];
         let found = match self.follower(coder, want, &situations) {
@@ -302,7 +319,9 @@ impl State {
         let len = self.devices.len();
         let contexts = Contexts::new(0, [54]);
         if len == 0
-            || self.predictor.flag(coder, want.is_none(), &contexts, FLAG_NEW_KEY)
+            || self
+                .predictor
+                .flag(coder, want.is_none(), &contexts, FLAG_NEW_KEY)
         {
             return Ok(None);
         }
@@ -337,7 +356,10 @@ impl State {
         limit: usize,
     ) -> Result<(Option<Vec<u8>>, Option<u16>), BatchError> {
         let contexts = Contexts::new(0, [55]);
-        let key = if self.predictor.flag(coder, key.is_none(), &contexts, FLAG_NULL_KEY) {
+        let key = if self
+            .predictor
+            .flag(coder, key.is_none(), &contexts, FLAG_NULL_KEY)
+        {
             None
         } else {
             let place = Place {
@@ -384,13 +406,25 @@ impl State {
             && value.is_some_and(|value| tokenize_within(value, &mut split, SplitLimits::LARGE))
             && self.can_code(&split, scratch);
         let contexts = Contexts::new(0, [2, mix(device, 1)]);
-        let is_split = self.predictor.flag(coder, can_split, &contexts, FLAG_IS_SPLIT);
+        let is_split = self
+            .predictor
+            .flag(coder, can_split, &contexts, FLAG_IS_SPLIT);
         let mut is_null = false;
         if is_split {
-            self.split_value(coder, value.unwrap_or_default(), &split, device, at_ms, budget, scratch)?;
+            self.split_value(
+                coder,
+                value.unwrap_or_default(),
+                &split,
+                device,
+                at_ms,
+                budget,
+                scratch,
+            )?;
         } else {
             let contexts = Contexts::new(0, [3, mix(device, 4)]);
-            is_null = self.predictor.flag(coder, value.is_none(), &contexts, FLAG_IS_NULL);
+            is_null = self
+                .predictor
+                .flag(coder, value.is_none(), &contexts, FLAG_IS_NULL);
             if !is_null {
                 self.whole_value(coder, value.unwrap_or_default(), budget, scratch)?;
             }
@@ -439,7 +473,15 @@ impl State {
     ) -> Result<(), BatchError> {
         let chosen = self.template(coder, &split.template, device, budget, scratch)?;
         let mut row = Row::new(mix(device, 77), at_ms);
-        let done = self.slots(coder, value, split, &chosen.known, &mut row, budget, scratch);
+        let done = self.slots(
+            coder,
+            value,
+            split,
+            &chosen.known,
+            &mut row,
+            budget,
+            scratch,
+        );
         if done.is_ok() && !C::ENCODES {
             scratch.value.clear();
             let (slots, ends) = (&scratch.slots, &scratch.ends);
@@ -449,7 +491,8 @@ impl State {
             });
         }
         if let Some(id) = chosen.id {
-            self.templates.put_back(id, chosen.known, row.device, &row.cells);
+            self.templates
+                .put_back(id, chosen.known, row.device, &row.cells);
         }
         done
     }
@@ -480,7 +523,9 @@ impl State {
                 .and_then(|at| scratch.hashes.get(at))
                 .map_or(other, |hash| mix(*hash, other));
             let token = split.slots.get(i).map_or(&[][..], |(start, end)| {
-                value.get(*start as usize..*end as usize).unwrap_or_default()
+                value
+                    .get(*start as usize..*end as usize)
+                    .unwrap_or_default()
             });
             let slot = Slot {
                 column: column.hash,
@@ -502,7 +547,8 @@ impl State {
             return true;
         }
         scratch.folded.clear();
-        self.templates.accepts(split.template.len(), split.slots.len())
+        self.templates
+            .accepts(split.template.len(), split.slots.len())
     }
 
     /// The value's template, taken out of the table.
@@ -527,7 +573,11 @@ impl State {
             self.memo.last(situations[1]).as_text(),
             Some(last),
         ];
-        let want = if C::ENCODES { self.templates.find(template) } else { None };
+        let want = if C::ENCODES {
+            self.templates.find(template)
+        } else {
+            None
+        };
         let contexts = [
             mix(u64::from(last), 7),
             mix(mix(last.into(), before.into()), 6),
@@ -588,17 +638,26 @@ impl State {
     ) -> Result<Other, BatchError> {
         let contexts = Contexts::new(1, [20, mix(device, 21)]);
         let is_folded = !scratch.folded.is_empty();
-        if self.predictor.flag(coder, is_folded, &contexts, FLAG_IS_FOLDED) {
+        if self
+            .predictor
+            .flag(coder, is_folded, &contexts, FLAG_IS_FOLDED)
+        {
             return self.folded_template(coder, device, last, budget, scratch);
         }
         let contexts = Contexts::new(0, [9, mix(device, 8)]);
-        if self.predictor.flag(coder, want.is_none(), &contexts, FLAG_NEW_TEMPLATE) {
+        if self
+            .predictor
+            .flag(coder, want.is_none(), &contexts, FLAG_NEW_TEMPLATE)
+        {
             let base = self.templates.at(last).map(|known| known.template.bytes());
             let base = base.unwrap_or_default().to_vec();
             let limit = budget.bytes.saturating_add(1);
             let bytes = self.template_text(coder, template, &base, limit)?;
             let template = Template::within(&bytes, SplitLimits::LARGE).ok_or(MALFORMED)?;
-            if !self.templates.accepts(bytes.len(), template.columns().len()) {
+            if !self
+                .templates
+                .accepts(bytes.len(), template.columns().len())
+            {
                 return Err(MALFORMED);
             }
             return Ok(Other::Known(self.templates.insert(template)));
@@ -607,7 +666,9 @@ impl State {
         let bits = 32 - len.leading_zeros();
         let contexts = Contexts::new(0, [12, mix(device, 13), mix(last.into(), 14)]);
         let id = want.unwrap_or(0);
-        let id = self.predictor.bits(coder, id, bits, &contexts, FLAG_TEMPLATE_ID);
+        let id = self
+            .predictor
+            .bits(coder, id, bits, &contexts, FLAG_TEMPLATE_ID);
         self.templates
             .at(id)
             .map(|_| Other::Known(id))
@@ -622,11 +683,19 @@ impl State {
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<Other, BatchError> {
-        let want = if C::ENCODES { self.folds.find(&scratch.folded) } else { None };
+        let want = if C::ENCODES {
+            self.folds.find(&scratch.folded)
+        } else {
+            None
+        };
         let contexts = Contexts::new(1, [22, mix(device, 23)]);
         let is_new = want.is_none();
         let id = if self.predictor.flag(coder, is_new, &contexts, FLAG_NEW_FOLD) {
-            let base = self.folds.at(self.folds.latest()).unwrap_or_default().to_vec();
+            let base = self
+                .folds
+                .at(self.folds.latest())
+                .unwrap_or_default()
+                .to_vec();
             let limit = budget.bytes.saturating_mul(2).min(fold::MAX_LEN);
             let folded = std::mem::take(&mut scratch.folded);
             let bytes = self.template_text(coder, &folded, &base, limit)?;
@@ -634,7 +703,8 @@ impl State {
         } else {
             let contexts = Contexts::new(1, [24, mix(device, 25), mix(last.into(), 26)]);
             let id = want.unwrap_or(0);
-            self.predictor.bits(coder, id, Folds::ID_BITS, &contexts, FLAG_FOLD_ID)
+            self.predictor
+                .bits(coder, id, Folds::ID_BITS, &contexts, FLAG_FOLD_ID)
         };
         self.folds.touch(id);
         let folded = self.folds.at(id).ok_or(MALFORMED)?.to_vec();
@@ -648,7 +718,11 @@ impl State {
             let before = self.memo.last(here).as_text().unwrap_or(0);
             let contexts = Contexts::new(
                 here,
-                [here, mix(here, device), mix(here, u64::from(before) << 8 | 1)],
+                [
+                    here,
+                    mix(here, device),
+                    mix(here, u64::from(before) << 8 | 1),
+                ],
             );
             let count = counts.next().copied().unwrap_or(1);
             let off = i64::from(count) - 1;
@@ -661,7 +735,10 @@ impl State {
             return Ok(Other::Known(id));
         }
         let template = Template::within(&bytes, SplitLimits::LARGE).ok_or(MALFORMED)?;
-        if !self.templates.accepts(bytes.len(), template.columns().len()) {
+        if !self
+            .templates
+            .accepts(bytes.len(), template.columns().len())
+        {
             return Ok(Other::TooLarge(template));
         }
         Ok(Other::Known(self.templates.insert(template)))
@@ -716,7 +793,9 @@ impl State {
         self.predictor.account(10);
         let contexts = Contexts::new(1, [941, mix(device, 942)]);
         let count = i64::try_from(headers.len()).unwrap_or(i64::MAX);
-        let count = self.predictor.number(coder, count, &contexts, Domain::Count);
+        let count = self
+            .predictor
+            .number(coder, count, &contexts, Domain::Count);
         let count = usize::try_from(count).map_err(|_| MALFORMED)?;
         budget.slots = budget.slots.checked_sub(count).ok_or(MALFORMED)?;
         let mut decoded = Vec::new();
@@ -736,7 +815,9 @@ impl State {
             budget.bytes = budget.bytes.saturating_sub(name.len());
             let value = header.and_then(|header| header.value);
             let contexts = Contexts::new(0, [mix(column, 945)]);
-            let is_null = self.predictor.flag(coder, value.is_none(), &contexts, FLAG_NULL_HEADER);
+            let is_null = self
+                .predictor
+                .flag(coder, value.is_none(), &contexts, FLAG_NULL_HEADER);
             let mut out = Vec::new();
             if !is_null {
                 let token = value.unwrap_or_default();

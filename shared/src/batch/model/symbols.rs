@@ -164,7 +164,11 @@ impl Predictor {
         for place in (0..8).rev() {
             let hint = match guess {
                 Some((byte, trust)) if (u32::from(byte) | 256) >> (place + 1) == node => {
-                    if byte >> place & 1 != 0 { trust } else { -trust }
+                    if byte >> place & 1 != 0 {
+                        trust
+                    } else {
+                        -trust
+                    }
                 }
                 _ => 0,
             };
@@ -172,8 +176,14 @@ impl Predictor {
             let known = 7 - place;
             let (group, leaf) = match known {
                 0..3 => (1, node),
-                3..6 => (8 | node >> (known - 3), 1 << (known - 3) | node & ((1 << (known - 3)) - 1)),
-                _ => (64 | node >> (known - 6), 1 << (known - 6) | node & ((1 << (known - 6)) - 1)),
+                3..6 => (
+                    8 | node >> (known - 3),
+                    1 << (known - 3) | node & ((1 << (known - 3)) - 1),
+                ),
+                _ => (
+                    64 | node >> (known - 6),
+                    1 << (known - 6) | node & ((1 << (known - 6)) - 1),
+                ),
             };
             let at = Node {
                 group: 1 << 48 | u64::from(group),

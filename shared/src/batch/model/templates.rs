@@ -197,7 +197,9 @@ impl Templates {
         };
         let need = known.memory() + MAX_RECORDS * 8;
         let mut free = None;
-        while self.bytes + need > self.max_bytes || (free.is_none() && self.known.len() >= MAX_TEMPLATES) {
+        while self.bytes + need > self.max_bytes
+            || (free.is_none() && self.known.len() >= MAX_TEMPLATES)
+        {
             let Some(id) = self.forget_oldest() else {
                 break;
             };
@@ -294,7 +296,8 @@ impl Saved for Templates {
             };
             self.bytes += known.memory();
             self.known.push(Some(known));
-            self.by_hash.insert(hash, u32::try_from(id).map_err(|_| BAD)?);
+            self.by_hash
+                .insert(hash, u32::try_from(id).map_err(|_| BAD)?);
         }
         Ok(())
     }

@@ -69,7 +69,11 @@ pub(super) fn code<C: Coder>(
                     return Err(BatchError::Malformed("text is longer than announced"));
                 }
                 if !C::ENCODES {
-                    out.push(if is_escaping { symbol.wrapping_sub(2) } else { symbol });
+                    out.push(if is_escaping {
+                        symbol.wrapping_sub(2)
+                    } else {
+                        symbol
+                    });
                 }
                 is_escaping = false;
             }

@@ -102,7 +102,8 @@ impl Texts {
     /// Where the bytes after these were seen last, and from now on here.
     #[inline]
     pub(super) fn follow(&mut self, context: u64) -> Option<u32> {
-        let slot = (context.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.seen.len() - 1);
+        let slot =
+            (context.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.seen.len() - 1);
         let at = self.seen[slot];
         self.seen[slot] = self.head;
         (at != 0 && self.head.wrapping_sub(at) < self.ring.len() as u32).then_some(at)

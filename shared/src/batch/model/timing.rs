@@ -93,8 +93,7 @@ impl Timing {
                 self.trend = narrow(trend + (scaled.saturating_sub(trend) >> 3));
             }
             // where the tick was expected, less the new timestamp
-            let expected =
-                (i64::from(self.level) + i64::from(self.trend)).saturating_sub(scaled);
+            let expected = (i64::from(self.level) + i64::from(self.trend)).saturating_sub(scaled);
             self.level = if expected.saturating_abs() > MAX_JITTER_MS * 16 {
                 0
             } else {
@@ -147,7 +146,11 @@ impl State {
             .and_then(|id| self.devices.at(id))
             .map_or_else(Timing::default, |device| device.timing);
         let found = own.predictions(&all);
-        let errors = if own.count >= 3 { own.errors } else { all.errors };
+        let errors = if own.count >= 3 {
+            own.errors
+        } else {
+            all.errors
+        };
         let (mut first, mut second) = (0, 0);
         for i in 0..PREDICTORS {
             if found[i].is_some() && errors[i] < errors[first] {
@@ -174,7 +177,9 @@ impl State {
             ],
         );
         let off = at_ms.wrapping_sub(guess);
-        let off = self.predictor.number(coder, off, &contexts, Domain::Timestamp);
+        let off = self
+            .predictor
+            .number(coder, off, &contexts, Domain::Timestamp);
         let at_ms = guess.wrapping_add(off);
 
         let all = &mut self.recent.timing;

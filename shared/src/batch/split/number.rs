@@ -134,8 +134,7 @@ impl Format {
             Self::Hex { digits, .. } => (MIN_HEX..=MAX_HEX).contains(&usize::from(digits)),
             Self::TimeOfDay { decimals, .. } => decimals <= MAX_DECIMALS,
             Self::DateTime { decimals, zone, .. } => {
-                decimals <= MAX_DECIMALS
-                    && (zone <= ZONE_Z || zone.abs_diff(ZONE_0) <= MAX_ZONE)
+                decimals <= MAX_DECIMALS && (zone <= ZONE_Z || zone.abs_diff(ZONE_0) <= MAX_ZONE)
             }
         }
     }
@@ -243,8 +242,7 @@ fn parse_decimal(token: &[u8], preferred: Option<Format>) -> Option<(Format, i64
     // the same number with more decimals, which the format drops when it prints
     let widened = |to: u8| {
         let to = to.max(scale);
-        (whole + usize::from(to) <= MAX_DIGITS)
-            .then(|| (to, mantissa * pow_10(to - scale)))
+        (whole + usize::from(to) <= MAX_DIGITS).then(|| (to, mantissa * pow_10(to - scale)))
     };
     let trimmed = |to| widened(to).map(|(to, mantissa)| (Format::Trimmed(to), mantissa));
     let to_one = |to| widened(to).map(|(to, mantissa)| (Format::TrimmedToOne(to), mantissa));
@@ -266,9 +264,9 @@ fn parse_decimal(token: &[u8], preferred: Option<Format>) -> Option<(Format, i64
 
 /// Digits that were checked before.
 fn number(digits: &[u8]) -> i64 {
-    digits.iter().fold(0, |n, b| {
-        n * 10 + i64::from(b.wrapping_sub(b'0').min(9))
-    })
+    digits
+        .iter()
+        .fold(0, |n, b| n * 10 + i64::from(b.wrapping_sub(b'0').min(9)))
 }
 
 /// Seconds of `hh:mm:ss`, if minutes and seconds are below 60.

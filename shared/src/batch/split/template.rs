@@ -93,9 +93,9 @@ pub(crate) fn tokenize_within(value: &[u8], split: &mut Split, limits: SplitLimi
 }
 
 fn is_text(value: &[u8]) -> bool {
-    let has_control = value
-        .iter()
-        .fold(false, |found, byte| found | (CLASS[usize::from(*byte)] & CONTROL != 0));
+    let has_control = value.iter().fold(false, |found, byte| {
+        found | (CLASS[usize::from(*byte)] & CONTROL != 0)
+    });
     !has_control && std::str::from_utf8(value).is_ok()
 }
 
@@ -280,7 +280,9 @@ fn slot_len(word: &[u8]) -> usize {
     let unit = word.get(number..).unwrap_or_default();
     let is_unit = whole > 0
         && unit.len() <= 8
-        && unit.first().is_some_and(|b| !b.is_ascii_hexdigit() && *b != b'.')
+        && unit
+            .first()
+            .is_some_and(|b| !b.is_ascii_hexdigit() && *b != b'.')
         && unit.iter().all(|b| b.is_ascii_alphabetic() || *b == b'%');
     if is_unit {
         return number;
@@ -511,7 +513,9 @@ fn text_columns(body: &[u8]) -> Vec<ColumnId> {
         let Some((&MARK, literal)) = piece.split_last() else {
             break;
         };
-        let tail = literal.get(literal.len().saturating_sub(6)..).unwrap_or_default();
+        let tail = literal
+            .get(literal.len().saturating_sub(6)..)
+            .unwrap_or_default();
         let index = columns.len() as u64;
         let names = matches!(literal, b"#" | b"=");
         columns.push(ColumnId {
