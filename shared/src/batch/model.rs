@@ -25,6 +25,7 @@ mod coder;
 mod columns;
 mod devices;
 mod field;
+mod fold;
 mod history;
 mod logistic;
 mod memo;
