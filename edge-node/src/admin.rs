@@ -7,6 +7,7 @@ use shared::admin::{Check, Provider};
 use shared::ids::SiteId;
 use shared::time;
 
+use crate::config::TopicsConfig;
 use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
@@ -38,6 +39,8 @@ pub struct Node {
     pub site: Option<SiteId>,
     /// The log.
     pub store: Arc<dyn Store>,
+    /// What holds for its topics.
+    pub topics: TopicsConfig,
     /// The door's counters.
     pub ingest: Arc<IngestStats>,
     /// The Kafka listener's, when it is on.
@@ -56,6 +59,7 @@ impl Node {
     fn document(&self) -> Status {
         let topics = self.store.ledger().into_iter();
         let topics = topics.map(|(name, ledger)| TopicStatus {
+            class: self.topics.settings(name.as_str()).class,
             name: name.to_string(),
             ledger: ledger.into(),
         });

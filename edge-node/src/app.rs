@@ -169,6 +169,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
     let node = Node {
         site,
         store: Arc::clone(store),
+        topics: config.topics.clone(),
         ingest: Arc::clone(ingest.stats()),
         kafka,
         http,
@@ -265,11 +266,13 @@ fn start_uplink(
     let site = ClientTls::load(uplink.tls.clone())
         .ok()
         .and_then(|tls| tls.site().ok());
+    let topics = config.topics.clone();
     let stats = Arc::new(UplinkStats::default());
+    let data_dir = config.node.data_dir.clone();
     let (store, told, stop) = (Arc::clone(store), Arc::clone(&stats), tasks.stopping());
     tasks.core("uplink", async move {
-        let max_bytes = limits.max_uncompressed_bytes;
-        let make = || Uplink::new(&uplink, &store, &told, &policies, max_bytes);
+        let most = limits.max_uncompressed_bytes;
+        let make = || Uplink::new(&uplink, &topics, &store, &told, &policies, most, &data_dir);
         if let Some(uplink) = until_possible(make, &told, &stop).await {
             uplink.run(stop).await;
         }

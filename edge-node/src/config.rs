@@ -6,6 +6,7 @@
 //!
 //! Not here: the site's name. It comes from the certificate only.
 
+mod classes;
 mod policy;
 mod read;
 #[cfg(test)]
@@ -15,9 +16,11 @@ mod topics;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_ZSTD, supported_codecs};
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
+pub use classes::ClassesConfig;
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
@@ -195,10 +198,30 @@ pub struct HttpConfig {
 /// How batches are written on the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// Uncompressed.
-    None,
+    /// What sends most records, given the link and the processor.
+    Auto,
+    /// Modelled bit by bit, whatever it costs the processor.
+    Modelled,
+    /// Columns and zstd with history.
+    Columnar,
     /// zstd, each batch on its own.
     Zstd,
+    /// Uncompressed.
+    None,
+}
+
+impl Codec {
+    /// The codecs offered to a hub, best first.
+    #[must_use]
+    pub fn offered(self) -> Vec<u8> {
+        match self {
+            Self::Auto => supported_codecs(),
+            Self::Modelled => vec![CODEC_MODELLED],
+            Self::Columnar => vec![CODEC_COLUMNAR],
+            Self::Zstd => vec![CODEC_ZSTD],
+            Self::None => Vec::new(),
+        }
+    }
 }
 
 /// `[uplink]`: the way to the hub.
@@ -214,16 +237,27 @@ pub struct UplinkConfig {
     pub server_name: Option<String>,
     /// Compression.
     pub codec: Codec,
+    /// Bytes that codecs may remember of what they sent.
+    pub codec_memory: ByteSize,
     /// zstd's level.
     pub level: i32,
     /// Bytes of records asked from the log for one stream.
     pub max_read: ByteSize,
     /// Reads under way or waiting for the hub's credit.
     pub max_reads: usize,
+    /// How the classes of topics share the link.
+    pub classes: ClassesConfig,
     /// From dialling to the hub's welcome.
     pub connect_timeout: Span,
-    /// A connection without a packet for so long is given up and dialled anew.
+    /// A connection without a packet for so long is given up, and a new one dialled. Outages that are shorter
+    /// cost no new session.
     pub idle_timeout: Span,
+    /// A QUIC connection that was silent for so long says a word, so that NATs on the way do not forget it.
+    pub nat_keep_alive: Span,
+    /// Most bytes that may be sent in a minute into a link that is down, to find out that it is back.
+    pub outage_budget: ByteSize,
+    /// Go over TLS over TCP where UDP is blocked.
+    pub tcp_fallback: bool,
     /// First upper bound of the wait between attempts, doubled with each.
     pub backoff_min: Span,
     /// Last upper bound of that wait.

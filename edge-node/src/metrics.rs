@@ -173,6 +173,21 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
         single(uplink.attempts),
     )?;
     scrape.counter(
+        "uplink_tcp_sessions",
+        "Sessions over TCP, because UDP was blocked",
+        single(uplink.tcp_sessions),
+    )?;
+    scrape.gauge(
+        "uplink_over_tcp",
+        "1 while the session goes over TCP",
+        single(f64::from(u8::from(uplink.is_over_tcp))),
+    )?;
+    scrape.gauge(
+        "uplink_silent",
+        "1 while a session's hub is not heard",
+        single(f64::from(u8::from(uplink.is_silent))),
+    )?;
+    scrape.counter(
         "uplink_raw_bytes",
         "Bytes of records sent, before compression",
         single(uplink.raw_bytes),
@@ -184,12 +199,12 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
     )?;
     scrape.counter(
         "uplink_sent_bytes",
-        "Bytes of all UDP datagrams sent",
+        "Bytes of all IP packets sent",
         single(uplink.sent_bytes),
     )?;
     scrape.counter(
         "uplink_received_bytes",
-        "Bytes of all UDP datagrams received",
+        "Bytes of all IP packets received",
         single(uplink.received_bytes),
     )?;
     let rtt = level(uplink.rtt_us) / 1_000_000.0;
@@ -356,6 +371,7 @@ fn bounded(topics: &[TopicStatus]) -> Vec<(String, Ledger)> {
 mod tests {
     use super::*;
     use crate::status::UplinkStatus;
+    use shared::class::Class;
 
     fn text(topics: Vec<TopicStatus>) -> String {
         let status = Status {
@@ -416,7 +432,11 @@ mod tests {
             committed: accepted,
             ..Ledger::default()
         };
-        TopicStatus { name, ledger }
+        TopicStatus {
+            name,
+            class: Class::Normal,
+            ledger,
+        }
     }
 
     #[test]
@@ -433,6 +453,7 @@ mod tests {
         };
         let text = text(vec![TopicStatus {
             name: "a".to_owned(),
+            class: Class::Normal,
             ledger,
         }]);
         for line in [

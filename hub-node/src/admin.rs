@@ -9,16 +9,18 @@ use shared::time;
 use tokio::sync::watch;
 
 use crate::commit::{Counters, Lanes};
-use crate::intake::IntakeStats;
+use crate::intake::{Intake, IntakeStats};
 use crate::metrics;
 use crate::sites::Register;
-use crate::status::{CommitCounts, LaneCounts, SiteLine, Status};
+use crate::status::{CommitCounts, IntakeCounts, LaneCounts, SiteLine, Status};
 
 /// The parts of a running hub. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Set once the cluster has answered.
     lanes: Arc<OnceLock<LanesView>>,
+    /// Set once it takes sites in.
+    gate: Arc<OnceLock<Arc<Intake>>>,
     count: u32,
     sites: Arc<Register>,
     intake: Arc<IntakeStats>,
@@ -43,6 +45,7 @@ impl Node {
     ) -> Self {
         Self {
             lanes: Arc::default(),
+            gate: Arc::default(),
             count: lanes,
             sites,
             intake,
@@ -59,10 +62,17 @@ impl Node {
         self.lanes.get_or_init(view);
     }
 
+    /// Sites are taken in from here on.
+    pub fn intake_started(&self, intake: &Arc<Intake>) {
+        self.gate.get_or_init(|| Arc::clone(intake));
+    }
+
     fn document(&self) -> Status {
         let sites = self.sites.snapshot().into_iter();
         let uptime = time::now().saturating_sub(self.started).as_millis();
         let problems = self.problems();
+        let rules = self.gate.get().map(|intake| intake.rules());
+        let limit = |site: &str| rules.as_ref()?.ingress_of(site);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             wall_ms: time::wall_ms(),
@@ -74,9 +84,12 @@ impl Node {
                 troubled: self.troubled(),
             },
             commit: self.commit_counts(),
+            intake: self.intake_counts(),
             sites: sites
                 .map(|(name, site)| {
                     let line = SiteLine {
+                        received_bytes: site.received_bytes(),
+                        ingress: limit(name.as_str()),
                         sessions: site.sessions,
                         incarnation: site.incarnation,
                         changed_ms: site.changed_ms,
@@ -85,6 +98,22 @@ impl Node {
                     (name.to_string(), line)
                 })
                 .collect(),
+        }
+    }
+
+    fn intake_counts(&self) -> IntakeCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let levels = self.gate.get().map(|intake| intake.levels());
+        let levels = levels.unwrap_or_default();
+        IntakeCounts {
+            received_bytes: read(&self.intake.payload_bytes),
+            refused: read(&self.intake.refused),
+            told_later: read(&self.intake.told_later),
+            handshakes: levels.handshakes,
+            waiting: levels.waiting,
+            admitted: levels.admitted,
+            limited: levels.limited,
+            held_bytes: levels.held_bytes,
         }
     }
 

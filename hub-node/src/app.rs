@@ -6,23 +6,27 @@
 mod embedded;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime as _, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 use shared::tasks::Tasks;
 use shared::tls::ServerTls;
-use tokio::net::TcpListener;
+use shared::transport::{ProbeSocket, TcpLimits};
+use shared::units::ByteSize;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Node;
 use crate::commit::Lanes;
 use crate::config::{Cluster, Config, ListenConfig};
-use crate::intake::{Budget, Intake, IntakeConfig, IntakeStats};
+use crate::intake::{Budget, CodecStates, Intake, IntakeConfig, IntakeStats, TcpDoor};
 use crate::sites::Register;
 
 /// QUIC version 1 (RFC 9000), and no draft.
@@ -31,15 +35,18 @@ const QUIC_V1: u32 = 1;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Reassembly of one stream; batches are mostly smaller.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// Bytes of one connection that came and were not read yet: 14 Mbit/s over a satellite.
-const RECEIVE_WINDOW: u32 = 1 << 20;
+/// Bytes of a connection that has no session yet that came and were not read.
+const FIRST_RECEIVE_WINDOW: u32 = 128 << 10;
 /// Data streams that a site may have open at once.
 const STREAMS: u32 = 256;
+/// Connections that the kernel has ready.
+const TCP_BACKLOG: u32 = 1_024;
+/// A path is asked for larger packets this often.
+const MTU_LOOK: Duration = Duration::from_secs(60 * 60);
 /// What the hub sends is little: acknowledgements.
 const SEND_WINDOW: u64 = 1 << 20;
-/// What a site is told to wait when the hub is busy or stops.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
-
+/// How often the configuration is looked at for changed rules.
+const RULES_INTERVAL: Duration = Duration::from_secs(2);
 /// How often certificate files are looked at.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -47,13 +54,19 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
 struct Parts {
     sites: Arc<Register>,
     intake: Arc<IntakeStats>,
+    /// Where the configuration came from.
+    file: Option<PathBuf>,
 }
 
 /// Runs a hub until it is told to stop.
 ///
 /// # Errors
 /// What kept it from starting, or the part that took it down.
-pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
+pub async fn run(
+    mut config: Config,
+    cluster: Cluster,
+    file: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let mock = match cluster {
         Cluster::Embedded => {
             let lanes = i32::try_from(config.commit.lanes).unwrap_or(i32::MAX);
@@ -78,6 +91,7 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
     let parts = Parts {
         sites: Arc::default(),
         intake: Arc::default(),
+        file,
     };
     let node = Node::new(
         config.commit.lanes,
@@ -95,8 +109,9 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
         Ok(shared::admin::serve(admin, provider, stop).await?)
     });
     // sites may not be welcomed before, but their certificates and ports can be wrong now
-    let tls = ServerTls::load(config.listen.tls.clone())?;
+    let tls = Arc::new(ServerTls::load(config.listen.tls.clone())?);
     let endpoint = listen(&config.listen, &tls)?;
+    let door = tcp_door(&config.listen, endpoint.local_addr()?, &tls)?;
     tasks.core(
         "certificates",
         renew(
@@ -108,7 +123,7 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
     );
     let hub = serve(
         config.clone(),
-        endpoint,
+        (endpoint, door),
         cluster,
         parts,
         node,
@@ -124,7 +139,7 @@ pub async fn run(mut config: Config, cluster: Cluster) -> anyhow::Result<()> {
 
 async fn serve(
     config: Config,
-    endpoint: Endpoint,
+    (endpoint, door): (Endpoint, Option<TcpDoor>),
     cluster: Cluster,
     parts: Parts,
     node: Node,
@@ -145,17 +160,23 @@ async fn serve(
         config.listen.session_window.bytes(),
     ));
     node.lanes_started(&lanes);
-    let intake = Intake::new(
+    let intake = Arc::new(Intake::new(
         intake_config(&config),
         lanes.router(),
         parts.sites,
         parts.intake,
         budget,
-    );
+        Arc::new(codec_states(&config)?),
+    ));
+    node.intake_started(&intake);
+    if let Some(file) = parts.file {
+        let rules = follow_rules(Arc::clone(&intake), file, cluster, stop.clone());
+        tasks.core("rules", rules);
+    }
     info!(address = %endpoint.local_addr()?, "Hub listens for sites");
     // sessions end before the lanes, so that what they handed in is committed
     let sessions = async {
-        Arc::new(intake).serve(endpoint, stop).await;
+        intake.serve(endpoint, door, stop).await;
         lanes_stop.cancel();
         std::future::pending::<()>().await;
     };
@@ -165,22 +186,69 @@ async fn serve(
     }
 }
 
+fn codec_states(config: &Config) -> anyhow::Result<CodecStates> {
+    let listen = &config.listen;
+    if let Some(directory) = &listen.codec_dir {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("listen.codec_dir = \"{}\"", directory.display()))?;
+    }
+    let limit = listen.codec_memory.bytes();
+    let saved = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok(CodecStates::new(saved, limit, listen.codec_dir.clone()))
+}
+
 fn intake_config(config: &Config) -> IntakeConfig {
     let listen = &config.listen;
     IntakeConfig {
         sites: config.sites.clone(),
         max_connections: listen.max_sessions,
+        max_handshakes: listen.max_handshakes,
+        admit_rate: listen.admit_rate,
+        ingress: listen.ingress.map(ByteSize::bytes),
         max_logs: listen.max_logs,
         max_batch_bytes: u32::try_from(listen.max_batch.bytes()).unwrap_or(u32::MAX),
         keep_alive: listen.keep_alive.duration(),
         handshake_timeout: listen.handshake_timeout.duration(),
-        retry_after: RETRY_AFTER,
+    }
+}
+
+/// Rules for sites that are changed in the file hold from then on; everything else at the next start.
+async fn follow_rules(
+    intake: Arc<Intake>,
+    file: PathBuf,
+    cluster: Cluster,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let changed = |file: &PathBuf| {
+        std::fs::metadata(file)
+            .and_then(|meta| meta.modified())
+            .ok()
+    };
+    let mut seen = changed(&file);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RULES_INTERVAL) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        let now = changed(&file);
+        if now.is_none() || now == seen {
+            continue;
+        }
+        seen = now;
+        match Config::load(Some(&file), cluster) {
+            Ok(config) => {
+                if intake.set_sites(config.sites) {
+                    info!("Rules for sites changed");
+                }
+            }
+            Err(error) => warn!(%error, "The changed file cannot be used, the old rules stay"),
+        }
     }
 }
 
 /// New connections see certificates that were renewed on disk; open ones go on.
 async fn renew(
-    tls: ServerTls,
+    tls: Arc<ServerTls>,
     endpoint: Endpoint,
     config: ListenConfig,
     stop: CancellationToken,
@@ -213,12 +281,49 @@ fn listen(config: &ListenConfig, tls: &ServerTls) -> anyhow::Result<Endpoint> {
     endpoint.supported_versions(vec![QUIC_V1]);
     let socket = bind(config.address)
         .with_context(|| format!("[listen] address = \"{}\"", config.address))?;
-    Ok(Endpoint::new(
+    let socket = TokioRuntime.wrap_udp_socket(socket)?;
+    // sites ask whether the hub is there before they send anything dear
+    let socket = Arc::new(ProbeSocket::answering(socket, rand::random()));
+    Ok(Endpoint::new_with_abstract_socket(
         endpoint,
         Some(server),
         socket,
         Arc::new(TokioRuntime),
     )?)
+}
+
+/// The same address over TCP.
+fn tcp_door(
+    config: &ListenConfig,
+    address: SocketAddr,
+    tls: &Arc<ServerTls>,
+) -> anyhow::Result<Option<TcpDoor>> {
+    if !config.tcp {
+        return Ok(None);
+    }
+    let listener = bind_tcp(address).with_context(|| {
+        format!("[listen] address = \"{address}\" over TCP; tcp = false does without")
+    })?;
+    let max_batch = usize::try_from(config.max_batch.bytes()).unwrap_or(usize::MAX);
+    let limits = TcpLimits {
+        max_data_len: max_batch.saturating_add(shared::wire::MAX_DATA_HEADER_LEN),
+        window: FIRST_RECEIVE_WINDOW.into(),
+    };
+    let idle_timeout = config.idle_timeout.duration();
+    let tls = Arc::clone(tls);
+    Ok(Some(TcpDoor::new(listener, tls, limits, idle_timeout)))
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // a hub that starts anew finds its port free though old connections linger
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(TCP_BACKLOG)
 }
 
 fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
@@ -244,14 +349,17 @@ fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
 
 fn transport(config: &ListenConfig) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.interval(MTU_LOOK);
     transport
         .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout.duration()).ok())
-        // the protocol's own keep-alives come more often, but only once the site is welcome
+        // sites keep the NATs on the way awake, and more often: a second end that does costs twice
         .keep_alive_interval(Some(config.idle_timeout.duration() / 2))
+        .mtu_discovery_config(Some(discovery))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(FIRST_RECEIVE_WINDOW))
         .send_window(SEND_WINDOW)
         .datagram_receive_buffer_size(None);
     transport

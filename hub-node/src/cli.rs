@@ -107,7 +107,7 @@ struct IssueArgs {
 }
 
 /// Runs the command line; `run` is the node itself.
-pub fn main(run: impl FnOnce(Config, Cluster) -> anyhow::Result<()>) -> ExitCode {
+pub fn main(run: impl FnOnce(Config, Cluster, Option<PathBuf>) -> anyhow::Result<()>) -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => start(&args, run),
         Command::Check(args) => check(&args),
@@ -132,7 +132,7 @@ pub fn main(run: impl FnOnce(Config, Cluster) -> anyhow::Result<()>) -> ExitCode
 
 fn start(
     args: &RunArgs,
-    run: impl FnOnce(Config, Cluster) -> anyhow::Result<()>,
+    run: impl FnOnce(Config, Cluster, Option<PathBuf>) -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcome> {
     let cluster = if args.embedded_cluster {
         Cluster::Embedded
@@ -143,12 +143,12 @@ fn start(
         args.config.file(CONFIG_FILE),
         args.config.looked(CONFIG_FILE),
     );
-    let config = match looked {
-        Some(looked) => Config::load(None, cluster).context(looked)?,
-        None => Config::load(file.as_deref(), cluster)?,
+    let (config, file) = match looked {
+        Some(looked) => (Config::load(None, cluster).context(looked)?, None),
+        None => (Config::load(file.as_deref(), cluster)?, file),
     };
     shared::telemetry::init(&config.log)?;
-    match run(config, cluster) {
+    match run(config, cluster, file) {
         Ok(()) => Ok(Outcome::Fine),
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "The node failed");

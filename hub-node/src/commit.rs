@@ -18,8 +18,12 @@ mod health;
 mod kafka_tests;
 mod lanes;
 mod machine;
+mod pace;
 mod queue;
+mod room;
 mod sending;
+#[cfg(test)]
+mod shares;
 #[cfg(test)]
 mod sim;
 mod transact;
@@ -28,7 +32,10 @@ pub use checkpoint::LogKey;
 pub use config::{CommitConfig, TopicPolicy};
 pub use counters::Counters;
 pub use lanes::{LaneHandle, LaneRouter, Lanes, StartError};
+pub use room::{Hold, Room, RoomShare};
 pub use shared::batch::Block;
+
+use std::sync::Arc;
 
 use shared::ids::{Incarnation, Offset, SiteId, TopicPartition};
 use tokio::sync::{mpsc, oneshot};
@@ -68,6 +75,8 @@ pub struct Delivery {
     pub content: Content,
     /// Bytes that it holds in memory, for the budgets.
     pub bytes: usize,
+    /// Its place in the lane's queue, when somebody counts.
+    pub hold: Option<Arc<Hold>>,
 }
 
 /// A lane's word to a session.

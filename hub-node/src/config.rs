@@ -14,7 +14,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shared::config::{AdminConfig, ConfigError, Document, LogConfig};
 use shared::ids::TopicName;
@@ -99,13 +99,24 @@ pub struct NodeConfig {
 pub struct ListenConfig {
     /// UDP address.
     pub address: SocketAddr,
+    /// Listen on the same port over TCP too, for sites whose network blocks UDP.
+    pub tcp: bool,
     /// The hub's certificate, its key, and the CA of the sites.
     pub tls: TlsFiles,
     /// Open sessions; more are turned away with a delay.
     pub max_sessions: usize,
+    /// Handshakes under way; more wait.
+    pub max_handshakes: usize,
+    /// Sites that are let in a second; more wait, or are told when to come back.
+    pub admit_rate: u64,
+    /// Bytes of data streams a second, of all sites together.
+    pub ingress: Option<ByteSize>,
+    /// The same of each site that no rule gives another.
+    pub site_ingress: Option<ByteSize>,
     /// From the first packet to the site's whole hello.
     pub handshake_timeout: Span,
-    /// How often sites are told to ping; three times as long without a word ends the session.
+    /// How often sites are told to ping; three times as long without a word ends the session. That the link
+    /// works is seen sooner, below the session.
     pub keep_alive: Span,
     /// A connection without a packet for so long is forgotten.
     pub idle_timeout: Span,
@@ -117,6 +128,10 @@ pub struct ListenConfig {
     pub max_batch: ByteSize,
     /// Most logs (topic partitions) of one site.
     pub max_logs: usize,
+    /// Bytes that the codecs of open sessions may remember, and that saved states may take besides.
+    pub codec_memory: ByteSize,
+    /// Where saved states outlive the process.
+    pub codec_dir: Option<PathBuf>,
 }
 
 /// `[kafka]`: the central cluster.

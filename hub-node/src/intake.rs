@@ -3,17 +3,29 @@
 //! A site is who its certificate says; nothing in a message can change that. A bad frame ends the session
 //! that sent it and touches no other. What a session may hold in memory is granted as credit from one
 //! budget for the process: when Kafka is slow nothing is committed, no credit is given back, and sites
-//! keep their records.
+//! keep their records. What sites send is held to limits ([`limits`]); when many come back at once they are
+//! let in one after the other ([`gate`]).
 
+mod admission;
+mod bucket;
 mod budget;
 mod endpoint;
+mod gate;
+mod ingress;
+mod limits;
+mod memories;
 mod quiet;
 mod session;
+mod slow_start;
+mod states;
+mod tcp_door;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use budget::Budget;
 pub use endpoint::{Intake, IntakeConfig};
+pub use states::CodecStates;
+pub use tcp_door::TcpDoor;
 
 /// Counters of the intake, for metrics and status.
 #[derive(Debug, Default)]
@@ -22,6 +34,8 @@ pub struct IntakeStats {
     pub connections: AtomicU64,
     /// Connections refused: handshake, rules, or limits.
     pub refused: AtomicU64,
+    /// Sites told to come back later, because too many came at once or the lane did not answer.
+    pub told_later: AtomicU64,
     /// Sessions ended because the peer broke the protocol or a limit.
     pub violations: AtomicU64,
     /// Bytes of data streams as they came.
@@ -30,6 +44,23 @@ pub struct IntakeStats {
     pub records: AtomicU64,
     /// Gap ranges handed to lanes, in records.
     pub gap_records: AtomicU64,
+    /// Logs that had to be sent again because what a codec remembered was lost.
+    pub restarts: AtomicU64,
+}
+
+/// How full the intake is at the moment, for metrics and status.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IntakeLevels {
+    /// Connections that wait for their handshake to begin, and those in it.
+    pub handshakes: u64,
+    /// Sites that wait to be let in.
+    pub waiting: u64,
+    /// Sites between hello and welcome.
+    pub admitted: u64,
+    /// Sites that are held by a limit.
+    pub limited: u64,
+    /// Bytes that came and are not committed.
+    pub held_bytes: u64,
 }
 
 impl IntakeStats {

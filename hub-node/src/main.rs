@@ -15,12 +15,12 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    hub_node::cli::main(|config, cluster| {
+    hub_node::cli::main(|config, cluster, file| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("start the runtime")?;
-        let outcome = runtime.block_on(hub_node::app::run(config, cluster));
+        let outcome = runtime.block_on(hub_node::app::run(config, cluster, file));
         // a call of librdkafka may block for long when Kafka is down; nothing depends on its end
         runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
         outcome

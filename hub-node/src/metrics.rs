@@ -22,6 +22,7 @@ pub fn write(scrape: &mut Scrape<'_>, status: &Status, intake: &IntakeStats) -> 
     write_commit(scrape, status)?;
     write_sites(scrape, status)?;
     write_intake(scrape, intake)?;
+    write_levels(scrape, status)?;
     shared::metrics::process(scrape)
 }
 
@@ -36,6 +37,11 @@ fn write_intake(scrape: &mut Scrape<'_>, stats: &IntakeStats) -> fmt::Result {
         "refused_connections",
         "Connections refused",
         read(&stats.refused),
+    )?;
+    scrape.counter(
+        "told_later",
+        "Sites that were told when to come back",
+        read(&stats.told_later),
     )?;
     scrape.counter(
         "violations",
@@ -58,6 +64,40 @@ fn write_intake(scrape: &mut Scrape<'_>, stats: &IntakeStats) -> fmt::Result {
         "Records that sites declared lost",
         gaps,
     )
+}
+
+fn write_levels(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
+    let intake = &status.intake;
+    for (name, help, value) in [
+        (
+            "handshakes",
+            "Connections that wait for their handshake or are in it",
+            intake.handshakes,
+        ),
+        (
+            "sites_waiting",
+            "Sites that wait to be let in",
+            intake.waiting,
+        ),
+        (
+            "sites_admitted",
+            "Sites between hello and welcome",
+            intake.admitted,
+        ),
+        (
+            "sites_limited",
+            "Sites that are held by an ingress limit",
+            intake.limited,
+        ),
+        (
+            "held_bytes",
+            "Bytes that came and are not committed",
+            intake.held_bytes,
+        ),
+    ] {
+        scrape.gauge(name, help, single(level(value)))?;
+    }
+    Ok(())
 }
 
 fn write_node(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {

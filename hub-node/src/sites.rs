@@ -4,7 +4,8 @@
 //! not connected is forgotten (its checkpoints live in Kafka and are not touched).
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use shared::ids::{Incarnation, SiteId};
@@ -23,6 +24,20 @@ pub struct SiteStatus {
     pub changed_ms: i64,
     /// How often it changed its incarnation while this hub ran: a restored or copied store.
     pub incarnation_changes: u64,
+    /// Bytes of data streams in sessions that have ended.
+    #[serde(skip)]
+    ended_bytes: u64,
+    /// The same of the session that is open, or was last.
+    #[serde(skip)]
+    session_bytes: Arc<AtomicU64>,
+}
+
+impl SiteStatus {
+    /// Bytes of data streams that it sent since this hub started.
+    #[must_use]
+    pub fn received_bytes(&self) -> u64 {
+        self.ended_bytes + self.session_bytes.load(Ordering::Relaxed)
+    }
 }
 
 /// The sites that this hub process has seen.
@@ -32,8 +47,15 @@ pub struct Register {
 }
 
 impl Register {
-    /// A session of the site opened. True when the site names another incarnation than before.
-    pub fn connected(&self, site: &SiteId, incarnation: Incarnation, wall_ms: i64) -> bool {
+    /// A session of the site opened, which counts its bytes. True when the site names another incarnation
+    /// than before.
+    pub fn connected(
+        &self,
+        site: &SiteId,
+        incarnation: Incarnation,
+        bytes: Arc<AtomicU64>,
+        wall_ms: i64,
+    ) -> bool {
         let mut sites = self.lock();
         if !sites.contains_key(site.as_str()) && sites.len() >= MAX_KNOWN_SITES {
             forget_oldest(&mut sites);
@@ -44,7 +66,11 @@ impl Register {
             incarnation: text.clone(),
             changed_ms: wall_ms,
             incarnation_changes: 0,
+            ended_bytes: 0,
+            session_bytes: Arc::default(),
         });
+        status.ended_bytes = status.received_bytes();
+        status.session_bytes = bytes;
         status.sessions += 1;
         status.changed_ms = wall_ms;
         let is_other = status.incarnation != text;
@@ -108,10 +134,11 @@ mod tests {
     fn a_changed_incarnation_is_counted() {
         let register = Register::default();
         for incarnation in [1, 1, 2] {
-            register.connected(&site("a"), Incarnation(incarnation), 0);
+            register.connected(&site("a"), Incarnation(incarnation), Arc::new(10.into()), 0);
             register.disconnected(&site("a"), 1);
         }
         assert_eq!(register.snapshot()["a"].incarnation_changes, 1);
+        assert_eq!(register.snapshot()["a"].received_bytes(), 30);
         assert_eq!(register.open_sessions(), 0);
     }
 }

@@ -29,6 +29,9 @@ pub struct Status {
     pub lanes: LaneCounts,
     /// Sums since the start.
     pub commit: CommitCounts,
+    /// What comes in.
+    #[serde(default)]
+    pub intake: IntakeCounts,
     /// Sites that this process has seen, by name.
     pub sites: BTreeMap<String, SiteLine>,
 }
@@ -68,6 +71,27 @@ pub struct CommitCounts {
     pub queue_bytes: u64,
 }
 
+/// What comes in: sums since the start of the process, and levels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntakeCounts {
+    /// Bytes of data streams, as they came.
+    pub received_bytes: u64,
+    /// Connections refused: handshake, rules, or limits.
+    pub refused: u64,
+    /// Sites that were told when to come back.
+    pub told_later: u64,
+    /// Connections that wait for their handshake or are in it.
+    pub handshakes: u64,
+    /// Sites that wait to be let in.
+    pub waiting: u64,
+    /// Sites between hello and welcome.
+    pub admitted: u64,
+    /// Sites that are held by an ingress limit.
+    pub limited: u64,
+    /// Bytes that came and are not committed.
+    pub held_bytes: u64,
+}
+
 /// One site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteLine {
@@ -79,6 +103,12 @@ pub struct SiteLine {
     pub changed_ms: i64,
     /// How often it changed its incarnation while this hub ran.
     pub incarnation_changes: u64,
+    /// Bytes of its data streams since this hub started.
+    #[serde(default)]
+    pub received_bytes: u64,
+    /// Bytes a second that it may send; absent: as fast as it comes.
+    #[serde(default)]
+    pub ingress: Option<u64>,
 }
 
 impl fmt::Display for Status {
@@ -110,6 +140,14 @@ impl fmt::Display for Status {
             f,
             "sites     {} connected, {sites} seen",
             thousands(connected as u64)
+        )?;
+        let intake = &self.intake;
+        writeln!(
+            f,
+            "intake    {} waiting to be let in, {} held by a limit, {} told to come back since start",
+            thousands(intake.waiting + intake.admitted),
+            thousands(intake.limited),
+            thousands(intake.told_later)
         )?;
         let commit = &self.commit;
         let mut table = Table::new(&["since start", ""]);
@@ -148,7 +186,14 @@ impl Status {
         if self.sites.is_empty() {
             return Ok(());
         }
-        let mut table = Table::new(&["site", "state", "since", "incarnations"]);
+        let mut table = Table::new(&[
+            "site",
+            "state",
+            "since",
+            "incarnations",
+            "received",
+            "limit",
+        ]);
         for (name, site) in self.sites.iter().take(LISTED_SITES) {
             let state = if site.sessions > 0 {
                 "connected"
@@ -157,7 +202,19 @@ impl Status {
             };
             let since = utc(site.changed_ms);
             let incarnations = thousands(site.incarnation_changes + 1);
-            table.row([name.clone(), state.to_owned(), since, incarnations]);
+            let received = ByteSize(site.received_bytes).rounded();
+            let limit = site.ingress.map_or_else(
+                || "none".to_owned(),
+                |limit| format!("{}/s", ByteSize(limit)),
+            );
+            table.row([
+                name.clone(),
+                state.to_owned(),
+                since,
+                incarnations,
+                received,
+                limit,
+            ]);
         }
         write!(f, "\n{table}")?;
         let more = self.sites.len().saturating_sub(LISTED_SITES);
@@ -179,6 +236,8 @@ mod tests {
             incarnation: "00".to_owned(),
             changed_ms: 0,
             incarnation_changes: 0,
+            received_bytes: 3 << 20,
+            ingress: Some(50_000),
         };
         let status = Status {
             version: "0.1.0".to_owned(),
@@ -194,6 +253,10 @@ mod tests {
                 records: 1_234_567,
                 ..CommitCounts::default()
             },
+            intake: IntakeCounts {
+                told_later: 17,
+                ..IntakeCounts::default()
+            },
             sites: BTreeMap::from([("shop-1".to_owned(), site)]),
         };
         let text = serde_json::to_string(&status).unwrap();
@@ -205,6 +268,9 @@ mod tests {
             "1 of 4 cannot commit",
             "1 234 567",
             "shop-1",
+            "17 told to come back",
+            "3.0 MiB",
+            "50kB/s",
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }

@@ -20,17 +20,31 @@
 mod blocks;
 mod chain;
 mod codec;
+mod columns;
+mod dictionary;
+pub mod estimate;
+mod model;
+mod open;
+mod pack;
+mod split;
 mod zstd;
 
 #[cfg(test)]
 mod tests;
 
 pub use blocks::{Block, BlockWriter, read_blocks};
-pub use chain::{ChainCodec, ChainLimits, next_position};
+pub use chain::{ChainCodec, ChainLimits, load_chain, new_chain, next_position, remembers};
 pub use codec::{
-    CODEC_NONE, CODEC_ZSTD, Decoder, Decoders, EncodedBatch, Encoder, NoneCodec, encode, open,
-    supported_codecs,
+    CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, CODEC_ZSTD_DICT, Decoder, Encoder,
+    NoneCodec, supported_codecs,
 };
+pub use columns::ColumnarCodec;
+pub use dictionary::{
+    DictDecoder, DictEncoder, Dictionary, MAX_DICTIONARY_BYTES, MIN_DICTIONARY_BYTES, Trainer,
+};
+pub use model::ModelChain;
+pub use open::{Decoders, Incoming, Memories, Memory, OpenError, Opened};
+pub use pack::{Outgoing, Packed, seal, seal_crc};
 pub use zstd::{ZstdDecoder, ZstdEncoder};
 
 /// Why a batch could not be encoded or was refused.

@@ -4,8 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What a topic's records are to the site, the most urgent first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Class {
     /// Alarms: never behind anything else.
     Critical,
@@ -300,7 +305,10 @@ mod tests {
             set.intersection(ClassSet::CRITICAL_ONLY),
             ClassSet::CRITICAL_ONLY
         );
-        assert_eq!(set.union(ClassSet::EMPTY.with(Class::Normal)), ClassSet::ALL);
+        assert_eq!(
+            set.union(ClassSet::EMPTY.with(Class::Normal)),
+            ClassSet::ALL
+        );
         assert_eq!(ClassSet::EMPTY.to_string(), "none");
         assert!(ClassSet::EMPTY.is_empty() && !ClassSet::default().is_empty());
     }

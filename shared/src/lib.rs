@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod class;
+pub mod history;
 pub mod ids;
 pub mod link;
 pub mod pace;
@@ -34,3 +35,5 @@ pub mod telemetry;
 pub mod time;
 #[cfg(feature = "runtime")]
 pub mod tls;
+#[cfg(feature = "runtime")]
+pub mod transport;

@@ -57,8 +57,13 @@ impl Retry {
             .next_backoff()
             .unwrap_or(self.bounds.max_interval);
         match self.hint.take() {
-            // Spread as well: the hub tells all its sites the same.
-            Some(hint) => hint.saturating_add(spread(hint / 4, rng)),
+            // At once is meant so.
+            Some(Duration::ZERO) => Duration::ZERO,
+            // Spread as well: a hub may tell all its sites the same.
+            Some(hint) => {
+                let jitter = (hint / 4).max(self.bounds.initial_interval);
+                hint.saturating_add(spread(jitter, rng))
+            }
             None => spread(bound.min(self.bounds.max_interval), rng),
         }
     }
@@ -141,6 +146,21 @@ mod tests {
         let hinted = retry.next_delay(&mut rng);
         assert!((120..=150).contains(&hinted.as_secs()), "{hinted:?}");
         assert!(retry.next_delay(&mut rng) <= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn short_hints_to_many_sites_are_spread_too() {
+        let hint = Duration::from_millis(500);
+        let mut waits: Vec<Duration> = (0..1_000)
+            .map(|seed| {
+                let mut retry = Retry::new(CONFIG);
+                retry.hint(hint);
+                retry.next_delay(&mut StdRng::seed_from_u64(seed))
+            })
+            .collect();
+        waits.sort();
+        assert!(waits[0] >= hint);
+        assert!(waits[999] - waits[0] > Duration::from_millis(490));
     }
 
     #[test]

@@ -195,6 +195,20 @@ impl Broker {
         Ok(())
     }
 
+    /// From here on all producers together write so many bytes a second: a slow cluster.
+    ///
+    /// # Errors
+    /// When Kafka's tool fails.
+    pub fn throttle_producers(&self, bytes_per_second: u64) -> Result<()> {
+        let mut java = java("128m")?;
+        java.args(["kafka.admin.ConfigCommand", "--bootstrap-server"]);
+        java.args([&self.bootstrap, "--alter", "--add-config"]);
+        java.arg(format!("producer_byte_rate={bytes_per_second}"));
+        java.args(["--entity-type", "clients", "--entity-default"]);
+        process::run("set a quota", java, FORMAT_LIMIT)?;
+        Ok(())
+    }
+
     fn with_local(&self, act: impl FnOnce(&mut Local)) {
         if let Some(local) = &self.local {
             act(&mut local.lock().expect("no holder panics"));

@@ -20,6 +20,7 @@ pub mod central;
 pub mod chaos;
 pub mod clients;
 pub mod clock;
+pub mod flock;
 pub mod hub;
 pub mod link;
 pub mod oracle;

@@ -1,8 +1,11 @@
-//! The link between a site and a hub: a relay for UDP in user space, with the faults of real links.
+//! The link between a site and a hub: a relay for UDP in user space, with the faults of real links, and
+//! one for TCP beside it, which only cuts and delays.
+
+mod tcp;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -39,6 +42,10 @@ pub struct Faults {
     pub jitter: Duration,
     /// Larger datagrams vanish (a black hole for path MTU discovery).
     pub mtu: Option<usize>,
+    /// A network that lets no UDP pass.
+    pub is_udp_blocked: bool,
+    /// A network that lets no TCP pass.
+    pub is_tcp_blocked: bool,
 }
 
 /// A running relay.
@@ -123,6 +130,8 @@ impl Link {
         thread::spawn(move || relay.carry_up());
         let relay = Arc::clone(&shared);
         thread::spawn(move || relay.release_held());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("bind the link")?;
+        tcp::start(Arc::clone(&shared), listener)?;
         Ok(Self { port, shared })
     }
 
@@ -244,8 +253,9 @@ impl Shared {
         let (is_lost, copies, delay) = {
             let mut random = lock(&self.random);
             let mut happens = |share: f64| share > 0.0 && random.random_bool(share.min(1.0));
-            let is_lost =
-                happens(faults.loss) || faults.mtu.is_some_and(|mtu| datagram.len() > mtu);
+            let is_lost = faults.is_udp_blocked
+                || happens(faults.loss)
+                || faults.mtu.is_some_and(|mtu| datagram.len() > mtu);
             let copies = if happens(faults.duplicate) { 2 } else { 1 };
             let mut delay = faults.delay;
             if happens(faults.reorder) {

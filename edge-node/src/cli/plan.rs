@@ -324,6 +324,7 @@ mod tests {
             },
             topics: vec![TopicStatus {
                 name: "a".to_owned(),
+                class: Class::Normal,
                 ledger: Ledger {
                     accepted,
                     queued: 10_000,

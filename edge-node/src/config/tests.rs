@@ -1,5 +1,6 @@
 //! The example file says the truth, and bad files say what is wrong.
 
+use shared::class::Class;
 use shared::config::{ConfigError, Document};
 
 use super::*;
@@ -184,6 +185,37 @@ fn the_first_rule_that_matches_decides() {
         topics.settings("alarms").rules().retention_ms,
         Some(30 * 86_400_000)
     );
+}
+
+#[test]
+fn a_topic_has_the_class_of_its_rule_and_a_class_its_share() {
+    let text = format!(
+        "{LEAST}[uplink.classes]\nmin_share = 10\nbulk = {{ weight = 2, max_delay = \"5s\" }}\n\
+         [uplink.classes.normal]\nmax_delay = \"1s\"\n[topics.default]\nclass = \"bulk\"\n\
+         [[topics.rule]]\nmatch = \"alarms\"\nclass = \"critical\"\n[[topics.rule]]\nmatch = \"logs\"\n"
+    );
+    let config = load(&text, &[]).unwrap();
+    assert_eq!(config.topics.settings("alarms").class, Class::Critical);
+    assert_eq!(config.topics.settings("logs").class, Class::Bulk);
+    let classes = config.uplink.unwrap().classes;
+    let parts = Class::all().map(|class| classes.shares.per_mille(class));
+    assert_eq!(parts, [720, 180, 100]);
+    let delays = Class::all().map(|class| classes.max_delay[class]);
+    let seconds = [0, 1, 5].map(|seconds| Some(std::time::Duration::from_secs(seconds)));
+    assert_eq!(delays, seconds);
+    let text = problems(
+        "[uplink]\nhubs = [\"h:1\"]\n[uplink.classes]\nmin_share = 31\nnormal = { max_delay = \"1h\" }\n\
+         bulk = { weight = 0 }\nurgent = { weight = 1 }\n[topics.default]\nclass = \"urgent\"\n",
+    );
+    for part in [
+        "uplink.classes.min_share = 31: out of range; accepted: a whole number from 0 to 30",
+        "uplink.classes.normal.max_delay: longer than 10m",
+        "uplink.classes.bulk.weight = 0: out of range",
+        "uplink.classes.urgent: no such key",
+        "topics.default.class = \"urgent\": not one of",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
 }
 
 #[test]

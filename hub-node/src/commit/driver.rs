@@ -20,6 +20,7 @@ use super::backoff::Backoff;
 use super::counters::Counters;
 use super::health::LaneHealth;
 use super::machine::{Machine, Outcome, Output, Ticket, Work};
+use super::pace::Pace;
 use super::transact::{Restored, Transactor};
 use super::{Checkpoint, EndReason, LaneEvent, LaneRequest, SessionId};
 use crate::sink::{LaneSink, SinkError};
@@ -50,6 +51,7 @@ pub(crate) struct StepDown {
 #[derive(Debug)]
 pub(crate) struct Driver<S> {
     machine: Machine,
+    pace: Pace,
     requests: mpsc::Receiver<LaneRequest>,
     cancel: CancellationToken,
     stop_timeout: Duration,
@@ -94,6 +96,7 @@ impl<S: LaneSink> Driver<S> {
         stop_timeout: Duration,
     ) -> Self {
         Self {
+            pace: Pace::new(machine.transaction_bytes()),
             machine,
             requests,
             cancel,
@@ -332,6 +335,9 @@ impl<S: LaneSink> Driver<S> {
                 self.retry.reset();
                 self.failing_since = None;
                 self.health.set(true);
+                let bytes = self.machine.in_flight_bytes();
+                self.pace.committed(bytes, self.step_began.elapsed());
+                self.machine.set_transaction_bytes(self.pace.bytes());
             }
             Outcome::Unknown => {
                 self.counters.rebuilds.fetch_add(1, Ordering::Relaxed);

@@ -958,6 +958,7 @@ impl Site {
                 chain,
             },
             bytes: bytes.len(),
+            hold: None,
             content: Content::Records(vec![Block {
                 base_offset: base,
                 count,

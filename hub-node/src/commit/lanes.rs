@@ -17,6 +17,7 @@ use super::driver::{Driver, StepDown};
 use super::health::Health;
 use super::machine::{Bounds, Machine};
 use super::queue::Cost;
+use super::room::{Room, RoomShare};
 use super::sending::Mapping;
 use super::transact::Transactor;
 use crate::sink::kafka::KafkaCluster;
@@ -43,7 +44,7 @@ pub enum StartError {
 /// The lanes of a hub.
 #[derive(Debug)]
 pub struct Lanes {
-    handles: Arc<[LaneHandle]>,
+    ways: Arc<[Way]>,
     counters: Arc<Counters>,
     troubled: watch::Receiver<usize>,
     tasks: JoinSet<()>,
@@ -77,10 +78,11 @@ impl Lanes {
         let counters = Arc::new(Counters::default());
         let health = Health::new();
         let mut tasks = JoinSet::new();
-        let mut handles = Vec::new();
+        let mut ways = Vec::new();
         for lane in 0..lanes {
             let (handle, requests) = mpsc::channel(REQUESTS);
-            handles.push(handle);
+            let room = Arc::new(Room::new(config.max_queue_bytes as u64));
+            ways.push(Way { handle, room });
             let transactor = Transactor::new(
                 cluster.lane(lane),
                 Mapping::of(&config),
@@ -105,7 +107,7 @@ impl Lanes {
         }
         info!(lanes, topic = config.checkpoint_topic, "Lanes started");
         Ok(Self {
-            handles: handles.into(),
+            ways: ways.into(),
             counters,
             troubled: health.subscribe(),
             tasks,
@@ -121,7 +123,7 @@ impl Lanes {
     /// The same, to be handed around.
     #[must_use]
     pub fn router(&self) -> LaneRouter {
-        LaneRouter(self.handles.clone())
+        LaneRouter(self.ways.clone())
     }
 
     /// What the lanes have done.
@@ -149,19 +151,33 @@ impl Lanes {
     }
 }
 
+/// The way to one lane.
+#[derive(Debug)]
+struct Way {
+    handle: LaneHandle,
+    room: Arc<Room>,
+}
+
 /// Finds a site's lane.
 #[derive(Debug, Clone)]
-pub struct LaneRouter(Arc<[LaneHandle]>);
+pub struct LaneRouter(Arc<[Way]>);
 
 impl LaneRouter {
     /// The way to a site's lane.
-    ///
-    /// # Panics
-    /// Never: there is at least one lane.
     #[must_use]
     pub fn lane_of(&self, site: &SiteId) -> LaneHandle {
+        self.way(site).handle.clone()
+    }
+
+    /// A session's part of its lane's queue.
+    #[must_use]
+    pub fn room_of(&self, site: &SiteId) -> RoomShare {
+        self.way(site).room.share()
+    }
+
+    fn way(&self, site: &SiteId) -> &Way {
         let lanes = u32::try_from(self.0.len()).expect("the number of lanes is a u32");
-        self.0[lane_of(site, lanes) as usize].clone()
+        &self.0[lane_of(site, lanes) as usize]
     }
 }
 

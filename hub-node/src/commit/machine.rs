@@ -205,6 +205,11 @@ impl Machine {
         }
     }
 
+    /// What a transaction holds at most.
+    pub(crate) fn transaction_bytes(&self) -> usize {
+        self.bounds.transaction.bytes
+    }
+
     /// False while the lane should not listen: what waits holds as many bytes as it may.
     pub(crate) fn has_room(&self) -> bool {
         self.held_bytes() < self.bounds.queue_bytes
@@ -212,8 +217,18 @@ impl Machine {
 
     /// Bytes of what waits and of the transaction under way.
     pub(crate) fn held_bytes(&self) -> usize {
-        let in_flight: usize = self.in_flight.iter().map(|q| q.delivery.bytes).sum();
-        self.queue.bytes() + in_flight
+        self.queue.bytes() + self.in_flight_bytes()
+    }
+
+    /// Bytes of the transaction under way.
+    pub(crate) fn in_flight_bytes(&self) -> usize {
+        let in_flight = self.in_flight.iter();
+        in_flight.map(|queued| queued.delivery.bytes).sum()
+    }
+
+    /// From here on a transaction holds so many bytes at most.
+    pub(crate) fn set_transaction_bytes(&mut self, bytes: usize) {
+        self.bounds.transaction.bytes = bytes;
     }
 
     /// True when nothing waits and nothing is under way.

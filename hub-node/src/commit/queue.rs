@@ -275,6 +275,7 @@ mod tests {
                     records: Bytes::new(),
                 }]),
                 bytes,
+                hold: None,
             }),
             skip_below: 0,
         }

@@ -487,6 +487,7 @@ impl Site {
             },
             content,
             bytes: 100,
+            hold: None,
         })
     }
 

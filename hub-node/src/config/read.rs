@@ -1,7 +1,9 @@
 //! Every key once: its name, its default with the reason for it, and what is accepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
 use shared::ids::TopicName;
@@ -17,12 +19,16 @@ use crate::sink::mapping::PartitionRule;
 
 /// An idle connection costs 30 to 40 kB: about 400 MB of sessions.
 const DEFAULT_MAX_SESSIONS: u32 = 10_000;
+/// What 1,000 new connections a second keep under way while a round trip takes half a second.
+const DEFAULT_MAX_HANDSHAKES: u32 = 1_000;
+/// A handshake and a welcome cost a millisecond or two of a core: under half of one.
+const DEFAULT_ADMIT_RATE: u32 = 200;
 /// A handshake over a satellite, with loss.
 const DEFAULT_HANDSHAKE: Span = Span::secs(15);
-/// 60 MB a month and site would be too much on a metered link; NATs forget after 30 s.
-const DEFAULT_KEEP_ALIVE: Span = Span::secs(10);
-/// Three keep-alives.
-const DEFAULT_IDLE: Span = Span::secs(30);
+/// Sessions outlive outages of ten minutes; sites keep NATs awake below the session, for less.
+const DEFAULT_KEEP_ALIVE: Span = Span::minutes(4);
+/// As long as sites hold their end.
+const DEFAULT_IDLE: Span = Span::minutes(15);
 /// A second of a 64 Mbit/s link.
 const DEFAULT_SESSION_WINDOW: ByteSize = ByteSize::mib(8);
 /// 64 sessions at their full window.
@@ -32,6 +38,9 @@ const DEFAULT_MAX_BATCH: ByteSize = ByteSize::mib(4);
 /// Bounds what a session costs in tables.
 const DEFAULT_MAX_LOGS: u32 = 10_000;
 /// Each costs a producer: 0.7 MB and seven threads with three brokers.
+/// A thousand topic partitions at a megabyte each.
+const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::gib(1);
+
 const DEFAULT_LANES: u32 = 4;
 /// A transaction costs the broker as much as a few thousand records; beyond this more of them in one
 /// stop to pay.
@@ -52,6 +61,9 @@ const DEFAULT_TEMPLATE: &str = "{topic}";
 const DEFAULT_DEAD_LETTERS: &str = "kedge.dead-letters";
 const DEFAULT_CHECKPOINTS: &str = "__kedge_checkpoints";
 
+/// It travels in one control frame.
+const MAX_POLICY_LEN: usize = 32 << 10;
+
 const LISTEN_PORT: u16 = 7443;
 const ADMIN_PORT: u16 = 9691;
 
@@ -68,12 +80,14 @@ const FIXED_PROPERTIES: [&str; 8] = [
 ];
 
 pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
+    let listen = listen(document.section("listen"));
+    let site_ingress = listen.site_ingress;
     let config = Config {
         node: node(document.section("node")),
-        listen: listen(document.section("listen")),
+        listen,
         kafka: kafka(document.section("kafka"), cluster),
         commit: commit(document.section("commit")),
-        sites: sites(document.section("sites")),
+        sites: sites(document.section("sites"), site_ingress),
         admin: admin(document),
         log: LogConfig::read(document.section("log")),
     };
@@ -123,6 +137,7 @@ fn listen(mut section: Section) -> ListenConfig {
     let idle = Span::secs(3)..=Span::minutes(30);
     let window = ByteSize::kib(64)..=ByteSize::mib(256);
     let memory = ByteSize::mib(16)..=ByteSize::gib(256);
+    let codec_memory = ByteSize::mib(1)..=ByteSize::gib(256);
     // every batch that a site takes in must fit
     let batch = ByteSize::mib(4)..=ByteSize::mib(64);
     let config = ListenConfig {
@@ -130,12 +145,18 @@ fn listen(mut section: Section) -> ListenConfig {
             "address",
             SocketAddr::from((Ipv4Addr::UNSPECIFIED, LISTEN_PORT)),
         ),
+        tcp: section.flag("tcp", true),
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),
             ca: section.path("ca", DEFAULT_CA),
         },
         max_sessions: section.number("max_sessions", DEFAULT_MAX_SESSIONS, 1..=1_000_000) as usize,
+        max_handshakes: section.number("max_handshakes", DEFAULT_MAX_HANDSHAKES, 1..=100_000)
+            as usize,
+        admit_rate: u64::from(section.number("admit_rate", DEFAULT_ADMIT_RATE, 1..=100_000)),
+        ingress: ingress(&mut section, "ingress", None),
+        site_ingress: ingress(&mut section, "site_ingress", None),
         handshake_timeout: section.span("handshake_timeout", DEFAULT_HANDSHAKE, handshake),
         keep_alive: section.span("keep_alive", DEFAULT_KEEP_ALIVE, keep_alive),
         idle_timeout: section.span("idle_timeout", DEFAULT_IDLE, idle),
@@ -143,6 +164,8 @@ fn listen(mut section: Section) -> ListenConfig {
         memory: section.size("memory", DEFAULT_MEMORY, memory),
         max_batch: section.size("max_batch", DEFAULT_MAX_BATCH, batch),
         max_logs: section.number("max_logs", DEFAULT_MAX_LOGS, 1..=1_000_000) as usize,
+        codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, codec_memory),
+        codec_dir: section.optional::<PathBuf>("codec_dir"),
     };
     if config.idle_timeout.as_millis() < 2 * config.keep_alive.as_millis() {
         let message = format!("less than twice keep_alive = {}", config.keep_alive);
@@ -155,6 +178,12 @@ fn listen(mut section: Section) -> ListenConfig {
         );
     }
     config
+}
+
+/// Bytes a second.
+fn ingress(section: &mut Section, key: &str, default: Option<ByteSize>) -> Option<ByteSize> {
+    let range = ByteSize(1_000)..=ByteSize::gib(100);
+    section.size_limit(key, default, range)
 }
 
 fn kafka(mut section: Section, cluster: Cluster) -> KafkaConfig {
@@ -223,7 +252,7 @@ fn commit(mut section: Section) -> CommitConfig {
     }
 }
 
-fn sites(mut section: Section) -> SitesConfig {
+fn sites(mut section: Section, site_ingress: Option<ByteSize>) -> SitesConfig {
     if !section.has("rule") {
         // A certificate of our own CA is the admission.
         let _ = section.sections("rule");
@@ -231,6 +260,8 @@ fn sites(mut section: Section) -> SitesConfig {
             pattern: Pattern::any(),
             allow: true,
             topics: vec![Pattern::any()],
+            ingress: site_ingress,
+            policy: None,
         };
         return SitesConfig {
             rules: vec![everyone],
@@ -240,20 +271,41 @@ fn sites(mut section: Section) -> SitesConfig {
         rules: section
             .sections("rule")
             .into_iter()
-            .filter_map(site_rule)
+            .filter_map(|section| site_rule(section, site_ingress))
             .collect(),
     }
 }
 
-fn site_rule(mut section: Section) -> Option<SiteRule> {
+fn site_rule(mut section: Section, site_ingress: Option<ByteSize>) -> Option<SiteRule> {
     let pattern = section.required::<Pattern>("match", "\"shop-*\"");
     let allow = section.flag("allow", true);
     let topics = section.list("topics", vec![Pattern::any()]);
+    let ingress = ingress(&mut section, "ingress", site_ingress);
+    let policy = section.optional::<PolicyText>("policy");
     Some(SiteRule {
         pattern: pattern?,
         allow,
         topics,
+        ingress,
+        policy: policy.map(|policy| policy.0),
     })
+}
+
+/// The link policy of sites, as TOML: what it says is for them to judge.
+struct PolicyText(Arc<str>);
+
+impl FromStr for PolicyText {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() > MAX_POLICY_LEN {
+            return Err(format!("longer than {MAX_POLICY_LEN} bytes"));
+        }
+        match Document::parse(text, "the policy", []) {
+            Ok(_) => Ok(Self(text.into())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// `host:port` of one or more brokers.

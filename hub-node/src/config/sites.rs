@@ -1,6 +1,9 @@
 //! `[sites]`: who may connect, and with what.
 
+use std::sync::Arc;
+
 use shared::config::Pattern;
+use shared::units::ByteSize;
 
 /// `[sites]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,10 @@ pub struct SiteRule {
     pub allow: bool,
     /// Topics that they may write.
     pub topics: Vec<Pattern>,
+    /// Bytes of data streams a second that each of them may send.
+    pub ingress: Option<ByteSize>,
+    /// What their links may be used for: TOML that is sent to them as it is.
+    pub policy: Option<Arc<str>>,
 }
 
 impl SitesConfig {
@@ -26,6 +33,18 @@ impl SitesConfig {
     pub fn rule(&self, site: &str) -> Option<&SiteRule> {
         let rule = self.rules.iter().find(|rule| rule.pattern.matches(site));
         rule.filter(|rule| rule.allow)
+    }
+
+    /// The link policy for a site, when its rule has one.
+    #[must_use]
+    pub fn policy_for(&self, site: &str) -> Option<Arc<str>> {
+        self.rule(site)?.policy.clone()
+    }
+
+    /// Bytes a second that a site may send.
+    #[must_use]
+    pub fn ingress_of(&self, site: &str) -> Option<u64> {
+        Some(self.rule(site)?.ingress?.bytes())
     }
 }
 

@@ -83,17 +83,36 @@ fn written_keys(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_rule_has_its_own_limit_and_policy_and_the_others_the_default() {
+    let text = format!(
+        "{LEAST}[listen]\ningress = \"50MB\"\nsite_ingress = \"1MB\"\n\
+         [[sites.rule]]\nmatch = \"ship-*\"\ningress = \"20kB\"\npolicy = '''\n[link]\nup = 1\n'''\n\
+         [[sites.rule]]\nmatch = \"lab-*\"\ningress = \"unlimited\"\n\
+         [[sites.rule]]\nmatch = \"*\"\n"
+    );
+    let config = load(&text, &[]).unwrap();
+    assert_eq!(config.listen.ingress, Some(ByteSize(50_000_000)));
+    let limits = ["ship-1", "lab-1", "shop-1"].map(|site| config.sites.ingress_of(site));
+    assert_eq!(limits, [Some(20_000), None, Some(1_000_000)]);
+    let policy = config.sites.policy_for("ship-1").unwrap();
+    assert_eq!(&*policy, "[link]\nup = 1\n");
+    assert_eq!(config.sites.policy_for("shop-1"), None);
+    let everyone = load(&format!("{LEAST}[listen]\nsite_ingress = \"1MB\"\n"), &[]).unwrap();
+    assert_eq!(everyone.sites.ingress_of("any"), Some(1_000_000));
+}
+
+#[test]
 fn a_file_with_many_mistakes_reports_them_all() {
     let text = problems(
         "[listen]\naddress = \"here\"\nidle_timeout = \"12s\"\nmemory = \"1MiB\"\n\
          [kafka]\ntopic_template = \"{host}\"\nreplication = 1000\n\
          [kafka.properties]\n\"acks\" = \"1\"\n\"sasl.password\" = \"hunter2\"\n\
          [commit]\nlanes = 0\nstep_down = \"5m\"\ncheckpoint_topic = \"kedge.dead-letters\"\n\
-         [[sites.rule]]\nmatch = \"shop 1\"\ntopics = \"sales\"\n",
+         [[sites.rule]]\nmatch = \"shop 1\"\ntopics = \"sales\"\ningress = \"1B\"\npolicy = \"up\"\n",
     );
     for part in [
         "listen.address = \"here\": ",
-        "listen.idle_timeout: less than twice keep_alive = 10s",
+        "listen.idle_timeout: less than twice keep_alive = 4m",
         "listen.memory = \"1MiB\": out of range; accepted: 16MiB to 256GiB",
         "kafka.bootstrap: missing; for example bootstrap = \"kafka-1:9092,kafka-2:9092\"",
         "kafka.topic_template = \"{host}\": not a topic template; accepted: ",
@@ -104,6 +123,8 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "commit.checkpoint_topic: kedge.dead-letters is also kafka.dead_letter_topic",
         "sites.rule[0].match = \"shop 1\": not a name pattern",
         "sites.rule[0].topics = \"sales\": not a list",
+        "sites.rule[0].ingress = \"1B\": out of range; accepted: 1kB to 100GiB, or \"unlimited\"",
+        "sites.rule[0].policy = ",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }

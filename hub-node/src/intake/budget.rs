@@ -2,16 +2,24 @@
 //!
 //! Each session is granted a window as credit, an even share of the budget, but never less than the
 //! largest batch, so that no site can be stuck with a batch that never fits. With many sites those
-//! windows can add up to more than the budget. What counts is what really came: at the limit, sessions
-//! that hold something take no further data stream until something is committed, and QUIC's flow control
-//! holds their sites back. So the process holds at most the budget, one batch for each session, and
-//! QUIC's receive windows.
+//! windows can add up to more than the budget. What counts is what really came: a session that holds as
+//! much as is free takes no further data stream until something is committed, and QUIC's flow control
+//! holds its site back. So `n` sessions that want more get a part in `n + 1` each, there is room for one
+//! that comes later, and the process holds at most the budget, one batch for each session, and QUIC's
+//! receive windows, which shrink as sessions become more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+
+/// 1 Mbit/s over a satellite.
+const LEAST_RECEIVE_WINDOW: u64 = 96 << 10;
+/// 14 Mbit/s over a satellite.
+const MOST_RECEIVE_WINDOW: u64 = 1 << 20;
+/// Sessions that wait are told each time that such a part of the budget is free again.
+const PARTS: u64 = 16;
 
 /// The budget of one process, in decoded bytes.
 #[derive(Debug)]
@@ -21,7 +29,7 @@ pub struct Budget {
     most: u64,
     sessions: AtomicU64,
     held: AtomicU64,
-    /// Told when the sum of all falls below the limit.
+    /// Told when the sum of all has fallen.
     room: Notify,
 }
 
@@ -61,6 +69,14 @@ impl Budget {
         (self.total / open).clamp(self.least, self.most)
     }
 
+    /// Bytes that each session's connection may hold before they are read: a quarter of the budget for
+    /// all, as long as it is enough for a thin link.
+    #[must_use]
+    pub fn receive_window(&self) -> u64 {
+        let open = self.sessions.load(Ordering::Acquire).max(1);
+        (self.total / 4 / open).clamp(LEAST_RECEIVE_WINDOW, MOST_RECEIVE_WINDOW)
+    }
+
     /// Bytes that came and are not committed, all sessions.
     #[must_use]
     pub fn held(&self) -> u64 {
@@ -90,7 +106,8 @@ impl Share {
         } else if held < self.held {
             let freed = self.held - held;
             let before = self.budget.held.fetch_sub(freed, Ordering::AcqRel);
-            if before >= total && before - freed < total {
+            let part = (total / PARTS).max(1);
+            if before / part != (before - freed) / part {
                 self.budget.room.notify_waiters();
             }
         }
@@ -99,7 +116,7 @@ impl Share {
 
     /// A session that holds nothing may always take one stream: every site makes way.
     pub(super) fn may_read(&self) -> bool {
-        self.held == 0 || self.budget.held() < self.budget.total
+        self.held == 0 || self.held < self.budget.total.saturating_sub(self.budget.held())
     }
 }
 
@@ -126,15 +143,25 @@ mod tests {
     }
 
     #[test]
-    fn at_the_limit_only_who_holds_nothing_may_read() {
+    fn who_holds_as_much_as_is_free_reads_no_more() {
         let budget = Arc::new(Budget::new(100, 8, 100));
         let (mut full, empty) = (budget.join(), budget.join());
-        full.update(100);
+        full.update(50);
         assert!(!full.may_read() && empty.may_read());
-        full.update(99);
+        full.update(49);
         assert!(full.may_read());
         drop(full);
         assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn receive_windows_are_a_quarter_of_the_budget() {
+        let budget = Arc::new(Budget::new(512 << 20, 4 << 20, 8 << 20));
+        assert_eq!(budget.receive_window(), 1 << 20);
+        let _shares: Vec<Share> = (0..512).map(|_| budget.join()).collect();
+        assert_eq!(budget.receive_window(), 256 << 10);
+        let _more: Vec<Share> = (0..4_096).map(|_| budget.join()).collect();
+        assert_eq!(budget.receive_window(), LEAST_RECEIVE_WINDOW);
     }
 
     #[tokio::test]

@@ -5,23 +5,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{ConnectionError, Endpoint, Incoming, VarInt};
+use quinn::{Endpoint, Incoming, VarInt};
 use shared::ids::SiteId;
 use shared::tls::Peer;
+use shared::transport::{Connection, Lost, LostKind, QuicConnection};
 use shared::wire::Code;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::admission::Admission;
+use super::gate::GateConfig;
+use super::ingress::Ingress;
 use super::quiet::{Quiet, Takeovers};
 use super::session::{self, SessionContext};
-use super::{Budget, IntakeStats};
+use super::tcp_door::{Knock, TcpDoor};
+use super::{Budget, CodecStates, IntakeLevels, IntakeStats};
 use crate::commit::{LaneRouter, SessionId};
 use crate::config::SitesConfig;
 use crate::sites::Register;
 
 /// Handshakes under way: beyond, a client must first prove its address (RFC 9000, 8.1.2).
 const RETRY_ABOVE: usize = 64;
+/// Sites between hello and welcome: what waits for the same transaction of a lane, a few times over.
+const ADMITTED: usize = 64;
+/// Handshakes begin this much faster than sites are let in: some fail, and who is told to come back has
+/// had one too.
+const HANDSHAKES_PER_ADMISSION: u64 = 4;
 /// How long sessions may take to say goodbye when the hub stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -32,6 +43,12 @@ pub struct IntakeConfig {
     pub sites: SitesConfig,
     /// Most connections at once, handshakes included.
     pub max_connections: usize,
+    /// Most handshakes under way.
+    pub max_handshakes: usize,
+    /// Most sites let in a second.
+    pub admit_rate: u64,
+    /// Bytes of data streams a second, all sites together.
+    pub ingress: Option<u64>,
     /// Most logs of one site; it may not send the others.
     pub max_logs: usize,
     /// Most decoded bytes of one data stream.
@@ -40,8 +57,6 @@ pub struct IntakeConfig {
     pub keep_alive: Duration,
     /// From the first packet to the end of the TLS handshake, and from there to the hello.
     pub handshake_timeout: Duration,
-    /// What a site is told to wait before it comes back when the hub is busy or stops.
-    pub retry_after: Duration,
 }
 
 /// Everything that sessions share.
@@ -52,6 +67,11 @@ pub struct Intake {
     pub(super) register: Arc<Register>,
     pub(super) stats: Arc<IntakeStats>,
     pub(super) budget: Arc<Budget>,
+    pub(super) states: Arc<CodecStates>,
+    pub(super) ingress: Arc<Ingress>,
+    handshakes: Arc<Admission>,
+    pub(super) admission: Arc<Admission>,
+    sites: watch::Sender<Arc<SitesConfig>>,
     next_session: AtomicU64,
     /// Refusals that were logged lately, by address and reason.
     told_refusals: Mutex<Quiet<(IpAddr, String)>>,
@@ -68,13 +88,28 @@ impl Intake {
         register: Arc<Register>,
         stats: Arc<IntakeStats>,
         budget: Arc<Budget>,
+        states: Arc<CodecStates>,
     ) -> Self {
+        let handshakes = GateConfig {
+            most: config.max_handshakes,
+            rate: config.admit_rate.saturating_mul(HANDSHAKES_PER_ADMISSION),
+        };
+        let admission = GateConfig {
+            most: ADMITTED,
+            rate: config.admit_rate,
+        };
+        let sites = Arc::new(config.sites.clone());
         Self {
+            ingress: Arc::new(Ingress::new(config.ingress)),
+            handshakes: Arc::new(Admission::new(handshakes)),
+            admission: Arc::new(Admission::new(admission)),
+            sites: watch::Sender::new(sites),
             config,
             lanes,
             register,
             stats,
             budget,
+            states,
             next_session: AtomicU64::new(1),
             told_refusals: Mutex::default(),
             takeovers: Mutex::default(),
@@ -82,18 +117,63 @@ impl Intake {
         }
     }
 
+    /// The rules for sites, as they stand and as they change.
+    pub(super) fn sites(&self) -> watch::Receiver<Arc<SitesConfig>> {
+        self.sites.subscribe()
+    }
+
+    /// Other rules from here on; open sessions are held to them too. False when they are the same.
+    pub fn set_sites(&self, sites: SitesConfig) -> bool {
+        self.sites.send_if_modified(|current| {
+            let is_news = **current != sites;
+            *current = Arc::new(sites);
+            is_news
+        })
+    }
+
+    /// The rules for sites.
+    #[must_use]
+    pub fn rules(&self) -> Arc<SitesConfig> {
+        Arc::clone(&self.sites.borrow())
+    }
+
+    /// How full it is.
+    #[must_use]
+    pub fn levels(&self) -> IntakeLevels {
+        let (queued, shaking) = self.handshakes.counts();
+        let (waiting, admitted) = self.admission.counts();
+        IntakeLevels {
+            handshakes: (queued + shaking) as u64,
+            waiting: waiting as u64,
+            admitted: admitted as u64,
+            limited: self.ingress.waiting() as u64,
+            held_bytes: self.budget.held(),
+        }
+    }
+
     /// Accepts until stopped; then tells every session and waits for their goodbyes.
-    pub async fn serve(self: Arc<Self>, endpoint: Endpoint, stop: CancellationToken) {
+    pub async fn serve(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        tcp: Option<TcpDoor>,
+        stop: CancellationToken,
+    ) {
         let mut connections = JoinSet::new();
+        let (ingress, handshakes) = (Arc::clone(&self.ingress), Arc::clone(&self.handshakes));
+        let admission = Arc::clone(&self.admission);
+        let gates = async { tokio::join!(ingress.run(), handshakes.run(), admission.run()) };
+        tokio::pin!(gates);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                (never, _, _) = &mut gates => match never {},
                 Some(ended) = connections.join_next() => log_end(ended),
                 incoming = endpoint.accept() => {
                     let Some(incoming) = incoming else { break };
                     self.admit(incoming, &endpoint, &mut connections, &stop);
                 }
+                knock = knock_at(tcp.as_ref()) => self.admit_tcp(knock, &mut connections, &stop),
             }
         }
         let drained = async { while connections.join_next().await.is_some() {} };
@@ -127,27 +207,56 @@ impl Intake {
         let remote = incoming.remote_address();
         let intake = Arc::clone(self);
         let stop = stop.clone();
-        connections.spawn(async move { intake.connection(incoming, remote, stop).await });
+        let handshake = async move {
+            let accepted = async { incoming.accept()?.await };
+            let connection = accepted.await;
+            let connection = connection.map_err(|error| Lost::from((&error, Peer::Site)))?;
+            Ok(Connection::Quic(QuicConnection::new(
+                connection,
+                Peer::Site,
+            )))
+        };
+        connections.spawn(async move { intake.connection(handshake, remote, stop).await });
+    }
+
+    fn admit_tcp(
+        self: &Arc<Self>,
+        knock: Knock,
+        connections: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) {
+        if connections.len() >= self.config.max_connections {
+            return IntakeStats::add(&self.stats.refused, 1);
+        }
+        let (intake, stop, remote) = (Arc::clone(self), stop.clone(), knock.remote);
+        connections.spawn(async move { intake.connection(knock.open(), remote, stop).await });
     }
 
     async fn connection(
         self: Arc<Self>,
-        incoming: Incoming,
+        handshake: impl Future<Output = Result<Connection, Lost>>,
         remote: SocketAddr,
         stop: CancellationToken,
     ) {
-        let handshake = async { incoming.accept()?.await };
+        let handshake = async {
+            // one that does not begin in time is refused by being dropped
+            let place = self.handshakes.enter().await.ok()?;
+            Some((handshake.await, place))
+        };
         let connection = match tokio::time::timeout(self.config.handshake_timeout, handshake).await
         {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => {
+            Ok(Some((Ok(connection), place))) => {
+                place.welcome();
+                connection
+            }
+            Ok(Some((Err(error), _place))) => {
                 IntakeStats::add(&self.stats.refused, 1);
                 return self.tell_failed(remote, &error);
             }
-            Err(_elapsed) => return IntakeStats::add(&self.stats.refused, 1),
+            Ok(None) | Err(_) => return IntakeStats::add(&self.stats.refused, 1),
         };
-        match shared::tls::site_of(connection.peer_identity(), shared::time::wall_ms()) {
-            Ok(site) if self.config.sites.rule(site.as_str()).is_some() => {
+        match connection.site(shared::time::wall_ms()) {
+            Ok(site) if self.sites.borrow().rule(site.as_str()).is_some() => {
                 IntakeStats::add(&self.stats.connections, 1);
                 let span = info_span!("session", %site);
                 self.session(connection, site, stop).instrument(span).await;
@@ -160,7 +269,7 @@ impl Intake {
         }
     }
 
-    async fn session(&self, connection: quinn::Connection, site: SiteId, stop: CancellationToken) {
+    async fn session(&self, connection: Connection, site: SiteId, stop: CancellationToken) {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let context = SessionContext {
             intake: self,
@@ -176,29 +285,23 @@ impl Intake {
         }
     }
 
-    fn turn_away(&self, connection: &quinn::Connection, text: &str) {
+    fn turn_away(&self, connection: &Connection, text: &str) {
         IntakeStats::add(&self.stats.refused, 1);
         let remote = connection.remote_address();
         if self.may_tell(remote, text) {
             warn!(%remote, text, "Connection refused");
         }
-        let code = Code::NotAllowed.to_u8();
-        connection.close(VarInt::from_u32(code.into()), text.as_bytes());
+        connection.close(Code::NotAllowed.to_u8().into(), text.as_bytes());
     }
 
     /// One end refused the other's certificate. An open port sees many who only try: they are not told.
-    fn tell_failed(&self, remote: SocketAddr, error: &ConnectionError) {
-        let refusal = matches!(
-            error,
-            ConnectionError::TransportError(_) | ConnectionError::ConnectionClosed(_)
-        );
-        // the clock's reading makes no other reason
-        if !refusal || !self.may_tell(remote, &error.to_string()) {
-            debug!(%remote, %error, "Handshake failed");
-            return;
+    fn tell_failed(&self, remote: SocketAddr, lost: &Lost) {
+        let is_refusal = matches!(lost.kind, LostKind::Refused | LostKind::Broken);
+        if is_refusal && self.may_tell(remote, &without_times(&lost.text)) {
+            warn!(%remote, reason = lost.text, "Handshake failed");
+        } else {
+            debug!(%remote, %lost, "Handshake failed");
         }
-        let reason = shared::tls::explain(error, Peer::Site, shared::time::wall_ms());
-        warn!(%remote, reason, "Handshake failed");
     }
 
     fn may_tell(&self, remote: SocketAddr, reason: &str) -> bool {
@@ -227,6 +330,19 @@ impl Intake {
             warn!(%site, "Two machines seem to use the certificate of this site");
         }
     }
+}
+
+/// Never ends where there is no door.
+async fn knock_at(door: Option<&TcpDoor>) -> Knock {
+    match door {
+        Some(door) => door.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The clock's reading makes no other reason.
+fn without_times(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 fn log_end(ended: Result<(), tokio::task::JoinError>) {

@@ -1,40 +1,47 @@
-//! One session: the loop between `link::Receiver`, a QUIC connection and the site's lane.
+//! One session: the loop between `link::Receiver`, a connection and the site's lane.
 //!
 //! Order of the branches: everything that comes out is carried out first; then the lane's answers and
-//! events, the control stream, room in the lane's queue, data streams, the timer, the connection's end,
-//! and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
+//! events, the control stream, room in the lane's queue, data streams, the timers, changed rules, the
+//! connection's end, and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
 //! nothing for minutes, and keep-alives are answered all the same.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quinn::{Connection, VarInt};
-use shared::batch::{self, Decoders, supported_codecs};
+use bytes::Bytes;
+use shared::batch::{OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
-use shared::link::{Close, Delivered, Receiver, ReceiverConfig, ReceiverOutput};
-use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, LogEntry, LogReply};
+use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
+use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
+use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::budget::Share;
+use super::ingress::Allowance;
+use super::memories::LogMemories;
+use super::slow_start::SlowStart;
+use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
 use crate::commit::{
-    Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, SessionId,
+    Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, RoomShare,
+    SessionId,
 };
-use crate::config::SiteRule;
+use crate::config::{SiteRule, SitesConfig};
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
 const CONTROL_QUEUE: usize = 1024;
 /// Events of the lane waiting for the session.
 const EVENT_QUEUE: usize = 1024;
-/// Data streams that are read at once. Each holds at most one batch; QUIC holds back the others.
+/// Data streams that are read at once. Each holds at most one batch; the transport holds back the others.
 const READERS: usize = 32;
 /// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,14 +56,26 @@ pub(super) struct SessionContext<'a> {
     pub(super) id: SessionId,
 }
 
-type Answer = Result<Vec<LogReply>, Refusal>;
+type Answer = Result<Vec<Told>, Refusal>;
 type PendingAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// Where one log goes on.
+#[derive(Debug)]
+struct Told {
+    handle: Handle,
+    key: StateKey,
+    answer: LogAnswer,
+    /// The state of its codec that both ends have.
+    agreed: Option<Saved>,
+}
 
 /// What the lane said instead of checkpoints.
 #[derive(Debug)]
 enum Refusal {
     Ended(EndReason),
     Unreachable,
+    /// It was not even asked: too many sites come at once.
+    Later(Duration),
 }
 
 /// Runs a session until it ends.
@@ -66,18 +85,19 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) -> Close {
     let handshake_timeout = context.intake.config.handshake_timeout;
-    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_bi()).await;
+    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_control()).await;
     let (send, recv) = match accepted {
         Ok(Ok(streams)) => streams,
         Ok(Err(error)) => return lost(&error.to_string()),
         Err(_elapsed) => return lost("no control stream"),
     };
-    // acknowledgements and keep-alives go before anything else
-    let _closed = send.set_priority(i32::MAX);
     let mut writer = JoinSet::new();
     let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
     writer.spawn(write_control(send, control_queue));
     let (events_in, events) = mpsc::channel(EVENT_QUEUE);
+    let mut sites = context.intake.sites();
+    let own_limit = sites.borrow_and_update().ingress_of(context.site.as_str());
+    let ingress = &context.intake.ingress;
     let session = Session {
         context,
         receiver: Receiver::new(receiver_config(context.intake), Duration::ZERO),
@@ -86,22 +106,37 @@ pub(super) async fn run(
         control_out,
         writer,
         events_in,
-        decoders: Decoders::default(),
+        memories: LogMemories::new(
+            Arc::clone(&context.intake.states),
+            usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
+        ),
         lane: context.intake.lanes.lane_of(context.site),
         undelivered: VecDeque::new(),
         questions: VecDeque::new(),
         share: context.intake.budget.join(),
-        is_registered: false,
+        room: context.intake.lanes.room_of(context.site),
+        allowance: Arc::new(ingress.join(context.site, own_limit)),
+        received: Arc::default(),
+        slow_start: SlowStart::new(),
+        policy: None,
+        receive_window: 0,
+        arrival: None,
+        is_welcome: false,
+        is_turned_away: false,
     };
-    session.run(recv, events, stop).await
+    session.run(recv, events, sites, stop).await
 }
 
 fn receiver_config(intake: &Intake) -> ReceiverConfig {
+    let mut codecs = supported_codecs();
+    if !intake.states.has_room() {
+        codecs.retain(|codec| !remembers(*codec));
+    }
     ReceiverConfig {
-        codecs: supported_codecs(),
+        codecs,
         max_logs: intake.config.max_logs,
         max_batch_bytes: intake.config.max_batch_bytes,
-        window: intake.budget.window(),
+        window: SlowStart::new().window(intake.budget.window()),
         keep_alive: intake.config.keep_alive,
         handshake_timeout: intake.config.handshake_timeout,
     }
@@ -115,22 +150,42 @@ struct Session<'a> {
     control_out: mpsc::Sender<Bytes>,
     writer: JoinSet<()>,
     events_in: mpsc::Sender<LaneEvent>,
-    decoders: Decoders,
+    memories: LogMemories,
     lane: LaneHandle,
-    /// What the lane's queue had no room for, in order. The receiver bounds what it delivers.
-    undelivered: VecDeque<LaneRequest>,
+    /// What has no room in the lane's queue yet, in order. The receiver bounds what it delivers.
+    undelivered: VecDeque<Delivery>,
     /// Questions to the lane, asked one at a time in this order. The receiver bounds the logs that
     /// they are about.
     questions: VecDeque<PendingAnswer>,
     share: Share,
-    is_registered: bool,
+    room: RoomShare,
+    allowance: Arc<Allowance>,
+    /// Bytes of data streams, for the register.
+    received: Arc<AtomicU64>,
+    slow_start: SlowStart,
+    /// What the site was told last.
+    policy: Option<Arc<str>>,
+    receive_window: u32,
+    /// Who waits for the welcome.
+    arrival: Option<Arrival>,
+    is_welcome: bool,
+    /// The lane never heard of it.
+    is_turned_away: bool,
+}
+
+/// What a hello said.
+struct Arrival {
+    incarnation: Incarnation,
+    software: String,
+    logs: usize,
 }
 
 impl Session<'_> {
     async fn run(
         mut self,
-        mut recv: quinn::RecvStream,
+        mut recv: ControlRecv,
         mut events: mpsc::Receiver<LaneEvent>,
+        mut sites: watch::Receiver<Arc<SitesConfig>>,
         stop: &CancellationToken,
     ) -> Close {
         let mut buffer = vec![0; 16 << 10];
@@ -143,6 +198,11 @@ impl Session<'_> {
             }
             self.share.update(self.receiver.held_bytes());
             let wake = self.receiver.poll_timeout().map(|at| self.origin + at);
+            let raise = self
+                .slow_start
+                .poll_timeout(self.context.intake.budget.window());
+            let raise = raise.filter(|_| self.is_welcome).map(|at| self.origin + at);
+            let may_hand_over = self.may_hand_over();
             let room = self.context.intake.budget.room();
             let may_read = readers.len() < READERS && self.share.may_read();
             tokio::select! {
@@ -162,19 +222,20 @@ impl Session<'_> {
                     Err(error) => break lost(&error.to_string()),
                 },
                 // `reserve` is cancel-safe: it loses nothing but its turn
-                permit = lane.reserve(), if !self.undelivered.is_empty() => {
+                permit = lane.reserve(), if may_hand_over => {
                     match (permit, self.undelivered.pop_front()) {
-                        (Ok(permit), Some(request)) => permit.send(request),
+                        (Ok(permit), Some(delivery)) => permit.send(request(self.context.id, &self.room, delivery)),
                         (Err(_gone), _) => lane_is_gone(&mut self.receiver),
                         (Ok(_), None) => {}
                     }
                 }
                 Some(stream) = readers.join_next() => self.handle_stream(stream),
-                // `accept_uni` is cancel-safe: a stream that is not taken stays in the queue
-                accepted = self.connection.accept_uni(), if may_read => {
+                // `accept_data` is cancel-safe: a stream that is not taken stays in the queue
+                accepted = self.connection.accept_data(), if may_read => {
                     match accepted {
                         Ok(stream) => {
-                            readers.spawn(read_stream(stream, max_len));
+                            let allowance = Arc::clone(&self.allowance);
+                            readers.spawn(read_stream(stream, max_len, allowance));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -184,9 +245,18 @@ impl Session<'_> {
                     let now = self.now();
                     self.receiver.handle_timeout(now);
                 }
+                () = sleep_until(raise) => {
+                    let (most, now) = (self.context.intake.budget.window(), self.now());
+                    self.slow_start.handle_timeout(most, now);
+                    self.set_window();
+                }
+                Ok(()) = sites.changed() => {
+                    let sites = Arc::clone(&sites.borrow_and_update());
+                    self.handle_rules(&sites, false);
+                }
                 error = self.connection.closed() => break lost(&error.to_string()),
                 () = stop.cancelled() => {
-                    let after = self.context.intake.config.retry_after;
+                    let after = self.context.intake.admission.hint();
                     self.receiver.close(Code::Stopping, Some(after), "hub-node stops");
                 }
             }
@@ -214,8 +284,11 @@ impl Session<'_> {
                     logs,
                     ..
                 } => {
-                    info!(%incarnation, software, logs = logs.len(), "Site connected");
-                    self.register(incarnation);
+                    self.arrival = Some(Arrival {
+                        incarnation,
+                        software,
+                        logs: logs.len(),
+                    });
                     let question = self.ask(Some(incarnation), logs);
                     self.questions.push_back(question);
                 }
@@ -234,12 +307,19 @@ impl Session<'_> {
         None
     }
 
-    fn register(&mut self, incarnation: Incarnation) {
+    fn register(&mut self, arrival: Arrival) {
+        let Arrival {
+            incarnation,
+            software,
+            logs,
+        } = arrival;
+        info!(%incarnation, software, logs, "Site connected");
         let register = &self.context.intake.register;
-        if register.connected(self.context.site, incarnation, shared::time::wall_ms()) {
+        let received = Arc::clone(&self.received);
+        let now = shared::time::wall_ms();
+        if register.connected(self.context.site, incarnation, received, now) {
             self.context.intake.took_over(self.context.site);
         }
-        self.is_registered = true;
     }
 
     /// Asks the site's lane for checkpoints, attaching to it first when an incarnation is given. To get in
@@ -248,20 +328,23 @@ impl Session<'_> {
         let lane = self.lane.clone();
         let limit = incarnation.map(|_| LANE_TIMEOUT);
         let (site, session) = (self.context.site.clone(), self.context.id);
+        let owner = site.clone();
         let events = self.events_in.clone();
-        let rule = self
-            .context
-            .intake
-            .config
-            .sites
-            .rule(self.context.site.as_str());
+        let admission = incarnation.map(|_| Arc::clone(&self.context.intake.admission));
+        let sites = Arc::clone(&self.context.intake.sites().borrow());
+        let rule = sites.rule(self.context.site.as_str());
         let is_allowed = |topic: &str| rule.is_some_and(|rule: &SiteRule| rule.allows_topic(topic));
         let allowed: Vec<bool> = logs
             .iter()
             .map(|entry| is_allowed(entry.log.topic.as_str()))
             .collect();
-        let logs = logs.into_iter().map(|entry| entry.log).collect();
+        let states = Arc::clone(&self.context.intake.states);
+        let names = logs.iter().map(|entry| entry.log.clone()).collect();
         Box::pin(async move {
+            let place = match &admission {
+                Some(admission) => Some(admission.enter().await.map_err(Refusal::Later)?),
+                None => None,
+            };
             let asked = async {
                 if let Some(incarnation) = incarnation {
                     let (reply, answer) = oneshot::channel();
@@ -283,7 +366,7 @@ impl Session<'_> {
                 let (reply, answer) = oneshot::channel();
                 let question = LaneRequest::Checkpoints {
                     session,
-                    logs,
+                    logs: names,
                     reply,
                 };
                 lane.send(question)
@@ -301,23 +384,110 @@ impl Session<'_> {
                 // ends with the lane or with the session
                 None => asked.await?,
             };
-            Ok(checkpoints.into_iter().zip(allowed).map(reply_of).collect())
+            let replies = checkpoints.into_iter().zip(allowed).map(reply_of);
+            let told = move |(entry, reply): (LogEntry, LogReply)| {
+                let key = StateKey {
+                    site: owner.clone(),
+                    log: entry.log,
+                };
+                let agreed = states.agree(&key, &entry.anchors);
+                Told {
+                    handle: entry.handle,
+                    answer: LogAnswer {
+                        reply,
+                        anchor: agreed.as_ref().map_or(0, |(place, _)| *place),
+                    },
+                    agreed: agreed.map(|(_, saved)| saved),
+                    key,
+                }
+            };
+            let pairs: Vec<_> = logs.into_iter().zip(replies).collect();
+            // states may be on disk
+            let told = tokio::task::spawn_blocking(|| pairs.into_iter().map(told).collect());
+            let told = told.await.map_err(|_failed| Refusal::Unreachable)?;
+            if let Some(place) = place {
+                place.welcome();
+            }
+            Ok(told)
         })
     }
 
     fn handle_answer(&mut self, answer: Answer) {
         match answer {
-            Ok(replies) => {
+            Ok(told) => {
+                let answers: Vec<LogAnswer> = told.iter().map(|told| told.answer).collect();
+                for told in told {
+                    let chain = match told.answer.reply {
+                        LogReply::At(checkpoint) => checkpoint.chain,
+                        LogReply::Absent | LogReply::Denied => 0,
+                    };
+                    self.memories
+                        .begin(told.handle, told.key, chain, told.agreed);
+                }
                 let now = self.now();
-                self.receiver.handle_checkpoints(&replies, now);
+                let arrival = self.arrival.take();
+                let is_first = arrival.is_some();
+                if let Some(arrival) = arrival {
+                    self.is_welcome = true;
+                    self.register(arrival);
+                    let is_crowded = self.context.intake.admission.is_crowded();
+                    self.slow_start.begin(is_crowded, now);
+                    self.set_window();
+                }
+                self.receiver.handle_checkpoints(&answers, now);
+                if is_first {
+                    let sites = Arc::clone(&self.context.intake.sites().borrow());
+                    self.handle_rules(&sites, true);
+                }
             }
             Err(Refusal::Ended(reason)) => self.refuse(reason),
             Err(Refusal::Unreachable) => {
-                let after = self.context.intake.config.retry_after;
                 let text = "the lane does not answer: is Kafka up?";
-                self.receiver.refuse(Code::Busy, Some(after), text);
+                self.later(self.context.intake.admission.hint(), text);
+            }
+            Err(Refusal::Later(after)) => {
+                self.is_turned_away = true;
+                self.later(after, "many sites come at once");
             }
         }
+    }
+
+    fn later(&mut self, after: Duration, text: &str) {
+        IntakeStats::add(&self.context.intake.stats.told_later, 1);
+        self.receiver.refuse(Code::Busy, Some(after), text);
+    }
+
+    /// What the budget and the session's own start grant.
+    fn set_window(&mut self) {
+        let budget = &self.context.intake.budget;
+        let window = self.slow_start.window(budget.window());
+        self.receiver.set_window(window);
+        let bytes = u32::try_from(budget.receive_window()).unwrap_or(u32::MAX);
+        if bytes != self.receive_window {
+            self.receive_window = bytes;
+            self.connection.set_receive_window(bytes);
+        }
+    }
+
+    /// The rules for sites, at first and when they have changed.
+    /// A session that begins is told its policy in any case: the site keeps the last one that it was told.
+    fn handle_rules(&mut self, sites: &SitesConfig, is_first: bool) {
+        let site = self.context.site.as_str();
+        if sites.rule(site).is_none() {
+            let text = format!("site `{site}` is not on the allow list");
+            return self.receiver.refuse(Code::NotAllowed, None, &text);
+        }
+        self.allowance.set(sites.ingress_of(site));
+        let policy = sites.policy_for(site);
+        if self.is_welcome && (is_first || policy != self.policy) {
+            self.tell_policy(policy);
+        }
+    }
+
+    /// The site's link policy is this from here on; `None`: what its own file says.
+    fn tell_policy(&mut self, policy: Option<Arc<str>>) {
+        self.receiver.push_policy(policy.as_deref().unwrap_or(""));
+        self.policy = policy;
     }
 
     fn handle_event(&mut self, event: LaneEvent) {
@@ -326,15 +496,15 @@ impl Session<'_> {
                 for (log, checkpoint) in checkpoints {
                     self.receiver.handle_committed(&log, checkpoint.next_offset);
                 }
-                self.receiver
-                    .set_window(self.context.intake.budget.window());
+                self.slow_start.committed(self.now());
+                self.set_window();
             }
             LaneEvent::Ended(reason) => self.refuse(reason),
         }
     }
 
     fn refuse(&mut self, reason: EndReason) {
-        let after = self.context.intake.config.retry_after;
+        let after = || Some(self.context.intake.admission.hint());
         let (code, after, text) = match reason {
             EndReason::Superseded => (
                 Code::Superseded,
@@ -344,8 +514,8 @@ impl Session<'_> {
             EndReason::Fenced => (Code::NotOwner, None, "another hub owns the site's lane"),
             EndReason::OutOfOrder => (Code::BadFrame, None, "delivery out of order"),
             EndReason::Malformed => (Code::BadFrame, None, "records cannot be read"),
-            EndReason::Damaged => (Code::Internal, Some(after), "a checkpoint cannot be read"),
-            EndReason::Stopping => (Code::Stopping, Some(after), "hub-node stops"),
+            EndReason::Damaged => (Code::Internal, after(), "a checkpoint cannot be read"),
+            EndReason::Stopping => (Code::Stopping, after(), "hub-node stops"),
         };
         self.receiver.refuse(code, after, text);
     }
@@ -355,6 +525,7 @@ impl Session<'_> {
             Ok(Ok(stream)) => {
                 let stats = &self.context.intake.stats;
                 IntakeStats::add(&stats.payload_bytes, stream.len() as u64);
+                IntakeStats::add(&self.received, stream.len() as u64);
                 let now = self.now();
                 self.receiver.handle_data(&stream, now);
             }
@@ -373,62 +544,68 @@ impl Session<'_> {
     }
 
     fn deliver(&mut self, delivered: Delivered) {
-        let Delivered {
-            log,
-            header,
-            payload,
-        } = delivered;
         let stats = &self.context.intake.stats;
-        let records = header.next_offset - header.base_offset;
+        let (base_offset, next_offset) = (delivered.base_offset, delivered.next_offset);
+        let Opened { blocks, chain } = match self.memories.open(&delivered) {
+            Ok(opened) => opened,
+            Err(OpenError::Lost(error)) => {
+                debug!(log = %delivered.log, base_offset, %error, "Log begins again");
+                IntakeStats::add(&stats.restarts, 1);
+                return self.receiver.restart(delivered.header.handle, base_offset);
+            }
+            Err(OpenError::Broken(error)) => {
+                return self
+                    .receiver
+                    .close(Code::BadFrame, None, &error.to_string());
+            }
+        };
+        let Delivered { log, header, .. } = delivered;
+        let records = next_offset - base_offset;
         let content = match header.content {
             DataContent::Gap { reason } => {
-                info!(%log, from = header.base_offset, to = header.next_offset, reason, "Gap");
+                info!(%log, from = base_offset, to = next_offset, reason, "Gap");
                 IntakeStats::add(&stats.gap_records, records);
                 Content::Gap { reason }
             }
             DataContent::Records(_) => {
-                let max = usize::try_from(self.context.intake.config.max_batch_bytes);
-                let max = max.unwrap_or(usize::MAX);
-                match batch::open(&header, &payload, max, &mut self.decoders) {
-                    Ok(blocks) => {
-                        IntakeStats::add(&stats.records, records);
-                        Content::Records(blocks)
-                    }
-                    Err(error) => {
-                        return self
-                            .receiver
-                            .close(Code::BadFrame, None, &error.to_string());
-                    }
-                }
+                IntakeStats::add(&stats.records, records);
+                Content::Records(blocks)
             }
         };
         let delivery = Delivery {
             log,
-            base_offset: header.base_offset,
-            next: Checkpoint {
-                next_offset: header.next_offset,
-                chain: header.chain,
-            },
+            base_offset,
+            next: Checkpoint { next_offset, chain },
             content,
             bytes: usize::try_from(header.charge()).unwrap_or(usize::MAX),
+            hold: None,
         };
-        let request = LaneRequest::Deliver {
-            session: self.context.id,
-            delivery,
-        };
-        if !self.undelivered.is_empty() {
-            self.undelivered.push_back(request);
-            return;
-        }
-        match self.lane.try_send(request) {
-            Ok(()) => {}
-            Err(TrySendError::Full(request)) => self.undelivered.push_back(request),
-            Err(TrySendError::Closed(_)) => lane_is_gone(&mut self.receiver),
+        self.undelivered.push_back(delivery);
+        self.hand_over();
+    }
+
+    /// Hands to the lane what it takes at once.
+    fn hand_over(&mut self) {
+        while self.may_hand_over() {
+            match self.lane.try_reserve() {
+                Ok(permit) => {
+                    if let Some(delivery) = self.undelivered.pop_front() {
+                        permit.send(request(self.context.id, &self.room, delivery));
+                    }
+                }
+                Err(TrySendError::Full(())) => return,
+                Err(TrySendError::Closed(())) => return lane_is_gone(&mut self.receiver),
+            }
         }
     }
 
+    fn may_hand_over(&self) -> bool {
+        let next = self.undelivered.front();
+        next.is_some_and(|delivery| self.room.may_take(delivery.bytes as u64))
+    }
+
     async fn end(mut self, close: Close) -> Close {
-        if self.is_registered {
+        if self.is_welcome {
             let register = &self.context.intake.register;
             register.disconnected(self.context.site, shared::time::wall_ms());
         }
@@ -438,11 +615,12 @@ impl Session<'_> {
             let drained = async { while self.writer.join_next().await.is_some() {} };
             let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
         }
-        self.connection.close(
-            VarInt::from_u32(close.code.to_u8().into()),
-            close.text.as_bytes(),
-        );
+        self.connection
+            .close(close.code.to_u8().into(), close.text.as_bytes());
         self.undelivered.clear();
+        if self.is_turned_away {
+            return close;
+        }
         // Last, because a lane that is stuck takes it late. One that is gone has no session to end.
         let _gone = self
             .lane
@@ -452,6 +630,12 @@ impl Session<'_> {
             .await;
         close
     }
+}
+
+/// From here on it fills the lane's queue.
+fn request(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
+    delivery.hold = Some(Arc::new(room.take(delivery.bytes as u64)));
+    LaneRequest::Deliver { session, delivery }
 }
 
 fn lane_is_gone(receiver: &mut Receiver) {
@@ -492,42 +676,25 @@ async fn first_answer(questions: &mut VecDeque<PendingAnswer>) -> Answer {
     }
 }
 
-async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) {
     while let Some(bytes) = queue.recv().await {
-        if send.write_chunk(bytes).await.is_err() {
+        if send.write(bytes).await.is_err() {
             return;
         }
     }
-    let _closed = send.finish();
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
-    let _stopped = send.stopped().await;
+    send.finish().await;
 }
 
-#[derive(Debug)]
-enum ReadError {
-    TooLong,
-    Lost(String),
-}
-
-/// Memory follows the bytes that came, not a length that was promised.
-async fn read_stream(mut stream: quinn::RecvStream, max_len: usize) -> Result<Bytes, ReadError> {
-    let mut first: Option<Bytes> = None;
-    let mut all = BytesMut::new();
-    let lost = |error: quinn::ReadError| ReadError::Lost(error.to_string());
-    while let Some(chunk) = stream.read_chunk(max_len + 1, true).await.map_err(lost)? {
-        let before = first.as_ref().map_or(all.len(), Bytes::len);
-        if before + chunk.bytes.len() > max_len {
-            return Err(ReadError::TooLong);
-        }
-        match first.take() {
-            None if all.is_empty() => first = Some(chunk.bytes),
-            None => all.extend_from_slice(&chunk.bytes),
-            Some(head) => {
-                all.extend_from_slice(&head);
-                all.extend_from_slice(&chunk.bytes);
-            }
-        }
-    }
-    // a stream that came in one piece is not copied
-    Ok(first.unwrap_or_else(|| all.freeze()))
+/// What comes is paid for before more is read.
+async fn read_stream(
+    stream: DataStreamIn,
+    max_len: usize,
+    allowance: Arc<Allowance>,
+) -> Result<Bytes, ReadError> {
+    let pay = |bytes| {
+        let allowance = Arc::clone(&allowance);
+        async move { allowance.pay(bytes).await }
+    };
+    stream.read_paid(max_len, pay).await
 }

@@ -346,5 +346,6 @@ fn records(base: Offset, end: Offset) -> Delivery {
             records: Bytes::new(),
         }]),
         bytes: 10,
+        hold: None,
     }
 }
