@@ -5,6 +5,8 @@
     reason = "the one place that talks to a terminal"
 )]
 
+mod plan;
+
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::process::ExitCode;
 
@@ -46,6 +48,8 @@ enum Command {
     Check(ConfigArg),
     /// Ask a running node how it is, with every topic's delivery ledger
     Status(StatusArgs),
+    /// Tell when each topic will be caught up with the link's policy, and what that will cost
+    Plan(plan::PlanArgs),
     /// Print the version
     Version,
 }
@@ -56,6 +60,7 @@ pub fn main(run: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
         Command::Run(args) => start(&args, run),
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Version => {
             let protocol = String::from_utf8_lossy(shared::tls::ALPN);
             println!(

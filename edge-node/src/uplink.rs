@@ -18,9 +18,19 @@ mod chains;
 mod choice;
 mod connect;
 mod driver;
+mod keeper;
+mod meter;
 mod outlet;
+mod pacer;
+pub mod paths;
+pub mod plan;
+pub mod policy;
 mod reasons;
+mod roam;
 mod sendbuffer;
+pub mod shaper;
+pub mod socket;
+mod steward;
 mod vigil;
 mod watch;
 mod worker;
@@ -39,6 +49,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use connect::ConnectError;
+pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
 
 use crate::admin::UplinkView;
@@ -48,12 +60,15 @@ use crate::store::{Store, StoreError};
 use connect::Connector;
 use driver::{Ended, SessionSettings, Signals};
 use reasons::{Reason, Reasons};
+use roam::Roam;
 use watch::Better;
 use worker::{Worker, WorkerConfig};
 
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
 /// it was sent.
 const STEADY: Duration = Duration::from_secs(5);
+/// Before another path is tried.
+const OTHER_PATH: Duration = Duration::from_millis(200);
 
 /// Counters of the uplink, for metrics and status.
 #[derive(Debug, Default)]
@@ -200,6 +215,8 @@ pub enum UplinkError {
 #[derive(Debug)]
 pub struct Uplink {
     connector: Connector,
+    roam: Roam,
+    policies: Policies,
     worker: Worker,
     store: Arc<dyn Store>,
     stats: Arc<UplinkStats>,
@@ -222,6 +239,7 @@ impl Uplink {
         topics: &TopicsConfig,
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
+        policies: &Policies,
         max_uncompressed_bytes: usize,
         data_dir: &Path,
     ) -> Result<Self, UplinkError> {
@@ -231,8 +249,11 @@ impl Uplink {
             zstd_level: config.level,
             max_uncompressed_bytes,
         };
+        let connector = Connector::new(config, policies)?;
         Ok(Self {
-            connector: Connector::new(config)?,
+            roam: Roam::new(connector.paths()),
+            connector,
+            policies: policies.clone(),
             worker: Worker::start(Arc::clone(store), worker_config)?,
             store: Arc::clone(store),
             stats: Arc::clone(stats),
@@ -257,16 +278,25 @@ impl Uplink {
     pub async fn run(mut self, stop: CancellationToken) {
         let stats = Arc::clone(&self.stats);
         while !stop.is_cancelled() {
+            let path = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                path = self.roam.choose(&self.policies, &stats) => path,
+            };
             let hint = tokio::select! {
                 biased;
                 // a session ends by itself when it is told to stop; an attempt is dropped
-                hint = self.attempt(&stop) => hint,
+                hint = self.attempt(path, &stop) => hint,
                 () = stopped_while_dialling(&stop, &stats) => break,
             };
             if let Some(hint) = hint {
                 self.retry.hint(hint);
             }
-            let wait = self.retry.next_delay(&mut rand::rng());
+            let mut wait = self.retry.next_delay(&mut rand::rng());
+            if hint.is_none() && self.connector.paths() > 1 {
+                // a path that failed rests; another one need not
+                wait = wait.min(OTHER_PATH);
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => break,
@@ -277,19 +307,28 @@ impl Uplink {
 
     /// One connection and its session, and those that take their place while it lasts; the hub's wish when to
     /// come back, if it had one.
-    async fn attempt(&mut self, stop: &CancellationToken) -> Option<Duration> {
+    async fn attempt(&mut self, mut path: usize, stop: &CancellationToken) -> Option<Duration> {
+        self.connector.take_path(path);
         let mut hub = self.connector.hub().to_string();
         self.stats.dialling(hub.clone());
         let mut connection = match self.connector.dial().await {
             Ok(connection) => connection,
             Err(error) => {
+                self.roam.failed(path);
                 self.not_open(&hub, error.to_string(), error.is_refusal());
                 return None;
             }
         };
         loop {
             let since = Instant::now();
-            let (outcome, next) = self.session(connection, stop).await;
+            self.roam.connected(path);
+            let (outcome, next) = self.session(connection, path, stop).await;
+            match &outcome {
+                Ok(ended) if ended.close.by_peer || ended.close.code != Code::Timeout => {
+                    self.roam.ended(path);
+                }
+                Ok(_) | Err(_) => self.roam.failed(path),
+            }
             let hint = match outcome {
                 Ok(ended) => self.after(&hub, ended, since.elapsed()).await,
                 Err(lost) => {
@@ -304,9 +343,14 @@ impl Uplink {
                 Some(Better {
                     connection,
                     other_hub,
+                    other_path,
                 }) => {
                     if let Some(other) = other_hub {
                         self.connector.turn_to(other);
+                    }
+                    if let Some(other) = other_path {
+                        path = other;
+                        self.connector.take_path(path);
                     }
                     connection
                 }
@@ -320,6 +364,7 @@ impl Uplink {
     async fn session(
         &self,
         connection: Connection,
+        path: usize,
         stop: &CancellationToken,
     ) -> (Result<Ended, Lost>, Option<Better>) {
         let carrier = connection.kind().name();
@@ -333,16 +378,19 @@ impl Uplink {
             Arc::clone(&self.stats),
             self.unsettled.clone(),
             &self.settings,
+            self.policies.stopped(path),
             Signals {
                 stop,
                 replaced: &replaced,
             },
         );
         let mut session = pin!(session);
+        let silent = &self.stats.silent;
         let next = tokio::select! {
             biased;
             ended = &mut session => return (ended, None),
-            next = watch::better(&self.connector, &connection, &self.stats.silent, self.outage_budget) => next,
+            next = watch::better(&self.connector, &connection, silent, self.outage_budget) => next,
+            next = self.roam.better(&self.connector, &connection, &self.policies, silent, path) => next,
         };
         let to = next.connection.kind().name();
         info!(from = carrier, to, "Uplink moves to another connection");

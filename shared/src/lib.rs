@@ -10,6 +10,7 @@ pub mod class;
 pub mod history;
 pub mod ids;
 pub mod link;
+pub mod pace;
 pub mod partitioner;
 pub mod record;
 pub mod retry;

@@ -10,9 +10,10 @@ use shared::units::{ByteSize, Span};
 
 use super::{
     ClassesConfig, Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule,
-    TopicSettings, TopicsConfig, UplinkConfig,
+    TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
+use crate::uplink::policy::Zone;
 
 /// A week of 200-byte records at 80 a second, on the smallest disk that such devices come with.
 const DEFAULT_QUOTA: ByteSize = ByteSize::gib(10);
@@ -65,15 +66,27 @@ const ADMIN_PORT: u16 = 9690;
 const LARGEST_DISK: ByteSize = ByteSize(1 << 50);
 
 pub(super) fn config(document: &mut Document) -> Config {
+    let (node, store) = (
+        node(document.section("node")),
+        store(document.section("store")),
+    );
+    let topics = topics(document.section("topics"));
+    let (kafka, http) = (
+        kafka(document.section("kafka")),
+        http(document.section("http")),
+    );
+    let policy = policy::site(document.section("policy"));
     let config = Config {
-        node: node(document.section("node")),
-        store: store(document.section("store")),
-        topics: topics(document.section("topics")),
-        kafka: kafka(document.section("kafka")),
-        http: http(document.section("http")),
-        uplink: uplink(document.section("uplink")),
+        node,
+        store,
+        topics,
+        kafka,
+        http,
+        uplink: uplink(document.section("uplink"), &policy.policy.zone),
+        policy,
         admin: admin(document),
         log: LogConfig::read(document.section("log")),
+        file: None,
     };
     check_sizes(&config, document);
     check_listeners(&config, document);
@@ -198,7 +211,7 @@ fn http(mut section: Section) -> Option<HttpConfig> {
     enabled.then_some(config)
 }
 
-fn uplink(mut section: Section) -> Option<UplinkConfig> {
+fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
     let codecs = [
         ("auto", Codec::Auto),
         ("modelled", Codec::Modelled),
@@ -221,6 +234,7 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
     };
     let config = UplinkConfig {
         hubs,
+        paths: policy::paths(&mut section, zone),
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),

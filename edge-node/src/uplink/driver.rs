@@ -4,6 +4,7 @@
 //! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -81,6 +82,7 @@ pub(super) async fn run(
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
     settings: &SessionSettings,
+    forbidden: impl Future<Output = String>,
     signals: Signals<'_>,
 ) -> Result<Ended, Lost> {
     let (send, recv) = connection.open_control().await?;
@@ -109,7 +111,7 @@ pub(super) async fn run(
         codecs: Arc::default(),
         was_open: false,
     };
-    Ok(session.run(recv, done, changes, signals).await)
+    Ok(session.run(recv, done, changes, forbidden, signals).await)
 }
 
 fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> SenderConfig {
@@ -154,8 +156,11 @@ impl Session {
         mut recv: ControlRecv,
         mut done: mpsc::Receiver<Done>,
         mut changes: watch::Receiver<u64>,
+        forbidden: impl Future<Output = String>,
         signals: Signals<'_>,
     ) -> Ended {
+        let mut forbidden = pin!(forbidden);
+        let mut is_forbidden = false;
         self.update_logs();
         self.follow_path();
         self.sender.start(self.now());
@@ -185,6 +190,10 @@ impl Session {
                 },
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 lost = self.connection.closed() => break close_of(lost),
+                reason = &mut forbidden, if !is_forbidden => {
+                    is_forbidden = true;
+                    self.sender.close(Code::Stopping, None, &format!("policy: {reason}"));
+                }
                 // another connection is up: the hub ends this session when it hears of the next one
                 () = signals.replaced.cancelled() => break replaced(),
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),

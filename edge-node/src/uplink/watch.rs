@@ -42,6 +42,8 @@ pub(super) struct Better {
     pub(super) connection: Connection,
     /// It leads to another hub.
     pub(super) other_hub: Option<usize>,
+    /// It goes another way.
+    pub(super) other_path: Option<usize>,
 }
 
 /// Ends with a connection that is up and better than the session's.
@@ -143,6 +145,7 @@ fn start<'a>(
         Ok(Better {
             connection,
             other_hub,
+            other_path: None,
         })
     });
     if attempts.len() == MAX_ATTEMPTS {
@@ -187,6 +190,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
                 return Better {
                     connection,
                     other_hub: None,
+                    other_path: None,
                 };
             }
             Err(error) => debug!(%error, "UDP is still blocked"),
@@ -194,7 +198,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
     }
 }
 
-async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
+pub(super) async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
     let mut echoes = Echoes::new(udp);
     for _ in 0..UDP_PROBES {
         echoes.ask(hub, None);
