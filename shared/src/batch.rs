@@ -23,6 +23,7 @@ mod codec;
 mod columns;
 mod dictionary;
 pub mod estimate;
+mod model;
 mod open;
 mod pack;
 mod split;
@@ -41,6 +42,7 @@ pub use columns::ColumnarCodec;
 pub use dictionary::{
     DictDecoder, DictEncoder, Dictionary, MAX_DICTIONARY_BYTES, MIN_DICTIONARY_BYTES, Trainer,
 };
+pub use model::ModelChain;
 pub use open::{Decoders, Incoming, Memories, Memory, OpenError, Opened};
 pub use pack::{Outgoing, Packed, seal, seal_crc};
 pub use zstd::{ZstdDecoder, ZstdEncoder};

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::BatchError;
 use super::codec::{CODEC_COLUMNAR, CODEC_MODELLED};
 use super::columns::ColumnarCodec;
+use super::model::ModelChain;
 
 /// What one chain may hold in memory and take in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +93,7 @@ pub fn new_chain(
 ) -> Result<Box<dyn ChainCodec>, BatchError> {
     match codec {
         CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::new(limits, level))),
-        // CODEC_MODELLED joins here
+        CODEC_MODELLED => Ok(Box::new(ModelChain::new(limits))),
         other => Err(BatchError::UnknownCodec(other)),
     }
 }
@@ -109,7 +110,7 @@ pub fn load_chain(
 ) -> Result<Box<dyn ChainCodec>, BatchError> {
     match codec {
         CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::load(saved, limits, level)?)),
-        // CODEC_MODELLED joins here
+        CODEC_MODELLED => Ok(Box::new(ModelChain::load(saved, limits)?)),
         other => Err(BatchError::UnknownCodec(other)),
     }
 }

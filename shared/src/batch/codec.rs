@@ -18,7 +18,7 @@ pub const CODEC_MODELLED: u8 = 4;
 /// Codec ids that this build decodes, for hello and welcome: least bytes first. Codec 0 always is.
 #[must_use]
 pub fn supported_codecs() -> Vec<u8> {
-    vec![CODEC_COLUMNAR, CODEC_ZSTD]
+    vec![CODEC_MODELLED, CODEC_COLUMNAR, CODEC_ZSTD]
 }
 
 /// Shrinks raw payloads. May keep a context between calls, but each payload decodes on its own.

@@ -1,0 +1,350 @@
+//! The probability of the next bit: adaptive counters, chosen by contexts, mixed by learnt weights.
+//!
+//! ```text
+//! contexts ─ hash with the node ─ counters ─ logits ─┬ weights of set A ┐
+//!                                                    └ weights of set B ┴ mean ─ refined ─ p
+//! ```
+//! A counter holds a probability and how often it was asked; it moves by 1/n, later by 1/60. Counters
+//! live in a table of fixed size, two to a bucket, found by eight check bits; the one that was asked less
+//! makes room. Weights move against the error of their set, fast at first. The refinement maps the mixed
+//! logit to what followed on such logits before.
+
+use super::coder::Coder;
+use super::logistic::{LOGIT_MAX, squash, stretch};
+use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
+use crate::batch::BatchError;
+
+/// Most contexts of one symbol.
+pub(super) const MAX_CONTEXTS: usize = 14;
+const INPUTS: usize = MAX_CONTEXTS + 2;
+
+/// Sets of weights by node.
+pub(super) const NODE_SETS: usize = 552;
+/// Sets of weights by column.
+const COLUMN_SETS: usize = 512;
+/// Refinement maps, each of [`REFINE_STEPS`] entries.
+const REFINE_MAPS: usize = 512;
+const REFINE_STEPS: usize = 33;
+
+const COUNT_LIMIT: u32 = 60;
+const COUNTER_BITS: u32 = 18;
+const COUNTER_NEW: u32 = 1 << 31;
+
+/// What a counter that was asked so often moves by, of 65,536.
+static RATES: [u16; 64] = rates();
+/// How far a young counter is believed, of 256.
+static TRUST: [u16; 64] = trust();
+
+const fn rates() -> [u16; 64] {
+    let mut table = [0; 64];
+    let mut n = 0;
+    while n < 64 {
+        #[expect(clippy::cast_possible_truncation, reason = "at most 43,690")]
+        {
+            table[n] = (2 * 65_536 / (2 * n + 3)) as u16;
+        }
+        n += 1;
+    }
+    table
+}
+
+const fn trust() -> [u16; 64] {
+    let mut table = [256; 64];
+    table[0] = 0;
+    table[1] = 192;
+    table[2] = 230;
+    table
+}
+
+/// The contexts of one symbol, each with its own place in the hash.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Contexts {
+    hashes: [u64; MAX_CONTEXTS],
+    len: usize,
+    /// Chooses the set of weights by column.
+    column: u64,
+}
+
+impl Contexts {
+    /// At most [`MAX_CONTEXTS`], the broadest first. `column` chooses weights.
+    #[inline]
+    pub(super) fn new<const N: usize>(column: u64, contexts: [u64; N]) -> Self {
+        let mut hashes = [0; MAX_CONTEXTS];
+        for (i, (hash, context)) in hashes.iter_mut().zip(contexts).enumerate() {
+            *hash = spread(context, i);
+        }
+        Self {
+            hashes,
+            len: N.min(MAX_CONTEXTS),
+            column,
+        }
+    }
+
+    /// Only the first.
+    #[inline]
+    pub(super) fn broadest(&self) -> Self {
+        Self { len: 1, ..*self }
+    }
+}
+
+#[inline]
+fn spread(context: u64, place: usize) -> u64 {
+    (context ^ (place as u64 + 1) << 56).wrapping_mul(0xff51_afd7_ed55_8ccd)
+}
+
+/// Where a bit stands in its symbol.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Node {
+    /// Tells the bits of all kinds of symbols apart.
+    pub(super) id: u64,
+    /// Set of weights, below [`NODE_SETS`].
+    pub(super) set: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Set {
+    weights: [i32; INPUTS],
+    seen: u32,
+}
+
+const WEIGHT_NEW: i32 = 19_600;
+const WEIGHT_MAX: i32 = 1 << 20;
+const SEEN_MAX: u32 = 60_000;
+
+impl Set {
+    const NEW: Self = Self {
+        weights: [WEIGHT_NEW; INPUTS],
+        seen: 0,
+    };
+
+    #[inline]
+    fn dot(&self, inputs: &[i32; INPUTS], len: usize) -> i32 {
+        let sum: i64 = self
+            .weights
+            .iter()
+            .zip(inputs)
+            .take(len)
+            .map(|(weight, input)| i64::from(*weight) * i64::from(*input))
+            .sum();
+        clamp_logit(sum >> 16)
+    }
+
+    #[inline]
+    fn learn(&mut self, inputs: &[i32; INPUTS], len: usize, error: i32) {
+        // 0.08 at first, 0.006 in the end
+        let rate = (5243 * 32 / (32 + self.seen)).max(393);
+        if self.seen < SEEN_MAX {
+            self.seen += 1;
+        }
+        let step = (error * rate.cast_signed()) >> 14;
+        for (weight, input) in self.weights.iter_mut().zip(inputs).take(len) {
+            *weight = (*weight + ((step * input + 512) >> 10)).clamp(-WEIGHT_MAX, WEIGHT_MAX);
+        }
+    }
+}
+
+#[inline]
+fn clamp_logit(logit: i64) -> i32 {
+    let max = i64::from(LOGIT_MAX);
+    i32::try_from(logit.clamp(-max, max)).unwrap_or(0)
+}
+
+/// All that is learnt about bits.
+#[derive(Clone)]
+pub(super) struct Predictor {
+    counters: Vec<u32>,
+    by_node: Vec<Set>,
+    by_column: Vec<Set>,
+    refine: Vec<u16>,
+    #[cfg(feature = "model-cost")]
+    pub(super) cost: [f64; 16],
+    #[cfg(feature = "model-cost")]
+    pub(super) account: usize,
+}
+
+impl std::fmt::Debug for Predictor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Predictor").finish_non_exhaustive()
+    }
+}
+
+impl Predictor {
+    /// Counters take `counter_bytes`, the weights 100 KiB more.
+    pub(super) fn new(counter_bytes: usize) -> Self {
+        let buckets = (counter_bytes / 8).max(1);
+        Self {
+            counters: vec![0; buckets * 2],
+            by_node: vec![Set::NEW; NODE_SETS],
+            by_column: vec![Set::NEW; COLUMN_SETS],
+            refine: (0..REFINE_MAPS * REFINE_STEPS)
+                .map(|i| refine_start(i % REFINE_STEPS))
+                .collect(),
+            #[cfg(feature = "model-cost")]
+            cost: [0.0; 16],
+            #[cfg(feature = "model-cost")]
+            account: 0,
+        }
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        self.counters.len() * 4
+            + (self.by_node.len() + self.by_column.len()) * size_of::<Set>()
+            + self.refine.len() * 2
+    }
+
+    #[cfg(feature = "model-cost")]
+    pub(super) fn account(&mut self, account: usize) {
+        self.account = account;
+    }
+
+    #[cfg(not(feature = "model-cost"))]
+    #[inline]
+    #[expect(clippy::unused_self, reason = "counts only when costs are looked at")]
+    pub(super) fn account(&mut self, _account: usize) {}
+
+    /// Codes one bit and learns it.
+    #[inline]
+    pub(super) fn bit<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        bit: bool,
+        contexts: &Contexts,
+        node: Node,
+    ) -> bool {
+        self.bit_with(coder, bit, contexts, node, 0)
+    }
+
+    /// The same with a logit that comes from elsewhere.
+    #[inline]
+    pub(super) fn bit_with<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        bit: bool,
+        contexts: &Contexts,
+        node: Node,
+        hint: i32,
+    ) -> bool {
+        let len = contexts.len;
+        let node_hash = node.id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let buckets = (self.counters.len() / 2) as u64;
+        let mut at = [0_usize; MAX_CONTEXTS];
+        let mut inputs = [0_i32; INPUTS];
+        for i in 0..len {
+            let hash = (contexts.hashes[i] ^ node_hash).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+            at[i] = self.find(hash, buckets);
+        }
+        for i in 0..len {
+            let counter = self.counters[at[i]];
+            let count = (counter >> 8) & 63;
+            let logit = stretch(counter >> 16);
+            inputs[i] = (logit * i32::from(TRUST[count as usize])) >> 8;
+        }
+        inputs[len] = hint;
+        inputs[len + 1] = 256;
+        let used = len + 2;
+        let set = node.set % NODE_SETS;
+        let column = (column_hash(contexts.column, node.set) % COLUMN_SETS as u64) as usize;
+        let logit_a = self.by_node[set].dot(&inputs, used);
+        let logit_b = self.by_column[column].dot(&inputs, used);
+        let logit = (logit_a + logit_b) >> 1;
+        let mixed = squash(logit);
+        let p = mixed;
+        let p = p.clamp(6, 65_530);
+        let bit = coder.code(bit, p);
+        #[cfg(feature = "model-cost")]
+        {
+            let q = f64::from(p) / 65_536.0;
+            self.cost[self.account] -= if bit { q.log2() } else { (1.0 - q).log2() };
+        }
+        let target = if bit { 65_535 } else { 0 };
+        self.by_node[set].learn(&inputs, used, target - squash(logit_a).cast_signed());
+        self.by_column[column].learn(&inputs, used, target - squash(logit_b).cast_signed());
+        for slot in &at[..len] {
+            let counter = &mut self.counters[*slot];
+            *counter = learn_counter(*counter, bit);
+        }
+        bit
+    }
+
+    /// The counter of this hash; takes the place of the less asked one when there is none.
+    #[inline]
+    fn find(&mut self, hash: u64, buckets: u64) -> usize {
+        let bucket = ((hash >> 32) * buckets) >> 32;
+        let first = (bucket * 2) as usize;
+        let check = ((hash >> 8) & 0xff) as u32;
+        let pair = &mut self.counters[first..first + 2];
+        if pair[0] & 0xff == check && pair[0] >= 0x100 {
+            return first;
+        }
+        if pair[1] & 0xff == check && pair[1] >= 0x100 {
+            return first + 1;
+        }
+        let second = usize::from((pair[1] >> 8) & 63 < (pair[0] >> 8) & 63);
+        pair[second] = COUNTER_NEW | check;
+        first + second
+    }
+}
+
+#[inline]
+fn column_hash(column: u64, set: usize) -> u64 {
+    (column ^ (set as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
+}
+
+#[inline]
+fn learn_counter(counter: u32, bit: bool) -> u32 {
+    let count = (counter >> 8) & 63;
+    let p = i64::from(counter >> (32 - COUNTER_BITS));
+    let target = if bit { (1_i64 << COUNTER_BITS) - 1 } else { 0 };
+    let moved = p + (((target - p) * i64::from(RATES[count as usize])) >> 16);
+    let count = if count < COUNT_LIMIT {
+        count + 1
+    } else {
+        count
+    };
+    (moved as u32) << (32 - COUNTER_BITS) | count << 8 | counter & 0xff
+}
+
+fn refine_start(step: usize) -> u16 {
+    let logit = (i32::try_from(step).unwrap_or(0) - 16) * 192;
+    u16::try_from(squash(logit)).unwrap_or(u16::MAX)
+}
+
+impl Saved for Set {
+    fn save(&self, to: &mut Writer) {
+        self.weights.iter().for_each(|weight| to.i32(*weight));
+        to.u32(self.seen);
+    }
+
+    fn load(&mut self, from: &mut Reader<'_>) -> Result<(), BatchError> {
+        for weight in &mut self.weights {
+            *weight = from.i32()?.clamp(-WEIGHT_MAX, WEIGHT_MAX);
+        }
+        self.seen = from.u32()?.min(SEEN_MAX);
+        Ok(())
+    }
+}
+
+impl Saved for Predictor {
+    fn save(&self, to: &mut Writer) {
+        save_sparse(to, &self.counters, |c| *c == 0, |to, c| to.u32(*c));
+        for sets in [&self.by_node, &self.by_column] {
+            save_sparse(to, sets, |set| set.seen == 0, |to, set| set.save(to));
+        }
+        self.refine.iter().for_each(|p| to.u16(*p));
+    }
+
+    fn load(&mut self, from: &mut Reader<'_>) -> Result<(), BatchError> {
+        load_sparse(from, &mut self.counters, |from| from.u32())?;
+        for sets in [&mut self.by_node, &mut self.by_column] {
+            load_sparse(from, sets, |from| {
+                let mut set = Set::NEW;
+                set.load(from)?;
+                Ok(set)
+            })?;
+        }
+        for p in &mut self.refine {
+            *p = from.u16()?;
+        }
+        Ok(())
+    }
+}
