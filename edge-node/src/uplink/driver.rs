@@ -15,7 +15,7 @@ use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::wire::{Code, Handle, LogRange};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +72,8 @@ pub(super) struct Signals<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Another connection takes this one's place.
     pub(super) replaced: &'a CancellationToken,
+    /// The hub should be asked for a word.
+    pub(super) speak: &'a Notify,
 }
 
 /// Runs a session on a fresh connection until it ends.
@@ -196,6 +198,7 @@ impl Session {
                 }
                 // another connection is up: the hub ends this session when it hears of the next one
                 () = signals.replaced.cancelled() => break replaced(),
+                () = signals.speak.notified() => self.sender.ping(self.now()),
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
