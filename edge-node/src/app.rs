@@ -272,8 +272,7 @@ fn start_uplink(
     let (store, told, stop) = (Arc::clone(store), Arc::clone(&stats), tasks.stopping());
     tasks.core("uplink", async move {
         let most = limits.max_uncompressed_bytes;
-        let make =
-            || Uplink::new(&uplink, &topics, &store, &told, &policies, most, &data_dir);
+        let make = || Uplink::new(&uplink, &topics, &store, &told, &policies, most, &data_dir);
         if let Some(uplink) = until_possible(make, &told, &stop).await {
             uplink.run(stop).await;
         }

@@ -45,6 +45,7 @@ use shared::link::{Close, Unsettled};
 use shared::retry::{Retry, RetryConfig};
 use shared::transport::{Connection, Lost, LostKind, TransportKind};
 use shared::wire::Code;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -101,6 +102,10 @@ pub struct UplinkStats {
     over_tcp: AtomicBool,
     /// The session's hub is not heard.
     silent: AtomicBool,
+    /// The session waits for acknowledgements.
+    waiting: AtomicBool,
+    /// The session should ask its hub for a word.
+    speak: Notify,
 }
 
 /// The last that is known of the link, for people.
@@ -131,6 +136,7 @@ impl UplinkStats {
         let is_tcp = kind == TransportKind::Tcp;
         self.over_tcp.store(is_tcp, Ordering::Relaxed);
         self.silent.store(false, Ordering::Relaxed);
+        self.waiting.store(false, Ordering::Relaxed);
     }
 
     fn opened(&self) {
@@ -382,6 +388,7 @@ impl Uplink {
             Signals {
                 stop,
                 replaced: &replaced,
+                speak: &self.stats.speak,
             },
         );
         let mut session = pin!(session);
@@ -389,7 +396,7 @@ impl Uplink {
         let next = tokio::select! {
             biased;
             ended = &mut session => return (ended, None),
-            next = watch::better(&self.connector, &connection, silent, self.outage_budget) => next,
+            next = watch::better(&self.connector, &connection, &self.stats, self.outage_budget) => next,
             next = self.roam.better(&self.connector, &connection, &self.policies, silent, path) => next,
         };
         let to = next.connection.kind().name();

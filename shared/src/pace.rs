@@ -99,7 +99,8 @@ impl Pace {
         let shape = rate.map(Shape::of);
         let ahead = match (self.shape, shape) {
             (Some(old), Some(new)) => {
-                let owed = ahead.as_nanos().saturating_mul(old.bytes_per_sec.into()) / 1_000_000_000;
+                let owed =
+                    ahead.as_nanos().saturating_mul(old.bytes_per_sec.into()) / 1_000_000_000;
                 new.time(u64::try_from(owed).unwrap_or(u64::MAX))
             }
             // nobody knows what left while there was no limit: one tolerance is taken for used

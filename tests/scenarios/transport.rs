@@ -54,7 +54,12 @@ fn an_outage_costs_no_session_and_little_and_is_over_at_once() -> Result<()> {
         wait::let_run(outage);
         let (after, _) = stage.link.bytes();
         let seen = reader.count();
-        let received = || stage.hub.admin().metric("kedge_hub_received_bytes_total", "");
+        let received = || {
+            stage
+                .hub
+                .admin()
+                .metric("kedge_hub_received_bytes_total", "")
+        };
         let held = received()?;
         stage
             .link

@@ -202,6 +202,8 @@ impl Session {
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            let is_waiting = self.sender.streams_in_flight() > 0;
+            self.stats.waiting.store(is_waiting, Ordering::Relaxed);
             self.follow_path();
         };
         self.end(close).await

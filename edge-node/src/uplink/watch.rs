@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::UplinkStats;
 use super::connect::{ConnectError, Connector};
 use super::outlet::Udp;
 use super::vigil::{Act, Vigil};
@@ -50,14 +51,14 @@ pub(super) struct Better {
 pub(super) async fn better(
     connector: &Connector,
     connection: &Connection,
-    silent: &AtomicBool,
+    session: &UplinkStats,
     budget: u64,
 ) -> Better {
     let Ok(udp) = connector.udp() else {
         // without a UDP socket there was no connection, or the outlet is about to close
         return std::future::pending().await;
     };
-    let when_silent = when_silent(connector, connection, &udp, silent, budget);
+    let when_silent = when_silent(connector, connection, &udp, session, budget);
     match connection.kind() {
         TransportKind::Quic => when_silent.await,
         TransportKind::Tcp => tokio::select! {
@@ -71,7 +72,7 @@ async fn when_silent(
     connector: &Connector,
     connection: &Connection,
     udp: &Udp,
-    silent: &AtomicBool,
+    session: &UplinkStats,
     budget: u64,
 ) -> Better {
     let origin = Instant::now();
@@ -86,11 +87,12 @@ async fn when_silent(
     loop {
         let now = origin.elapsed();
         let stats = connection.stats();
-        vigil.observe(stats.asked, stats.heard, stats.rtt, now);
+        let is_waiting = session.waiting.load(Ordering::Relaxed);
+        vigil.observe((stats.asked, stats.heard), stats.rtt, is_waiting, now);
         let is_silent = vigil.is_silent();
         if is_silent != was_silent {
             was_silent = is_silent;
-            silent.store(is_silent, Ordering::Relaxed);
+            session.silent.store(is_silent, Ordering::Relaxed);
             let text = if is_silent {
                 "Hub not heard"
             } else {
@@ -110,7 +112,12 @@ async fn when_silent(
                         echoes.ask(*address, Some(other));
                     }
                 }
-                Act::Nudge => connection.nudge(),
+                Act::Speak => session.speak.notify_one(),
+                Act::Nudge => {
+                    connection.nudge();
+                    // and what the hub said last is found lost by what it says next
+                    session.speak.notify_one();
+                }
                 Act::Dial => start(&mut attempts, None, connector.dial_quic(remote)),
                 Act::DialTcp => start(&mut attempts, None, connector.dial_tcp(remote)),
                 Act::DialOther(other) => {
