@@ -16,7 +16,7 @@ use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsett
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::units::BitRate;
 use shared::wire::{Code, Handle, LogRange};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
-use super::{PATH, Policies};
+use super::Policies;
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
@@ -74,6 +74,8 @@ pub(super) struct Signals<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Another connection takes this one's place.
     pub(super) replaced: &'a CancellationToken,
+    /// The hub should be asked for a word.
+    pub(super) speak: &'a Notify,
 }
 
 /// Runs a session on a fresh connection until it ends.
@@ -85,6 +87,7 @@ pub(super) async fn run(
     unsettled: Unsettled,
     settings: &SessionSettings,
     policies: Policies,
+    path: usize,
     forbidden: impl Future<Output = String>,
     signals: Signals<'_>,
 ) -> Result<Ended, Lost> {
@@ -113,6 +116,7 @@ pub(super) async fn run(
         seen: Seen::default(),
         codecs: Arc::default(),
         policies,
+        path,
         granted: None,
         was_open: false,
     };
@@ -153,6 +157,8 @@ struct Session {
     seen: Seen,
     codecs: Arc<[u8]>,
     policies: Policies,
+    /// The path that it goes by.
+    path: usize,
     /// Bytes a second that the policy grants; `None`: as many as go.
     granted: Option<u64>,
     was_open: bool,
@@ -207,9 +213,12 @@ impl Session {
                 }
                 // another connection is up: the hub ends this session when it hears of the next one
                 () = signals.replaced.cancelled() => break replaced(),
+                () = signals.speak.notified() => self.sender.ping(self.now()),
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            let is_waiting = self.sender.streams_in_flight() > 0;
+            self.stats.waiting.store(is_waiting, Ordering::Relaxed);
             self.follow_path();
         };
         self.end(close).await
@@ -229,7 +238,7 @@ impl Session {
 
     /// What the policy grants from here on.
     fn follow_policy(&mut self) {
-        let decision = self.policies.decision(PATH);
+        let decision = self.policies.decision(self.path);
         self.sender.set_classes_allowed(decision.classes);
         self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
     }

@@ -391,6 +391,16 @@ impl Sender {
         }
     }
 
+    /// Pings out of turn: whether the hub is there, and what it said last, matters at once. Its answer makes
+    /// the hub's transport notice what was lost before it.
+    pub fn ping(&mut self, now: Duration) {
+        if let State::Open(session) = &mut self.state {
+            session.next_ping = now.saturating_add(session.keep_alive);
+            self.pings += 1;
+            self.send(&Frame::Ping(self.pings));
+        }
+    }
+
     /// When to call [`Sender::handle_timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
