@@ -20,7 +20,7 @@ mod template;
 mod tests;
 
 pub(crate) use number::{Format, parse, print, rescale};
-pub(crate) use records::{BlockStart, PayloadWriter, RecordList};
+pub(crate) use records::{BlockStart, PayloadWriter, RecordList, RecordView};
 pub(crate) use template::{
     Split, Template, tokenize,
 };
