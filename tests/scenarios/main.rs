@@ -10,6 +10,7 @@
 
 mod bare_broker;
 mod chaos;
+mod classes;
 mod clocks;
 mod commands;
 mod crowds;
