@@ -18,3 +18,4 @@ mod identity;
 mod kills;
 mod links;
 mod main_path;
+mod wan;

@@ -36,4 +36,5 @@ pub mod site;
 pub mod stage;
 pub mod volume;
 pub mod wait;
+pub mod wan;
 pub mod writer;
