@@ -40,7 +40,9 @@ use rounds::{BaseRoundTrip, Rates, Round};
 use train::Trains;
 
 /// Window gain of each round of a cycle, percent: probe, drain, cruise.
-const CYCLE: [u64; 8] = [125, 85, 105, 105, 105, 105, 105, 105];
+const CYCLE: [u64; 8] = [125, 97, 105, 105, 105, 105, 105, 105];
+/// Gain of the draining round when the round trip without queue was not seen for some time.
+const DEEP_DRAIN: u64 = 75;
 /// Loss of a round, in thousandths, from which on it is taken for congestion.
 const HEAVY_LOSS: u64 = 80;
 /// Fewer lost packets than this are chance, whatever their share.
@@ -176,7 +178,9 @@ impl Measured {
         }
         self.next_phase(now, is_heavy, is_growing, summary.is_app_limited);
         if let Phase::Cycle { turn } = self.phase {
-            self.set_window(product / 100 * CYCLE[turn] + 3 * self.mtu);
+            let is_stale = turn == 1 && self.base.is_stale(now);
+            let gain = if is_stale { DEEP_DRAIN } else { CYCLE[turn] };
+            self.set_window(product / 100 * gain + 3 * self.mtu);
         }
     }
 
@@ -189,7 +193,8 @@ impl Measured {
                 } else {
                     (best, flat_rounds + u32::from(!is_app_limited))
                 };
-                if flat_rounds >= FLAT_ROUNDS || is_heavy {
+                let is_full = self.trains.rate().is_some_and(|full| rate > full / 10 * 9);
+                if flat_rounds >= FLAT_ROUNDS || is_full || is_heavy {
                     self.answered = now;
                     Phase::Cycle { turn: 1 }
                 } else {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 const RATES: usize = 10;
 /// A round trip that was not seen again for so long is forgotten: paths change.
 const BASE_MEMORY: Duration = Duration::from_secs(10);
+/// Not seen for so long, it is looked for.
+const BASE_STALE: Duration = Duration::from_secs(5);
 /// Rounds that may be the least of `BASE_MEMORY`.
 const BASES: usize = 64;
 
@@ -103,6 +105,8 @@ pub(super) struct BaseRoundTrip {
     rounds: VecDeque<(Instant, Duration)>,
     /// The least sample, until a round is over.
     first: Option<Duration>,
+    /// When a round came near it.
+    confirmed: Option<Instant>,
 }
 
 impl BaseRoundTrip {
@@ -113,6 +117,9 @@ impl BaseRoundTrip {
     }
 
     pub(super) fn add(&mut self, now: Instant, mean: Duration) {
+        if mean <= self.get() + self.get() / 32 {
+            self.confirmed = Some(now);
+        }
         while self.rounds.back().is_some_and(|(_, least)| *least >= mean) {
             self.rounds.pop_back();
         }
@@ -123,6 +130,12 @@ impl BaseRoundTrip {
         while self.rounds.len() > 1 && self.rounds.front().is_some_and(is_old) {
             self.rounds.pop_front();
         }
+    }
+
+    /// Whether the queue has not been empty for some time.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        let since = self.confirmed.map(|seen| now.saturating_duration_since(seen));
+        since.is_some_and(|since| since > BASE_STALE)
     }
 
     pub(super) fn get(&self) -> Duration {

@@ -53,6 +53,9 @@ struct Wire {
     is_up: bool,
     sent_bytes: u64,
     dropped: u64,
+    /// Sum over packets of the time in the queue.
+    waited: Duration,
+    packets: u32,
 }
 
 impl Wire {
@@ -67,6 +70,8 @@ impl Wire {
             is_up: true,
             sent_bytes: 0,
             dropped: 0,
+            waited: Duration::ZERO,
+            packets: 0,
         }
     }
 
@@ -82,6 +87,8 @@ impl Wire {
         let bytes = datagram.len() as u64 + HEADERS;
         self.sent_bytes += bytes;
         let waiting = self.free_from.saturating_duration_since(now);
+        self.waited += waiting;
+        self.packets += 1;
         let waiting = waiting.as_nanos() * u128::from(self.link.rate) / 8_000_000_000;
         if !self.is_up || waiting > 0 && waiting + u128::from(bytes) > u128::from(self.link.queue) + 1500 {
             self.dropped += 1;
@@ -173,6 +180,8 @@ pub struct Outcome {
     pub resent: f64,
     /// From the hub to the site by the other direction.
     pub answers: f64,
+    /// Mean time in the queue, by the round trip.
+    pub queue: f64,
     /// Since the link's end of an outage until the first new byte.
     pub back: Option<Duration>,
 }
@@ -278,6 +287,7 @@ pub fn run(setup: &Setup) -> Outcome {
         goodput: received as f64 / could,
         resent: stats.path.lost_bytes as f64 / stats.udp_tx.bytes as f64,
         answers: down.sent_bytes as f64 / up.sent_bytes as f64,
+        queue: (up.waited / up.packets).as_secs_f64() / setup.up.delay.as_secs_f64() / 2.0,
         back,
     }
 }

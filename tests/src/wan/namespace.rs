@@ -42,7 +42,7 @@ impl Namespace {
                     fs::write(&path, value).with_context(|| format!("set {setting}"))?;
                 }
             }
-            Ok(())
+            anyhow::Ok(())
         })??;
         Ok(namespace)
     }
