@@ -31,26 +31,34 @@ mod sim;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-use rounds::{BaseRoundTrip, Rates, Round};
+use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
 
-/// Window gain of each round of a cycle, percent: probe, drain, cruise.
+/// Window gain of each round of a cycle, percent: probe, drain, refill, cruise.
 const CYCLE: [u64; 8] = [125, 97, 105, 105, 105, 105, 105, 105];
+const PROBE: usize = 0;
+const DRAIN: usize = 1;
+/// From here on rounds acknowledge what cruising rounds sent.
+const CRUISE: usize = 3;
 /// Gain of the draining round when the round trip without queue was not seen for some time.
 const DEEP_DRAIN: u64 = 75;
 /// Loss of a round, in thousandths, from which on it is taken for congestion.
 const HEAVY_LOSS: u64 = 80;
+/// And without a queue.
+const RUINOUS_LOSS: u64 = 250;
 /// Fewer lost packets than this are chance, whatever their share.
 const FEW_PACKETS: u64 = 6;
 /// Rounds without growth of the rate after which the path is taken to be full.
 const FLAT_ROUNDS: u32 = 2;
 /// In flight before anything is known; trains tell more before it is used up.
-const INITIAL_PACKETS: u64 = 32;
+const INITIAL_PACKETS: u64 = 16;
+/// Beyond what fills the path: acknowledgements come for two packets at once, or later.
+const MARGIN_PACKETS: u64 = 3;
 /// Never less: a loss must be noticed by the packets that follow.
 const LEAST_PACKETS: u64 = 4;
 
@@ -103,6 +111,17 @@ enum Phase {
     Cycle { turn: usize },
 }
 
+/// What a round tells.
+#[derive(Debug, Clone, Copy)]
+struct Signs {
+    /// Slower than without a queue, and than when nothing is probed for.
+    is_queueing: bool,
+    /// Loss that must be answered.
+    is_heavy: bool,
+    /// A tenth more than ever came through.
+    is_growing: bool,
+}
+
 /// The controller of one path.
 #[derive(Debug, Clone)]
 struct Measured {
@@ -116,43 +135,56 @@ struct Measured {
     rates: Rates,
     base: BaseRoundTrip,
     trains: Trains,
-    /// Loss of packets that were sent before this has been answered.
-    answered: Instant,
+    /// The window of the last probe.
+    probed: u64,
+    /// A probe's that made no queue and cost nothing.
+    carried: u64,
+    calm: Calm,
+    /// The last round's loss was answered: this round's packets were sent before.
+    has_answered: bool,
 }
 
 impl Measured {
     fn new(limit: RateLimit, now: Instant, mtu: u16) -> Self {
         let mtu = u64::from(mtu);
         Self {
+            window: first_window(&limit, mtu),
             limit,
             mtu,
-            window: INITIAL_PACKETS * mtu,
             ceiling: u64::MAX,
             phase: Phase::STARTUP,
             round: Round::new(now),
             rates: Rates::default(),
             base: BaseRoundTrip::default(),
             trains: Trains::default(),
-            answered: now,
+            probed: 0,
+            carried: 0,
+            calm: Calm::default(),
+            has_answered: false,
         }
     }
 
+    /// What fills the path at this rate.
     fn product(&self, rate: u64) -> u64 {
-        let rate = rate.min(self.limit.bytes_per_second());
         let micros = u64::try_from(self.base.get().as_micros()).unwrap_or(u64::MAX);
         rate.saturating_mul(micros) / 1_000_000
     }
 
+    /// Within what congestion and the policy allow. The policy's bound leaves room: the scheduler shapes.
     fn set_window(&mut self, bytes: u64) {
-        self.window = bytes.min(self.ceiling).max(LEAST_PACKETS * self.mtu);
+        let allowed = self.product(self.limit.bytes_per_second());
+        let allowed = (allowed / 4 * 5).saturating_add(MARGIN_PACKETS * self.mtu);
+        let bytes = bytes.min(self.ceiling).min(allowed);
+        self.window = bytes.max(LEAST_PACKETS * self.mtu);
     }
 
+    /// In start-up, with each acknowledgement: threefold a round, in the way that trains show less.
     fn grow(&mut self, acked: u64) {
-        let bound = self.trains.rate().map(|rate| self.product(rate));
-        let wanted = match bound {
-            // what the trains promise, but not at once all of it
-            Some(bound) if self.window < bound / 2 => (bound * 3 / 4).min(self.window * 8),
-            Some(bound) if self.window > bound * 5 / 4 => self.window + acked / 4,
+        let full = self.trains.rate().map(|rate| self.product(rate));
+        let wanted = match full {
+            // not at once all of it
+            Some(full) if self.window < full / 2 => (full / 4 * 3).min(self.window * 8),
+            Some(full) if self.window > full / 4 * 5 => self.window + acked / 4,
             Some(_) | None => self.window + 2 * acked,
         };
         self.set_window(wanted);
@@ -160,64 +192,126 @@ impl Measured {
 
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::replace(&mut self.round, Round::new(now));
-        let Some(summary) = round.end(now) else { return };
-        self.base.add(now, summary.round_trip);
-        let is_heavy = summary.loss > HEAVY_LOSS && summary.lost > FEW_PACKETS * self.mtu;
-        let is_growing = summary.rate > self.rates.best() / 10 * 11;
+        let Some(summary) = round.end(now) else {
+            return;
+        };
+        self.base.add(now, &summary);
+        let signs = self.signs(&summary);
         if !summary.is_app_limited || summary.rate > self.rates.best() {
             self.rates.add(summary.rate);
         }
-        let product = self.product(self.rates.best());
-        if is_heavy {
-            let through = self.window / 1000 * (1000 - summary.loss);
-            self.ceiling = through.max(product / 2);
-            self.answered = now;
-        } else if self.ceiling < u64::MAX && self.window > self.ceiling / 10 * 9 {
-            let percent = if matches!(self.phase, Phase::Cycle { turn: 0 }) { 125 } else { 102 };
-            self.ceiling = self.ceiling / 100 * percent;
-        }
-        self.next_phase(now, is_heavy, is_growing, summary.is_app_limited);
+        let has_room = self.judge_probe(&summary, &signs);
+        self.answer_loss(&summary, &signs);
+        self.next_phase(&summary, &signs, has_room);
         if let Phase::Cycle { turn } = self.phase {
-            let is_stale = turn == 1 && self.base.is_stale(now);
-            let gain = if is_stale { DEEP_DRAIN } else { CYCLE[turn] };
-            self.set_window(product / 100 * gain + 3 * self.mtu);
+            let full = self.product(self.rates.best()).max(self.carried);
+            let is_deep = turn == DRAIN && self.base.is_stale(now);
+            let gain = if is_deep { DEEP_DRAIN } else { CYCLE[turn] };
+            let window = full / 100 * gain;
+            if turn == PROBE {
+                self.probed = window;
+            }
+            self.set_window(window.saturating_add(MARGIN_PACKETS * self.mtu));
         }
     }
 
-    fn next_phase(&mut self, now: Instant, is_heavy: bool, is_growing: bool, is_app_limited: bool) {
+    fn signs(&self, summary: &Summary) -> Signs {
+        let is_slow = summary.round_trip > self.base.mean() / 16 * 17;
+        let is_much = summary.loss > RUINOUS_LOSS || summary.loss > HEAVY_LOSS && is_slow;
+        Signs {
+            is_queueing: is_slow && self.calm.is_exceeded(summary.longest),
+            is_heavy: is_much && summary.lost > FEW_PACKETS * self.mtu,
+            is_growing: summary.rate > self.rates.best() / 10 * 11,
+        }
+    }
+
+    /// The draining round acknowledges what the probing one sent: whether there is room for more.
+    fn judge_probe(&mut self, summary: &Summary, signs: &Signs) -> bool {
+        // whatever was carried, the path has less
+        if summary.round_trip > 2 * self.base.mean() {
+            self.carried = 0;
+        }
+        match self.phase {
+            Phase::Startup { .. } | Phase::Cycle { turn: CRUISE.. } => {
+                self.calm.add(summary);
+                false
+            }
+            Phase::Cycle { turn: DRAIN } => {
+                if signs.is_queueing || signs.is_heavy || self.calm.is_costly(summary.loss) {
+                    self.carried = self.carried / 8 * 7;
+                    return false;
+                }
+                let has_room = !summary.is_app_limited && self.probed > 0;
+                if has_room {
+                    self.carried = self.carried.max(self.probed);
+                }
+                has_room
+            }
+            Phase::Cycle { .. } => false,
+        }
+    }
+
+    fn answer_loss(&mut self, summary: &Summary, signs: &Signs) {
+        // after an answer comes a round of packets that were sent before it
+        let is_answered = std::mem::take(&mut self.has_answered);
+        if signs.is_heavy && !is_answered {
+            let through = self.window / 1000 * (1000 - summary.loss);
+            let full = self.product(self.rates.best()).max(self.carried);
+            self.ceiling = through.max(full / 2);
+            self.has_answered = true;
+        } else if !signs.is_heavy && self.window >= self.ceiling / 10 * 9 {
+            let is_probe = matches!(self.phase, Phase::Cycle { turn: PROBE });
+            let percent = if is_probe { 125 } else { 102 };
+            self.ceiling = (self.ceiling / 100).saturating_mul(percent);
+        }
+    }
+
+    fn next_phase(&mut self, summary: &Summary, signs: &Signs, has_room: bool) {
         self.phase = match self.phase {
             Phase::Startup { best, flat_rounds } => {
                 let rate = self.rates.best();
                 let (best, flat_rounds) = if rate > best / 4 * 5 {
                     (rate, 0)
                 } else {
-                    (best, flat_rounds + u32::from(!is_app_limited))
+                    (best, flat_rounds + u32::from(!summary.is_app_limited))
                 };
-                let is_full = self.trains.rate().is_some_and(|full| rate > full / 10 * 9);
-                if flat_rounds >= FLAT_ROUNDS || is_full || is_heavy {
-                    self.answered = now;
-                    Phase::Cycle { turn: 1 }
+                let full = self.trains.rate();
+                let is_full = full.is_some_and(|full| rate > full / 10 * 9) && signs.is_queueing;
+                if flat_rounds >= FLAT_ROUNDS || is_full || signs.is_heavy {
+                    Phase::Cycle { turn: DRAIN }
                 } else {
                     Phase::Startup { best, flat_rounds }
                 }
             }
-            // the rate rises: probe on
-            Phase::Cycle { .. } if is_growing && !is_heavy => Phase::Cycle { turn: 0 },
-            Phase::Cycle { turn } => Phase::Cycle { turn: (turn + 1) % CYCLE.len() },
+            // there is more to have: probe on
+            Phase::Cycle { .. } if (signs.is_growing || has_room) && !signs.is_heavy => {
+                Phase::Cycle { turn: PROBE }
+            }
+            Phase::Cycle { turn } => Phase::Cycle {
+                turn: (turn + 1) % CYCLE.len(),
+            },
         };
     }
 
     /// The link was away. Half of what it carried, and from there as at the beginning.
     fn restart(&mut self, now: Instant) {
         let half = self.product(self.rates.best()) / 2;
+        self.has_answered = false;
         self.ceiling = u64::MAX;
         self.set_window(half.max(self.initial_window()));
         self.phase = Phase::STARTUP;
+        self.carried = 0;
+        self.calm = Calm::default();
         self.rates = Rates::default();
         self.trains = Trains::default();
         self.round = Round::new(now);
-        self.answered = now;
     }
+}
+
+/// With a limit, at most what it allows in half a second.
+fn first_window(limit: &RateLimit, mtu: u64) -> u64 {
+    let allowed = (limit.bytes_per_second() / 2).max(LEAST_PACKETS * mtu);
+    allowed.min(INITIAL_PACKETS * mtu)
 }
 
 impl Phase {
@@ -240,10 +334,8 @@ impl Controller for Measured {
         }
     }
 
-    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost: u64) {
-        if sent > self.answered {
-            self.round.add_lost(lost);
-        }
+    fn on_congestion_event(&mut self, now: Instant, _sent: Instant, persistent: bool, lost: u64) {
+        self.round.add_lost(lost);
         if persistent {
             self.restart(now);
         }
@@ -262,12 +354,10 @@ impl Controller for Measured {
     }
 
     fn initial_window(&self) -> u64 {
-        INITIAL_PACKETS * self.mtu
+        first_window(&self.limit, self.mtu)
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
 }
-
-const _: Duration = Duration::ZERO;

@@ -9,8 +9,10 @@ const RATES: usize = 10;
 const BASE_MEMORY: Duration = Duration::from_secs(10);
 /// Not seen for so long, it is looked for.
 const BASE_STALE: Duration = Duration::from_secs(5);
+/// Loss beyond the mean that is still chance, in thousandths.
+const CHANCE_LOSS: u64 = 20;
 /// Rounds that may be the least of `BASE_MEMORY`.
-const BASES: usize = 64;
+const BASES: usize = 32;
 
 /// From one packet sent to its acknowledgement.
 #[derive(Debug, Clone)]
@@ -19,6 +21,8 @@ pub(super) struct Round {
     acked: u64,
     lost: u64,
     round_trips: Duration,
+    least: Duration,
+    most: Duration,
     samples: u32,
     is_app_limited: bool,
 }
@@ -30,6 +34,9 @@ pub(super) struct Summary {
     pub(super) rate: u64,
     /// Mean.
     pub(super) round_trip: Duration,
+    pub(super) longest: Duration,
+    /// From the least to the most, a quarter: what the round trip varies by.
+    pub(super) deviation: Duration,
     pub(super) lost: u64,
     /// Of what was sent, in thousandths.
     pub(super) loss: u64,
@@ -44,6 +51,8 @@ impl Round {
             acked: 0,
             lost: 0,
             round_trips: Duration::ZERO,
+            least: Duration::MAX,
+            most: Duration::ZERO,
             samples: 0,
             is_app_limited: false,
         }
@@ -56,6 +65,8 @@ impl Round {
     pub(super) fn add_acked(&mut self, round_trip: Duration, bytes: u64, is_app_limited: bool) {
         self.acked += bytes;
         self.round_trips += round_trip;
+        self.least = self.least.min(round_trip);
+        self.most = self.most.max(round_trip);
         self.samples += 1;
         self.is_app_limited |= is_app_limited;
     }
@@ -72,6 +83,8 @@ impl Round {
         Some(Summary {
             rate: u64::try_from(rate).unwrap_or(u64::MAX),
             round_trip,
+            longest: self.most,
+            deviation: self.most.saturating_sub(self.least) / 4,
             lost: self.lost,
             loss: self.lost * 1000 / (self.lost + self.acked).max(1),
             is_app_limited: self.is_app_limited,
@@ -102,7 +115,7 @@ impl Rates {
 #[derive(Debug, Clone, Default)]
 pub(super) struct BaseRoundTrip {
     /// Ascending.
-    rounds: VecDeque<(Instant, Duration)>,
+    rounds: VecDeque<(Instant, Duration, Duration)>,
     /// The least sample, until a round is over.
     first: Option<Duration>,
     /// When a round came near it.
@@ -116,17 +129,18 @@ impl BaseRoundTrip {
         }
     }
 
-    pub(super) fn add(&mut self, now: Instant, mean: Duration) {
-        if mean <= self.get() + self.get() / 32 {
+    pub(super) fn add(&mut self, now: Instant, summary: &Summary) {
+        let mean = summary.round_trip;
+        if mean <= self.mean() + self.mean() / 32 {
             self.confirmed = Some(now);
         }
-        while self.rounds.back().is_some_and(|(_, least)| *least >= mean) {
+        while self.rounds.back().is_some_and(|(_, least, _)| *least >= mean) {
             self.rounds.pop_back();
         }
         if self.rounds.len() < BASES {
-            self.rounds.push_back((now, mean));
+            self.rounds.push_back((now, mean, summary.deviation));
         }
-        let is_old = |(seen, _): &(Instant, Duration)| now.saturating_duration_since(*seen) > BASE_MEMORY;
+        let is_old = |(seen, ..): &(Instant, Duration, Duration)| now.saturating_duration_since(*seen) > BASE_MEMORY;
         while self.rounds.len() > 1 && self.rounds.front().is_some_and(is_old) {
             self.rounds.pop_front();
         }
@@ -138,8 +152,45 @@ impl BaseRoundTrip {
         since.is_some_and(|since| since > BASE_STALE)
     }
 
-    pub(super) fn get(&self) -> Duration {
-        let round = self.rounds.front().map(|(_, mean)| *mean);
+    pub(super) fn mean(&self) -> Duration {
+        let round = self.rounds.front().map(|(_, mean, _)| *mean);
         round.or(self.first).unwrap_or_default()
+    }
+
+    /// What must be in flight to fill it: with what it varies by.
+    pub(super) fn get(&self) -> Duration {
+        let deviation = self.rounds.front().map(|(.., deviation)| *deviation);
+        self.mean() + deviation.unwrap_or_default()
+    }
+}
+
+/// What rounds are like when nothing is probed for: the measure for those that probed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Calm {
+    longest: Option<Duration>,
+    /// By which rounds differ from it.
+    deviation: Duration,
+    /// In thousandths.
+    loss: u64,
+}
+
+impl Calm {
+    pub(super) fn add(&mut self, summary: &Summary) {
+        let Summary { longest, loss, .. } = *summary;
+        let mean = self.longest.unwrap_or(longest);
+        self.deviation = (3 * self.deviation + mean.abs_diff(longest)) / 4;
+        self.longest = Some((3 * mean + longest) / 4);
+        self.loss = (7 * self.loss + loss) / 8;
+    }
+
+    /// More than chance makes it.
+    pub(super) fn is_exceeded(&self, longest: Duration) -> bool {
+        let calm = |mean: Duration| mean + (mean / 16).max(2 * self.deviation);
+        self.longest.is_some_and(|mean| longest > calm(mean))
+    }
+
+    /// More than chance makes it.
+    pub(super) fn is_costly(&self, loss: u64) -> bool {
+        loss > self.loss + CHANCE_LOSS
     }
 }
