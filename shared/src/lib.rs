@@ -24,6 +24,8 @@ pub mod cli;
 #[cfg(feature = "runtime")]
 pub mod config;
 #[cfg(feature = "runtime")]
+pub mod congestion;
+#[cfg(feature = "runtime")]
 pub mod crashsafe;
 #[cfg(feature = "runtime")]
 pub mod metrics;

@@ -21,3 +21,4 @@ mod kills;
 mod links;
 mod main_path;
 mod transport;
+mod wan;
