@@ -33,6 +33,10 @@ const FLAG_NULL_HEADER: usize = 38;
 const FLAG_IS_FOLDED: usize = 39;
 const FLAG_NEW_FOLD: usize = 40;
 const FLAG_FOLD_ID: usize = 41;
+const FLAG_ASIDE: usize = 42;
+
+/// Longest value that is modelled although it doesn't split.
+const MAX_MODELLED_LEN: usize = 2048;
 
 /// Marks in a template as the text coder sees them: bytes below 2 would be escaped.
 const MARK: u8 = 1;
@@ -53,6 +57,9 @@ pub(super) struct Scratch {
     /// An encoder's template, folded; empty when it doesn't fold.
     folded: Vec<u8>,
     counts: Vec<u32>,
+    /// Values that are not modelled, one after the other; how far a decoder has read them.
+    pub(super) aside: Vec<u8>,
+    aside_read: usize,
 }
 
 /// What a decoder may still make: a bound of its memory and its time.
@@ -63,8 +70,9 @@ struct Budget {
 }
 
 impl State {
-    /// Codes all records of a payload.
+    /// Codes all records of a payload; what stands aside is in the scratch then.
     pub(super) fn encode(&mut self, list: &RecordList<'_>, scratch: &mut Scratch) -> Vec<u8> {
+        scratch.aside.clear();
         let mut coder = Encoder::new();
         let mut writer = PayloadWriter::new(0);
         let budget = Budget {
@@ -76,7 +84,7 @@ impl State {
         coder.finish()
     }
 
-    /// Decodes to a raw payload of at most `max_raw_len` bytes.
+    /// Decodes to a raw payload of at most `max_raw_len` bytes. What stands aside is in the scratch.
     ///
     /// # Errors
     /// [`BatchError`]; the state is of no use any more.
@@ -86,6 +94,7 @@ impl State {
         max_raw_len: usize,
         scratch: &mut Scratch,
     ) -> Result<Vec<u8>, BatchError> {
+        scratch.aside_read = 0;
         let mut coder = Decoder::new(bytes);
         let mut writer = PayloadWriter::new(max_raw_len);
         let budget = Budget {
@@ -99,7 +108,7 @@ impl State {
             budget,
             scratch,
         )?;
-        if coder.unread() > 0 {
+        if coder.unread() > 0 || scratch.aside_read < scratch.aside.len() {
             return Err(MALFORMED);
         }
         writer.finish()
@@ -433,6 +442,7 @@ impl State {
         Ok(is_null)
     }
 
+    /// A value that doesn't split: as text, or aside when it is long.
     fn whole_value<C: Coder>(
         &mut self,
         coder: &mut C,
@@ -441,6 +451,24 @@ impl State {
         scratch: &mut Scratch,
     ) -> Result<(), BatchError> {
         self.predictor.account(9);
+        let is_long = value.len() > MAX_MODELLED_LEN;
+        let contexts = Contexts::new(0, [951]);
+        if self.predictor.flag(coder, is_long, &contexts, FLAG_ASIDE) {
+            let len = i64::try_from(value.len()).unwrap_or(i64::MAX);
+            let contexts = Contexts::new(2, [952]);
+            let len = self.predictor.number(coder, len, &contexts, Domain::Count);
+            if C::ENCODES {
+                scratch.aside.extend_from_slice(value);
+                return Ok(());
+            }
+            let len = usize::try_from(len).map_err(|_| MALFORMED)?;
+            let end = scratch.aside_read.checked_add(len).ok_or(MALFORMED)?;
+            let bytes = scratch.aside.get(scratch.aside_read..end).ok_or(MALFORMED)?;
+            scratch.value.clear();
+            scratch.value.extend_from_slice(bytes);
+            scratch.aside_read = end;
+            return Ok(());
+        }
         let place = Place {
             column: 4444,
             element: 0,
