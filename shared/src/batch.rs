@@ -26,6 +26,7 @@ pub mod estimate;
 mod open;
 mod pack;
 mod split;
+mod long;
 mod zstd;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use dictionary::{
 };
 pub use open::{Decoders, Incoming, Memories, Memory, OpenError, Opened};
 pub use pack::{Outgoing, Packed, seal, seal_crc};
+pub(crate) use long::{LongReader, LongWriter, SavedWindow, compress_answer, decompress_answer};
 pub use zstd::{ZstdDecoder, ZstdEncoder};
 
 /// Why a batch could not be encoded or was refused.

@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod history;
+pub mod dedup;
 pub mod ids;
 pub mod link;
 pub mod partitioner;
