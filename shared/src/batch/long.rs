@@ -28,10 +28,9 @@ const MAGIC: [u8; 4] = *b"KLW1";
 /// Shortest match that is looked for in the whole window. zstd's own 64 misses what stands between two
 /// small changes.
 const MIN_MATCH: u32 = 32;
-/// One position in 2^4 goes into the table of long matches.
-const HASH_RATE_LOG: u32 = 4;
-/// The table of long matches: 2^(window log - 6) entries of 8 bytes, an eighth of the window.
-const HASH_LOG_BELOW_WINDOW: u32 = 6;
+/// One position in 2^5 goes into the table of long matches, which has room for all of them at 8 bytes
+/// each: a quarter of the window.
+const HASH_RATE_LOG: u32 = 5;
 /// The level of a saved window: saved often, read seldom.
 const SAVE_LEVEL: i32 = 1;
 /// What a dictionary of plain bytes begins with, so that none is taken for one in zstd's own format.
@@ -185,7 +184,7 @@ impl LongWriter {
             CParameter::CompressionLevel(level),
             CParameter::WindowLog(window_log),
             CParameter::EnableLongDistanceMatching(true),
-            CParameter::LdmHashLog(window_log.saturating_sub(HASH_LOG_BELOW_WINDOW).max(6)),
+            CParameter::LdmHashLog(window_log - HASH_RATE_LOG),
             CParameter::LdmMinMatch(MIN_MATCH),
             CParameter::LdmHashRateLog(HASH_RATE_LOG),
             CParameter::ContentSizeFlag(false),

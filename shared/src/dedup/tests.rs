@@ -235,7 +235,7 @@ fn a_hub_that_lost_its_store_asks_once_and_the_site_believes_nothing_after() {
 fn another_log_refers_to_a_chunk_only_once_it_is_acknowledged() {
     let raw = payload(&[&noise(1, 100_000)]);
     let mut index = ChunkIndex::new(PLENTY);
-    let mut encode = |log: u32, index: &mut ChunkIndex| {
+    let encode = |log: u32, index: &mut ChunkIndex| {
         let place = Place {
             log,
             next_offset: 10,
@@ -326,7 +326,7 @@ fn wrong_answers_end_the_chain() {
     link.send(&raw, &mut index, &mut store);
     store.clear();
     let payload = link.encoder.encode(&raw, &mut index, place(9)).unwrap();
-    let ask = |store: &mut MemoryChunks| {
+    let mut ask = |store: &mut MemoryChunks| {
         let mut decoder = LongDecoder::new(CONFIG).unwrap();
         // the literals of this payload need the first one's window: feed a fresh encoder's instead
         let mut encoder = LongEncoder::new(CONFIG).unwrap();
