@@ -177,6 +177,7 @@ async fn session(
                 }
                 SenderOutput::Established { .. } => {}
                 other @ (SenderOutput::Chain { .. }
+                | SenderOutput::Missing(_)
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
                 | SenderOutput::TooLarge { .. }

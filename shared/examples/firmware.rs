@@ -9,9 +9,7 @@
 use std::time::Instant;
 
 use shared::batch::{Block, BlockWriter, Encoder, ZstdEncoder};
-use shared::dedup::{
-    ChunkIndex, Decoded, LongConfig, LongDecoder, LongEncoder, MemoryChunks, Place,
-};
+use shared::dedup::{ChunkIndex, LongConfig, LongDecoder, LongEncoder, MemoryChunks, Place};
 use shared::record::BatchBuilder;
 use shared::record::{BatchHeader, HEADER_LEN};
 
@@ -145,9 +143,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let start = Instant::now();
             let decoded = decoder.decode(&payload, raw.len(), &mut store)?;
             decoding += start.elapsed().as_secs_f64();
-            if decoded != Decoded::Raw(raw.clone().into())
-                || encoder.position() != decoder.position()
-            {
+            if decoded != raw || encoder.position() != decoder.position() {
                 return Err("decoded to something else".into());
             }
             index.handle_acknowledged(place);

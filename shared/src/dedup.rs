@@ -11,16 +11,16 @@
 //!  raw ─► cut ─► known? ─► reference ─┐
 //!                  │                  ├─ payload ═══►  references ─► ChunkStore ─► raw
 //!                  └─► long window ───┘                     │ one is not there
-//!         reads the range again   ◄──── NeedChunks ─────────┤   (the log's later batches wait)
-//!         and sends the bytes     ═════ Chunks ══════════►  └─► checked against the id ─► raw
+//!   does not refer to them again ◄── Missing(ids), Restart ─┘
+//!   and sends the log again from there ══════════════════►     (all other logs go on)
 //! ```
 //! Always true:
 //! - an id at the hub was computed by the hub from bytes that it got from this site, and is compared
 //!   with the bytes again when they come from a disk: a reference gives the bytes or a miss;
 //! - a store belongs to one site. A site that names a chunk of another learns nothing and gets nothing:
 //!   for it that is a miss, however common the chunk may be elsewhere;
-//! - the index is a belief. It may be wrong in any way: a wrong entry costs a round trip, a missing one
-//!   costs bytes;
+//! - the index is a belief. It may be wrong in any way: a wrong entry costs a round trip and what was under
+//!   way of that log, a missing one costs bytes. What was missing once is sent, so no miss comes twice;
 //! - what a payload decodes to is bounded by the announced length before anything is allocated.
 //!
 //! The checksum of the decoded batch is compared as for every codec. Not done here: files, locks, time.
@@ -39,16 +39,14 @@ mod tests;
 
 pub use cache::{ChunkIndex, ChunkStore, MemoryChunks, Place};
 pub use chunker::{Piece, cut};
-pub use decoder::{Decoded, LongDecoder};
-pub use encoder::{LongEncoder, answer};
-pub use refs::{ChunksHeader, MAX_ANSWER_HEADER_LEN, MAX_REFERENCES, NeedChunks};
+pub use decoder::LongDecoder;
+pub use encoder::LongEncoder;
+pub use refs::MAX_REFERENCES;
+pub(crate) use refs::{put_missing, take_missing};
 
 use std::fmt;
 
 use crate::batch::BatchError;
-
-/// Literals in one zstd stream with a long window, and references to chunks.
-pub const CODEC_LONG: u8 = 5;
 
 /// Smallest and largest window that may be configured: 256 KiB and 128 MiB.
 pub const WINDOW_LOGS: std::ops::RangeInclusive<u32> = 18..=27;

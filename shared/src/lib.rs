@@ -6,8 +6,8 @@
 //! uses that half.
 
 pub mod batch;
-pub mod history;
 pub mod dedup;
+pub mod history;
 pub mod ids;
 pub mod link;
 pub mod partitioner;

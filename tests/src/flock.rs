@@ -421,7 +421,8 @@ impl Dialler {
                         member.open.store(1, Ordering::Relaxed);
                     }
                     SenderOutput::Close(close) => return Ok(close),
-                    other @ (SenderOutput::HistoryMismatch { .. }
+                    other @ (SenderOutput::Missing(_)
+                    | SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
                     | SenderOutput::TooLarge { .. }) => {
                         sender.close(Code::Internal, None, &format!("{other:?}"));

@@ -236,6 +236,7 @@ impl Session {
                 } => {
                     cursors.push((PartitionId(handle.0), next_offset));
                 }
+                SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,

@@ -220,6 +220,11 @@ impl ChunkStore for DiskChunks {
         chunk
     }
 
+    fn set_limit(&mut self, max_bytes: u64) {
+        self.max_bytes = max_bytes;
+        self.make_room();
+    }
+
     fn insert(&mut self, id: ChunkId, chunk: &[u8]) {
         if let Some(spot) = self.spots.get_mut(&id) {
             spot.is_used = true;

@@ -1,8 +1,7 @@
 //! One zstd stream with a long window, flushed after every piece: what is near, found again.
 //!
-//! Both ends keep what lies in the window, as pieces that share memory with what went through, so that
-//! a state can be saved at little cost and a later stream begin with it. What was saved is the window's
-//! bytes, not zstd's state, so the two ends need not run the same build of zstd:
+//! Both ends keep the end of the window, so that it can be saved and a later stream begin with it. What is
+//! saved are the bytes, not zstd's state, so the two ends need not run the same build of zstd:
 //!
 //! ```text
 //!  0        4         5                13           17          21
@@ -19,8 +18,7 @@ use bytes::Bytes;
 use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-use super::BatchError;
-use crate::dedup::CODEC_LONG;
+use super::{BatchError, CODEC_LONG};
 use crate::wire::Reader;
 
 const MAGIC: [u8; 4] = *b"KLW1";
@@ -31,6 +29,9 @@ const MIN_MATCH: u32 = 32;
 /// One position in 2^5 goes into the table of long matches, which has room for all of them at 8 bytes
 /// each: a quarter of the window.
 const HASH_RATE_LOG: u32 = 5;
+/// What is saved of a window at most: the last versions of what is small. Kept in memory besides zstd's own
+/// window, and saved often.
+const MAX_SAVED: usize = 2 << 20;
 /// The level of a saved window: saved often, read seldom.
 const SAVE_LEVEL: i32 = 1;
 /// What a dictionary of plain bytes begins with, so that none is taken for one in zstd's own format.
@@ -47,7 +48,11 @@ fn refused(error: impl fmt::Display) -> BatchError {
     }
 }
 
-/// What went through a stream last, up to the window's length.
+fn saved_len(window_log: u32) -> usize {
+    MAX_SAVED.min(1 << window_log)
+}
+
+/// What went through a stream last, as much as is saved.
 #[derive(Debug)]
 struct History {
     pieces: VecDeque<Bytes>,
@@ -60,7 +65,7 @@ impl History {
         Self {
             pieces: VecDeque::new(),
             len: 0,
-            limit: 1 << window_log,
+            limit: saved_len(window_log),
         }
     }
 
@@ -78,7 +83,7 @@ impl History {
         }
     }
 
-    /// The last bytes, as many as the window has.
+    /// The last bytes.
     fn joined(&self) -> Vec<u8> {
         let mut skip = self.len.saturating_sub(self.limit);
         let mut joined = Vec::with_capacity(self.len - skip);
@@ -111,7 +116,7 @@ impl SavedWindow {
         }
         let position = reader.u64()?;
         let len = usize::try_from(reader.u32()?).unwrap_or(usize::MAX);
-        if len > 1 << window_log {
+        if len > saved_len(window_log) {
             return Err(BatchError::Malformed("saved window is too long"));
         }
         let crc = reader.u32()?;
@@ -325,28 +330,5 @@ impl LongReader {
 
     pub(crate) fn memory(&self) -> usize {
         self.context.sizeof() + self.history.len
-    }
-}
-
-/// One frame of its own, for what travels outside the chain.
-///
-/// # Errors
-/// [`BatchError::Codec`] when zstd has no memory.
-pub(crate) fn compress_answer(raw: &[u8], level: i32) -> Result<Vec<u8>, BatchError> {
-    zstd::bulk::compress(raw, level).map_err(refused)
-}
-
-/// The other direction: exactly `raw_len` bytes, or an error.
-///
-/// # Errors
-/// [`BatchError`].
-pub(crate) fn decompress_answer(frame: &[u8], raw_len: usize) -> Result<Vec<u8>, BatchError> {
-    let raw = zstd::bulk::Decompressor::new()
-        .and_then(|mut zstd| zstd.decompress(frame, raw_len))
-        .map_err(refused)?;
-    if raw.len() == raw_len {
-        Ok(raw)
-    } else {
-        Err(BatchError::Malformed("chunks are too short"))
     }
 }

@@ -18,6 +18,9 @@ pub trait ChunkStore: fmt::Debug + Send {
 
     /// Takes a chunk and its id, which the caller computed from it. What the store has is only marked as used.
     fn insert(&mut self, id: ChunkId, chunk: &[u8]);
+
+    /// Takes at most so many bytes from here on: what was not used for longest goes.
+    fn set_limit(&mut self, max_bytes: u64);
 }
 
 /// Keys in the order of their use, each with the bytes that it stands for.
@@ -58,6 +61,10 @@ impl<V> Lru<V> {
         self.bytes += (self.weigh)(&value);
         self.order.insert(self.clock, id);
         self.entries.insert(id, (self.clock, value));
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
         while self.bytes > self.max_bytes
             && let Some((_, oldest)) = self.order.first_key_value()
         {
@@ -118,6 +125,11 @@ impl ChunkStore for MemoryChunks {
             self.0.insert(id, Bytes::copy_from_slice(chunk));
         }
     }
+
+    fn set_limit(&mut self, max_bytes: u64) {
+        self.0.max_bytes = max_bytes;
+        self.0.shrink();
+    }
 }
 
 /// Where a payload stands: the log by a number of the caller's choice, and the offset after its last record.
@@ -139,8 +151,10 @@ struct Known {
 
 const MAGIC: [u8; 4] = *b"KCI1";
 const ENTRY_LEN: usize = 17;
-/// So many misses at once mean that the hub lost its store, or that it is another hub.
+/// So many chunks missing at once mean that the hub lost its store, or that it is another hub.
 const MANY: usize = 64;
+/// So many misses, each a round trip, without a chunk acknowledged in between mean the same.
+const MANY_MISSES: u32 = 3;
 
 /// Which chunks the hub is believed to hold. As bytes, to keep it in a file:
 ///
@@ -153,6 +167,7 @@ const MANY: usize = 64;
 pub struct ChunkIndex {
     known: Lru<Known>,
     unproven: BTreeMap<Place, Vec<ChunkId>>,
+    misses: u32,
     is_changed: bool,
 }
 
@@ -164,6 +179,7 @@ impl ChunkIndex {
         Self {
             known: Lru::new(max_bytes, |known| known.len.into()),
             unproven: BTreeMap::new(),
+            misses: 0,
             is_changed: false,
         }
     }
@@ -196,16 +212,25 @@ impl ChunkIndex {
                 {
                     known.sent_in = None;
                     self.is_changed = true;
+                    self.misses = 0;
                 }
             }
         }
     }
 
-    /// The session is over: what was not acknowledged may never have come.
-    pub fn handle_disconnected(&mut self) {
-        for id in std::mem::take(&mut self.unproven).into_values().flatten() {
-            let is_unproven = |(_, known): &(u64, Known)| known.sent_in.is_some();
-            if self.known.entries.get(&id).is_some_and(is_unproven) {
+    /// The log begins anew, in this session or another: what was sent of it and not acknowledged may never
+    /// have come.
+    pub fn handle_restart(&mut self, log: u32) {
+        let of_log = |next_offset| Place { log, next_offset };
+        let places = of_log(0)..=of_log(Offset::MAX);
+        let sent: Vec<Place> = self.unproven.range(places).map(|(at, _)| *at).collect();
+        for id in sent
+            .iter()
+            .filter_map(|at| self.unproven.remove(at))
+            .flatten()
+        {
+            let of_log = |(_, known): &(u64, Known)| known.sent_in == Some(log);
+            if self.known.entries.get(&id).is_some_and(of_log) {
                 self.known.remove(&id);
             }
         }
@@ -214,7 +239,8 @@ impl ChunkIndex {
     /// The hub does not have these, although it was referred to them.
     pub fn handle_missing(&mut self, ids: &[ChunkId]) {
         self.is_changed = true;
-        if ids.len() >= MANY {
+        self.misses += 1;
+        if ids.len() >= MANY || self.misses >= MANY_MISSES {
             return self.clear();
         }
         for id in ids {
@@ -225,6 +251,7 @@ impl ChunkIndex {
     /// Nothing is known: the hub has another store.
     pub fn clear(&mut self) {
         self.is_changed = true;
+        self.misses = 0;
         self.known.clear();
         self.unproven.clear();
     }

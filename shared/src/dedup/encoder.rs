@@ -1,12 +1,8 @@
-//! The site's end of a chain, and its answer about missing chunks.
-
-use std::collections::HashMap;
-
-use bytes::Bytes;
+//! The site's end of a chain.
 
 use super::refs::{MAX_REFERENCES, Part, put_parts};
-use super::{CODEC_LONG, ChunkId, ChunkIndex, LongConfig, Piece, Place, cut};
-use crate::batch::{BatchError, LongWriter, SavedWindow, next_position};
+use super::{ChunkIndex, LongConfig, Piece, Place, cut};
+use crate::batch::{BatchError, CODEC_LONG, LongWriter, SavedWindow, next_position};
 
 /// Encodes the payloads of one log, in order.
 #[derive(Debug)]
@@ -103,35 +99,4 @@ impl LongEncoder {
     pub fn memory(&self) -> usize {
         self.literals.memory()
     }
-}
-
-/// The bytes of the chunks that the hub asks for, in its order, from the payload that referred to them; one zstd
-/// frame and its raw length. `None` when one is not in there.
-///
-/// # Errors
-/// [`BatchError::Codec`] when zstd has no memory.
-pub fn answer(
-    raw: &[u8],
-    ids: &[ChunkId],
-    config: LongConfig,
-) -> Result<Option<(u32, Bytes)>, BatchError> {
-    let mut chunks = HashMap::new();
-    for piece in cut(raw, config.min_value_bytes) {
-        if let Piece::Chunk(range, id) = piece {
-            chunks.insert(id, range);
-        }
-    }
-    let mut found = Vec::new();
-    for id in ids {
-        // none is taken twice: what goes out is bounded by the payload, whatever the hub asks for
-        match chunks.remove(id).and_then(|range| raw.get(range)) {
-            Some(chunk) => found.extend_from_slice(chunk),
-            None => return Ok(None),
-        }
-    }
-    let Ok(raw_len) = u32::try_from(found.len()) else {
-        return Ok(None);
-    };
-    let frame = crate::batch::compress_answer(&found, config.level)?;
-    Ok(Some((raw_len, frame.into())))
 }

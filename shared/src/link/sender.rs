@@ -245,6 +245,7 @@ impl Sender {
             Frame::Ack(ack) if is_open => self.handle_ack(&ack),
             Frame::Credit(limit) if is_open => self.credit.raise(limit),
             Frame::Restart(restart) if is_open => self.handle_restart(restart),
+            Frame::Missing(ids) if is_open => self.outputs.push_back(SenderOutput::Missing(ids)),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -254,7 +255,8 @@ impl Sender {
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
             | Frame::Credit(_)
-            | Frame::Restart(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Restart(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, TopicName, TopicPartition};
 
 fn log(partition: u32) -> TopicPartition {
@@ -106,6 +107,10 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
                 handle: Handle(300),
                 next_offset: 66_500,
             }),
+        ),
+        (
+            "missing",
+            Frame::Missing(vec![ChunkId([0xab; 16]), ChunkId::of(b"chunk")]),
         ),
     ]
 }
