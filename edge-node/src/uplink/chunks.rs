@@ -12,6 +12,7 @@ use shared::batch::{BatchError, CODEC_LONG, ChainCodec};
 use shared::crashsafe::{self, Access};
 use shared::dedup::{ChunkId, ChunkIndex, LongConfig, LongEncoder, Place};
 use shared::ids::Offset;
+use shared::wire::MIN_MAX_BATCH_BYTES;
 use tracing::debug;
 
 use crate::store::PartitionId;
@@ -81,7 +82,9 @@ impl Chunks {
         } else {
             self.config.min_value_bytes
         };
-        raw_len as u64 >= records.saturating_mul(least as u64)
+        // what does not shrink grows a little, and still has to be within what every hub takes
+        let is_small_enough = raw_len + raw_len / 256 <= MIN_MAX_BATCH_BYTES as usize;
+        is_small_enough && raw_len as u64 >= records.saturating_mul(least as u64)
     }
 
     /// The next payload to be encoded is of this log and ends there.
@@ -243,6 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let chunks = Chunks::open(dir.path().join("index"), 1 << 20, 3);
         assert!(chunks.suits(2_000_000, 1, false));
+        assert!(!chunks.suits(4 << 20, 1, false));
         assert!(!chunks.suits(2_000_000, 1_000, false));
         assert!(!chunks.suits(10_000, 1, false));
         assert!(chunks.suits(10_000, 1, true));
