@@ -76,7 +76,13 @@ impl Chart {
 
     fn panel(&self, out: &mut String, panel: &Panel, left: f64, top: f64) {
         let (width, height) = PANEL;
-        text(out, (left + width / 2.0, top - 6.0), "middle", 12, &panel.title);
+        text(
+            out,
+            (left + width / 2.0, top - 6.0),
+            "middle",
+            12,
+            &panel.title,
+        );
         for tick in 0..=TICKS {
             let value = self.top * f64::from(tick) / f64::from(TICKS);
             let y = top + height - height * f64::from(tick) / f64::from(TICKS);
@@ -86,7 +92,13 @@ impl Chart {
         let step = width / panel.places.len().max(1) as f64;
         let place = |number: usize| left + step * (number as f64 + 0.5);
         for (number, label) in panel.places.iter().enumerate() {
-            text(out, (place(number), top + height + 14.0), "middle", 10, label);
+            text(
+                out,
+                (place(number), top + height + 14.0),
+                "middle",
+                10,
+                label,
+            );
         }
         let below = (left + width / 2.0, top + height + 28.0);
         text(out, below, "middle", 10, &self.x);
@@ -139,7 +151,10 @@ fn text(out: &mut String, at: (f64, f64), anchor: &str, size: u32, words: &str) 
 }
 
 fn escape(words: &str) -> String {
-    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    words
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 fn short(value: f64) -> String {

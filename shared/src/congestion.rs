@@ -322,8 +322,16 @@ impl Phase {
 }
 
 impl Controller for Measured {
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: &RttEstimator) {
-        self.round.add_acked(now.saturating_duration_since(sent), bytes, app_limited);
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        _: &RttEstimator,
+    ) {
+        self.round
+            .add_acked(now.saturating_duration_since(sent), bytes, app_limited);
         self.trains.add_acked(now, sent, bytes);
         self.base.bound(now.saturating_duration_since(sent));
         if matches!(self.phase, Phase::Startup { .. }) && !app_limited {

@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod class;
+pub mod dedup;
 pub mod history;
 pub mod ids;
 pub mod link;

@@ -12,7 +12,11 @@ const PAYLOAD: f64 = 1400.0;
 #[test]
 #[ignore = "system test: run by `make test`"]
 fn the_laboratory_agrees_with_ping_and_iperf3_within_5_percent() -> Result<()> {
-    for (rate, round_trip_ms, loss) in [(1_000_000, 600, 0), (10_000_000, 100, 3), (50_000_000, 50, 1)] {
+    for (rate, round_trip_ms, loss) in [
+        (1_000_000, 600, 0),
+        (10_000_000, 100, 3),
+        (50_000_000, 50, 1),
+    ] {
         let round_trip = Duration::from_millis(round_trip_ms);
         let conditions = Conditions {
             loss: loss * PERCENT,
@@ -20,7 +24,11 @@ fn the_laboratory_agrees_with_ping_and_iperf3_within_5_percent() -> Result<()> {
         };
         let lab = Lab::start(&[Plan::symmetric(conditions, 1)])?;
         let ping = probe::ping(&lab, 300)?;
-        assert_within(ping.mean_ms, round_trip.as_secs_f64() * 1e3, "round trip, ms");
+        assert_within(
+            ping.mean_ms,
+            round_trip.as_secs_f64() * 1e3,
+            "round trip, ms",
+        );
         let goodput = probe::udp_goodput(&lab, rate * 3 / 2, 10)?;
         let up = lab.link(0).counters(Way::Up);
         let delivered = 1.0 - f64::from(loss) / 100.0;
@@ -42,7 +50,9 @@ fn the_laboratory_counts_the_bytes_that_the_interfaces_count() -> Result<()> {
     for (end, way) in [(End::Site, Way::Up), (End::Hub, Way::Down)] {
         let link = lab.ip(end, &["-s", "-j", "link", "show", "dev", "wan0"])?;
         let link: serde_json::Value = serde_json::from_str(&link)?;
-        let counted = link.pointer("/0/stats64/tx/bytes").and_then(serde_json::Value::as_u64);
+        let counted = link
+            .pointer("/0/stats64/tx/bytes")
+            .and_then(serde_json::Value::as_u64);
         assert_eq!(counted, Some(lab.link(0).counters(way).sent_bytes));
     }
     Ok(())

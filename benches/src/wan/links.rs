@@ -53,7 +53,11 @@ impl fmt::Display for Cell {
         let loss = f64::from(self.loss) / 1e4;
         let queue = f64::from(self.queue_percent) / 100.0;
         let rate = self.rate / 1_000_000;
-        write!(f, "{rate} Mbit/s, {} ms, {loss} %, {queue}", self.round_trip_ms)
+        write!(
+            f,
+            "{rate} Mbit/s, {} ms, {loss} %, {queue}",
+            self.round_trip_ms
+        )
     }
 }
 

@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result};
 use quinn::congestion::ControllerFactory;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::rustls;
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, Endpoint, RecvStream, ServerConfig, TransportConfig, VarInt,
+};
 use system_tests::wan::{End, Lab};
 use tokio::task::JoinSet;
 
@@ -34,7 +36,9 @@ pub(super) fn run(lab: &Lab, controller: Factory) -> Result<Sample> {
     let is_over = AtomicBool::new(false);
     let sockets = (
         lab.inside(End::Hub, || socket(hub))??,
-        lab.inside(End::Site, || socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))??,
+        lab.inside(End::Site, || {
+            socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
+        })??,
     );
     thread::scope(|scope| {
         let receiver = scope.spawn(|| {
@@ -52,7 +56,9 @@ pub(super) fn run(lab: &Lab, controller: Factory) -> Result<Sample> {
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(work)
 }
 
@@ -63,11 +69,16 @@ async fn send(
     is_over: &AtomicBool,
 ) -> Result<f64> {
     let endpoint = endpoint(socket, None)?;
-    let connection = endpoint.connect_with(client, hub, NAME)?.await.context("connect")?;
+    let connection = endpoint
+        .connect_with(client, hub, NAME)?
+        .await
+        .context("connect")?;
     let chunk = bytes::Bytes::from(vec![7; STREAM_BYTES]);
     while !is_over.load(Ordering::Acquire) {
         // the receiver closes when its time is over
-        let Ok(mut stream) = connection.open_uni().await else { break };
+        let Ok(mut stream) = connection.open_uni().await else {
+            break;
+        };
         if stream.write_chunk(chunk.clone()).await.is_err() {
             break;
         }
@@ -115,7 +126,12 @@ async fn drain(mut stream: RecvStream, counter: Arc<std::sync::atomic::AtomicU64
 
 fn endpoint(socket: std::net::UdpSocket, server: Option<ServerConfig>) -> Result<Endpoint> {
     let runtime = Arc::new(quinn::TokioRuntime);
-    Ok(Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime)?)
+    Ok(Endpoint::new(
+        quinn::EndpointConfig::default(),
+        server,
+        socket,
+        runtime,
+    )?)
 }
 
 fn socket(address: SocketAddr) -> Result<std::net::UdpSocket> {

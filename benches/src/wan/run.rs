@@ -74,7 +74,8 @@ pub(super) fn all(
                 let room = &room;
                 scope.spawn(move || {
                     let _place = room.enter(job.cell.rate);
-                    let sample = one(job).with_context(|| format!("{} on {}", job.transport.name(), job.cell))?;
+                    let sample = one(job)
+                        .with_context(|| format!("{} on {}", job.transport.name(), job.cell))?;
                     Ok((job.cell, job.transport, sample))
                 })
             })
@@ -86,7 +87,10 @@ pub(super) fn all(
     })
 }
 
-#[allow(clippy::print_stdout, reason = "a long measurement tells how far it is")]
+#[allow(
+    clippy::print_stdout,
+    reason = "a long measurement tells how far it is"
+)]
 fn one(job: &Job) -> Result<Sample> {
     let lab = Lab::start(&[Plan {
         up: job.cell.up(),
@@ -102,7 +106,11 @@ fn one(job: &Job) -> Result<Sample> {
         Transport::QuinnBbr => quic::run(&lab, Arc::new(BbrConfig::default())),
     }?;
     let late = lab.link(0).counters(Way::Up).late_most;
-    let doubt = if late > LATE { format!(", packets up to {late:?} late") } else { String::new() };
+    let doubt = if late > LATE {
+        format!(", packets up to {late:?} late")
+    } else {
+        String::new()
+    };
     println!(
         "    {}: {} {:.3}, {:.1} % twice{doubt}",
         job.cell,
@@ -125,7 +133,8 @@ struct Place<'a>(&'a Room, u64);
 impl Room {
     fn enter(&self, rate: u64) -> Place<'_> {
         let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = |busy: &mut (usize, u64)| busy.0 >= LABS || busy.0 > 0 && busy.1 + rate > AT_ONCE;
+        let is_full =
+            |busy: &mut (usize, u64)| busy.0 >= LABS || busy.0 > 0 && busy.1 + rate > AT_ONCE;
         let waited = self.left.wait_while(busy, is_full);
         let mut busy = waited.unwrap_or_else(PoisonError::into_inner);
         busy.0 += 1;

@@ -24,7 +24,10 @@ pub(super) type Medians = HashMap<(Cell, Transport), Median>;
 pub(super) fn medians(samples: &[(Cell, Transport, Sample)]) -> Medians {
     let mut grouped: HashMap<(Cell, Transport), Vec<Sample>> = HashMap::new();
     for (cell, transport, sample) in samples {
-        grouped.entry((*cell, *transport)).or_default().push(*sample);
+        grouped
+            .entry((*cell, *transport))
+            .or_default()
+            .push(*sample);
     }
     let median = |((cell, transport), samples): ((Cell, Transport), Vec<Sample>)| {
         let goodput = middle(samples.iter().map(|sample| sample.goodput(&cell)));
@@ -46,7 +49,10 @@ pub(super) fn rows(medians: &Medians) -> Vec<Row> {
     let (thin, wide): (Vec<Cell>, Vec<Cell>) = cells.iter().partition(|cell| cell.is_satellite());
     let worst = |cells: &[Cell], transport| {
         let goodput = |cell: &Cell| Some(medians.get(&(*cell, transport))?.goodput);
-        cells.iter().filter_map(goodput).fold(f64::INFINITY, f64::min)
+        cells
+            .iter()
+            .filter_map(goodput)
+            .fold(f64::INFINITY, f64::min)
     };
     let behind = |cell: &Cell| {
         let bbr = medians.get(&(*cell, Transport::TcpBbr))?.goodput;
@@ -57,11 +63,20 @@ pub(super) fn rows(medians: &Medians) -> Vec<Row> {
             let resent = medians.get(&(*cell, Transport::Kedge))?.resent;
             Some((resent - (1.0 - cell.delivered())) * 100.0)
         };
-        cells.iter().filter_map(beyond).fold(f64::NEG_INFINITY, f64::max)
+        cells
+            .iter()
+            .filter_map(beyond)
+            .fold(f64::NEG_INFINITY, f64::max)
     };
     let goodput = |name: &str, cells: &[Cell], least| {
         let peer = ("TCP BBR", worst(cells, Transport::TcpBbr));
-        Row::new(name, "of the rate", worst(cells, Transport::Kedge), Some(peer), Goal::Above(least))
+        Row::new(
+            name,
+            "of the rate",
+            worst(cells, Transport::Kedge),
+            Some(peer),
+            Goal::Above(least),
+        )
     };
     vec![
         goodput("goodput on the worst link from 10 Mbit/s up", &wide, 0.91),
@@ -69,12 +84,27 @@ pub(super) fn rows(medians: &Medians) -> Vec<Row> {
         Row::new(
             "goodput behind TCP BBR's, worst link",
             "of the rate",
-            cells.iter().filter_map(behind).fold(f64::NEG_INFINITY, f64::max),
+            cells
+                .iter()
+                .filter_map(behind)
+                .fold(f64::NEG_INFINITY, f64::max),
             None,
             Goal::Below(0.01),
         ),
-        Row::new("sent twice beyond the loss, worst link from 10 Mbit/s up", "points", waste(&wide), None, Goal::Below(3.0)),
-        Row::new("sent twice beyond the loss, worst satellite link", "points", waste(&thin), None, Goal::Below(6.0)),
+        Row::new(
+            "sent twice beyond the loss, worst link from 10 Mbit/s up",
+            "points",
+            waste(&wide),
+            None,
+            Goal::Below(3.0),
+        ),
+        Row::new(
+            "sent twice beyond the loss, worst satellite link",
+            "points",
+            waste(&thin),
+            None,
+            Goal::Below(6.0),
+        ),
     ]
 }
 
@@ -102,7 +132,10 @@ fn table(medians: &Medians) -> String {
         .filter(|transport| medians.keys().any(|(_, measured)| measured == transport))
         .collect();
     let mut out = STORY.to_owned();
-    let names: Vec<_> = transports.iter().map(|transport| transport.name()).collect();
+    let names: Vec<_> = transports
+        .iter()
+        .map(|transport| transport.name())
+        .collect();
     let _infallible = writeln!(out, "| link, loss, queue | {} |", names.join(" | "));
     let _infallible = writeln!(out, "| --- |{}", " --- |".repeat(names.len()));
     for cell in cells() {
@@ -121,7 +154,9 @@ fn table(medians: &Medians) -> String {
 fn chart(medians: &Medians) -> Chart {
     let mut panels = Vec::new();
     for queue_percent in [25, 100] {
-        let cells = cells().into_iter().filter(|cell| cell.queue_percent == queue_percent);
+        let cells = cells()
+            .into_iter()
+            .filter(|cell| cell.queue_percent == queue_percent);
         let mut links: Vec<Vec<Cell>> = Vec::new();
         for cell in cells {
             match links.last_mut() {
@@ -146,11 +181,22 @@ fn panel(medians: &Medians, link: &[Cell]) -> Panel {
         let values = link.iter().map(|cell| goodput(cell, transport)).collect();
         (transport.name().to_owned(), values)
     });
-    let Cell { rate, round_trip_ms, queue_percent, .. } = link[0];
+    let Cell {
+        rate,
+        round_trip_ms,
+        queue_percent,
+        ..
+    } = link[0];
     let queue = f64::from(queue_percent) / 100.0;
     Panel {
-        title: format!("{} Mbit/s, {round_trip_ms} ms, queue {queue}", rate / 1_000_000),
-        places: link.iter().map(|cell| format!("{}", f64::from(cell.loss) / 1e4)).collect(),
+        title: format!(
+            "{} Mbit/s, {round_trip_ms} ms, queue {queue}",
+            rate / 1_000_000
+        ),
+        places: link
+            .iter()
+            .map(|cell| format!("{}", f64::from(cell.loss) / 1e4))
+            .collect(),
         lines: lines.collect(),
     }
 }

@@ -22,9 +22,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::Policies;
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
-use super::Policies;
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
@@ -308,6 +308,7 @@ impl Session {
                 } => {
                     cursors.push((PartitionId(handle.0), next_offset));
                 }
+                SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,

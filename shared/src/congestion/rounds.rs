@@ -78,7 +78,10 @@ impl Round {
     /// Nothing when it has no sample.
     pub(super) fn end(&self, now: Instant) -> Option<Summary> {
         let round_trip = self.round_trips.checked_div(self.samples)?;
-        let micros = now.saturating_duration_since(self.began).as_micros().max(100);
+        let micros = now
+            .saturating_duration_since(self.began)
+            .as_micros()
+            .max(100);
         let rate = u128::from(self.acked) * 1_000_000 / micros;
         Some(Summary {
             rate: u64::try_from(rate).unwrap_or(u64::MAX),
@@ -134,13 +137,19 @@ impl BaseRoundTrip {
         if mean <= self.mean() + self.mean() / 32 {
             self.confirmed = Some(now);
         }
-        while self.rounds.back().is_some_and(|(_, least, _)| *least >= mean) {
+        while self
+            .rounds
+            .back()
+            .is_some_and(|(_, least, _)| *least >= mean)
+        {
             self.rounds.pop_back();
         }
         if self.rounds.len() < BASES {
             self.rounds.push_back((now, mean, summary.deviation));
         }
-        let is_old = |(seen, ..): &(Instant, Duration, Duration)| now.saturating_duration_since(*seen) > BASE_MEMORY;
+        let is_old = |(seen, ..): &(Instant, Duration, Duration)| {
+            now.saturating_duration_since(*seen) > BASE_MEMORY
+        };
         while self.rounds.len() > 1 && self.rounds.front().is_some_and(is_old) {
             self.rounds.pop_front();
         }
@@ -148,7 +157,9 @@ impl BaseRoundTrip {
 
     /// Whether the queue has not been empty for some time.
     pub(super) fn is_stale(&self, now: Instant) -> bool {
-        let since = self.confirmed.map(|seen| now.saturating_duration_since(seen));
+        let since = self
+            .confirmed
+            .map(|seen| now.saturating_duration_since(seen));
         since.is_some_and(|since| since > BASE_STALE)
     }
 

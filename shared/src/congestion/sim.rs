@@ -90,7 +90,9 @@ impl Wire {
         self.waited += waiting;
         self.packets += 1;
         let waiting = waiting.as_nanos() * u128::from(self.link.rate) / 8_000_000_000;
-        if !self.is_up || waiting > 0 && waiting + u128::from(bytes) > u128::from(self.link.queue) + 1500 {
+        if !self.is_up
+            || waiting > 0 && waiting + u128::from(bytes) > u128::from(self.link.queue) + 1500
+        {
             self.dropped += 1;
             return;
         }
@@ -110,7 +112,10 @@ impl Wire {
     }
 
     fn due(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let entry = self.flight.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let entry = self
+            .flight
+            .first_entry()
+            .filter(|entry| entry.key().0 <= now)?;
         Some(entry.remove())
     }
 }
@@ -124,7 +129,9 @@ struct Peer {
 impl Peer {
     fn handle(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut Vec<Vec<u8>>) {
         let mut buffer = Vec::new();
-        let event = self.endpoint.handle(now, from, None, None, BytesMut::from(datagram), &mut buffer);
+        let event =
+            self.endpoint
+                .handle(now, from, None, None, BytesMut::from(datagram), &mut buffer);
         match event {
             Some(DatagramEvent::ConnectionEvent(_, event)) => {
                 if let Some((_, connection)) = &mut self.connection {
@@ -142,7 +149,9 @@ impl Peer {
     }
 
     fn transmit(&mut self, now: Instant, wire: &mut Wire) {
-        let Some((handle, connection)) = &mut self.connection else { return };
+        let Some((handle, connection)) = &mut self.connection else {
+            return;
+        };
         while let Some(event) = connection.poll_endpoint_events() {
             if let Some(event) = self.endpoint.handle_event(*handle, event) {
                 connection.handle_event(event);
@@ -206,7 +215,14 @@ pub fn run(setup: &Setup) -> Outcome {
     let began = Instant::now();
     let mut now = began;
     let mut up = Wire::new(setup.up, now, setup.seed);
-    let mut down = Wire::new(Link { loss: 0, ..setup.up }, now, setup.seed + 1000);
+    let mut down = Wire::new(
+        Link {
+            loss: 0,
+            ..setup.up
+        },
+        now,
+        setup.seed + 1000,
+    );
     let (mut site, mut hub) = peers(setup, now);
     let chunk = Bytes::from(vec![7_u8; STREAM_BYTES]);
     let mut stream: Option<(StreamId, usize)> = None;
@@ -258,30 +274,46 @@ pub fn run(setup: &Setup) -> Outcome {
         }
         site.transmit(now, &mut up);
         hub.transmit(now, &mut down);
-        answers.into_iter().for_each(|answer| down.send(now, answer));
+        answers
+            .into_iter()
+            .for_each(|answer| down.send(now, answer));
         let times = [
             site.next(),
             hub.next(),
             up.flight.first_key_value().map(|(key, _)| key.0),
             down.flight.first_key_value().map(|(key, _)| key.0),
         ];
-        let Some(next) = times.into_iter().flatten().min() else { break };
+        let Some(next) = times.into_iter().flatten().min() else {
+            break;
+        };
         now = now.max(next);
         if setup.trace && now > traced + setup.up.delay * 2 {
-            let stats = site.connection.as_ref().map(|(_, connection)| connection.stats()).unwrap();
+            let stats = site
+                .connection
+                .as_ref()
+                .map(|(_, connection)| connection.stats())
+                .unwrap();
             println!(
                 "{:7.3}s window {:7} rtt {:6.1} ms rate {:.3} lost {} queue {:.2}",
                 (now - began).as_secs_f64(),
                 stats.path.cwnd,
                 stats.path.rtt.as_secs_f64() * 1e3,
-                (received - seen) as f64 * 8.0 / (now - traced).as_secs_f64() / setup.up.rate as f64,
+                (received - seen) as f64 * 8.0
+                    / (now - traced).as_secs_f64()
+                    / setup.up.rate as f64,
                 stats.path.lost_packets,
-                up.free_from.saturating_duration_since(now).as_secs_f64() / setup.up.delay.as_secs_f64() / 2.0,
+                up.free_from.saturating_duration_since(now).as_secs_f64()
+                    / setup.up.delay.as_secs_f64()
+                    / 2.0,
             );
             (traced, seen) = (now, received);
         }
     }
-    let stats = site.connection.as_ref().map(|(_, connection)| connection.stats()).unwrap();
+    let stats = site
+        .connection
+        .as_ref()
+        .map(|(_, connection)| connection.stats())
+        .unwrap();
     let could = setup.up.rate as f64 / 8.0 * setup.seconds as f64;
     Outcome {
         goodput: received as f64 / could,
@@ -298,7 +330,10 @@ fn write(connection: &mut Connection, chunk: &Bytes, stream: &mut Option<(Stream
             *stream = connection.streams().open(Dir::Uni).map(|id| (id, 0));
         }
         let Some((id, written)) = stream else { return };
-        match connection.send_stream(*id).write_chunks(&mut [chunk.slice(*written..)]) {
+        match connection
+            .send_stream(*id)
+            .write_chunks(&mut [chunk.slice(*written..)])
+        {
             Ok(more) => *written += more.bytes,
             Err(_blocked) => return,
         }
@@ -368,7 +403,12 @@ fn peers(setup: &Setup, now: Instant) -> (Peer, Peer) {
         .stream_receive_window(VarInt::from_u32(8 << 20))
         .receive_window(VarInt::from_u32(64 << 20));
     server.transport_config(Arc::new(transport));
-    let hub = Endpoint::new(Arc::new(EndpointConfig::default()), Some(Arc::new(server)), true, None);
+    let hub = Endpoint::new(
+        Arc::new(EndpointConfig::default()),
+        Some(Arc::new(server)),
+        true,
+        None,
+    );
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate).unwrap();
     let tls = rustls::ClientConfig::builder_with_provider(provider)

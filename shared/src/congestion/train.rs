@@ -43,7 +43,8 @@ struct Train {
 impl Trains {
     pub(super) fn add_acked(&mut self, now: Instant, sent: Instant, bytes: u64) {
         let train = self.current.filter(|train| {
-            sent.checked_duration_since(train.sent).is_some_and(|after| after <= TOGETHER)
+            sent.checked_duration_since(train.sent)
+                .is_some_and(|after| after <= TOGETHER)
         });
         if train.is_none() {
             self.end();
@@ -74,8 +75,12 @@ impl Trains {
     }
 
     fn end(&mut self) {
-        let Some(train) = self.current.take() else { return };
-        let spread = train.last_acked.saturating_duration_since(train.first_acked);
+        let Some(train) = self.current.take() else {
+            return;
+        };
+        let spread = train
+            .last_acked
+            .saturating_duration_since(train.first_acked);
         if train.packets < PACKETS || train.times < TIMES || spread < SPREAD {
             return;
         }

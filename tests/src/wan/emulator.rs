@@ -124,7 +124,13 @@ mod tests {
         let mut link = Emulator::new(slow.clone(), slow.clone(), 1);
         link.schedule(
             4 * S,
-            Change::Set(Way::Up, Conditions { rate: 16_000, ..slow }),
+            Change::Set(
+                Way::Up,
+                Conditions {
+                    rate: 16_000,
+                    ..slow
+                },
+            ),
         );
         link.schedule(2 * S, Change::Cut);
         link.schedule(3 * S, Change::Restore);

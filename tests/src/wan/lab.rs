@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::conditions::Conditions;
+use super::device;
 use super::direction::Counters;
 use super::emulator::{Change, Emulator, Way};
 use super::forward::{self, Shared};
 use super::namespace::{self, Namespace};
-use super::device;
 
 const MTU: &str = "1500";
 
@@ -241,7 +241,17 @@ fn open_device(number: u8, namespace: &Namespace, address: Ipv4Addr) -> Result<F
     let device = namespace.inside(|| device::tun(&name))??;
     // no link-local address: its housekeeping would show in the counters
     namespace.ip(&["link", "set", "dev", &name, "addrgenmode", "none"])?;
-    let up = ["link", "set", "dev", &name, "mtu", MTU, "txqueuelen", "10000", "up"];
+    let up = [
+        "link",
+        "set",
+        "dev",
+        &name,
+        "mtu",
+        MTU,
+        "txqueuelen",
+        "10000",
+        "up",
+    ];
     namespace.ip(&up)?;
     namespace.ip(&["addr", "add", &format!("{address}/24"), "dev", &name])?;
     Ok(device)

@@ -59,7 +59,9 @@ impl Namespace {
                 device::enter(&path).with_context(|| format!("enter {}", path.display()))?;
                 Ok(work())
             });
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 

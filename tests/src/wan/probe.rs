@@ -79,7 +79,10 @@ fn iperf(lab: &Lab, seconds: u32, options: &[&str]) -> Result<f64> {
 }
 
 fn spawn(mut command: Command) -> Result<Child> {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     Ok(command.spawn()?)
 }
 
@@ -94,7 +97,9 @@ impl Drop for Server {
 }
 
 fn read_ping(text: &str) -> Option<Ping> {
-    let loss = text.split(", ").find_map(|part| part.trim().strip_suffix("% packet loss"));
+    let loss = text
+        .split(", ")
+        .find_map(|part| part.trim().strip_suffix("% packet loss"));
     let loss = loss.or_else(|| {
         let (before, _) = text.split_once("% packet loss")?;
         before.rsplit(' ').next()

@@ -60,7 +60,9 @@ pub fn sent(stream: &TcpStream) -> io::Result<Sent> {
     };
     check(code)?;
     if usize::try_from(length).unwrap_or(0) < INFO_BYTES {
-        return Err(io::Error::other("the kernel does not count bytes sent again"));
+        return Err(io::Error::other(
+            "the kernel does not count bytes sent again",
+        ));
     }
     let counter = |at: usize| {
         let bytes = info.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
