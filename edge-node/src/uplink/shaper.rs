@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use shared::congestion::RateLimit;
 use shared::pace::Pace;
 use shared::units::BitRate;
 use tokio::sync::Notify;
@@ -64,6 +65,8 @@ pub struct Shaper {
     state: Mutex<State>,
     /// Somebody stands at the fence: whoever sets it should look.
     at_fence: Notify,
+    /// The same rate, for who decides how much is in flight.
+    limit: RateLimit,
 }
 
 #[derive(Debug)]
@@ -165,7 +168,14 @@ impl Shaper {
                 waiting: Vec::new(),
             }),
             at_fence: Notify::new(),
+            limit: RateLimit::default(),
         }
+    }
+
+    /// The rate, for who decides how much is in flight.
+    #[must_use]
+    pub fn rate_limit(&self) -> RateLimit {
+        self.limit.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -182,6 +192,8 @@ impl Shaper {
         let mut state = self.lock();
         if state.gate.pace.rate() != rate {
             state.gate.pace.set_rate(rate, now);
+            self.limit
+                .set(rate.map_or(u64::MAX, BitRate::bytes_per_sec));
         }
     }
 
