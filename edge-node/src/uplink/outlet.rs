@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use shared::congestion::RateLimit;
 use shared::transport::{ProbeSocket, tune_tcp};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
@@ -71,6 +72,11 @@ impl Outlet {
             shaper,
             udp: Mutex::new(None),
         }
+    }
+
+    /// What its policy allows, for congestion controllers.
+    pub(super) fn limit(&self) -> RateLimit {
+        self.shaper.limit()
     }
 
     /// What holds TCP back here, for a connection to this address.
