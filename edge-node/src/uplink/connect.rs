@@ -387,7 +387,7 @@ impl Connector {
         address: SocketAddr,
     ) -> Result<Connection, ConnectError> {
         self.refresh_certificates();
-        let (transport, nudge) = self.transport(outlet.rate_limit());
+        let (transport, nudge) = self.transport(outlet.limit());
         let mut config = ClientConfig::new(self.tls.config());
         config.transport_config(Arc::new(transport));
         let endpoint = outlet.udp()?.endpoint;

@@ -74,14 +74,14 @@ impl Outlet {
         }
     }
 
+    /// What its policy allows, for congestion controllers.
+    pub(super) fn limit(&self) -> RateLimit {
+        self.shaper.limit()
+    }
+
     /// What holds TCP back here, for a connection to this address.
     pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<TcpPacer> {
         Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
-    }
-
-    /// What the policy grants on this path, for the congestion controller.
-    pub(super) fn rate_limit(&self) -> RateLimit {
-        self.shaper.rate_limit()
     }
 
     /// The UDP socket, bound when it is not yet.
@@ -152,6 +152,11 @@ impl Outlet {
             Some(local) => local.is_ipv4() == address.is_ipv4(),
             None => true,
         }
+    }
+
+    /// What holds TCP connections to this peer back, and counts them.
+    pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<dyn Pacer> {
+        Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
     }
 
     /// A TCP connection from here.

@@ -65,7 +65,7 @@ pub struct Shaper {
     state: Mutex<State>,
     /// Somebody stands at the fence: whoever sets it should look.
     at_fence: Notify,
-    /// The same rate, for who decides how much is in flight.
+    /// The rate again, for controllers: they need not probe for more.
     limit: RateLimit,
 }
 
@@ -172,12 +172,6 @@ impl Shaper {
         }
     }
 
-    /// The rate, for who decides how much is in flight.
-    #[must_use]
-    pub fn rate_limit(&self) -> RateLimit {
-        self.limit.clone()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,13 +182,19 @@ impl Shaper {
 
     /// Changes the rate; holds from the next datagram on.
     pub fn set_rate(&self, rate: Option<BitRate>) {
+        self.limit
+            .set(rate.map_or(u64::MAX, BitRate::bytes_per_sec));
         let now = self.now();
         let mut state = self.lock();
         if state.gate.pace.rate() != rate {
             state.gate.pace.set_rate(rate, now);
-            self.limit
-                .set(rate.map_or(u64::MAX, BitRate::bytes_per_sec));
         }
+    }
+
+    /// The rate as it changes, for the congestion controllers of this path.
+    #[must_use]
+    pub fn limit(&self) -> RateLimit {
+        self.limit.clone()
     }
 
     /// The rate that is set.
