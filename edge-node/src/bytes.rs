@@ -118,7 +118,12 @@ fn row(estimate: &Estimate, delay_ms: u64) -> Row {
 
 fn table(rows: &[Row], records: usize) -> String {
     let mut table = Table::new(&[
-        "codec", "delay", "records/batch", "bytes/record", "ratio", "MB/month",
+        "codec",
+        "delay",
+        "records/batch",
+        "bytes/record",
+        "ratio",
+        "MB/month",
     ]);
     for row in rows {
         table.row([
@@ -176,6 +181,9 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_is_named() {
         let error = report(&args("no-such-recording".into(), Output::Text)).unwrap_err();
-        assert!(format!("{error:#}").starts_with("no-such-recording: "), "{error:#}");
+        assert!(
+            format!("{error:#}").starts_with("no-such-recording: "),
+            "{error:#}"
+        );
     }
 }

@@ -19,4 +19,5 @@ mod identity;
 mod kills;
 mod links;
 mod main_path;
+mod policy;
 mod transport;
