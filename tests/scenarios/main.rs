@@ -10,6 +10,7 @@
 
 mod bare_broker;
 mod chaos;
+mod classes;
 mod clocks;
 mod commands;
 mod crowds;
@@ -21,3 +22,4 @@ mod links;
 mod main_path;
 mod policy;
 mod transport;
+mod wan;

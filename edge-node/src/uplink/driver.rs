@@ -1,7 +1,7 @@
 //! One session: the loop between `link::Sender`, a connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
-//! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
+//! bytes from the hub, streams that are delivered, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
 use std::pin::pin;
@@ -16,15 +16,15 @@ use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsett
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::units::BitRate;
 use shared::wire::{Code, Handle, LogRange};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::Policies;
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
-use super::{PATH, Policies};
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
@@ -45,8 +45,8 @@ pub(super) struct SessionSettings {
     pub(super) codecs: Vec<u8>,
     /// Reads in the worker, or waiting for credit.
     pub(super) max_reads: usize,
-    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a lost packet
-    /// holds up little.
+    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a
+    /// lost packet holds up little.
     pub(super) max_read_bytes: u32,
     /// The class of each topic.
     pub(super) topics: TopicsConfig,
@@ -74,6 +74,8 @@ pub(super) struct Signals<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Another connection takes this one's place.
     pub(super) replaced: &'a CancellationToken,
+    /// The hub should be asked for a word.
+    pub(super) speak: &'a Notify,
 }
 
 /// Runs a session on a fresh connection until it ends.
@@ -85,6 +87,7 @@ pub(super) async fn run(
     unsettled: Unsettled,
     settings: &SessionSettings,
     policies: Policies,
+    path: usize,
     forbidden: impl Future<Output = String>,
     signals: Signals<'_>,
 ) -> Result<Ended, Lost> {
@@ -113,6 +116,7 @@ pub(super) async fn run(
         seen: Seen::default(),
         codecs: Arc::default(),
         policies,
+        path,
         granted: None,
         was_open: false,
     };
@@ -143,7 +147,7 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    /// Those of data streams end with the stream's class and length, once the hub's QUIC has it.
+    /// Those of data streams end with the stream's class and length, once the transport has delivered it.
     tasks: JoinSet<Option<(Class, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
@@ -153,6 +157,8 @@ struct Session {
     seen: Seen,
     codecs: Arc<[u8]>,
     policies: Policies,
+    /// The path that it goes by.
+    path: usize,
     /// Bytes a second that the policy grants; `None`: as many as go.
     granted: Option<u64>,
     was_open: bool,
@@ -207,9 +213,12 @@ impl Session {
                 }
                 // another connection is up: the hub ends this session when it hears of the next one
                 () = signals.replaced.cancelled() => break replaced(),
+                () = signals.speak.notified() => self.sender.ping(self.now()),
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            let is_waiting = self.sender.streams_in_flight() > 0;
+            self.stats.waiting.store(is_waiting, Ordering::Relaxed);
             self.follow_path();
         };
         self.end(close).await
@@ -218,9 +227,7 @@ impl Session {
     /// What the transport is given, and how long records wait, as the path is found to be.
     fn follow_path(&mut self) {
         let path = self.connection.stats();
-        if path.window > 0 {
-            self.buffer.observe_path(path.window, path.rtt);
-        }
+        self.buffer.observe_path(path.window, path.rtt);
         self.sender.set_send_budget(self.buffer.budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
@@ -229,7 +236,7 @@ impl Session {
 
     /// What the policy grants from here on.
     fn follow_policy(&mut self) {
-        let decision = self.policies.decision(PATH);
+        let decision = self.policies.decision(self.path);
         self.sender.set_classes_allowed(decision.classes);
         self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
     }
@@ -301,6 +308,7 @@ impl Session {
                 } => {
                     cursors.push((PartitionId(handle.0), next_offset));
                 }
+                SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,

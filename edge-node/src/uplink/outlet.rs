@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, VarInt};
-use shared::transport::{Pacer, ProbeSocket, tune_tcp};
+use shared::transport::{ProbeSocket, tune_tcp};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::shaper::{Shaper, TcpPacer};
+use super::pacer::TcpPacer;
+use super::shaper::Shaper;
 use super::socket::ShapedSocket;
+use crate::config::Bind;
 
 /// How long the last words may take when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,6 +29,22 @@ pub(super) struct Binding {
     pub address: Option<IpAddr>,
     /// A network interface, by name. Needs `CAP_NET_RAW` on kernels before 5.7.
     pub interface: Option<String>,
+}
+
+impl From<&Bind> for Binding {
+    fn from(bind: &Bind) -> Self {
+        match bind {
+            Bind::Any => Self::default(),
+            Bind::Local(address) => Self {
+                address: Some(*address),
+                interface: None,
+            },
+            Bind::Interface(name) => Self {
+                address: None,
+                interface: Some(name.clone()),
+            },
+        }
+    }
 }
 
 /// One way out.
@@ -53,6 +71,11 @@ impl Outlet {
             shaper,
             udp: Mutex::new(None),
         }
+    }
+
+    /// What holds TCP back here, for a connection to this address.
+    pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<TcpPacer> {
+        Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
     }
 
     /// The UDP socket, bound when it is not yet.
@@ -171,13 +194,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_outlet_is_bound_to_its_address() {
-        let outlet = Outlet::new(
-            Binding {
-                address: Some(Ipv4Addr::LOCALHOST.into()),
-                interface: None,
-            },
-            Arc::default(),
-        );
+        let binding = Binding {
+            address: Some(Ipv4Addr::LOCALHOST.into()),
+            interface: None,
+        };
+        let outlet = Outlet::new(binding, Arc::default());
         let local = outlet.udp().unwrap().endpoint.local_addr().unwrap();
         assert!(local.ip().is_loopback());
         assert!(outlet.speaks(Ipv4Addr::LOCALHOST.into()));
@@ -186,13 +207,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_interface_that_is_not_there_is_an_error_and_no_more() {
-        let outlet = Outlet::new(
-            Binding {
-                address: None,
-                interface: Some("kedge-none0".to_owned()),
-            },
-            Arc::default(),
-        );
+        let binding = Binding {
+            address: None,
+            interface: Some("kedge-none0".to_owned()),
+        };
+        let outlet = Outlet::new(binding, Arc::default());
         assert!(outlet.udp().is_err());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
         assert!(outlet.connect_tcp(to, CLOSE_TIMEOUT).await.is_err());

@@ -14,12 +14,11 @@
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use shared::pace::Pace;
-use shared::transport::Pacer;
 use shared::units::BitRate;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
@@ -32,8 +31,6 @@ const IPV6_HEADER: u64 = 40;
 const TCP_HEADER: u64 = 32;
 /// Largest packet on a link without jumbo frames.
 const PACKET: u64 = 1_500;
-/// What such a packet carries of a TCP connection.
-const SEGMENT: usize = 1_440;
 /// So near to the fence datagrams leave one by one.
 const LAST_STEPS: u64 = 64 << 10;
 /// Connections that wait for the fence. They try again by themselves should there be more.
@@ -286,41 +283,6 @@ impl Shaper {
 impl Default for Shaper {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Holds a TCP connection to the same rate and fence. What it sends is counted in segments of the usual size;
-/// repetitions are the kernel's and are not seen.
-#[derive(Debug)]
-pub struct TcpPacer {
-    shaper: Arc<Shaper>,
-    peer: SocketAddr,
-}
-
-impl TcpPacer {
-    /// For a connection to this peer.
-    #[must_use]
-    pub const fn new(shaper: Arc<Shaper>, peer: SocketAddr) -> Self {
-        Self { shaper, peer }
-    }
-}
-
-impl Pacer for TcpPacer {
-    fn ready(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        let mut timer = Timer::default();
-        Box::pin(poll_fn(move |context| {
-            self.shaper.poll_ready(&mut timer, context)
-        }))
-    }
-
-    fn most(&self) -> usize {
-        self.shaper.max_segments().max(1).saturating_mul(SEGMENT)
-    }
-
-    fn sent(&self, bytes: usize) {
-        let segments = bytes.div_ceil(SEGMENT) as u64;
-        self.shaper
-            .sent_already(Packets::tcp(segments, bytes as u64, self.peer));
     }
 }
 

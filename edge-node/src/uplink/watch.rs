@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::UplinkStats;
 use super::connect::{ConnectError, Connector};
 use super::outlet::Udp;
 use super::vigil::{Act, Vigil};
@@ -42,20 +43,22 @@ pub(super) struct Better {
     pub(super) connection: Connection,
     /// It leads to another hub.
     pub(super) other_hub: Option<usize>,
+    /// It goes another way.
+    pub(super) other_path: Option<usize>,
 }
 
 /// Ends with a connection that is up and better than the session's.
 pub(super) async fn better(
     connector: &Connector,
     connection: &Connection,
-    silent: &AtomicBool,
+    session: &UplinkStats,
     budget: u64,
 ) -> Better {
     let Ok(udp) = connector.udp() else {
         // without a UDP socket there was no connection, or the outlet is about to close
         return std::future::pending().await;
     };
-    let when_silent = when_silent(connector, connection, &udp, silent, budget);
+    let when_silent = when_silent(connector, connection, &udp, session, budget);
     match connection.kind() {
         TransportKind::Quic => when_silent.await,
         TransportKind::Tcp => tokio::select! {
@@ -69,7 +72,7 @@ async fn when_silent(
     connector: &Connector,
     connection: &Connection,
     udp: &Udp,
-    silent: &AtomicBool,
+    session: &UplinkStats,
     budget: u64,
 ) -> Better {
     let origin = Instant::now();
@@ -84,11 +87,12 @@ async fn when_silent(
     loop {
         let now = origin.elapsed();
         let stats = connection.stats();
-        vigil.observe(stats.asked, stats.heard, stats.rtt, now);
+        let is_waiting = session.waiting.load(Ordering::Relaxed);
+        vigil.observe((stats.asked, stats.heard), stats.rtt, is_waiting, now);
         let is_silent = vigil.is_silent();
         if is_silent != was_silent {
             was_silent = is_silent;
-            silent.store(is_silent, Ordering::Relaxed);
+            session.silent.store(is_silent, Ordering::Relaxed);
             let text = if is_silent {
                 "Hub not heard"
             } else {
@@ -108,7 +112,12 @@ async fn when_silent(
                         echoes.ask(*address, Some(other));
                     }
                 }
-                Act::Nudge => connection.nudge(),
+                Act::Speak => session.speak.notify_one(),
+                Act::Nudge => {
+                    connection.nudge();
+                    // and what the hub said last is found lost by what it says next
+                    session.speak.notify_one();
+                }
                 Act::Dial => start(&mut attempts, None, connector.dial_quic(remote)),
                 Act::DialTcp => start(&mut attempts, None, connector.dial_tcp(remote)),
                 Act::DialOther(other) => {
@@ -143,6 +152,7 @@ fn start<'a>(
         Ok(Better {
             connection,
             other_hub,
+            other_path: None,
         })
     });
     if attempts.len() == MAX_ATTEMPTS {
@@ -187,6 +197,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
                 return Better {
                     connection,
                     other_hub: None,
+                    other_path: None,
                 };
             }
             Err(error) => debug!(%error, "UDP is still blocked"),
@@ -194,7 +205,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
     }
 }
 
-async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
+pub(super) async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
     let mut echoes = Echoes::new(udp);
     for _ in 0..UDP_PROBES {
         echoes.ask(hub, None);
