@@ -177,7 +177,7 @@ async fn session(
                 SenderOutput::Acked { next_offset, .. } => {
                     acked.send_replace(next_offset);
                 }
-                SenderOutput::Established { .. } => {}
+                SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}
                 other @ (SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }

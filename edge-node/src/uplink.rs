@@ -384,6 +384,8 @@ impl Uplink {
             Arc::clone(&self.stats),
             self.unsettled.clone(),
             &self.settings,
+            self.policies.clone(),
+            path,
             self.policies.stopped(path),
             Signals {
                 stop,

@@ -422,6 +422,7 @@ impl Dialler {
                         member.opened.fetch_add(1, Ordering::Relaxed);
                         member.open.store(1, Ordering::Relaxed);
                     }
+                    SenderOutput::Policy(_) => {}
                     SenderOutput::Close(close) => return Ok(close),
                     other @ (SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }

@@ -46,25 +46,25 @@ pub(super) struct PlanArgs {
 
 /// What is printed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlanReport {
+pub(super) struct PlanReport {
     /// Wall clock of the plan, ms since the epoch.
-    pub at_ms: i64,
+    pub(super) at_ms: i64,
     /// The path that was planned for.
-    pub path: String,
+    pub(super) path: String,
     /// What it was taken to carry when no policy slows it, bits a second.
-    pub link_bits: u64,
+    pub(super) link_bits: u64,
     /// Whether that was measured or given; else assumed.
-    pub link_is_known: bool,
+    pub(super) link_is_known: bool,
     /// Bytes in IP packets for a million stored bytes.
-    pub wire_per_million: u64,
+    pub(super) wire_per_million: u64,
     /// Whether that was measured; else assumed.
-    pub cost_is_known: bool,
+    pub(super) cost_is_known: bool,
     /// Every topic.
-    pub topics: Vec<TopicPlan>,
+    pub(super) topics: Vec<TopicPlan>,
     /// Bytes of all.
-    pub wire_bytes: u64,
+    pub(super) wire_bytes: u64,
     /// When the last topic is caught up; absent when one never is.
-    pub done_ms: Option<i64>,
+    pub(super) done_ms: Option<i64>,
 }
 
 /// Runs the command.
@@ -324,6 +324,7 @@ mod tests {
             },
             topics: vec![TopicStatus {
                 name: "a".to_owned(),
+                class: Class::Normal,
                 ledger: Ledger {
                     accepted,
                     queued: 10_000,

@@ -14,6 +14,7 @@ use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
+use shared::units::BitRate;
 use shared::wire::{Code, Handle, LogRange};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::Policies;
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
@@ -84,6 +86,8 @@ pub(super) async fn run(
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
     settings: &SessionSettings,
+    policies: Policies,
+    path: usize,
     forbidden: impl Future<Output = String>,
     signals: Signals<'_>,
 ) -> Result<Ended, Lost> {
@@ -111,6 +115,9 @@ pub(super) async fn run(
         stats,
         seen: Seen::default(),
         codecs: Arc::default(),
+        policies,
+        path,
+        granted: None,
         was_open: false,
     };
     Ok(session.run(recv, done, changes, forbidden, signals).await)
@@ -149,6 +156,11 @@ struct Session {
     stats: Arc<UplinkStats>,
     seen: Seen,
     codecs: Arc<[u8]>,
+    policies: Policies,
+    /// The path that the connection goes by.
+    path: usize,
+    /// Bytes a second that the policy grants; `None`: as many as go.
+    granted: Option<u64>,
     was_open: bool,
 }
 
@@ -163,8 +175,10 @@ impl Session {
     ) -> Ended {
         let mut forbidden = pin!(forbidden);
         let mut is_forbidden = false;
+        let mut policy = self.policies.watch();
         self.update_logs();
         self.follow_path();
+        self.follow_policy();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
         let close = loop {
@@ -190,6 +204,7 @@ impl Session {
                     Ok(()) => self.update_logs(),
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
+                Ok(()) = policy.changed() => self.follow_policy(),
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 lost = self.connection.closed() => break close_of(lost),
                 reason = &mut forbidden, if !is_forbidden => {
@@ -219,6 +234,13 @@ impl Session {
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
         self.sender.set_max_delay(delays);
+    }
+
+    /// What the policy grants from here on.
+    fn follow_policy(&mut self) {
+        let decision = self.policies.decision(self.path);
+        self.sender.set_classes_allowed(decision.classes);
+        self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
     }
 
     fn now(&self) -> Duration {
@@ -278,6 +300,10 @@ impl Session {
                         offset,
                     });
                 }
+                SenderOutput::Policy(text) => match self.policies.push(text) {
+                    Ok(()) => info!("Policy of the hub taken"),
+                    Err(error) => warn!(error, "Policy of the hub refused"),
+                },
                 SenderOutput::Acked {
                     handle,
                     next_offset,
@@ -313,14 +339,12 @@ impl Session {
         None
     }
 
-    /// Bytes a second that the path carries, as the congestion controller sees it.
+    /// Bytes a second that the path carries, as the congestion controller sees it, and the policy grants.
     fn link_rate(&self) -> Option<u64> {
         let stats = self.connection.stats();
-        if stats.window == 0 {
-            return None;
-        }
         let rate = u128::from(stats.window) * 1_000_000 / stats.rtt.as_micros().max(1);
-        u64::try_from(rate).ok()
+        let path = u64::try_from(rate).ok().filter(|_| stats.window > 0);
+        path.into_iter().chain(self.granted).min()
     }
 
     fn name(&self, handle: Handle) -> String {

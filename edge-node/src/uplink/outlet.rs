@@ -24,7 +24,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a path is bound to; nothing: the machine's routes decide.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Binding {
+pub(super) struct Binding {
     /// A local address.
     pub address: Option<IpAddr>,
     /// A network interface, by name. Needs `CAP_NET_RAW` on kernels before 5.7.
@@ -64,6 +64,7 @@ pub(super) struct Udp {
 }
 
 impl Outlet {
+    /// Everything that leaves and comes by it passes the shaper.
     pub(super) const fn new(binding: Binding, shaper: Arc<Shaper>) -> Self {
         Self {
             binding,

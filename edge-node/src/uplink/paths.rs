@@ -376,7 +376,7 @@ mod tests {
         ) {
             let mut paths = Paths::new(3);
             let mut now = Duration::ZERO;
-            let mut step = |paths: &mut Paths, now: &mut Duration, is_good: &dyn Fn(usize) -> bool| {
+            let step = |paths: &mut Paths, now: &mut Duration, is_good: &dyn Fn(usize) -> bool| {
                 match paths.poll(*now) {
                     Some(Step::Dial(path) | Step::Move(path)) => {
                         *now += secs(1);

@@ -118,3 +118,87 @@ impl fmt::Debug for ShapedPoller {
         f.debug_struct("ShapedPoller").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::time::Duration;
+
+    use shared::units::BitRate;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn local() -> UdpSocket {
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_leaves_is_counted_paced_and_arrives() {
+        let shaper = Arc::new(Shaper::new());
+        shaper.set_rate(Some(BitRate::mbit(2)));
+        let receiver = local();
+        receiver.set_nonblocking(true).unwrap();
+        let destination = receiver.local_addr().unwrap();
+        let socket = ShapedSocket::wrap(local(), Arc::clone(&shaper)).unwrap();
+        assert_eq!(socket.max_transmit_segments(), 1);
+        let mut poller = Arc::clone(&socket).create_io_poller();
+        let start = Instant::now();
+        let contents = [7; 1_222];
+        for _ in 0..40 {
+            poll_fn(|context| poller.as_mut().poll_writable(context))
+                .await
+                .unwrap();
+            let transmit = Transmit {
+                destination,
+                ecn: None,
+                contents: &contents,
+                segment_size: None,
+                src_ip: None,
+            };
+            socket.try_send(&transmit).unwrap();
+        }
+        // 50,000 bytes at 250,000 a second, less one packet and the tolerance
+        assert!(
+            start.elapsed() >= Duration::from_millis(170),
+            "{:?}",
+            start.elapsed()
+        );
+        let sent = shaper.traffic();
+        assert_eq!((sent.sent_packets, sent.sent), (40, 50_000));
+        let mut buffer = [0; 2_000];
+        let arrived = std::iter::from_fn(|| receiver.recv(&mut buffer).ok());
+        assert_eq!(arrived.map(|len| len as u64 + 28).sum::<u64>(), 50_000);
+    }
+
+    #[tokio::test]
+    async fn what_arrives_is_counted_and_what_is_held_does_not_leave() {
+        let shaper = Arc::new(Shaper::new());
+        let socket = ShapedSocket::wrap(local(), Arc::clone(&shaper)).unwrap();
+        let sender = local();
+        let address = socket.local_addr().unwrap();
+        sender.send_to(&[1; 100], address).unwrap();
+        let (mut space, mut meta) = ([0; 2_000], [RecvMeta::default()]);
+        let count = poll_fn(|context| {
+            let mut buffers = [IoSliceMut::new(&mut space)];
+            socket.poll_recv(context, &mut buffers, &mut meta)
+        });
+        assert_eq!(count.await.unwrap(), 1);
+        assert_eq!(
+            (shaper.traffic().received, shaper.traffic().received_packets),
+            (128, 1)
+        );
+        shaper.set_fence(0);
+        let transmit = Transmit {
+            destination: sender.local_addr().unwrap(),
+            ecn: None,
+            contents: &[1; 10],
+            segment_size: None,
+            src_ip: None,
+        };
+        let refused = socket.try_send(&transmit).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(shaper.traffic().sent, 0);
+    }
+}

@@ -587,6 +587,7 @@ mod tests {
                     steward = Steward::new(rules(metered(ALL), Policy::default()), &kept, clocks(now));
                     since_start = 0;
                 } else if event == 1 {
+                    steward.handle_traffic(0, sent(since_start), Duration::from_secs(now));
                     let draft = steward.last_draft();
                     kept = draft.kept;
                     steward = Steward::new(rules(metered(ALL), Policy::default()), &kept, clocks(now));

@@ -182,7 +182,7 @@ fn listen(mut section: Section) -> ListenConfig {
 
 /// Bytes a second.
 fn ingress(section: &mut Section, key: &str, default: Option<ByteSize>) -> Option<ByteSize> {
-    let range = ByteSize(1_000)..=ByteSize(100_000_000_000);
+    let range = ByteSize(1_000)..=ByteSize::gib(100);
     section.size_limit(key, default, range)
 }
 

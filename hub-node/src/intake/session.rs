@@ -224,7 +224,7 @@ impl Session<'_> {
                 // `reserve` is cancel-safe: it loses nothing but its turn
                 permit = lane.reserve(), if may_hand_over => {
                     match (permit, self.undelivered.pop_front()) {
-                        (Ok(permit), Some(delivery)) => permit.send(deliver(self.context.id, &self.room, delivery)),
+                        (Ok(permit), Some(delivery)) => permit.send(request(self.context.id, &self.room, delivery)),
                         (Err(_gone), _) => lane_is_gone(&mut self.receiver),
                         (Ok(_), None) => {}
                     }
@@ -252,7 +252,7 @@ impl Session<'_> {
                 }
                 Ok(()) = sites.changed() => {
                     let sites = Arc::clone(&sites.borrow_and_update());
-                    self.handle_rules(&sites);
+                    self.handle_rules(&sites, false);
                 }
                 error = self.connection.closed() => break lost(&error.to_string()),
                 () = stop.cancelled() => {
@@ -437,7 +437,7 @@ impl Session<'_> {
                 self.receiver.handle_checkpoints(&answers, now);
                 if is_first {
                     let sites = Arc::clone(&self.context.intake.sites().borrow());
-                    self.handle_rules(&sites);
+                    self.handle_rules(&sites, true);
                 }
             }
             Err(Refusal::Ended(reason)) => self.refuse(reason),
@@ -470,7 +470,8 @@ impl Session<'_> {
     }
 
     /// The rules for sites, at first and when they have changed.
-    fn handle_rules(&mut self, sites: &SitesConfig) {
+    /// A session that begins is told its policy in any case: the site keeps the last one that it was told.
+    fn handle_rules(&mut self, sites: &SitesConfig, is_first: bool) {
         let site = self.context.site.as_str();
         if sites.rule(site).is_none() {
             let text = format!("site `{site}` is not on the allow list");
@@ -478,13 +479,14 @@ impl Session<'_> {
         }
         self.allowance.set(sites.ingress_of(site));
         let policy = sites.policy_for(site);
-        if self.is_welcome && policy != self.policy {
+        if self.is_welcome && (is_first || policy != self.policy) {
             self.tell_policy(policy);
         }
     }
 
     /// The site's link policy is this from here on; `None`: what its own file says.
     fn tell_policy(&mut self, policy: Option<Arc<str>>) {
+        self.receiver.push_policy(policy.as_deref().unwrap_or(""));
         self.policy = policy;
     }
 
@@ -588,7 +590,7 @@ impl Session<'_> {
             match self.lane.try_reserve() {
                 Ok(permit) => {
                     if let Some(delivery) = self.undelivered.pop_front() {
-                        permit.send(deliver(self.context.id, &self.room, delivery));
+                        permit.send(request(self.context.id, &self.room, delivery));
                     }
                 }
                 Err(TrySendError::Full(())) => return,
@@ -631,7 +633,7 @@ impl Session<'_> {
 }
 
 /// From here on it fills the lane's queue.
-fn deliver(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
+fn request(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
     delivery.hold = Some(Arc::new(room.take(delivery.bytes as u64)));
     LaneRequest::Deliver { session, delivery }
 }

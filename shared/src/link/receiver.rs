@@ -239,7 +239,8 @@ impl Receiver {
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
             | Frame::Credit(_)
-            | Frame::Restart(_) => self.fail(Code::BadFrame, "frame out of place"),
+            | Frame::Restart(_)
+            | Frame::Policy(_) => self.fail(Code::BadFrame, "frame out of place"),
         }
     }
 
@@ -571,6 +572,14 @@ impl Receiver {
     /// before: no new credit until enough is committed.
     pub fn set_window(&mut self, bytes: u64) {
         self.credit.set_window(bytes);
+    }
+
+    /// Tells an open session what its link may be used for; an empty text withdraws it. Before the welcome
+    /// nothing is told.
+    pub fn push_policy(&mut self, text: &str) {
+        if matches!(self.state, State::Open { .. }) {
+            self.send(&Frame::Policy(text.to_owned()));
+        }
     }
 
     /// Bytes that came and are not committed, as charged.

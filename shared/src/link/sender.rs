@@ -288,6 +288,7 @@ impl Sender {
             Frame::Ack(ack) if is_open => self.handle_ack(&ack),
             Frame::Credit(limit) if is_open => self.credit.raise(limit),
             Frame::Restart(restart) if is_open => self.handle_restart(restart),
+            Frame::Policy(text) if is_open => self.outputs.push_back(SenderOutput::Policy(text)),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -297,7 +298,8 @@ impl Sender {
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
             | Frame::Credit(_)
-            | Frame::Restart(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Restart(_)
+            | Frame::Policy(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 
-use super::hello::{put_checkpoints, put_logs, take_checkpoints, take_logs, take_offset};
+use super::hello::{put_checkpoints, put_logs, put_text, take_checkpoints, take_logs, take_offset};
 use super::varint::{Reader, put_varint};
 use super::{
-    CheckpointEntry, Farewell, Handle, Hello, LogEntry, MAX_FRAME_LEN, MAX_HELLO_LEN, Welcome,
-    WireError,
+    CheckpointEntry, Farewell, Handle, Hello, LogEntry, MAX_FRAME_LEN, MAX_HELLO_LEN,
+    MAX_POLICY_LEN, Welcome, WireError,
 };
 use crate::ids::Offset;
 
@@ -54,6 +54,9 @@ pub enum Frame {
     Goodbye(Farewell),
     /// Hub to site: send a log again from here.
     Restart(Restart),
+    /// Hub to site: what the link may be used for, as the site's configuration would say it; empty to
+    /// withdraw it. At most [`MAX_POLICY_LEN`] bytes.
+    Policy(String),
 }
 
 impl Frame {
@@ -72,6 +75,7 @@ impl Frame {
             Self::Pong(_) => 9,
             Self::Goodbye(_) => 10,
             Self::Restart(_) => 11,
+            Self::Policy(_) => 12,
         }
     }
 
@@ -94,6 +98,7 @@ impl Frame {
                 put_varint(&mut payload, restart.handle.0.into());
                 put_varint(&mut payload, restart.next_offset);
             }
+            Self::Policy(text) => put_text(&mut payload, text, MAX_POLICY_LEN),
         }
         let mut out = Vec::with_capacity(payload.len() + 6);
         out.push(self.kind());
@@ -123,6 +128,7 @@ impl Frame {
                 handle: Handle(reader.varint_u32()?),
                 next_offset: take_offset(&mut reader)?,
             }),
+            12 => Self::Policy(reader.text(MAX_POLICY_LEN)?.to_owned()),
             other => return Err(WireError::UnknownFrame(other)),
         };
         reader.finish()?;
@@ -154,7 +160,7 @@ fn take_ack(reader: &mut Reader<'_>) -> Result<Ack, WireError> {
 fn limit_of(kind: u8) -> Result<usize, WireError> {
     match kind {
         1 | 2 => Ok(MAX_HELLO_LEN),
-        3..=11 => Ok(MAX_FRAME_LEN),
+        3..=12 => Ok(MAX_FRAME_LEN),
         other => Err(WireError::UnknownFrame(other)),
     }
 }

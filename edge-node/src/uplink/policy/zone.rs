@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn an_hour_that_is_left_out_has_no_instant_and_one_that_comes_twice_has_two() {
         let berlin = zone("Europe/Berlin");
-        assert_eq!(berlin.instants(date(2026, 3, 29), 150), []);
+        assert!(berlin.instants(date(2026, 3, 29), 150).is_empty());
         let twice = berlin.instants(date(2026, 10, 25), 150);
         assert_eq!(twice.len(), 2);
         assert_eq!(twice[1] - twice[0], HOUR);

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::number::MAX_NUMBER_LEN;
+use super::template::{MAX_SLOTS, MAX_TEMPLATE_LEN, MAX_VALUE_LEN};
 use super::*;
 use crate::batch::{Block, BlockWriter};
 use crate::record::{Header, put_record};
@@ -247,7 +249,9 @@ fn numbers_are_read_in_the_format_that_fits() {
         ("1970-01-01T24:00:00Z", None, None),
         ("1970-01-01T00:00:00-00:00", None, None),
         ("00:60:00", None, None),
-        ("1234567890123456789", None, None),
+        ("1750000000123456789", None, Some((Format::Fixed(0), 1_750_000_000_123_456_789))),
+        ("9999999999999999999", None, None),
+        ("12345678901234567890", None, None),
     ];
     for (token, preferred, expected) in cases {
         assert_eq!(parse(token.as_bytes(), *preferred), *expected, "{token}");

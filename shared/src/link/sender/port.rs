@@ -133,6 +133,8 @@ pub enum SenderOutput {
     },
     /// Ask the store for its chain at this offset and answer with [`Sender::handle_chain`](super::Sender::handle_chain).
     Chain { handle: Handle, offset: Offset },
+    /// The hub says what the link may be used for; an empty text withdraws what it said before.
+    Policy(String),
     /// The hub holds everything before this offset.
     Acked { handle: Handle, next_offset: Offset },
     /// The log is parked: the site needs a new incarnation. Nothing is sent any more; once it is known what

@@ -200,7 +200,7 @@ impl World {
                 SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
                 }
-                SenderOutput::Established { .. } => {}
+                SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}
                 SenderOutput::Close(close) => {
                     check_close(&close)?;
                     if close.code == Code::HistoryMismatch && !close.by_peer {
