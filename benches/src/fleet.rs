@@ -177,8 +177,11 @@ async fn session(
                 SenderOutput::Acked { next_offset, .. } => {
                     acked.send_replace(next_offset);
                 }
-                SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}
+                SenderOutput::Established { .. }
+                | SenderOutput::Policy(_)
+                | SenderOutput::Missing(_) => {}
                 other @ (SenderOutput::Chain { .. }
+                | SenderOutput::Missing(_)
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
                 | SenderOutput::TooLarge { .. }

@@ -13,4 +13,6 @@ pub mod latency;
 pub mod load;
 pub mod memory;
 pub mod mirror;
+pub mod plot;
 pub mod results;
+pub mod wan;

@@ -239,6 +239,8 @@ pub struct UplinkConfig {
     pub codec: Codec,
     /// Bytes that codecs may remember of what they sent.
     pub codec_memory: ByteSize,
+    /// Bytes of chunks of large values that the hub is taken to keep for this site; 0: none are referred to.
+    pub hub_chunks: ByteSize,
     /// zstd's level.
     pub level: i32,
     /// Bytes of records asked from the log for one stream.

@@ -16,6 +16,7 @@
 mod batcher;
 mod chains;
 mod choice;
+mod chunks;
 mod connect;
 mod driver;
 mod keeper;
@@ -217,6 +218,15 @@ pub enum UplinkError {
     Worker(#[from] StartError),
 }
 
+/// The codecs offered to a hub, best first; the one for large values beside them.
+fn offered(config: &UplinkConfig) -> Vec<u8> {
+    let mut codecs = config.codec.offered();
+    if !codecs.is_empty() && config.hub_chunks.bytes() > 0 {
+        codecs.push(CODEC_LONG);
+    }
+    codecs
+}
+
 /// The uplink of a site.
 #[derive(Debug)]
 pub struct Uplink {
@@ -252,6 +262,7 @@ impl Uplink {
         let worker_config = WorkerConfig {
             codec_directory: data_dir.join("codecs"),
             codec_memory: usize::try_from(config.codec_memory.bytes()).unwrap_or(usize::MAX),
+            chunk_bytes: config.hub_chunks.bytes(),
             zstd_level: config.level,
             max_uncompressed_bytes,
         };
@@ -270,7 +281,7 @@ impl Uplink {
             }),
             unsettled: Unsettled::default(),
             settings: SessionSettings {
-                codecs: config.codec.offered(),
+                codecs: offered(config),
                 max_reads: config.max_reads,
                 max_read_bytes: u32::try_from(config.max_read.bytes()).unwrap_or(u32::MAX),
                 topics: topics.clone(),

@@ -10,6 +10,7 @@
 
 mod bare_broker;
 mod chaos;
+mod classes;
 mod clocks;
 mod commands;
 mod crowds;
@@ -20,3 +21,4 @@ mod kills;
 mod links;
 mod main_path;
 mod transport;
+mod wan;

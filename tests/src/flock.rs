@@ -422,9 +422,10 @@ impl Dialler {
                         member.opened.fetch_add(1, Ordering::Relaxed);
                         member.open.store(1, Ordering::Relaxed);
                     }
-                    SenderOutput::Policy(_) => {}
+                    SenderOutput::Policy(_) | SenderOutput::Missing(_) => {}
                     SenderOutput::Close(close) => return Ok(close),
-                    other @ (SenderOutput::HistoryMismatch { .. }
+                    other @ (SenderOutput::Missing(_)
+                    | SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
                     | SenderOutput::TooLarge { .. }) => {
                         sender.close(Code::Internal, None, &format!("{other:?}"));

@@ -54,6 +54,9 @@ const DEFAULT_BACKOFF_MAX: Span = Span::secs(30);
 /// As many topic partitions as most sites have, at a megabyte each; with less traffic they take less.
 const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::mib(64);
 
+/// A little less than a hub keeps for a site unless it says otherwise, so that the site forgets first.
+const DEFAULT_HUB_CHUNKS: ByteSize = ByteSize::mib(48);
+
 const DEFAULT_DATA_DIR: &str = "/var/lib/kedge";
 const DEFAULT_CERTIFICATE: &str = "/etc/kedge/site.pem";
 const DEFAULT_KEY: &str = "/etc/kedge/site-key.pem";
@@ -220,6 +223,7 @@ fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
         ("none", Codec::None),
     ];
     let memory = ByteSize::mib(1)..=ByteSize::gib(16);
+    let chunks = ByteSize::kib(0)..=ByteSize::gib(64);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
     let connect = Span::secs(1)..=Span::minutes(5);
     let idle = Span::secs(1)..=Span::minutes(30);
@@ -243,6 +247,7 @@ fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
         server_name: section.optional::<String>("server_name"),
         codec: section.choice("codec", Codec::Auto, &codecs),
         codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, memory),
+        hub_chunks: section.size("hub_chunks", DEFAULT_HUB_CHUNKS, chunks),
         level: section.number("level", 3, 1..=19),
         max_read: section.size("max_read", ByteSize::kib(256), read),
         max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,

@@ -1,7 +1,7 @@
 //! One session: the loop between `link::Sender`, a connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
-//! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
+//! bytes from the hub, streams that are delivered, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
 use std::pin::pin;
@@ -45,8 +45,8 @@ pub(super) struct SessionSettings {
     pub(super) codecs: Vec<u8>,
     /// Reads in the worker, or waiting for credit.
     pub(super) max_reads: usize,
-    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a lost packet
-    /// holds up little.
+    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a
+    /// lost packet holds up little.
     pub(super) max_read_bytes: u32,
     /// The class of each topic.
     pub(super) topics: TopicsConfig,
@@ -147,7 +147,7 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    /// Those of data streams end with the stream's class and length, once the hub's QUIC has it.
+    /// Those of data streams end with the stream's class and length, once the transport has delivered it.
     tasks: JoinSet<Option<(Class, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
@@ -157,7 +157,7 @@ struct Session {
     seen: Seen,
     codecs: Arc<[u8]>,
     policies: Policies,
-    /// The path that the connection goes by.
+    /// The path that it goes by.
     path: usize,
     /// Bytes a second that the policy grants; `None`: as many as go.
     granted: Option<u64>,
@@ -227,9 +227,7 @@ impl Session {
     /// What the transport is given, and how long records wait, as the path is found to be.
     fn follow_path(&mut self) {
         let path = self.connection.stats();
-        if path.window > 0 {
-            self.buffer.observe_path(path.window, path.rtt);
-        }
+        self.buffer.observe_path(path.window, path.rtt);
         self.sender.set_send_budget(self.buffer.budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
@@ -310,6 +308,7 @@ impl Session {
                 } => {
                     cursors.push((PartitionId(handle.0), next_offset));
                 }
+                SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,

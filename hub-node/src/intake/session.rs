@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use shared::batch::{OpenError, Opened, remembers, supported_codecs};
+use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
@@ -31,6 +31,7 @@ use super::memories::LogMemories;
 use super::slow_start::SlowStart;
 use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
+use crate::chunks::SiteStore;
 use crate::commit::{
     Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, RoomShare,
     SessionId,
@@ -108,6 +109,7 @@ pub(super) async fn run(
         events_in,
         memories: LogMemories::new(
             Arc::clone(&context.intake.states),
+            SiteStore::new(Arc::clone(&context.intake.chunks), context.site.clone()),
             usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
         ),
         lane: context.intake.lanes.lane_of(context.site),
@@ -129,6 +131,9 @@ pub(super) async fn run(
 
 fn receiver_config(intake: &Intake) -> ReceiverConfig {
     let mut codecs = supported_codecs();
+    if intake.chunks.are_kept() {
+        codecs.push(CODEC_LONG);
+    }
     if !intake.states.has_room() {
         codecs.retain(|codec| !remembers(*codec));
     }
@@ -551,6 +556,12 @@ impl Session<'_> {
             Err(OpenError::Lost(error)) => {
                 debug!(log = %delivered.log, base_offset, %error, "Log begins again");
                 IntakeStats::add(&stats.restarts, 1);
+                return self.receiver.restart(delivered.header.handle, base_offset);
+            }
+            Err(OpenError::Missing(ids)) => {
+                debug!(log = %delivered.log, base_offset, chunks = ids.len(), "Chunks are missing");
+                IntakeStats::add(&stats.restarts, 1);
+                self.receiver.missing(ids);
                 return self.receiver.restart(delivered.header.handle, base_offset);
             }
             Err(OpenError::Broken(error)) => {

@@ -22,8 +22,8 @@ use super::{
     CODEC_ZSTD_DICT, ChainCodec, ChainLimits, Decoder, DictDecoder, DictEncoder, Encoder,
     NoneCodec, Trainer, ZstdDecoder, ZstdEncoder, new_chain,
 };
-use crate::wire::{DataContent, DataHeader, Handle, RecordsHeader, SizeClass};
 use crate::record::{HEADER_LEN, put_record, record_len};
+use crate::wire::{DataContent, DataHeader, Handle, RecordsHeader, SizeClass};
 
 /// One record of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]

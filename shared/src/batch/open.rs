@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::zstd::ZstdDecoder;
 use super::{BatchError, Block, ChainCodec, Decoder, NoneCodec, read_blocks, seal};
+use crate::dedup::ChunkId;
 use crate::history;
 use crate::ids::Offset;
 use crate::wire::RecordsHeader;
@@ -69,6 +70,10 @@ pub enum OpenError {
     /// memory empty.
     #[error("codec state: {0}")]
     Lost(BatchError),
+    /// The payload refers to chunks that the hub does not hold: the site has to know, and the log is lost from
+    /// here as well.
+    #[error("{} chunks are not here", .0.len())]
+    Missing(Vec<ChunkId>),
     /// The site breaks the protocol: its session must end.
     #[error(transparent)]
     Broken(#[from] BatchError),
@@ -143,6 +148,7 @@ impl Memory {
             .and_then(|raw| incoming.check(&raw));
         // a memory that was empty cannot be another than the site's
         let failed = |error| match error {
+            BatchError::Missing(ids) => OpenError::Missing(ids),
             error if header.is_fresh => OpenError::Broken(error),
             error => OpenError::Lost(error),
         };

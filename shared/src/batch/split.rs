@@ -21,9 +21,7 @@ mod tests;
 
 pub(crate) use number::{Format, parse, print, rescale};
 pub(crate) use records::{BlockStart, PayloadWriter, RecordList};
-pub(crate) use template::{
-    Split, Template, tokenize,
-};
+pub(crate) use template::{Split, SplitLimits, Template, tokenize, tokenize_within};
 
 /// Mixes two numbers into a context; the same on every processor.
 #[inline]

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use super::sender::millis;
 use super::window::ReceiveCredit;
 use super::{Close, broken};
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset, TopicPartition};
 use crate::wire::{
     Ack, CheckpointEntry, Code, DataContent, DataHeader, Farewell, Frame, FrameDecoder, Handle,
@@ -240,7 +241,8 @@ impl Receiver {
             | Frame::Ack(_)
             | Frame::Credit(_)
             | Frame::Restart(_)
-            | Frame::Policy(_) => self.fail(Code::BadFrame, "frame out of place"),
+            | Frame::Policy(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place"),
         }
     }
 
@@ -540,6 +542,11 @@ impl Receiver {
             handle,
             next_offset,
         }));
+    }
+
+    /// Payloads refer to chunks that are not here: tell the site, before [`Receiver::restart`].
+    pub fn missing(&mut self, ids: Vec<ChunkId>) {
+        self.send(&Frame::Missing(ids));
     }
 
     /// The lane committed everything of this log before `next_offset`. The acknowledgement comes with

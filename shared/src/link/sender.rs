@@ -289,6 +289,7 @@ impl Sender {
             Frame::Credit(limit) if is_open => self.credit.raise(limit),
             Frame::Restart(restart) if is_open => self.handle_restart(restart),
             Frame::Policy(text) if is_open => self.outputs.push_back(SenderOutput::Policy(text)),
+            Frame::Missing(ids) if is_open => self.outputs.push_back(SenderOutput::Missing(ids)),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -299,7 +300,8 @@ impl Sender {
             | Frame::Ack(_)
             | Frame::Credit(_)
             | Frame::Restart(_)
-            | Frame::Policy(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Policy(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 

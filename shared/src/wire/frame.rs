@@ -8,6 +8,7 @@ use super::{
     CheckpointEntry, Farewell, Handle, Hello, LogEntry, MAX_FRAME_LEN, MAX_HELLO_LEN,
     MAX_POLICY_LEN, Welcome, WireError,
 };
+use crate::dedup::{ChunkId, put_missing, take_missing};
 use crate::ids::Offset;
 
 /// The hub holds everything before these offsets, and the site may send up to the credit limit.
@@ -57,6 +58,8 @@ pub enum Frame {
     /// Hub to site: what the link may be used for, as the site's configuration would say it; empty to
     /// withdraw it. At most [`MAX_POLICY_LEN`] bytes.
     Policy(String),
+    /// Hub to site: it does not hold these chunks, do not refer to them.
+    Missing(Vec<ChunkId>),
 }
 
 impl Frame {
@@ -76,6 +79,7 @@ impl Frame {
             Self::Goodbye(_) => 10,
             Self::Restart(_) => 11,
             Self::Policy(_) => 12,
+            Self::Missing(_) => 13,
         }
     }
 
@@ -99,6 +103,7 @@ impl Frame {
                 put_varint(&mut payload, restart.next_offset);
             }
             Self::Policy(text) => put_text(&mut payload, text, MAX_POLICY_LEN),
+            Self::Missing(ids) => put_missing(&mut payload, ids),
         }
         let mut out = Vec::with_capacity(payload.len() + 6);
         out.push(self.kind());
@@ -129,6 +134,7 @@ impl Frame {
                 next_offset: take_offset(&mut reader)?,
             }),
             12 => Self::Policy(reader.text(MAX_POLICY_LEN)?.to_owned()),
+            13 => Self::Missing(take_missing(&mut reader)?),
             other => return Err(WireError::UnknownFrame(other)),
         };
         reader.finish()?;
@@ -160,7 +166,7 @@ fn take_ack(reader: &mut Reader<'_>) -> Result<Ack, WireError> {
 fn limit_of(kind: u8) -> Result<usize, WireError> {
     match kind {
         1 | 2 => Ok(MAX_HELLO_LEN),
-        3..=12 => Ok(MAX_FRAME_LEN),
+        3..=13 => Ok(MAX_FRAME_LEN),
         other => Err(WireError::UnknownFrame(other)),
     }
 }

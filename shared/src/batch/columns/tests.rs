@@ -236,7 +236,9 @@ fn a_payload_larger_than_the_window_is_not_worse_than_a_frame_of_its_own() {
     let raw = noise.repeat(3);
     let len = pair.send(&raw);
     assert!(len < noise.len() + 5_000, "{len}");
-    let record: Vec<Record> = (0..3).map(|n| (n, None, Some(noise.clone()), vec![])).collect();
+    let record: Vec<Record> = (0..3)
+        .map(|n| (n, None, Some(noise.clone()), vec![]))
+        .collect();
     let len = pair.send(&payload(&record));
     assert!(len < noise.len() + 5_000, "{len}");
     let after = pair.send(&payload(&readings(1)));

@@ -57,7 +57,11 @@ pub fn unpack(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>, RecordingError> {
     let plain = if bytes.starts_with(&ZSTD_MAGIC) {
         let mut plain = Vec::new();
         zstd::stream::read::Decoder::new(bytes.as_slice())
-            .and_then(|decoder| decoder.take(limit.saturating_add(1)).read_to_end(&mut plain))
+            .and_then(|decoder| {
+                decoder
+                    .take(limit.saturating_add(1))
+                    .read_to_end(&mut plain)
+            })
             .map_err(RecordingError::Unpack)?;
         plain
     } else {
@@ -163,7 +167,8 @@ fn sample(
 }
 
 fn field_of<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
-    path.split('.').try_fold(json, |value, name| value.get(name))
+    path.split('.')
+        .try_fold(json, |value, name| value.get(name))
 }
 
 /// A time as records write it, in ms since 1970.

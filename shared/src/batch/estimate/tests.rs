@@ -70,9 +70,15 @@ fn every_way_gives_the_records_back_and_knowing_more_costs_less() {
 fn a_longer_delay_costs_less() {
     let bytes = |delay| {
         let estimates = estimate(&readings(), &options(delay), &CLOCK).unwrap();
-        estimates.iter().map(|e| e.bytes_per_record).collect::<Vec<_>>()
+        estimates
+            .iter()
+            .map(|e| e.bytes_per_record)
+            .collect::<Vec<_>>()
     };
-    let (short, long) = (bytes(Duration::from_millis(100)), bytes(Duration::from_secs(60)));
+    let (short, long) = (
+        bytes(Duration::from_millis(100)),
+        bytes(Duration::from_secs(60)),
+    );
     for (short, long) in short.iter().zip(&long) {
         assert!(short > long);
     }
@@ -81,7 +87,11 @@ fn a_longer_delay_costs_less() {
 #[test]
 fn a_recording_of_one_record_is_estimated() {
     let estimates = estimate(&readings()[..1], &options(Duration::ZERO), &CLOCK).unwrap();
-    assert!(estimates.iter().all(|e| e.records == 1 && e.bytes_per_month == 0.0));
+    assert!(
+        estimates
+            .iter()
+            .all(|e| e.records == 1 && e.bytes_per_month == 0.0)
+    );
 }
 
 #[test]
@@ -141,8 +151,14 @@ fn what_is_missing_is_said() {
         ..plain()
     };
     let error = read_recording(b"{\"t\":1}\n\n{\"x\":1}", &named).unwrap_err();
-    assert!(error.to_string().starts_with("line 3: no time at `t`"), "{error}");
-    assert!(matches!(read_recording(b"\n", &plain()), Err(RecordingError::Empty)));
+    assert!(
+        error.to_string().starts_with("line 3: no time at `t`"),
+        "{error}"
+    );
+    assert!(matches!(
+        read_recording(b"\n", &plain()),
+        Err(RecordingError::Empty)
+    ));
 }
 
 #[test]
@@ -150,7 +166,13 @@ fn recordings_are_unpacked_up_to_a_limit() {
     let text = b"a record\n".repeat(100);
     let packed = zstd::bulk::compress(&text, 3).unwrap();
     assert_eq!(unpack(packed.clone(), 900).unwrap(), text);
-    assert!(matches!(unpack(packed, 899), Err(RecordingError::TooLarge(899))));
-    assert!(matches!(unpack(text.clone(), 899), Err(RecordingError::TooLarge(899))));
+    assert!(matches!(
+        unpack(packed, 899),
+        Err(RecordingError::TooLarge(899))
+    ));
+    assert!(matches!(
+        unpack(text.clone(), 899),
+        Err(RecordingError::TooLarge(899))
+    ));
     assert_eq!(unpack(text.clone(), 900).unwrap(), text);
 }

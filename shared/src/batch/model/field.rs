@@ -76,6 +76,7 @@ struct Seat {
     column: usize,
     element_column: usize,
     /// Situations in the memo.
+    own: u64,
     any_element: u64,
     after_previous: u64,
     any_device: u64,
@@ -166,9 +167,8 @@ impl State {
     fn seat(&mut self, slot: &Slot<'_>, row: &Row) -> Seat {
         let device_column = mix(row.device, slot.column);
         let statistics = mix(slot.column, slot.element);
-        let history = self
-            .histories
-            .place(mix(device_column, mix(slot.element, 1)));
+        let own = mix(device_column, mix(slot.element, 1));
+        let history = self.history(own, slot);
         let column = self.columns.place(slot.column);
         let element_column = if slot.element == 0 {
             column
@@ -183,6 +183,7 @@ impl State {
             history,
             column,
             element_column,
+            own,
             any_element: mix(device_column, 2),
             after_previous: mix(device_column, mix(row.previous, 3)),
             any_device: mix(slot.column, mix(slot.element, 4)),
@@ -197,13 +198,36 @@ impl State {
         }
     }
 
+    /// The place of the slot's history. Things named by an element may be many and come once: they get a
+    /// history when they come back.
+    fn history(&mut self, own: u64, slot: &Slot<'_>) -> usize {
+        let once = if slot.element == 0 {
+            Value::NONE
+        } else {
+            self.memo.last(own)
+        };
+        let may_add = slot.element == 0 || !once.is_none();
+        let Some(place) = self.histories.place(own, may_add) else {
+            return self.histories.passing();
+        };
+        let history = self.histories.at_mut(place);
+        if history.last.is_none() && !once.is_none() {
+            history.update(once);
+        }
+        place
+    }
+
     /// The value of a token; none when it is a text without a number.
     fn recognise(&self, token: &[u8], kind: Kind, format: Option<Format>) -> Value {
         let text = || self.texts.find(token).map_or(Value::NONE, Value::text);
         if kind == Kind::Text && token.len() > 3 && !token.contains(&b'.') {
             return text();
         }
-        parse(token, format).map_or_else(text, |(format, number)| Value::number(format, number))
+        match parse(token, format) {
+            // letters and digits that stand for bits are rarely a quantity
+            None | Some((Format::Hex { .. }, _)) => text(),
+            Some((format, number)) => Value::number(format, number),
+        }
     }
 
     fn ask<C: Coder>(
@@ -537,14 +561,20 @@ impl State {
                 own.format = format;
             }
         }
+        if self.histories.is_passing(seat.history) {
+            self.memo.put(seat.own, value);
+        }
         self.histories.at_mut(seat.history).update(value);
         if slot.element != 0 {
             self.memo.put(seat.any_element, value);
         }
         self.memo.put(seat.after_previous, value);
         self.memo.put(seat.any_device, value);
-        self.memo.put(seat.after_last, value);
-        self.memo.put(seat.after_two, value);
+        let column = self.columns.at(seat.column);
+        if column.count < 64 || column.hits > MIN_HITS || column.count % 8 == 0 {
+            self.memo.put(seat.after_last, value);
+            self.memo.put(seat.after_two, value);
+        }
         let cell = match value.as_number() {
             Some((format, number)) => (format.unit(), number),
             None => (TEXT_UNIT, value.as_text().map_or(-1, i64::from)),

@@ -156,7 +156,8 @@ impl Histories {
             .next_multiple_of(WAYS)
             .max(WAYS);
         Self {
-            entries: vec![History::NEW; len],
+            // one more for what is passing
+            entries: vec![History::NEW; len + 1],
             uses: 0,
         }
     }
@@ -165,8 +166,20 @@ impl Histories {
         self.entries.len() * size_of::<History>()
     }
 
-    /// The place of a slot's history; a fresh one when there is none.
-    pub(super) fn place(&mut self, slot: u64) -> usize {
+    /// The place of a history that is thrown away: for what is perhaps never seen again.
+    pub(super) fn passing(&mut self) -> usize {
+        let at = self.entries.len() - 1;
+        self.entries[at] = History::NEW;
+        at
+    }
+
+    /// True for [`Histories::passing`].
+    pub(super) fn is_passing(&self, place: usize) -> bool {
+        place == self.entries.len() - 1
+    }
+
+    /// The place of a slot's history, if there is one; else a fresh one if `may_add`.
+    pub(super) fn place(&mut self, slot: u64, may_add: bool) -> Option<usize> {
         let hash = slot.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         let hash = hash ^ (hash >> 29);
         let tag = (hash >> 32) as u32 | 1;
@@ -180,13 +193,16 @@ impl Histories {
             None => (oldest(bucket, now), false),
         };
         if !found {
+            if !may_add {
+                return None;
+            }
             bucket[at] = History {
                 tag,
                 ..History::NEW
             };
         }
         bucket[at].used = now;
-        first + at
+        Some(first + at)
     }
 
     #[inline]

@@ -19,12 +19,18 @@ pub(super) const MAX_CONTEXTS: usize = 14;
 const INPUTS: usize = MAX_CONTEXTS + 2;
 
 /// Sets of weights by node.
-pub(super) const NODE_SETS: usize = 552;
+pub(super) const NODE_SETS: usize = 688;
 /// Sets of weights by column.
 const COLUMN_SETS: usize = 512;
 /// Refinement maps, each of [`REFINE_STEPS`] entries.
 const REFINE_MAPS: usize = 512;
 const REFINE_STEPS: usize = 33;
+/// Logits between two entries.
+const REFINE_STEP: u32 = 192;
+const REFINE_RATE: u32 = 6;
+
+/// Counters of one line of the cache.
+const LINE: usize = 16;
 
 const COUNT_LIMIT: u32 = 60;
 const COUNTER_BITS: u32 = 18;
@@ -95,21 +101,27 @@ fn spread(context: u64, place: usize) -> u64 {
 /// Where a bit stands in its symbol.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Node {
-    /// Tells the bits of all kinds of symbols apart.
-    pub(super) id: u64,
+    /// Tells the groups of bits of all kinds of symbols apart: the counters of one context in one group
+    /// lie in one line of the cache.
+    pub(super) group: u64,
+    /// Which bit of the group, below 64; eight or sixteen are best.
+    pub(super) leaf: u32,
     /// Set of weights, below [`NODE_SETS`].
     pub(super) set: usize,
 }
 
+/// Weights of the inputs, 13 bits behind the point.
 #[derive(Debug, Clone, Copy)]
 struct Set {
-    weights: [i32; INPUTS],
-    seen: u32,
+    weights: [i16; INPUTS],
+    seen: u16,
 }
 
-const WEIGHT_NEW: i32 = 19_600;
-const WEIGHT_MAX: i32 = 1 << 20;
-const SEEN_MAX: u32 = 60_000;
+const WEIGHT_BITS: u32 = 13;
+const WEIGHT_NEW: i16 = 2450;
+const SEEN_MAX: u16 = 60_000;
+/// Errors smaller than this teach nothing that the weights could hold.
+const MIN_ERROR: i32 = 48;
 
 impl Set {
     const NEW: Self = Self {
@@ -118,36 +130,36 @@ impl Set {
     };
 
     #[inline]
-    fn dot(&self, inputs: &[i32; INPUTS], len: usize) -> i32 {
-        let sum: i64 = self
-            .weights
-            .iter()
-            .zip(inputs)
-            .take(len)
-            .map(|(weight, input)| i64::from(*weight) * i64::from(*input))
-            .sum();
-        clamp_logit(sum >> 16)
+    fn dot(&self, inputs: &[i16; INPUTS]) -> i32 {
+        let mut sum = 0;
+        for i in 0..INPUTS {
+            sum += i32::from(self.weights[i]) * i32::from(inputs[i]);
+        }
+        (sum >> WEIGHT_BITS).clamp(-LOGIT_MAX, LOGIT_MAX)
     }
 
+    /// Moves the weights against an error of 16 bits; `inputs` are eight times what they were.
     #[inline]
-    fn learn(&mut self, inputs: &[i32; INPUTS], len: usize, error: i32) {
-        // 0.08 at first, 0.006 in the end
-        let rate = (5243 * 32 / (32 + self.seen)).max(393);
+    fn learn(&mut self, inputs: &[i16; INPUTS], error: i32) {
+        let seen = i32::from(self.seen);
         if self.seen < SEEN_MAX {
             self.seen += 1;
         }
-        let step = (error * rate.cast_signed()) >> 14;
-        for (weight, input) in self.weights.iter_mut().zip(inputs).take(len) {
-            *weight = (*weight + ((step * input + 512) >> 10)).clamp(-WEIGHT_MAX, WEIGHT_MAX);
+        if error.abs() < MIN_ERROR {
+            return;
+        }
+        // 0.08 at first, 0.006 in the end
+        let rate = (RATE_FIRST * 32 / (32 + seen)).max(RATE_LAST);
+        let step = ((error * rate) >> 13).clamp(-32_767, 32_767);
+        for i in 0..INPUTS {
+            let change = (((i32::from(inputs[i]) * step) >> 16) as i16 + 1) >> 1;
+            self.weights[i] = self.weights[i].saturating_add(change);
         }
     }
 }
 
-#[inline]
-fn clamp_logit(logit: i64) -> i32 {
-    let max = i64::from(LOGIT_MAX);
-    i32::try_from(logit.clamp(-max, max)).unwrap_or(0)
-}
+const RATE_FIRST: i32 = 5243;
+const RATE_LAST: i32 = 393;
 
 /// All that is learnt about bits.
 #[derive(Clone)]
@@ -160,6 +172,8 @@ pub(super) struct Predictor {
     pub(super) cost: [f64; 16],
     #[cfg(feature = "model-cost")]
     pub(super) account: usize,
+    #[cfg(feature = "model-cost")]
+    log: Vec<f64>,
 }
 
 impl std::fmt::Debug for Predictor {
@@ -171,9 +185,9 @@ impl std::fmt::Debug for Predictor {
 impl Predictor {
     /// Counters take `counter_bytes`, the weights 100 KiB more.
     pub(super) fn new(counter_bytes: usize) -> Self {
-        let buckets = (counter_bytes / 8).max(1);
+        let lines = (counter_bytes / (4 * LINE)).max(1);
         Self {
-            counters: vec![0; buckets * 2],
+            counters: vec![0; lines * LINE],
             by_node: vec![Set::NEW; NODE_SETS],
             by_column: vec![Set::NEW; COLUMN_SETS],
             refine: (0..REFINE_MAPS * REFINE_STEPS)
@@ -183,6 +197,10 @@ impl Predictor {
             cost: [0.0; 16],
             #[cfg(feature = "model-cost")]
             account: 0,
+            #[cfg(feature = "model-cost")]
+            log: (0..4097)
+                .map(|p| -((f64::from(p) + 0.5) / 4096.5).log2())
+                .collect(),
         }
     }
 
@@ -222,43 +240,42 @@ impl Predictor {
         bit: bool,
         contexts: &Contexts,
         node: Node,
-        hint: i32,
+        hint: i16,
     ) -> bool {
         let len = contexts.len;
-        let node_hash = node.id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let buckets = (self.counters.len() / 2) as u64;
-        let mut at = [0_usize; MAX_CONTEXTS];
-        let mut inputs = [0_i32; INPUTS];
-        for i in 0..len {
-            let hash = (contexts.hashes[i] ^ node_hash).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-            at[i] = self.find(hash, buckets);
-        }
+        let at = self.find(contexts, node);
+        let mut inputs = [0_i16; INPUTS];
         for i in 0..len {
             let counter = self.counters[at[i]];
             let count = (counter >> 8) & 63;
             let logit = stretch(counter >> 16);
-            inputs[i] = (logit * i32::from(TRUST[count as usize])) >> 8;
+            inputs[i] = ((logit * i32::from(TRUST[count as usize])) >> 8) as i16;
         }
-        inputs[len] = hint;
-        inputs[len + 1] = 256;
-        let used = len + 2;
+        inputs[MAX_CONTEXTS] = hint;
+        inputs[MAX_CONTEXTS + 1] = 256;
         let set = node.set % NODE_SETS;
         let column = (column_hash(contexts.column, node.set) % COLUMN_SETS as u64) as usize;
-        let logit_a = self.by_node[set].dot(&inputs, used);
-        let logit_b = self.by_column[column].dot(&inputs, used);
+        let logit_a = self.by_node[set].dot(&inputs);
+        let logit_b = self.by_column[column].dot(&inputs);
         let logit = (logit_a + logit_b) >> 1;
         let mixed = squash(logit);
-        let p = mixed;
-        let p = p.clamp(6, 65_530);
+        let (refined, step) = self.refined(column, logit);
+        let p = ((mixed + refined) >> 1).clamp(6, 65_530);
         let bit = coder.code(bit, p);
         #[cfg(feature = "model-cost")]
         {
-            let q = f64::from(p) / 65_536.0;
-            self.cost[self.account] -= if bit { q.log2() } else { (1.0 - q).log2() };
+            let q = if bit { p } else { 65_536 - p };
+            self.cost[self.account] += self.log[(q >> 4) as usize];
         }
         let target = if bit { 65_535 } else { 0 };
-        self.by_node[set].learn(&inputs, used, target - squash(logit_a).cast_signed());
-        self.by_column[column].learn(&inputs, used, target - squash(logit_b).cast_signed());
+        for input in &mut inputs {
+            *input *= 8;
+        }
+        self.by_node[set].learn(&inputs, target - squash(logit_a).cast_signed());
+        self.by_column[column].learn(&inputs, target - squash(logit_b).cast_signed());
+        let entry = &mut self.refine[step];
+        let off = target - i32::from(*entry);
+        *entry = (i32::from(*entry) + (off >> REFINE_RATE)) as u16;
         for slot in &at[..len] {
             let counter = &mut self.counters[*slot];
             *counter = learn_counter(*counter, bit);
@@ -266,22 +283,52 @@ impl Predictor {
         bit
     }
 
-    /// The counter of this hash; takes the place of the less asked one when there is none.
+    /// What followed on such a logit before, and the entry that will learn it.
     #[inline]
-    fn find(&mut self, hash: u64, buckets: u64) -> usize {
-        let bucket = ((hash >> 32) * buckets) >> 32;
-        let first = (bucket * 2) as usize;
-        let check = ((hash >> 8) & 0xff) as u32;
-        let pair = &mut self.counters[first..first + 2];
-        if pair[0] & 0xff == check && pair[0] >= 0x100 {
-            return first;
+    fn refined(&self, map: usize, logit: i32) -> (u32, usize) {
+        let scaled = (logit + LOGIT_MAX + 1).unsigned_abs();
+        let low = (scaled / REFINE_STEP) as usize;
+        let part = scaled % REFINE_STEP;
+        let first = map % REFINE_MAPS * REFINE_STEPS + low;
+        let (left, right) = (self.refine[first], self.refine[first + 1]);
+        let p = (u32::from(left) * (REFINE_STEP - part) + u32::from(right) * part) / REFINE_STEP;
+        (p, first + usize::from(part > REFINE_STEP / 2))
+    }
+
+    /// The counters of all contexts; where there is none it takes the place of the less asked of two.
+    #[inline]
+    fn find(&mut self, contexts: &Contexts, node: Node) -> [usize; MAX_CONTEXTS] {
+        let group = node.group.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let lines = (self.counters.len() / LINE) as u64;
+        let mut at = [0_usize; MAX_CONTEXTS];
+        let mut checks = [0_u32; MAX_CONTEXTS];
+        let mut pairs = [[0_u32; 2]; MAX_CONTEXTS];
+        let len = contexts.len;
+        for i in 0..len {
+            let hash = (contexts.hashes[i] ^ group).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+            let line = ((hash >> 32) * lines) >> 32;
+            let pair = ((hash >> 24) as u32 ^ node.leaf) & 7;
+            at[i] = line as usize * LINE + 2 * pair as usize;
+            checks[i] = ((hash >> 12) as u32 ^ node.leaf.wrapping_mul(0x95)) & 0xff;
         }
-        if pair[1] & 0xff == check && pair[1] >= 0x100 {
-            return first + 1;
+        // all loads before the first decision, so that they run side by side
+        for i in 0..len {
+            pairs[i] = [self.counters[at[i]], self.counters[at[i] + 1]];
         }
-        let second = usize::from((pair[1] >> 8) & 63 < (pair[0] >> 8) & 63);
-        pair[second] = COUNTER_NEW | check;
-        first + second
+        for i in 0..len {
+            let [first, second] = pairs[i];
+            let check = checks[i];
+            if first & 0xff == check && first >= 0x100 {
+                continue;
+            }
+            if second & 0xff == check && second >= 0x100 {
+                at[i] += 1;
+                continue;
+            }
+            at[i] += usize::from((second >> 8) & 63 < (first >> 8) & 63);
+            self.counters[at[i]] = COUNTER_NEW | check;
+        }
+        at
     }
 }
 
@@ -311,15 +358,15 @@ fn refine_start(step: usize) -> u16 {
 
 impl Saved for Set {
     fn save(&self, to: &mut Writer) {
-        self.weights.iter().for_each(|weight| to.i32(*weight));
-        to.u32(self.seen);
+        self.weights.iter().for_each(|weight| to.i16(*weight));
+        to.u16(self.seen);
     }
 
     fn load(&mut self, from: &mut Reader<'_>) -> Result<(), BatchError> {
         for weight in &mut self.weights {
-            *weight = from.i32()?.clamp(-WEIGHT_MAX, WEIGHT_MAX);
+            *weight = from.i16()?;
         }
-        self.seen = from.u32()?.min(SEEN_MAX);
+        self.seen = from.u16()?.min(SEEN_MAX);
         Ok(())
     }
 }

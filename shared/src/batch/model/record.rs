@@ -3,6 +3,7 @@
 use super::coder::{Coder, Decoder, Encoder};
 use super::devices::{MAX_KEY_LEN, key_hash};
 use super::field::{Row, Slot};
+use super::fold::{self, Folds};
 use super::history::size_class;
 use super::predictor::Contexts;
 use super::state::State;
@@ -12,7 +13,8 @@ use super::text::{self, Place};
 use super::value::Value;
 use crate::batch::BatchError;
 use crate::batch::split::{
-    BlockStart, PayloadWriter, RecordList, RecordView, Split, Template, hash_bytes, mix, tokenize,
+    BlockStart, PayloadWriter, RecordList, Split, SplitLimits, Template, hash_bytes, mix,
+    tokenize_within,
 };
 use crate::record::Header;
 
@@ -28,6 +30,13 @@ const FLAG_TEMPLATE: usize = 33;
 const FLAG_NEW_TEMPLATE: usize = 36;
 const FLAG_TEMPLATE_ID: usize = 37;
 const FLAG_NULL_HEADER: usize = 38;
+const FLAG_IS_FOLDED: usize = 39;
+const FLAG_NEW_FOLD: usize = 40;
+const FLAG_FOLD_ID: usize = 41;
+const FLAG_ASIDE: usize = 42;
+
+/// Longest value that is modelled although it doesn't split.
+const MAX_MODELLED_LEN: usize = 2048;
 
 /// Marks in a template as the text coder sees them: bytes below 2 would be escaped.
 const MARK: u8 = 1;
@@ -45,6 +54,12 @@ pub(super) struct Scratch {
     ends: Vec<usize>,
     hashes: Vec<u64>,
     key: Vec<u8>,
+    /// An encoder's template, folded; empty when it doesn't fold.
+    folded: Vec<u8>,
+    counts: Vec<u32>,
+    /// Values that are not modelled, one after the other; how far a decoder has read them.
+    pub(super) aside: Vec<u8>,
+    aside_read: usize,
 }
 
 /// What a decoder may still make: a bound of its memory and its time.
@@ -55,8 +70,9 @@ struct Budget {
 }
 
 impl State {
-    /// Codes all records of a payload.
+    /// Codes all records of a payload; what stands aside is in the scratch then.
     pub(super) fn encode(&mut self, list: &RecordList<'_>, scratch: &mut Scratch) -> Vec<u8> {
+        scratch.aside.clear();
         let mut coder = Encoder::new();
         let mut writer = PayloadWriter::new(0);
         let budget = Budget {
@@ -68,7 +84,7 @@ impl State {
         coder.finish()
     }
 
-    /// Decodes to a raw payload of at most `max_raw_len` bytes.
+    /// Decodes to a raw payload of at most `max_raw_len` bytes. What stands aside is in the scratch.
     ///
     /// # Errors
     /// [`BatchError`]; the state is of no use any more.
@@ -78,6 +94,7 @@ impl State {
         max_raw_len: usize,
         scratch: &mut Scratch,
     ) -> Result<Vec<u8>, BatchError> {
+        scratch.aside_read = 0;
         let mut coder = Decoder::new(bytes);
         let mut writer = PayloadWriter::new(max_raw_len);
         let budget = Budget {
@@ -91,7 +108,7 @@ impl State {
             budget,
             scratch,
         )?;
-        if coder.unread() > 0 {
+        if coder.unread() > 0 || scratch.aside_read < scratch.aside.len() {
             return Err(MALFORMED);
         }
         writer.finish()
@@ -395,10 +412,8 @@ impl State {
         let value = value.flatten();
         let mut split = std::mem::take(&mut scratch.split);
         let can_split = C::ENCODES
-            && value.is_some_and(|value| tokenize(value, &mut split))
-            && self
-                .templates
-                .accepts(split.template.len(), split.slots.len());
+            && value.is_some_and(|value| tokenize_within(value, &mut split, SplitLimits::LARGE))
+            && self.can_code(&split, scratch);
         let contexts = Contexts::new(0, [2, mix(device, 1)]);
         let is_split = self
             .predictor
@@ -427,6 +442,7 @@ impl State {
         Ok(is_null)
     }
 
+    /// A value that doesn't split: as text, or aside when it is long.
     fn whole_value<C: Coder>(
         &mut self,
         coder: &mut C,
@@ -435,6 +451,27 @@ impl State {
         scratch: &mut Scratch,
     ) -> Result<(), BatchError> {
         self.predictor.account(9);
+        let is_long = value.len() > MAX_MODELLED_LEN;
+        let contexts = Contexts::new(0, [951]);
+        if self.predictor.flag(coder, is_long, &contexts, FLAG_ASIDE) {
+            let len = i64::try_from(value.len()).unwrap_or(i64::MAX);
+            let contexts = Contexts::new(2, [952]);
+            let len = self.predictor.number(coder, len, &contexts, Domain::Count);
+            if C::ENCODES {
+                scratch.aside.extend_from_slice(value);
+                return Ok(());
+            }
+            let len = usize::try_from(len).map_err(|_| MALFORMED)?;
+            let end = scratch.aside_read.checked_add(len).ok_or(MALFORMED)?;
+            let bytes = scratch
+                .aside
+                .get(scratch.aside_read..end)
+                .ok_or(MALFORMED)?;
+            scratch.value.clear();
+            scratch.value.extend_from_slice(bytes);
+            scratch.aside_read = end;
+            return Ok(());
+        }
         let place = Place {
             column: 4444,
             element: 0,
@@ -465,19 +502,29 @@ impl State {
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<(), BatchError> {
-        let id = self.template(coder, &split.template, device, budget.bytes)?;
-        let known = self.templates.take(id).ok_or(MALFORMED)?;
+        let chosen = self.template(coder, &split.template, device, budget, scratch)?;
         let mut row = Row::new(mix(device, 77), at_ms);
-        let done = self.slots(coder, value, split, &known, &mut row, budget, scratch);
+        let done = self.slots(
+            coder,
+            value,
+            split,
+            &chosen.known,
+            &mut row,
+            budget,
+            scratch,
+        );
         if done.is_ok() && !C::ENCODES {
             scratch.value.clear();
             let (slots, ends) = (&scratch.slots, &scratch.ends);
-            known.template.join(&mut scratch.value, |i, out| {
+            chosen.known.template.join(&mut scratch.value, |i, out| {
                 let start = i.checked_sub(1).map_or(0, |before| ends[before]);
                 out.extend_from_slice(&slots[start..ends[i]]);
             });
         }
-        self.templates.put_back(id, known, row.device, &row.cells);
+        if let Some(id) = chosen.id {
+            self.templates
+                .put_back(id, chosen.known, row.device, &row.cells);
+        }
         done
     }
 
@@ -524,18 +571,29 @@ impl State {
         Ok(())
     }
 
-    /// The number of the value's template.
+    /// True when the template fits the table, or folds to something that does.
+    fn can_code(&self, split: &Split, scratch: &mut Scratch) -> bool {
+        let is_folded = fold::fold(&split.template, &mut scratch.folded, &mut scratch.counts);
+        if is_folded && scratch.folded.len() <= fold::MAX_LEN {
+            return true;
+        }
+        scratch.folded.clear();
+        self.templates
+            .accepts(split.template.len(), split.slots.len())
+    }
+
+    /// The value's template, taken out of the table.
     fn template<C: Coder>(
         &mut self,
         coder: &mut C,
         template: &[u8],
         device: u64,
-        limit: usize,
-    ) -> Result<u32, BatchError> {
+        budget: &mut Budget,
+        scratch: &mut Scratch,
+    ) -> Result<Chosen, BatchError> {
         self.predictor.account(5);
         let of_device = mix(device, 0x7e);
-        let pair = self.memo.last(of_device);
-        let last = pair.as_text().unwrap_or(0);
+        let last = self.memo.last(of_device).as_text().unwrap_or(0);
         let before = self.memo.last(mix(of_device, 1)).as_text().unwrap_or(0);
         let situations = [
             mix(mix(device, last.into()), mix(before.into(), 33)),
@@ -575,14 +633,28 @@ impl State {
         }
         let id = match found {
             Some(id) => id,
-            None => self.other_template(coder, template, want, device, last, limit)?,
+            None => {
+                match self.other_template(coder, template, want, device, last, budget, scratch)? {
+                    Other::Known(id) => id,
+                    Other::TooLarge(template) => {
+                        return Ok(Chosen {
+                            id: None,
+                            known: Known::transient(template),
+                        });
+                    }
+                }
+            }
         };
         for situation in situations {
             self.memo.put(situation, Value::text(id));
         }
         self.memo.put(mix(of_device, 1), Value::text(last));
         self.memo.put(of_device, Value::text(id));
-        Ok(id)
+        let known = self.templates.take(id).ok_or(MALFORMED)?;
+        Ok(Chosen {
+            id: Some(id),
+            known,
+        })
     }
 
     fn other_template<C: Coder>(
@@ -592,14 +664,34 @@ impl State {
         want: Option<u32>,
         device: u64,
         last: u32,
-        limit: usize,
-    ) -> Result<u32, BatchError> {
+        budget: &mut Budget,
+        scratch: &mut Scratch,
+    ) -> Result<Other, BatchError> {
+        let contexts = Contexts::new(1, [20, mix(device, 21)]);
+        let is_folded = !scratch.folded.is_empty();
+        if self
+            .predictor
+            .flag(coder, is_folded, &contexts, FLAG_IS_FOLDED)
+        {
+            return self.folded_template(coder, device, last, budget, scratch);
+        }
         let contexts = Contexts::new(0, [9, mix(device, 8)]);
         if self
             .predictor
             .flag(coder, want.is_none(), &contexts, FLAG_NEW_TEMPLATE)
         {
-            return self.new_template(coder, template, last, limit);
+            let base = self.templates.at(last).map(|known| known.template.bytes());
+            let base = base.unwrap_or_default().to_vec();
+            let limit = budget.bytes.saturating_add(1);
+            let bytes = self.template_text(coder, template, &base, limit)?;
+            let template = Template::within(&bytes, SplitLimits::LARGE).ok_or(MALFORMED)?;
+            if !self
+                .templates
+                .accepts(bytes.len(), template.columns().len())
+            {
+                return Err(MALFORMED);
+            }
+            return Ok(Other::Known(self.templates.insert(template)));
         }
         let len = u32::try_from(self.templates.len()).unwrap_or(u32::MAX);
         let bits = 32 - len.leading_zeros();
@@ -608,23 +700,94 @@ impl State {
         let id = self
             .predictor
             .bits(coder, id, bits, &contexts, FLAG_TEMPLATE_ID);
-        self.templates.at(id).map(|_| id).ok_or(MALFORMED)
+        self.templates
+            .at(id)
+            .map(|_| Other::Known(id))
+            .ok_or(MALFORMED)
     }
 
-    fn new_template<C: Coder>(
+    fn folded_template<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        device: u64,
+        last: u32,
+        budget: &mut Budget,
+        scratch: &mut Scratch,
+    ) -> Result<Other, BatchError> {
+        let want = if C::ENCODES {
+            self.folds.find(&scratch.folded)
+        } else {
+            None
+        };
+        let contexts = Contexts::new(1, [22, mix(device, 23)]);
+        let is_new = want.is_none();
+        let id = if self.predictor.flag(coder, is_new, &contexts, FLAG_NEW_FOLD) {
+            let base = self
+                .folds
+                .at(self.folds.latest())
+                .unwrap_or_default()
+                .to_vec();
+            let limit = budget.bytes.saturating_mul(2).min(fold::MAX_LEN);
+            let folded = std::mem::take(&mut scratch.folded);
+            let bytes = self.template_text(coder, &folded, &base, limit)?;
+            self.folds.insert(&bytes)
+        } else {
+            let contexts = Contexts::new(1, [24, mix(device, 25), mix(last.into(), 26)]);
+            let id = want.unwrap_or(0);
+            self.predictor
+                .bits(coder, id, Folds::ID_BITS, &contexts, FLAG_FOLD_ID)
+        };
+        self.folds.touch(id);
+        let folded = self.folds.at(id).ok_or(MALFORMED)?.to_vec();
+        let hash = hash_bytes(&folded);
+        let limit = budget.bytes.saturating_add(budget.slots.min(1 << 20));
+        let limit = limit.min(SplitLimits::LARGE.template_len);
+        let mut counts = scratch.counts.iter();
+        let bytes = fold::expand(&folded, limit, &mut |place| {
+            budget.slots = budget.slots.checked_sub(1).ok_or(MALFORMED)?;
+            let here = mix(hash, place as u64);
+            let before = self.memo.last(here).as_text().unwrap_or(0);
+            let contexts = Contexts::new(
+                here,
+                [
+                    here,
+                    mix(here, device),
+                    mix(here, u64::from(before) << 8 | 1),
+                ],
+            );
+            let count = counts.next().copied().unwrap_or(1);
+            let off = i64::from(count) - 1;
+            let off = self.predictor.number(coder, off, &contexts, Domain::Turns);
+            let count = u32::try_from(off.saturating_add(1)).map_err(|_| MALFORMED)?;
+            self.memo.put(here, Value::text(count));
+            Ok(count)
+        })?;
+        if let Some(id) = self.templates.find(&bytes) {
+            return Ok(Other::Known(id));
+        }
+        let template = Template::within(&bytes, SplitLimits::LARGE).ok_or(MALFORMED)?;
+        if !self
+            .templates
+            .accepts(bytes.len(), template.columns().len())
+        {
+            return Ok(Other::TooLarge(template));
+        }
+        Ok(Other::Known(self.templates.insert(template)))
+    }
+
+    /// A template as text; `base` is one like it.
+    fn template_text<C: Coder>(
         &mut self,
         coder: &mut C,
         template: &[u8],
-        last: u32,
+        base: &[u8],
         limit: usize,
-    ) -> Result<u32, BatchError> {
+    ) -> Result<Vec<u8>, BatchError> {
         let swap = |bytes: &[u8], from: u8, to: u8| -> Vec<u8> {
             let swap = |byte: &u8| if *byte == from { to } else { *byte };
             bytes.iter().map(swap).collect()
         };
-        let base = self.templates.at(last).map_or_else(Vec::new, |known| {
-            swap(known.template.bytes(), MARK, CODED_MARK)
-        });
+        let base = swap(base, MARK, CODED_MARK);
         let place = Place {
             column: 4242,
             element: 0,
@@ -640,22 +803,14 @@ impl State {
             &mut self.texts,
             &input,
             &place,
-            limit.saturating_add(1),
+            limit,
             &mut out,
         )?;
-        let bytes = if C::ENCODES {
+        Ok(if C::ENCODES {
             template.to_vec()
         } else {
             swap(&out, CODED_MARK, MARK)
-        };
-        let template = Template::new(&bytes).ok_or(MALFORMED)?;
-        if !self
-            .templates
-            .accepts(bytes.len(), template.columns().len())
-        {
-            return Err(MALFORMED);
-        }
-        Ok(self.templates.insert(template))
+        })
     }
 
     fn headers<C: Coder>(
@@ -709,6 +864,20 @@ impl State {
         }
         Ok(decoded)
     }
+}
+
+/// A template in use.
+struct Chosen {
+    /// Its number, if it has one.
+    id: Option<u32>,
+    known: Known,
+}
+
+/// A template that no situation suggested.
+enum Other {
+    Known(u32),
+    /// Not worth its place in the table.
+    TooLarge(Template),
 }
 
 /// A decoded header.

@@ -17,6 +17,10 @@ impl Writer {
         self.out.push(value);
     }
 
+    pub(super) fn i16(&mut self, value: i16) {
+        self.out.extend_from_slice(&value.to_le_bytes());
+    }
+
     pub(super) fn i8(&mut self, value: i8) {
         self.out.push(value.cast_unsigned());
     }
@@ -76,6 +80,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn u8(&mut self) -> Result<u8, BatchError> {
         self.array().map(u8::from_le_bytes)
+    }
+
+    pub(super) fn i16(&mut self) -> Result<i16, BatchError> {
+        self.array().map(i16::from_le_bytes)
     }
 
     pub(super) fn i8(&mut self) -> Result<i8, BatchError> {

@@ -2,6 +2,7 @@
 
 use super::columns::Columns;
 use super::devices::Devices;
+use super::fold::Folds;
 use super::history::Histories;
 use super::memo::Memo;
 use super::predictor::Predictor;
@@ -35,6 +36,7 @@ pub(super) struct State {
     pub(super) columns: Columns,
     pub(super) texts: Texts,
     pub(super) templates: Templates,
+    pub(super) folds: Folds,
     pub(super) devices: Devices,
     pub(super) recent: Recent,
 }
@@ -44,12 +46,13 @@ impl State {
         // sixty-fourths of the whole; the weights take about six more
         let part = limits.state_bytes.max(256 << 10) as usize / 64;
         Self {
-            predictor: Predictor::new(24 * part),
+            predictor: Predictor::new(26 * part),
             memo: Memo::new(6 * part),
             histories: Histories::new(10 * part),
             columns: Columns::new(5 * part, 2 * part),
             texts: Texts::new(8 * part),
             templates: Templates::new(4 * part, 3 * part),
+            folds: Folds::new(part),
             devices: Devices::new(2 * part),
             recent: Recent::default(),
         }
@@ -62,6 +65,7 @@ impl State {
             + self.columns.memory()
             + self.texts.memory()
             + self.templates.memory()
+            + self.folds.memory()
             + self.devices.memory()
     }
 }
@@ -74,6 +78,7 @@ impl Saved for State {
         self.columns.save(to);
         self.texts.save(to);
         self.templates.save(to);
+        self.folds.save(to);
         self.devices.save(to);
         let recent = &self.recent;
         recent.timing.save(to);
@@ -91,6 +96,7 @@ impl Saved for State {
         self.columns.load(from)?;
         self.texts.load(from)?;
         self.templates.load(from)?;
+        self.folds.load(from)?;
         self.devices.load(from)?;
         let mut timing = Timing::default();
         timing.load(from)?;

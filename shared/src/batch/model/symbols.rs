@@ -18,25 +18,28 @@ pub(super) enum Domain {
     Count,
     /// Base timestamp of a block.
     Base,
+    /// How often a fold stands there.
+    Turns,
 }
 
 /// Sets of weights that one domain takes.
 const DOMAIN_SETS: usize = 70;
 const DEEP_SET: usize = 69;
-const FLAG_SETS: usize = 420;
+const FLAG_SETS: usize = 7 * DOMAIN_SETS;
 /// Most kinds of flags.
 const FLAGS: usize = 68;
 const TEXT_SETS: usize = FLAG_SETS + FLAGS;
-const _: () = assert!(TEXT_SETS + 64 <= NODE_SETS);
+const _: () = assert!(TEXT_SETS + 128 <= NODE_SETS);
 
 /// Bits behind the first of a number that see all contexts, and those that see one.
 const FINE_BITS: u32 = 3;
 const COARSE_BITS: u32 = 8;
 
 impl Domain {
-    fn node(self, id: u64, set: usize) -> Node {
+    fn node(self, group: u64, leaf: u32, set: usize) -> Node {
         Node {
-            id: (self as u64 + 1) << 32 | id,
+            group: (self as u64 + 1) << 32 | group,
+            leaf,
             set: self as usize * DOMAIN_SETS + set,
         }
     }
@@ -52,7 +55,8 @@ impl Predictor {
         flag: usize,
     ) -> bool {
         let node = Node {
-            id: flag as u64,
+            group: flag as u64,
+            leaf: 0,
             set: FLAG_SETS + flag % FLAGS,
         };
         self.bit(coder, value, contexts, node)
@@ -66,16 +70,18 @@ impl Predictor {
         contexts: &Contexts,
         domain: Domain,
     ) -> i64 {
-        if self.bit(coder, value == 0, contexts, domain.node(1, 0)) {
+        if self.bit(coder, value == 0, contexts, domain.node(0, 0, 0)) {
             return 0;
         }
-        let is_negative = self.bit(coder, value < 0, contexts, domain.node(2, 1));
-        let sign = u64::from(is_negative);
+        let is_negative = self.bit(coder, value < 0, contexts, domain.node(0, 1, 1));
+        let sign = u32::from(is_negative);
         let size = value.unsigned_abs();
         let bits = if C::ENCODES { size.ilog2() } else { 0 };
         let mut len = 0;
         while len < 63 {
-            let node = domain.node(16 + u64::from(len) * 2 + sign, 2 + len as usize);
+            // zero, sign and the first three lengths share a group, then every four
+            let place = (len + 1) * 2 + sign;
+            let node = domain.node(u64::from(place / 8), place % 8, 2 + len as usize);
             if !self.bit(coder, bits > len, contexts, node) {
                 break;
             }
@@ -87,12 +93,12 @@ impl Predictor {
             let place = len - 1 - depth;
             let bit = size >> place & 1 != 0;
             let bit = if depth < FINE_BITS {
-                let id = 1000 + u64::from(len) * 64 + number * 2 + sign;
-                let node = domain.node(id, 66 + depth as usize);
+                let group = 1000 + u64::from(len * 2 + sign);
+                let node = domain.node(group, number as u32, 66 + depth as usize);
                 self.bit(coder, bit, contexts, node)
             } else if depth < COARSE_BITS {
-                let id = 90_000 + u64::from(len) * 64 + u64::from(place);
-                self.bit(coder, bit, &broadest, domain.node(id, DEEP_SET))
+                let node = domain.node(2000 + u64::from(len), depth, DEEP_SET);
+                self.bit(coder, bit, &broadest, node)
             } else {
                 self.even(coder, bit)
             };
@@ -117,7 +123,8 @@ impl Predictor {
         let mut number = 1_u64;
         for place in (0..len).rev() {
             let node = Node {
-                id: (flag as u64) << 40 | number,
+                group: (flag as u64) << 40 | number >> 3 << 20 | 1,
+                leaf: (number & 7) as u32,
                 set: FLAG_SETS + flag % FLAGS,
             };
             let bit = self.bit(coder, value >> place & 1 != 0, contexts, node);
@@ -126,13 +133,31 @@ impl Predictor {
         (number & ((1 << len) - 1)) as u32
     }
 
+    /// Whether the next byte of a text is this one.
+    pub(super) fn is_byte<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        value: bool,
+        contexts: &Contexts,
+        guess: u8,
+        hint: i16,
+        set: usize,
+    ) -> bool {
+        let node = Node {
+            group: 2 << 48 | u64::from(guess >> 3),
+            leaf: u32::from(guess & 7),
+            set: TEXT_SETS + 64 + set % 64,
+        };
+        self.bit_with(coder, value, contexts, node, hint)
+    }
+
     /// A byte whose guess, if there is one, is believed by `trust`.
     pub(super) fn byte<C: Coder>(
         &mut self,
         coder: &mut C,
         value: u8,
         contexts: &Contexts,
-        guess: Option<(u8, i32)>,
+        guess: Option<(u8, i16)>,
         set: usize,
     ) -> u8 {
         let mut node = 1_u32;
@@ -147,8 +172,22 @@ impl Predictor {
                 }
                 _ => 0,
             };
+            // three groups: the first three bits, the next three behind them, the last two
+            let known = 7 - place;
+            let (group, leaf) = match known {
+                0..3 => (1, node),
+                3..6 => (
+                    8 | node >> (known - 3),
+                    1 << (known - 3) | node & ((1 << (known - 3)) - 1),
+                ),
+                _ => (
+                    64 | node >> (known - 6),
+                    1 << (known - 6) | node & ((1 << (known - 6)) - 1),
+                ),
+            };
             let at = Node {
-                id: 1 << 48 | u64::from(node),
+                group: 1 << 48 | u64::from(group),
+                leaf,
                 set: TEXT_SETS + set % 64,
             };
             let bit = self.bit_with(coder, value >> place & 1 != 0, contexts, at, hint);

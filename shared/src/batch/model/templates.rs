@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::snapshot::{Reader, Saved, Writer};
 use crate::batch::BatchError;
-use crate::batch::split::{Template, hash_bytes};
+use crate::batch::split::{SplitLimits, Template, hash_bytes};
 
 /// Most records remembered of one template.
 pub(super) const MAX_RECORDS: usize = 32;
@@ -35,6 +35,20 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// One that is used once and remembers nothing.
+    pub(super) fn transient(template: Template) -> Self {
+        Self {
+            hash: 0,
+            used: 0,
+            depth: 0,
+            devices: Vec::new(),
+            next: 0,
+            units: Vec::new(),
+            numbers: Vec::new(),
+            template,
+        }
+    }
+
     /// Place of the record `age` records ago.
     #[inline]
     pub(super) fn back(&self, age: usize) -> usize {
@@ -261,7 +275,7 @@ impl Saved for Templates {
                 self.known.push(None);
                 continue;
             }
-            let template = Template::new(bytes).ok_or(BAD)?;
+            let template = Template::within(bytes, SplitLimits::LARGE).ok_or(BAD)?;
             let slots = template.columns().len();
             let used = from.u32()?;
             let depth = from.len(MAX_RECORDS)?;

@@ -120,14 +120,34 @@ impl<'a> Cursor<'a> {
         let at = |text: &[u8], at: usize| u64::from(text.get(at).copied().unwrap_or(0));
         let last = at(place.last, self.len);
         let follower = at(place.follower, self.len);
-        let guess = self.matched.map(|(at, len)| {
-            let trust = 64 * len.min(MAX_TRUSTED).cast_signed() + 128;
-            (texts.byte(at), trust)
-        });
+        let trust = self
+            .matched
+            .map_or(0, |(_, len)| 64 * (len.min(MAX_TRUSTED) as i16) + 128);
+        let guess = self.matched.map(|(at, _)| texts.byte(at));
         let contexts = self.contexts(last, at(place.last, self.len + 1), follower);
         let matched = self.matched.map_or(0, |(_, len)| 1 + len.min(14) as usize);
         let set = matched * 4 + usize::from(self.was_last) * 2 + usize::from(self.was_follower);
-        let byte = predictor.byte(coder, symbol, &contexts, guess, set);
+        let single = match guess {
+            Some(guess) => guess,
+            None if self.was_last => last as u8,
+            None => follower as u8,
+        };
+        let gate = set | (mix(place.column, 5) as usize & 3) << 6;
+        let byte = if texts.gates.is_open(gate) {
+            let is = predictor.is_byte(coder, symbol == single, &contexts, single, trust, set);
+            texts.gates.learn(gate, is);
+            if is {
+                single
+            } else {
+                let guess = guess.map(|guess| (guess, -256));
+                predictor.byte(coder, symbol, &contexts, guess, set)
+            }
+        } else {
+            let guess = guess.map(|guess| (guess, trust));
+            let byte = predictor.byte(coder, symbol, &contexts, guess, set);
+            texts.gates.learn(gate, byte == single);
+            byte
+        };
         self.was_last = last == u64::from(byte);
         self.was_follower = follower == u64::from(byte);
         self.advance(texts, byte);

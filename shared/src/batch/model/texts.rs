@@ -31,6 +31,33 @@ pub(super) struct Texts {
     entries: Vec<Entry>,
     seen: Vec<u32>,
     uses: u32,
+    pub(super) gates: Gates,
+}
+
+/// How often one guess at the next byte is right: whether to ask for it first.
+#[derive(Debug, Clone)]
+pub(super) struct Gates {
+    hits: [u16; 256],
+}
+
+impl Gates {
+    /// Right more often than this, of 65,536.
+    const MIN_HITS: u16 = 22_000;
+
+    #[inline]
+    pub(super) fn is_open(&self, gate: usize) -> bool {
+        self.hits[gate & 255] > Self::MIN_HITS
+    }
+
+    #[inline]
+    pub(super) fn learn(&mut self, gate: usize, hit: bool) {
+        let hits = &mut self.hits[gate & 255];
+        if hit {
+            *hits += (65_535 - *hits) >> 6;
+        } else {
+            *hits -= *hits >> 6;
+        }
+    }
 }
 
 impl Texts {
@@ -43,6 +70,9 @@ impl Texts {
             entries: vec![Entry::default(); (bytes / 4 / 12).next_multiple_of(WAYS).max(WAYS)],
             seen: vec![0; (bytes / 16).next_power_of_two().max(1024)],
             uses: 0,
+            gates: Gates {
+                hits: [32_768; 256],
+            },
         }
     }
 
@@ -186,6 +216,7 @@ impl Saved for Texts {
         to.u32(self.head);
         to.u32(self.uses);
         to.bytes(&self.ring);
+        self.gates.hits.iter().for_each(|hits| to.u16(*hits));
         save_sparse(
             to,
             &self.entries,
@@ -208,6 +239,7 @@ impl Saved for Texts {
             return Err(BatchError::Malformed("saved state is of another size"));
         }
         self.ring.copy_from_slice(ring);
+        self.gates.hits = from.u16s()?;
         load_sparse(from, &mut self.entries, |from| {
             Ok(Entry {
                 hash: from.u32()?,

@@ -239,7 +239,9 @@ fn parse_decimal(token: &[u8], preferred: Option<Format>) -> Option<(Format, i64
     for byte in token.get(usize::from(is_negative)..)? {
         match byte {
             b'0'..=b'9' if digits < MAX_DIGITS => {
-                mantissa = mantissa.checked_mul(10)?.checked_add((byte - b'0').into())?;
+                mantissa = mantissa
+                    .checked_mul(10)?
+                    .checked_add((byte - b'0').into())?;
                 digits += 1;
             }
             b'.' if dot.is_none() && digits > 0 => dot = Some(digits),

@@ -22,6 +22,33 @@ pub(crate) const MAX_TEMPLATE_LEN: usize = 16 << 10;
 /// Most slots of one value.
 pub(crate) const MAX_SLOTS: usize = 4096;
 
+/// What is split at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SplitLimits {
+    /// Longest value.
+    pub(crate) value_len: usize,
+    /// Longest template, its kind included.
+    pub(crate) template_len: usize,
+    /// Most slots, up to 65,536.
+    pub(crate) slots: usize,
+}
+
+impl SplitLimits {
+    /// For a codec that keeps every template.
+    pub(crate) const SMALL: Self = Self {
+        value_len: MAX_VALUE_LEN,
+        template_len: MAX_TEMPLATE_LEN,
+        slots: MAX_SLOTS,
+    };
+
+    /// For a codec that folds templates.
+    pub(crate) const LARGE: Self = Self {
+        value_len: 1 << 20,
+        template_len: 512 << 10,
+        slots: 1 << 16,
+    };
+}
+
 /// Deepest nesting of JSON: one bit a level.
 const MAX_DEPTH: u32 = 64;
 
@@ -50,14 +77,19 @@ pub(crate) struct ColumnId {
 /// Takes a value apart. False when it is empty, too long, not text, or has too many slots; `split` is
 /// worth nothing then.
 pub(crate) fn tokenize(value: &[u8], split: &mut Split) -> bool {
+    tokenize_within(value, split, SplitLimits::SMALL)
+}
+
+/// The same within other limits.
+pub(crate) fn tokenize_within(value: &[u8], split: &mut Split, limits: SplitLimits) -> bool {
     let Some(first) = value.first() else {
         return false;
     };
-    if value.len() > MAX_VALUE_LEN || !is_text(value) {
+    if value.len() > limits.value_len || !is_text(value) {
         return false;
     }
-    (matches!(first, b'{' | b'[') && Cursor::new(value, split, JSON).json().is_some())
-        || Cursor::new(value, split, TEXT).text().is_some()
+    (matches!(first, b'{' | b'[') && Cursor::new(value, split, JSON, limits).json().is_some())
+        || Cursor::new(value, split, TEXT, limits).text().is_some()
 }
 
 fn is_text(value: &[u8]) -> bool {
@@ -73,10 +105,11 @@ struct Cursor<'a> {
     split: &'a mut Split,
     /// Where the literal that is not in the template yet begins.
     literal: usize,
+    limits: SplitLimits,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(value: &'a [u8], split: &'a mut Split, kind: u8) -> Self {
+    fn new(value: &'a [u8], split: &'a mut Split, kind: u8, limits: SplitLimits) -> Self {
         split.template.clear();
         split.template.push(kind);
         split.slots.clear();
@@ -84,6 +117,7 @@ impl<'a> Cursor<'a> {
             value,
             split,
             literal: 0,
+            limits,
         }
     }
 
@@ -93,7 +127,7 @@ impl<'a> Cursor<'a> {
 
     fn flush(&mut self, end: usize) -> Option<()> {
         let literal = self.value.get(self.literal..end)?;
-        if self.split.template.len() + literal.len() >= MAX_TEMPLATE_LEN {
+        if self.split.template.len() + literal.len() >= self.limits.template_len {
             return None;
         }
         self.split.template.extend_from_slice(literal);
@@ -102,7 +136,7 @@ impl<'a> Cursor<'a> {
 
     fn slot(&mut self, start: usize, end: usize) -> Option<()> {
         self.flush(start)?;
-        if self.split.slots.len() >= MAX_SLOTS {
+        if self.split.slots.len() >= self.limits.slots {
             return None;
         }
         self.split.template.push(MARK);
@@ -316,7 +350,12 @@ pub(crate) struct Template {
 impl Template {
     /// Checks a template that perhaps comes from outside. Every template of [`tokenize`] passes.
     pub(crate) fn new(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() > MAX_TEMPLATE_LEN {
+        Self::within(bytes, SplitLimits::SMALL)
+    }
+
+    /// The same within other limits.
+    pub(crate) fn within(bytes: &[u8], limits: SplitLimits) -> Option<Self> {
+        if bytes.len() > limits.template_len {
             return None;
         }
         let (kind, body) = bytes.split_first()?;
@@ -326,7 +365,7 @@ impl Template {
                 marks.push(u32::try_from(at).ok()?);
             }
         }
-        if marks.len() > MAX_SLOTS {
+        if marks.len() > limits.slots {
             return None;
         }
         let columns = match *kind {

@@ -197,6 +197,7 @@ impl World {
                         session.mismatch = Some((handle, mismatch));
                     }
                 }
+                SenderOutput::Missing(_) => return Err("chunks without a codec for them".into()),
                 SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
                 }

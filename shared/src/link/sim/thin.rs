@@ -245,7 +245,8 @@ impl Thin {
                 }
                 SenderOutput::Established { .. }
                 | SenderOutput::Acked { .. }
-                | SenderOutput::Policy(_) => {}
+                | SenderOutput::Policy(_)
+                | SenderOutput::Missing(_) => {}
                 SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
