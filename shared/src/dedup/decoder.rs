@@ -94,6 +94,7 @@ fn assemble(
     let mut missing = Missing::default();
     // a payload may repeat its own chunks, and the store may have no room even for those
     let mut own = HashMap::new();
+    let mut carried = Vec::new();
     for part in &parts.parts {
         match part {
             Part::Plain(len) | Part::Chunk(len) => {
@@ -104,8 +105,8 @@ fn assemble(
                 raw.extend_from_slice(bytes);
                 if matches!(part, Part::Chunk(_)) {
                     let id = ChunkId::of(bytes);
-                    store.insert(id, bytes);
                     own.insert(id, bytes);
+                    carried.push((id, bytes));
                 }
             }
             Part::Reference(len, id) => {
@@ -117,6 +118,10 @@ fn assemble(
                 }
             }
         }
+    }
+    // last, so that they drive out nothing that this payload refers to
+    for (id, bytes) in carried {
+        store.insert(id, bytes);
     }
     if missing.ids.is_empty() {
         Ok(raw)
