@@ -81,7 +81,9 @@ impl Aside {
             .flatten()
             .and_then(|len| usize::try_from(len).ok())
             .filter(|len| *len <= limit)
-            .ok_or(BatchError::Malformed("values aside are longer than announced"))?;
+            .ok_or(BatchError::Malformed(
+                "values aside are longer than announced",
+            ))?;
         let mut bytes = Vec::with_capacity(len);
         zstd.decompress(&mut bytes, frame).map_err(named)?;
         Ok(bytes)

@@ -463,7 +463,10 @@ impl State {
             }
             let len = usize::try_from(len).map_err(|_| MALFORMED)?;
             let end = scratch.aside_read.checked_add(len).ok_or(MALFORMED)?;
-            let bytes = scratch.aside.get(scratch.aside_read..end).ok_or(MALFORMED)?;
+            let bytes = scratch
+                .aside
+                .get(scratch.aside_read..end)
+                .ok_or(MALFORMED)?;
             scratch.value.clear();
             scratch.value.extend_from_slice(bytes);
             scratch.aside_read = end;

@@ -34,7 +34,14 @@ fn block(base: u64, rows: &[Row<'_>]) -> Block {
     let mut records = Vec::new();
     for (i, (at, key, value)) in rows.iter().enumerate() {
         let delta = at.wrapping_sub(first);
-        put_record(&mut records, u32::try_from(i).unwrap(), delta, *key, *value, &[]);
+        put_record(
+            &mut records,
+            u32::try_from(i).unwrap(),
+            delta,
+            *key,
+            *value,
+            &[],
+        );
     }
     Block {
         base_offset: base,
@@ -67,7 +74,11 @@ fn reading(i: i64) -> (i64, String, String) {
         i % 4,
     )
     .unwrap();
-    (1_750_000_000_000 + i * 1000, format!("site/m-{device}"), value)
+    (
+        1_750_000_000_000 + i * 1000,
+        format!("site/m-{device}"),
+        value,
+    )
 }
 
 fn readings(from: i64, count: i64) -> Vec<u8> {
@@ -99,7 +110,9 @@ fn blocks_of_any_shape_come_back() {
         let mut writer = BlockWriter::default();
         let mut base = 0;
         for part in 0..shape % 7 + 1 {
-            let rows: Vec<_> = (0..part % 3 + 1).map(|i| reading(i64::try_from(i + base).unwrap())).collect();
+            let rows: Vec<_> = (0..part % 3 + 1)
+                .map(|i| reading(i64::try_from(i + base).unwrap()))
+                .collect();
             let rows: Vec<Row<'_>> = rows
                 .iter()
                 .map(|(at, key, value)| (*at, Some(key.as_bytes()), Some(value.as_bytes())))
@@ -155,9 +168,23 @@ fn nulls_and_headers_come_back() {
             },
         ];
         let mut records = Vec::new();
-        put_record(&mut records, 0, 0, None, None, &headers[..usize::from(i % 4)]);
+        put_record(
+            &mut records,
+            0,
+            0,
+            None,
+            None,
+            &headers[..usize::from(i % 4)],
+        );
         put_record(&mut records, 1, -5, Some(b""), Some(b""), &[]);
-        put_record(&mut records, 2, i64::MIN, Some(&long[..600]), Some(&long), &headers);
+        put_record(
+            &mut records,
+            2,
+            i64::MIN,
+            Some(&long[..600]),
+            Some(&long),
+            &headers,
+        );
         let mut writer = BlockWriter::default();
         writer
             .push(&Block {
@@ -208,7 +235,9 @@ fn random_payloads_cost_a_few_bytes_and_then_no_time() {
     let (mut from, mut to) = pair();
     let mut state = 1_u64;
     let mut noise = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (state >> 56) as u8
     };
     for i in 0..40 {
@@ -227,7 +256,9 @@ fn random_payloads_cost_a_few_bytes_and_then_no_time() {
 #[test]
 fn long_values_see_those_before_them() {
     let (mut from, mut to) = pair();
-    let image: Vec<u8> = (0..40_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let image: Vec<u8> = (0..40_000_u32)
+        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .collect();
     let first = pass(&mut from, &mut to, &payload(&[(1, None, Some(&image))]));
     let second = pass(&mut from, &mut to, &payload(&[(2, None, Some(&image))]));
     assert!(second < 100 && second * 20 < first, "{first} {second}");
@@ -240,7 +271,11 @@ fn many_devices_templates_and_texts_stay_within_bounds() {
         let rows: Vec<_> = (0..8)
             .map(|k| {
                 let n = i * 8 + k;
-                let value = format!("{{\"f{}\":\"text {n} of many\",\"x{n}\":{}}}", n % 1000, n * 7);
+                let value = format!(
+                    "{{\"f{}\":\"text {n} of many\",\"x{n}\":{}}}",
+                    n % 1000,
+                    n * 7
+                );
                 (n, format!("device-{n}-{}", "x".repeat(100)), value)
             })
             .collect();
