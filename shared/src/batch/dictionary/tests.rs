@@ -11,7 +11,14 @@ fn payload(n: u64) -> Vec<u8> {
         20 + n % 5
     );
     let mut records = Vec::new();
-    put_record(&mut records, 0, 0, Some(b"pump"), Some(value.as_bytes()), &[]);
+    put_record(
+        &mut records,
+        0,
+        0,
+        Some(b"pump"),
+        Some(value.as_bytes()),
+        &[],
+    );
     let mut writer = BlockWriter::default();
     let block = Block {
         base_offset: n,
@@ -44,7 +51,12 @@ fn small_payloads_shrink_and_come_back() {
         let raw = payload(n);
         let encoded = Bytes::from(encoder.encode(&raw).unwrap());
         let plain = ZstdEncoder::new(3).unwrap().encode(&raw).unwrap();
-        assert!(encoded.len() * 2 < plain.len(), "{} {}", encoded.len(), plain.len());
+        assert!(
+            encoded.len() * 2 < plain.len(),
+            "{} {}",
+            encoded.len(),
+            plain.len()
+        );
         assert_eq!(decoder.decode(&encoded, raw.len()).unwrap(), raw);
         assert!(decoder.decode(&encoded, raw.len() - 1).is_err());
         assert!(decoder.decode(&encoded, raw.len() + 1).is_err());
