@@ -424,8 +424,7 @@ impl Dialler {
                     }
                     SenderOutput::Policy(_) | SenderOutput::Missing(_) => {}
                     SenderOutput::Close(close) => return Ok(close),
-                    other @ (SenderOutput::Missing(_)
-                    | SenderOutput::HistoryMismatch { .. }
+                    other @ (SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
                     | SenderOutput::TooLarge { .. }) => {
                         sender.close(Code::Internal, None, &format!("{other:?}"));

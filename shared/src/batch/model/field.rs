@@ -1,5 +1,9 @@
 //! One slot of a record: first whether it is what one of five situations suggests, else a number by its
 //! distance from the best prediction, else a text.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
 
 use super::coder::Coder;
 use super::columns::Kind;
@@ -785,7 +789,7 @@ impl Guess {
 /// Decimal digits without the zeros at the end.
 fn significant(number: i64) -> u8 {
     let mut rest = number.unsigned_abs();
-    while rest >= 10 && rest % 10 == 0 {
+    while rest >= 10 && rest.is_multiple_of(10) {
         rest /= 10;
     }
     rest.checked_ilog10().map_or(0, |log| log as u8 + 1)
