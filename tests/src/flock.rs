@@ -233,9 +233,8 @@ impl Drop for Flock {
     fn drop(&mut self) {
         self.tasks.abort_all();
         self.endpoint.close(VarInt::from_u32(0), b"");
-        let closed = tokio::time::timeout(Duration::from_secs(1), async {
-            self.endpoint.wait_idle().await;
-        });
+        let closed =
+            async { tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await };
         let _late = self.runtime.block_on(closed);
     }
 }
