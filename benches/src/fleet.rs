@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
-use shared::batch::{self, Block, BlockWriter, ZstdEncoder};
+use shared::batch::{self, Block, BlockWriter, Outgoing, ZstdEncoder};
+use shared::class::{Class, ClassRules};
 use shared::ids::{Incarnation, TopicName, TopicPartition};
 use shared::link::{DataStream, ReadResult, Sender, SenderConfig, SenderOutput};
 use shared::record::put_record;
@@ -31,6 +32,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Batch {
     header: RecordsHeader,
+    crc: u32,
     payload: Bytes,
 }
 
@@ -117,10 +119,17 @@ fn pack<'a>(records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<Batch
         is_log_append_time: false,
         records: bytes.into(),
     })?;
-    let encoded = batch::encode(writer.finish(), &mut ZstdEncoder::new(ZSTD_LEVEL)?)?;
+    let raw = writer.finish();
+    let outgoing = Outgoing {
+        raw: &raw,
+        next_offset: 0,
+        chain: 0,
+    };
+    let packed = outgoing.pack(&mut ZstdEncoder::new(ZSTD_LEVEL)?)?;
     Ok(Batch {
-        header: encoded.header,
-        payload: encoded.payload,
+        header: packed.header,
+        crc: crc32c::crc32c(&raw),
+        payload: packed.payload,
     })
 }
 
@@ -148,6 +157,7 @@ async fn session(
         codecs: batch::supported_codecs(),
         max_reads: 4,
         max_read_bytes: 256 << 10,
+        classes: ClassRules::default(),
         handshake_timeout: ANSWER_LIMIT,
     });
     let range = LogRange {
@@ -155,7 +165,7 @@ async fn session(
         start: 0,
         end: *goal.borrow_and_update(),
     };
-    sender.add_log(LOG, log, range, 0);
+    sender.add_log(LOG, log, Class::Normal, range, 0);
     sender.start(started.elapsed());
     let mut buffer = vec![0; 16 << 10];
     loop {
@@ -167,7 +177,9 @@ async fn session(
                 SenderOutput::Acked { next_offset, .. } => {
                     acked.send_replace(next_offset);
                 }
-                SenderOutput::Established { .. } => {}
+                SenderOutput::Established { .. }
+                | SenderOutput::Policy(_)
+                | SenderOutput::Missing(_) => {}
                 other @ (SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
@@ -184,7 +196,7 @@ async fn session(
             }
             grown = goal.changed() => {
                 grown?;
-                sender.log_grew(LOG, *goal.borrow_and_update());
+                sender.log_grew(LOG, *goal.borrow_and_update(), started.elapsed());
             }
             () = tokio::time::sleep_until((started + wake).into()) => {
                 sender.handle_timeout(started.elapsed());
@@ -208,7 +220,11 @@ impl Batch {
             base_offset: from,
             next_offset,
             chain: next_offset,
-            header: self.header,
+            is_chain_known: false,
+            header: RecordsHeader {
+                check: batch::seal_crc(self.crc, next_offset, next_offset),
+                ..self.header
+            },
             payload: self.payload.clone(),
         }
     }

@@ -7,12 +7,14 @@ use shared::admin::{Check, Provider};
 use shared::ids::SiteId;
 use shared::time;
 
+use crate::config::TopicsConfig;
 use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
 use crate::metrics::{self, Counters};
-use crate::status::{Status, TopicStatus, UplinkStatus};
+use crate::status::{PolicyStatus, Status, TopicStatus, UplinkStatus};
 use crate::store::Store;
+use crate::uplink::Policies;
 
 /// The uplink as the admin listener sees it.
 pub trait UplinkView: std::fmt::Debug + Send + Sync + 'static {
@@ -37,6 +39,8 @@ pub struct Node {
     pub site: Option<SiteId>,
     /// The log.
     pub store: Arc<dyn Store>,
+    /// What holds for its topics.
+    pub topics: TopicsConfig,
     /// The door's counters.
     pub ingest: Arc<IngestStats>,
     /// The Kafka listener's, when it is on.
@@ -45,6 +49,8 @@ pub struct Node {
     pub http: Option<Arc<HttpStats>>,
     /// The uplink.
     pub uplink: Arc<dyn UplinkView>,
+    /// What it may be used for, when it is on.
+    pub policies: Option<Policies>,
     /// When the process started, by [`time::now`].
     pub started: Duration,
 }
@@ -53,6 +59,7 @@ impl Node {
     fn document(&self) -> Status {
         let topics = self.store.ledger().into_iter();
         let topics = topics.map(|(name, ledger)| TopicStatus {
+            class: self.topics.settings(name.as_str()).class,
             name: name.to_string(),
             ledger: ledger.into(),
         });
@@ -69,6 +76,12 @@ impl Node {
             ready: problems.is_empty(),
             problems,
             uplink: self.uplink.status(),
+            policy: self
+                .policies
+                .as_ref()
+                .map_or_else(PolicyStatus::default, |policies| {
+                    PolicyStatus::from(&*policies.view())
+                }),
             topics,
         }
     }

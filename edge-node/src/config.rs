@@ -6,18 +6,26 @@
 //!
 //! Not here: the site's name. It comes from the certificate only.
 
+mod classes;
+mod policy;
 mod read;
 #[cfg(test)]
 mod tests;
 mod topics;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_ZSTD, supported_codecs};
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
+pub use classes::ClassesConfig;
+pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
+
+use crate::uplink::policy::Policy;
+use crate::uplink::{FromHub, Rules};
 
 /// Everything that a site can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +40,16 @@ pub struct Config {
     pub kafka: Option<KafkaConfig>,
     /// `[http]`; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// `[policy]`
+    pub policy: PolicyConfig,
     /// `[uplink]`; `None` when switched off: records queue until it is on.
     pub uplink: Option<UplinkConfig>,
     /// `[admin]`
     pub admin: AdminConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// Where it was read from, for what is read again while the node runs.
+    pub file: Option<PathBuf>,
 }
 
 impl Config {
@@ -46,7 +58,11 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with every problem found.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_document(Document::load(file)?)
+        let config = Self::from_document(Document::load(file)?)?;
+        Ok(Self {
+            file: file.map(Path::to_owned),
+            ..config
+        })
     }
 
     /// Reads where the admin listener is, and nothing else.
@@ -69,6 +85,60 @@ impl Config {
         document.finish()?;
         Ok(config)
     }
+}
+
+impl Config {
+    /// What the link may be used for, on each path.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        let paths = self.uplink.iter().flat_map(|uplink| &uplink.paths);
+        let mut paths: Vec<_> = paths
+            .map(|path| (path.name.clone(), path.policy.clone()))
+            .collect();
+        if paths.is_empty() {
+            paths.push((ONLY_PATH.to_owned(), Policy::default()));
+        }
+        Rules {
+            site: self.policy.policy.clone(),
+            from_hub: self.policy.from_hub,
+            paths,
+        }
+    }
+}
+
+/// The name of a site's path when none is configured.
+pub const ONLY_PATH: &str = "default";
+
+/// `[policy]`: what the link may be used for, over all paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyConfig {
+    /// Rates, windows, allowance.
+    pub policy: Policy,
+    /// What a policy that the hub pushes may do.
+    pub from_hub: FromHub,
+}
+
+/// `[[uplink.path]]`: one of several ways out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathConfig {
+    /// In status, log and metrics.
+    pub name: String,
+    /// Which way it is.
+    pub bind: Bind,
+    /// What it may be used for, beside what `[policy]` says.
+    pub policy: Policy,
+}
+
+/// How packets are made to go a certain way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Bind {
+    /// As the system routes them.
+    #[default]
+    Any,
+    /// From this address of the machine.
+    Local(IpAddr),
+    /// Out of this interface.
+    Interface(String),
 }
 
 /// `[node]`: the process.
@@ -128,10 +198,30 @@ pub struct HttpConfig {
 /// How batches are written on the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// Uncompressed.
-    None,
+    /// What sends most records, given the link and the processor.
+    Auto,
+    /// Modelled bit by bit, whatever it costs the processor.
+    Modelled,
+    /// Columns and zstd with history.
+    Columnar,
     /// zstd, each batch on its own.
     Zstd,
+    /// Uncompressed.
+    None,
+}
+
+impl Codec {
+    /// The codecs offered to a hub, best first.
+    #[must_use]
+    pub fn offered(self) -> Vec<u8> {
+        match self {
+            Self::Auto => supported_codecs(),
+            Self::Modelled => vec![CODEC_MODELLED],
+            Self::Columnar => vec![CODEC_COLUMNAR],
+            Self::Zstd => vec![CODEC_ZSTD],
+            Self::None => Vec::new(),
+        }
+    }
 }
 
 /// `[uplink]`: the way to the hub.
@@ -139,22 +229,37 @@ pub enum Codec {
 pub struct UplinkConfig {
     /// Addresses of hubs, tried in turn. At least one.
     pub hubs: Vec<HostPort>,
+    /// Ways out, the preferred first; none: as the system routes.
+    pub paths: Vec<PathConfig>,
     /// This site's certificate (with intermediates), its key, and the CA of the hub.
     pub tls: shared::tls::TlsFiles,
     /// The name that the hub's certificate must carry; `None`: the host as written in `hubs`.
     pub server_name: Option<String>,
     /// Compression.
     pub codec: Codec,
+    /// Bytes that codecs may remember of what they sent.
+    pub codec_memory: ByteSize,
+    /// Bytes of chunks of large values that the hub is taken to keep for this site; 0: none are referred to.
+    pub hub_chunks: ByteSize,
     /// zstd's level.
     pub level: i32,
     /// Bytes of records asked from the log for one stream.
     pub max_read: ByteSize,
     /// Reads under way or waiting for the hub's credit.
     pub max_reads: usize,
+    /// How the classes of topics share the link.
+    pub classes: ClassesConfig,
     /// From dialling to the hub's welcome.
     pub connect_timeout: Span,
-    /// A connection without a packet for so long is given up and dialled anew.
+    /// A connection without a packet for so long is given up, and a new one dialled. Outages that are shorter
+    /// cost no new session.
     pub idle_timeout: Span,
+    /// A QUIC connection that was silent for so long says a word, so that NATs on the way do not forget it.
+    pub nat_keep_alive: Span,
+    /// Most bytes that may be sent in a minute into a link that is down, to find out that it is back.
+    pub outage_budget: ByteSize,
+    /// Go over TLS over TCP where UDP is blocked.
+    pub tcp_fallback: bool,
     /// First upper bound of the wait between attempts, doubled with each.
     pub backoff_min: Span,
     /// Last upper bound of that wait.

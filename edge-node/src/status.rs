@@ -4,12 +4,17 @@
 //! `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged`, in records.
 //! If it does not add up, the text says so and `edge-node status` exits with 1.
 
+mod policy;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shared::class::Class;
 use shared::cli::{Table, thousands};
 use shared::time::utc;
 use shared::units::{ByteSize, Span};
+
+pub use policy::{AllowanceStatus, PathStatus, PolicyStatus};
 
 use crate::store;
 
@@ -33,6 +38,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// The way to the hub.
     pub uplink: UplinkStatus,
+    /// What it may be used for.
+    #[serde(default)]
+    pub policy: PolicyStatus,
     /// Every topic's ledger, by name.
     pub topics: Vec<TopicStatus>,
 }
@@ -59,12 +67,18 @@ pub struct UplinkStatus {
     pub raw_bytes: u64,
     /// The same compressed.
     pub encoded_bytes: u64,
-    /// Bytes of UDP datagrams sent since the start, everything included.
+    /// Bytes of IP packets sent since the start, everything included.
     pub sent_bytes: u64,
-    /// Bytes of UDP datagrams received.
+    /// Bytes of IP packets received.
     pub received_bytes: u64,
     /// Smoothed round-trip time of the session, microseconds.
     pub rtt_us: u64,
+    /// The session goes over TLS over TCP, because UDP is blocked.
+    pub is_over_tcp: bool,
+    /// The session waits for a hub that is not heard: the link may be away.
+    pub is_silent: bool,
+    /// Sessions over TCP since the start.
+    pub tcp_sessions: u64,
 }
 
 /// One topic.
@@ -72,6 +86,9 @@ pub struct UplinkStatus {
 pub struct TopicStatus {
     /// Its name.
     pub name: String,
+    /// How urgent its records are on the link.
+    #[serde(default)]
+    pub class: Class,
     /// Its ledger.
     pub ledger: Ledger,
 }
@@ -174,6 +191,7 @@ impl Status {
     fn write_ledger(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
             "topic",
+            "class",
             "accepted",
             "committed",
             "queued",
@@ -186,10 +204,12 @@ impl Status {
         let mut total = Ledger::default();
         for topic in &self.topics {
             total = total.plus(&topic.ledger);
-            table.row([topic.name.clone()].into_iter().chain(topic.ledger.cells()));
+            let who = [topic.name.clone(), topic.class.to_string()];
+            table.row(who.into_iter().chain(topic.ledger.cells()));
         }
         if self.topics.len() > 1 {
-            table.row(["(all)".to_owned()].into_iter().chain(total.cells()));
+            let who = ["(all)".to_owned(), String::new()];
+            table.row(who.into_iter().chain(total.cells()));
         }
         writeln!(f, "\n{table}")?;
         for topic in self.unbalanced() {
@@ -239,6 +259,7 @@ impl fmt::Display for Status {
             writeln!(f, "problem      {problem}")?;
         }
         self.uplink.write(f, self.wall_ms)?;
+        self.policy.write(f)?;
         self.write_ledger(f)
     }
 }
@@ -258,9 +279,15 @@ impl UplinkStatus {
         };
         if self.is_connected {
             let rtt = Span::millis(self.rtt_us.div_ceil(1_000)).rounded();
+            let carrier = if self.is_over_tcp { ", over TCP" } else { "" };
+            let silent = if self.is_silent {
+                "; not heard at the moment"
+            } else {
+                ""
+            };
             writeln!(
                 f,
-                "uplink       connected to {hub}{lasting}, round trip {rtt}"
+                "uplink       connected to {hub}{lasting}{carrier}, round trip {rtt}{silent}"
             )?;
         } else {
             let why = self.last_error.as_deref().unwrap_or("dialling");
@@ -282,6 +309,7 @@ mod tests {
     fn topic(name: &str, ledger: Ledger) -> TopicStatus {
         TopicStatus {
             name: name.to_owned(),
+            class: Class::Bulk,
             ledger,
         }
     }
@@ -301,6 +329,7 @@ mod tests {
                 last_error: Some("the hub does not answer".to_owned()),
                 ..UplinkStatus::default()
             },
+            policy: PolicyStatus::default(),
             topics,
         }
     }
@@ -339,7 +368,7 @@ mod tests {
         assert_eq!(
             cells,
             [
-                "a", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "10"
+                "a", "bulk", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "10"
             ]
         );
     }

@@ -83,7 +83,6 @@ macro_rules! delegate_to_engine {
 
 mod age;
 mod book;
-mod chain;
 mod config;
 #[cfg(test)]
 mod contract;

@@ -8,40 +8,70 @@
 //! Being offline is normal: nothing here is an error of the node. What is not acknowledged stays in the
 //! store, and the next session starts from the hub's committed checkpoints. Nothing of a session outlives
 //! it, so there is nothing to repair.
+//!
+//! Beside a session, [`watch`] looks for a connection that should take its place: when the hub is not heard
+//! any more, and when UDP works again for a site that went over TCP. The new one is up before the old one
+//! is left.
 
 mod batcher;
+mod chains;
+mod choice;
+mod chunks;
 mod connect;
 mod driver;
+mod keeper;
+mod meter;
+mod outlet;
+mod pacer;
+pub mod paths;
+pub mod plan;
+pub mod policy;
 mod reasons;
+mod roam;
+mod sendbuffer;
+pub mod shaper;
+pub mod socket;
+mod steward;
+mod vigil;
+mod watch;
 mod worker;
 
+use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use shared::batch::CODEC_LONG;
 use shared::link::{Close, Unsettled};
 use shared::retry::{Retry, RetryConfig};
+use shared::transport::{Connection, Lost, LostKind, TransportKind};
 use shared::wire::Code;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use connect::ConnectError;
+pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
 
 use crate::admin::UplinkView;
-use crate::config::UplinkConfig;
+use crate::config::{TopicsConfig, UplinkConfig};
 use crate::status::UplinkStatus;
 use crate::store::{Store, StoreError};
 use connect::Connector;
-use driver::Ended;
+use driver::{Ended, SessionSettings, Signals};
 use reasons::{Reason, Reasons};
+use roam::Roam;
+use watch::Better;
 use worker::{Worker, WorkerConfig};
 
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
 /// it was sent.
 const STEADY: Duration = Duration::from_secs(5);
-/// Bytes of IPv4 and UDP headers that a datagram costs beyond what QUIC counts.
-const IP_UDP_HEADER: u64 = 28;
+/// Before another path is tried.
+const OTHER_PATH: Duration = Duration::from_millis(200);
 
 /// Counters of the uplink, for metrics and status.
 #[derive(Debug, Default)]
@@ -68,6 +98,16 @@ pub struct UplinkStats {
     pub incarnations: AtomicU64,
     /// Smoothed round-trip time of the last session, microseconds.
     pub rtt_micros: AtomicU64,
+    /// Sessions over TLS over TCP, because UDP was blocked.
+    pub tcp_sessions: AtomicU64,
+    /// The session, or the last one, went over TCP.
+    over_tcp: AtomicBool,
+    /// The session's hub is not heard.
+    silent: AtomicBool,
+    /// The session waits for acknowledgements.
+    waiting: AtomicBool,
+    /// The session should ask its hub for a word.
+    speak: Notify,
 }
 
 /// The last that is known of the link, for people.
@@ -91,6 +131,16 @@ impl UplinkStats {
         self.lock().hub = Some(hub);
     }
 
+    fn carried_by(&self, kind: TransportKind) {
+        if kind == TransportKind::Tcp {
+            self.tcp_sessions.fetch_add(1, Ordering::Relaxed);
+        }
+        let is_tcp = kind == TransportKind::Tcp;
+        self.over_tcp.store(is_tcp, Ordering::Relaxed);
+        self.silent.store(false, Ordering::Relaxed);
+        self.waiting.store(false, Ordering::Relaxed);
+    }
+
     fn opened(&self) {
         self.sessions.fetch_add(1, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);
@@ -112,9 +162,10 @@ impl UplinkView for UplinkStats {
     fn status(&self) -> UplinkStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let state = self.lock().clone();
+        let is_connected = self.connected.load(Ordering::Relaxed);
         UplinkStatus {
             is_enabled: true,
-            is_connected: self.connected.load(Ordering::Relaxed),
+            is_connected,
             hub: state.hub,
             changed_ms: state.changed_ms,
             last_error: state.last_error,
@@ -125,6 +176,9 @@ impl UplinkView for UplinkStats {
             sent_bytes: read(&self.wire_tx_bytes),
             received_bytes: read(&self.wire_rx_bytes),
             rtt_us: read(&self.rtt_micros),
+            is_over_tcp: is_connected && self.over_tcp.load(Ordering::Relaxed),
+            is_silent: is_connected && self.silent.load(Ordering::Relaxed),
+            tcp_sessions: read(&self.tcp_sessions),
         }
     }
 }
@@ -138,18 +192,18 @@ struct Seen {
 
 impl Seen {
     /// Adds what the connection sent and received since the last look.
-    fn observe(&mut self, connection: &quinn::Connection, totals: &UplinkStats) {
+    fn observe(&mut self, connection: &Connection, totals: &UplinkStats) {
         let stats = connection.stats();
-        let tx = stats.udp_tx.bytes + IP_UDP_HEADER * stats.udp_tx.datagrams;
-        let rx = stats.udp_rx.bytes + IP_UDP_HEADER * stats.udp_rx.datagrams;
+        let (tx, rx) = (stats.tx_bytes, stats.rx_bytes);
+        // a path that changed from IPv6 to IPv4 counts smaller headers
         totals
             .wire_tx_bytes
-            .fetch_add(tx - self.tx, Ordering::Relaxed);
+            .fetch_add(tx.saturating_sub(self.tx), Ordering::Relaxed);
         totals
             .wire_rx_bytes
-            .fetch_add(rx - self.rx, Ordering::Relaxed);
+            .fetch_add(rx.saturating_sub(self.rx), Ordering::Relaxed);
         *self = Self { tx, rx };
-        let rtt = u64::try_from(connection.rtt().as_micros()).unwrap_or(u64::MAX);
+        let rtt = u64::try_from(stats.rtt.as_micros()).unwrap_or(u64::MAX);
         totals.rtt_micros.store(rtt, Ordering::Relaxed);
     }
 }
@@ -165,10 +219,21 @@ pub enum UplinkError {
     Worker(#[from] StartError),
 }
 
+/// The codecs offered to a hub, best first; the one for large values beside them.
+fn offered(config: &UplinkConfig) -> Vec<u8> {
+    let mut codecs = config.codec.offered();
+    if !codecs.is_empty() && config.hub_chunks.bytes() > 0 {
+        codecs.push(CODEC_LONG);
+    }
+    codecs
+}
+
 /// The uplink of a site.
 #[derive(Debug)]
 pub struct Uplink {
     connector: Connector,
+    roam: Roam,
+    policies: Policies,
     worker: Worker,
     store: Arc<dyn Store>,
     stats: Arc<UplinkStats>,
@@ -176,6 +241,9 @@ pub struct Uplink {
     reasons: Reasons,
     /// What the last session had in flight when it ended.
     unsettled: Unsettled,
+    settings: SessionSettings,
+    /// Bytes a minute that may be sent into a link that is down.
+    outage_budget: u64,
 }
 
 impl Uplink {
@@ -185,16 +253,25 @@ impl Uplink {
     /// [`UplinkError`] when certificates cannot be read or the socket cannot be bound.
     pub fn new(
         config: &UplinkConfig,
+        topics: &TopicsConfig,
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
+        policies: &Policies,
         max_uncompressed_bytes: usize,
+        data_dir: &Path,
     ) -> Result<Self, UplinkError> {
         let worker_config = WorkerConfig {
+            codec_directory: data_dir.join("codecs"),
+            codec_memory: usize::try_from(config.codec_memory.bytes()).unwrap_or(usize::MAX),
+            chunk_bytes: config.hub_chunks.bytes(),
             zstd_level: config.level,
             max_uncompressed_bytes,
         };
+        let connector = Connector::new(config, policies)?;
         Ok(Self {
-            connector: Connector::new(config)?,
+            roam: Roam::new(connector.paths()),
+            connector,
+            policies: policies.clone(),
             worker: Worker::start(Arc::clone(store), worker_config)?,
             store: Arc::clone(store),
             stats: Arc::clone(stats),
@@ -204,6 +281,14 @@ impl Uplink {
                 max: config.backoff_max.duration(),
             }),
             unsettled: Unsettled::default(),
+            settings: SessionSettings {
+                codecs: offered(config),
+                max_reads: config.max_reads,
+                max_read_bytes: u32::try_from(config.max_read.bytes()).unwrap_or(u32::MAX),
+                topics: topics.clone(),
+                classes: config.classes,
+            },
+            outage_budget: config.outage_budget.bytes(),
         })
     }
 
@@ -211,16 +296,25 @@ impl Uplink {
     pub async fn run(mut self, stop: CancellationToken) {
         let stats = Arc::clone(&self.stats);
         while !stop.is_cancelled() {
+            let path = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                path = self.roam.choose(&self.policies, &stats) => path,
+            };
             let hint = tokio::select! {
                 biased;
                 // a session ends by itself when it is told to stop; an attempt is dropped
-                hint = self.attempt(&stop) => hint,
+                hint = self.attempt(path, &stop) => hint,
                 () = stopped_while_dialling(&stop, &stats) => break,
             };
             if let Some(hint) = hint {
                 self.retry.hint(hint);
             }
-            let wait = self.retry.next_delay(&mut rand::rng());
+            let mut wait = self.retry.next_delay(&mut rand::rng());
+            if hint.is_none() && self.connector.paths() > 1 {
+                // a path that failed rests; another one need not
+                wait = wait.min(OTHER_PATH);
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => break,
@@ -229,36 +323,100 @@ impl Uplink {
         self.connector.close().await;
     }
 
-    /// One connection and its session; the hub's wish when to come back, if it had one.
-    async fn attempt(&mut self, stop: &CancellationToken) -> Option<Duration> {
-        let hub = self.connector.hub().to_string();
+    /// One connection and its session, and those that take their place while it lasts; the hub's wish when to
+    /// come back, if it had one.
+    async fn attempt(&mut self, mut path: usize, stop: &CancellationToken) -> Option<Duration> {
+        self.connector.take_path(path);
+        let mut hub = self.connector.hub().to_string();
         self.stats.dialling(hub.clone());
-        let connection = match self.connector.dial().await {
+        let mut connection = match self.connector.dial().await {
             Ok(connection) => connection,
             Err(error) => {
+                self.roam.failed(path);
                 self.not_open(&hub, error.to_string(), error.is_refusal());
                 return None;
             }
         };
-        let since = Instant::now();
+        loop {
+            let since = Instant::now();
+            self.roam.connected(path);
+            let (outcome, next) = self.session(connection, path, stop).await;
+            match &outcome {
+                Ok(ended) if ended.close.by_peer || ended.close.code != Code::Timeout => {
+                    self.roam.ended(path);
+                }
+                Ok(_) | Err(_) => self.roam.failed(path),
+            }
+            let hint = match outcome {
+                Ok(ended) => self.after(&hub, ended, since.elapsed()).await,
+                Err(lost) => {
+                    let is_refusal = lost.kind != LostKind::TimedOut;
+                    let close = driver::close_of(lost);
+                    self.not_open(&hub, in_words(&close), is_refusal);
+                    self.connector.next_hub();
+                    None
+                }
+            };
+            connection = match next {
+                Some(Better {
+                    connection,
+                    other_hub,
+                    other_path,
+                }) => {
+                    if let Some(other) = other_hub {
+                        self.connector.turn_to(other);
+                    }
+                    if let Some(other) = other_path {
+                        path = other;
+                        self.connector.take_path(path);
+                    }
+                    connection
+                }
+                None => return hint,
+            };
+            hub = self.connector.hub().to_string();
+        }
+    }
+
+    /// Runs a session until it ends, or until a better connection is up, which is returned too.
+    async fn session(
+        &self,
+        connection: Connection,
+        path: usize,
+        stop: &CancellationToken,
+    ) -> (Result<Ended, Lost>, Option<Better>) {
+        let carrier = connection.kind().name();
+        self.stats.carried_by(connection.kind());
+        debug!(carrier, "Connected");
+        let replaced = CancellationToken::new();
         let session = driver::run(
-            connection,
+            connection.clone(),
             Arc::clone(&self.store),
             self.worker.clone(),
             Arc::clone(&self.stats),
             self.unsettled.clone(),
-            stop,
+            &self.settings,
+            self.policies.clone(),
+            path,
+            self.policies.stopped(path),
+            Signals {
+                stop,
+                replaced: &replaced,
+                speak: &self.stats.speak,
+            },
         );
-        match session.await {
-            Ok(ended) => self.after(&hub, ended, since.elapsed()).await,
-            Err(error) => {
-                let close = driver::close_of(&error);
-                let is_refusal = error != quinn::ConnectionError::TimedOut;
-                self.not_open(&hub, in_words(&close), is_refusal);
-                self.connector.next_hub();
-                None
-            }
-        }
+        let mut session = pin!(session);
+        let silent = &self.stats.silent;
+        let next = tokio::select! {
+            biased;
+            ended = &mut session => return (ended, None),
+            next = watch::better(&self.connector, &connection, &self.stats, self.outage_budget) => next,
+            next = self.roam.better(&self.connector, &connection, &self.policies, silent, path) => next,
+        };
+        let to = next.connection.kind().name();
+        info!(from = carrier, to, "Uplink moves to another connection");
+        replaced.cancel();
+        (session.await, Some(next))
     }
 
     /// Tells why there is no session: once, not at every attempt.
@@ -303,7 +461,8 @@ impl Uplink {
             }
             return Some(Duration::ZERO);
         }
-        if !was_open || close.by_peer || close.code == Code::Timeout {
+        let is_replaced = close.code == Code::Superseded && !close.by_peer;
+        if !is_replaced && (!was_open || close.by_peer || close.code == Code::Timeout) {
             self.connector.next_hub();
         }
         close.retry_after

@@ -12,19 +12,22 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime as _, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 use shared::tasks::Tasks;
 use shared::tls::ServerTls;
+use shared::transport::{ProbeSocket, TcpLimits};
 use shared::units::ByteSize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Node;
+use crate::chunks::{ChunksConfig, SiteChunks};
 use crate::commit::Lanes;
 use crate::config::{Cluster, Config, ListenConfig};
-use crate::intake::{Budget, Intake, IntakeConfig, IntakeStats};
+use crate::intake::{Budget, CodecStates, Intake, IntakeConfig, IntakeStats, TcpDoor};
 use crate::sites::Register;
 
 /// QUIC version 1 (RFC 9000), and no draft.
@@ -37,6 +40,10 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const FIRST_RECEIVE_WINDOW: u32 = 128 << 10;
 /// Data streams that a site may have open at once.
 const STREAMS: u32 = 256;
+/// Connections that the kernel has ready.
+const TCP_BACKLOG: u32 = 1_024;
+/// A path is asked for larger packets this often.
+const MTU_LOOK: Duration = Duration::from_secs(60 * 60);
 /// What the hub sends is little: acknowledgements.
 const SEND_WINDOW: u64 = 1 << 20;
 /// How often the configuration is looked at for changed rules.
@@ -103,8 +110,9 @@ pub async fn run(
         Ok(shared::admin::serve(admin, provider, stop).await?)
     });
     // sites may not be welcomed before, but their certificates and ports can be wrong now
-    let tls = ServerTls::load(config.listen.tls.clone())?;
+    let tls = Arc::new(ServerTls::load(config.listen.tls.clone())?);
     let endpoint = listen(&config.listen, &tls)?;
+    let door = tcp_door(&config.listen, endpoint.local_addr()?, &tls)?;
     tasks.core(
         "certificates",
         renew(
@@ -116,7 +124,7 @@ pub async fn run(
     );
     let hub = serve(
         config.clone(),
-        endpoint,
+        (endpoint, door),
         cluster,
         parts,
         node,
@@ -132,7 +140,7 @@ pub async fn run(
 
 async fn serve(
     config: Config,
-    endpoint: Endpoint,
+    (endpoint, door): (Endpoint, Option<TcpDoor>),
     cluster: Cluster,
     parts: Parts,
     node: Node,
@@ -159,6 +167,8 @@ async fn serve(
         parts.sites,
         parts.intake,
         budget,
+        Arc::new(codec_states(&config)?),
+        Arc::new(site_chunks(&config)),
     ));
     node.intake_started(&intake);
     if let Some(file) = parts.file {
@@ -168,7 +178,7 @@ async fn serve(
     info!(address = %endpoint.local_addr()?, "Hub listens for sites");
     // sessions end before the lanes, so that what they handed in is committed
     let sessions = async {
-        intake.serve(endpoint, stop).await;
+        intake.serve(endpoint, door, stop).await;
         lanes_stop.cancel();
         std::future::pending::<()>().await;
     };
@@ -176,6 +186,26 @@ async fn serve(
         ended = lanes.join() => ended.context("a lane ended"),
         () = sessions => Ok(()),
     }
+}
+
+fn codec_states(config: &Config) -> anyhow::Result<CodecStates> {
+    let listen = &config.listen;
+    if let Some(directory) = &listen.codec_dir {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("listen.codec_dir = \"{}\"", directory.display()))?;
+    }
+    let limit = listen.codec_memory.bytes();
+    let saved = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok(CodecStates::new(saved, limit, listen.codec_dir.clone()))
+}
+
+fn site_chunks(config: &Config) -> SiteChunks {
+    let listen = &config.listen;
+    SiteChunks::new(ChunksConfig {
+        directory: listen.codec_dir.clone(),
+        max_site_bytes: listen.site_chunks.bytes(),
+        max_bytes: listen.chunks.bytes(),
+    })
 }
 
 fn intake_config(config: &Config) -> IntakeConfig {
@@ -229,7 +259,7 @@ async fn follow_rules(
 
 /// New connections see certificates that were renewed on disk; open ones go on.
 async fn renew(
-    tls: ServerTls,
+    tls: Arc<ServerTls>,
     endpoint: Endpoint,
     config: ListenConfig,
     stop: CancellationToken,
@@ -262,12 +292,49 @@ fn listen(config: &ListenConfig, tls: &ServerTls) -> anyhow::Result<Endpoint> {
     endpoint.supported_versions(vec![QUIC_V1]);
     let socket = bind(config.address)
         .with_context(|| format!("[listen] address = \"{}\"", config.address))?;
-    Ok(Endpoint::new(
+    let socket = TokioRuntime.wrap_udp_socket(socket)?;
+    // sites ask whether the hub is there before they send anything dear
+    let socket = Arc::new(ProbeSocket::answering(socket, rand::random()));
+    Ok(Endpoint::new_with_abstract_socket(
         endpoint,
         Some(server),
         socket,
         Arc::new(TokioRuntime),
     )?)
+}
+
+/// The same address over TCP.
+fn tcp_door(
+    config: &ListenConfig,
+    address: SocketAddr,
+    tls: &Arc<ServerTls>,
+) -> anyhow::Result<Option<TcpDoor>> {
+    if !config.tcp {
+        return Ok(None);
+    }
+    let listener = bind_tcp(address).with_context(|| {
+        format!("[listen] address = \"{address}\" over TCP; tcp = false does without")
+    })?;
+    let max_batch = usize::try_from(config.max_batch.bytes()).unwrap_or(usize::MAX);
+    let limits = TcpLimits {
+        max_data_len: max_batch.saturating_add(shared::wire::MAX_DATA_HEADER_LEN),
+        window: FIRST_RECEIVE_WINDOW.into(),
+    };
+    let idle_timeout = config.idle_timeout.duration();
+    let tls = Arc::clone(tls);
+    Ok(Some(TcpDoor::new(listener, tls, limits, idle_timeout)))
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // a hub that starts anew finds its port free though old connections linger
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(TCP_BACKLOG)
 }
 
 fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
@@ -293,10 +360,13 @@ fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
 
 fn transport(config: &ListenConfig) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.interval(MTU_LOOK);
     transport
         .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout.duration()).ok())
-        // the protocol's own keep-alives come more often, but only once the site is welcome
+        // sites keep the NATs on the way awake, and more often: a second end that does costs twice
         .keep_alive_interval(Some(config.idle_timeout.duration() / 2))
+        .mtu_discovery_config(Some(discovery))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))

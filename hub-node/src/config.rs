@@ -14,7 +14,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shared::config::{AdminConfig, ConfigError, Document, LogConfig};
 use shared::ids::TopicName;
@@ -99,6 +99,8 @@ pub struct NodeConfig {
 pub struct ListenConfig {
     /// UDP address.
     pub address: SocketAddr,
+    /// Listen on the same port over TCP too, for sites whose network blocks UDP.
+    pub tcp: bool,
     /// The hub's certificate, its key, and the CA of the sites.
     pub tls: TlsFiles,
     /// Open sessions; more are turned away with a delay.
@@ -113,7 +115,8 @@ pub struct ListenConfig {
     pub site_ingress: Option<ByteSize>,
     /// From the first packet to the site's whole hello.
     pub handshake_timeout: Span,
-    /// How often sites are told to ping; three times as long without a word ends the session.
+    /// How often sites are told to ping; three times as long without a word ends the session. That the link
+    /// works is seen sooner, below the session.
     pub keep_alive: Span,
     /// A connection without a packet for so long is forgotten.
     pub idle_timeout: Span,
@@ -125,6 +128,14 @@ pub struct ListenConfig {
     pub max_batch: ByteSize,
     /// Most logs (topic partitions) of one site.
     pub max_logs: usize,
+    /// Bytes that the codecs of open sessions may remember, and that saved states may take besides.
+    pub codec_memory: ByteSize,
+    /// Where saved states and chunks outlive the process.
+    pub codec_dir: Option<PathBuf>,
+    /// Bytes of chunks of large values that are kept for one site; 0: none.
+    pub site_chunks: ByteSize,
+    /// The same for all sites.
+    pub chunks: ByteSize,
 }
 
 /// `[kafka]`: the central cluster.

@@ -13,14 +13,19 @@ mod endpoint;
 mod gate;
 mod ingress;
 mod limits;
+mod memories;
 mod quiet;
 mod session;
 mod slow_start;
+mod states;
+mod tcp_door;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use budget::Budget;
 pub use endpoint::{Intake, IntakeConfig};
+pub use states::CodecStates;
+pub use tcp_door::TcpDoor;
 
 /// Counters of the intake, for metrics and status.
 #[derive(Debug, Default)]
@@ -39,6 +44,8 @@ pub struct IntakeStats {
     pub records: AtomicU64,
     /// Gap ranges handed to lanes, in records.
     pub gap_records: AtomicU64,
+    /// Logs that had to be sent again because what a codec remembered was lost.
+    pub restarts: AtomicU64,
 }
 
 /// How full the intake is at the moment, for metrics and status.

@@ -6,8 +6,12 @@
 //! uses that half.
 
 pub mod batch;
+pub mod class;
+pub mod dedup;
+pub mod history;
 pub mod ids;
 pub mod link;
+pub mod pace;
 pub mod partitioner;
 pub mod record;
 pub mod retry;
@@ -21,6 +25,8 @@ pub mod cli;
 #[cfg(feature = "runtime")]
 pub mod config;
 #[cfg(feature = "runtime")]
+pub mod congestion;
+#[cfg(feature = "runtime")]
 pub mod crashsafe;
 #[cfg(feature = "runtime")]
 pub mod metrics;
@@ -32,3 +38,5 @@ pub mod telemetry;
 pub mod time;
 #[cfg(feature = "runtime")]
 pub mod tls;
+#[cfg(feature = "runtime")]
+pub mod transport;

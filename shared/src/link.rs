@@ -8,7 +8,7 @@
 //! ```text
 //!  site                                       hub
 //!  Hello(incarnation, logs) ───────────────►  Attach → the lane's checkpoints
-//!  compare with the store   ◄───────────────  Welcome(codec, credit, checkpoints)
+//!  compare with the store   ◄───────────────  Welcome(codecs, credit, checkpoints)
 //!  data streams, any order  ═══════════════►  put in order, Deliver → lane → commit
 //!  Acked → the store        ◄───────────────  Ack(next offsets, credit), only for what is committed
 //! ```
@@ -17,7 +17,8 @@
 //! - nothing is sent before the hub's checkpoint came and the site's history was found to agree;
 //! - what is sent starts at the checkpoint and is contiguous, each offset once;
 //! - `acked <= sent <= end` at the site, `committed <= delivered` at the hub;
-//! - the sum of the charges of all streams (`raw_len + 256` each) stays within the hub's credit limit.
+//! - the sum of the charges of all streams (their size class + 256 each) stays within the hub's credit
+//!   limit.
 //!
 //! A session that breaks any rule ends with a [`Code`]; the next one starts from
 //! the hub's committed checkpoints. Nothing of a session outlives it, so nothing needs to be repaired.
@@ -34,9 +35,9 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-pub use receiver::{Delivered, Receiver, ReceiverConfig, ReceiverOutput};
+pub use receiver::{Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 pub use resume::Mismatch;
-pub use sender::{DataStream, ReadResult, Sender, SenderConfig, SenderOutput, Unsettled};
+pub use sender::{Begin, DataStream, ReadResult, Sender, SenderConfig, SenderOutput, Unsettled};
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Mutual TLS between sites and hubs: files, identity, errors that say what to do.
 //!
-//! TLS 1.3 only, ring, ALPN [`ALPN`]. Each end trusts the authorities in its `ca` file and nothing
+//! TLS 1.3 only, ring, ALPN [`ALPN`], the same over QUIC and over TCP. Each end trusts the authorities in its `ca` file and nothing
 //! else: the system's store is never read.
 //!
 //! - A **site** is who its certificate says: exactly one subject alternative name of the form
@@ -17,7 +17,7 @@ mod explain;
 mod files;
 mod identity;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,10 +25,12 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 
-pub use explain::{Peer, explain};
+pub use explain::{Peer, explain, explain_tls};
 use files::Material;
 pub use files::{Inspection, TlsError, TlsFiles};
-pub use identity::{CertificateInfo, IdentityError, SITE_URI_PREFIX, site_of, site_of_certificate};
+pub use identity::{
+    CertificateInfo, IdentityError, SITE_URI_PREFIX, site_of, site_of_certificate, site_of_chain,
+};
 
 /// The protocol and its version, negotiated in the handshake.
 pub const ALPN: &[u8] = b"kedge/1";
@@ -37,19 +39,30 @@ pub const ALPN: &[u8] = b"kedge/1";
 #[derive(Debug)]
 pub struct ClientTls {
     files: TlsFiles,
-    current: Mutex<Current<QuicClientConfig>>,
+    current: Mutex<Current<ClientConfigs>>,
 }
 
 /// What a hub accepts with.
 #[derive(Debug)]
 pub struct ServerTls {
     files: TlsFiles,
-    current: Mutex<Current<QuicServerConfig>>,
+    current: Mutex<Current<ServerConfigs>>,
 }
 
 struct Current<C> {
     material: Material,
-    config: Arc<C>,
+    configs: C,
+}
+
+/// One for each transport: they share certificates, not session tickets.
+struct ClientConfigs {
+    quic: Arc<QuicClientConfig>,
+    tcp: Arc<rustls::ClientConfig>,
+}
+
+struct ServerConfigs {
+    quic: Arc<QuicServerConfig>,
+    tcp: Arc<rustls::ServerConfig>,
 }
 
 impl<C> std::fmt::Debug for Current<C> {
@@ -64,20 +77,22 @@ impl ClientTls {
     /// # Errors
     /// [`TlsError`] names the file and what is wrong with it.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        let current = Mutex::new(Current::load(&files, client_config)?);
+        let current = Mutex::new(Current::load(&files, client_configs)?);
         Ok(Self { files, current })
     }
 
     /// What to dial with. The same until the files change, so that sessions can be resumed.
     #[must_use]
     pub fn config(&self) -> Arc<QuicClientConfig> {
-        Arc::clone(
-            &self
-                .current
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .config,
-        )
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.configs.quic)
+    }
+
+    /// The same for TLS over TCP.
+    #[must_use]
+    pub fn tcp_config(&self) -> Arc<rustls::ClientConfig> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.configs.tcp)
     }
 
     /// Reads the files again; true when they changed. Call before dialling.
@@ -85,7 +100,7 @@ impl ClientTls {
     /// # Errors
     /// [`TlsError`]: what was loaded before stays in use.
     pub fn refresh(&self) -> Result<bool, TlsError> {
-        refresh(&self.files, &self.current, client_config)
+        refresh(&self.files, &self.current, client_configs)
     }
 
     /// This site's name.
@@ -104,20 +119,22 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`] names the file and what is wrong with it.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        let current = Mutex::new(Current::load(&files, server_config)?);
+        let current = Mutex::new(Current::load(&files, server_configs)?);
         Ok(Self { files, current })
     }
 
     /// What to accept with.
     #[must_use]
     pub fn config(&self) -> Arc<QuicServerConfig> {
-        Arc::clone(
-            &self
-                .current
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .config,
-        )
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.configs.quic)
+    }
+
+    /// The same for TLS over TCP.
+    #[must_use]
+    pub fn tcp_config(&self) -> Arc<rustls::ServerConfig> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.configs.tcp)
     }
 
     /// Reads the files again; true when they changed and [`ServerTls::config`] is another. Session
@@ -126,7 +143,7 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`]: what was loaded before stays in use.
     pub fn refresh(&self) -> Result<bool, TlsError> {
-        refresh(&self.files, &self.current, server_config)
+        refresh(&self.files, &self.current, server_configs)
     }
 }
 
@@ -136,8 +153,8 @@ impl<C> Current<C> {
         build: fn(&TlsFiles, &Material) -> Result<C, TlsError>,
     ) -> Result<Self, TlsError> {
         let material = files.read()?;
-        let config = Arc::new(build(files, &material)?);
-        Ok(Self { material, config })
+        let configs = build(files, &material)?;
+        Ok(Self { material, configs })
     }
 }
 
@@ -154,12 +171,30 @@ fn refresh<C>(
     if is_same {
         return Ok(false);
     }
-    let config = Arc::new(build(files, &material)?);
-    *current.lock().unwrap_or_else(PoisonError::into_inner) = Current { material, config };
+    let configs = build(files, &material)?;
+    *current.lock().unwrap_or_else(PoisonError::into_inner) = Current { material, configs };
     Ok(true)
 }
 
-fn client_config(files: &TlsFiles, material: &Material) -> Result<QuicClientConfig, TlsError> {
+fn client_configs(files: &TlsFiles, material: &Material) -> Result<ClientConfigs, TlsError> {
+    let quic = QuicClientConfig::try_from(client_config(files, material)?)
+        .map_err(|error| files.unusable(error))?;
+    Ok(ClientConfigs {
+        quic: Arc::new(quic),
+        tcp: Arc::new(client_config(files, material)?),
+    })
+}
+
+fn server_configs(files: &TlsFiles, material: &Material) -> Result<ServerConfigs, TlsError> {
+    let quic = QuicServerConfig::try_from(server_config(files, material)?)
+        .map_err(|error| files.unusable(error))?;
+    Ok(ServerConfigs {
+        quic: Arc::new(quic),
+        tcp: Arc::new(server_config(files, material)?),
+    })
+}
+
+fn client_config(files: &TlsFiles, material: &Material) -> Result<rustls::ClientConfig, TlsError> {
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| files.unusable(error))?
@@ -167,10 +202,10 @@ fn client_config(files: &TlsFiles, material: &Material) -> Result<QuicClientConf
         .with_client_auth_cert(material.chain.clone(), material.key.clone_key())
         .map_err(|error| files.unusable(error))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    QuicClientConfig::try_from(config).map_err(|error| files.unusable(error))
+    Ok(config)
 }
 
-fn server_config(files: &TlsFiles, material: &Material) -> Result<QuicServerConfig, TlsError> {
+fn server_config(files: &TlsFiles, material: &Material) -> Result<rustls::ServerConfig, TlsError> {
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&material.roots), provider())
             .build()
@@ -187,7 +222,7 @@ fn server_config(files: &TlsFiles, material: &Material) -> Result<QuicServerConf
         rustls::crypto::ring::Ticketer::new().map_err(|error| files.unusable(error))?;
     // Nothing is accepted before the handshake is over: a site's first flight could be replayed.
     config.max_early_data_size = 0;
-    QuicServerConfig::try_from(config).map_err(|error| files.unusable(error))
+    Ok(config)
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -19,10 +19,14 @@ mod varint;
 #[cfg(test)]
 mod tests;
 
-pub use data::{DataContent, DataHeader, MAX_DATA_HEADER_LEN, RecordsHeader, charge};
-pub use frame::{Ack, Frame, FrameDecoder};
+pub use data::{
+    DataContent, DataHeader, MAX_CODEC, MAX_DATA_HEADER_LEN, MAX_EXPANSION, RecordsHeader,
+    SizeClass, charge,
+};
+pub use frame::{Ack, Frame, FrameDecoder, Restart};
 pub use hello::{
-    Checkpoint, CheckpointEntry, Code, Farewell, Hello, LogEntry, LogRange, LogReply, Welcome,
+    Anchor, Checkpoint, CheckpointEntry, Code, Farewell, Hello, LogEntry, LogRange, LogReply,
+    MAX_ANCHORS, Welcome,
 };
 pub(crate) use varint::{Reader, put_varint, put_zigzag};
 
@@ -32,10 +36,10 @@ use crate::ids::{NameError, Offset};
 pub const MAGIC: [u8; 4] = *b"KDGE";
 
 /// Oldest protocol version spoken here.
-pub const MIN_VERSION: u16 = 1;
+pub const MIN_VERSION: u16 = 2;
 
 /// Newest protocol version spoken here.
-pub const MAX_VERSION: u16 = 1;
+pub const MAX_VERSION: u16 = 2;
 
 /// The TLS application protocol of the link.
 pub const ALPN: &[u8] = b"kedge/1";
@@ -46,8 +50,14 @@ pub const MAX_HELLO_LEN: usize = 1 << 20;
 /// Most bytes in any other control frame.
 pub const MAX_FRAME_LEN: usize = 64 << 10;
 
+/// Most bytes of a policy that a hub pushes.
+pub const MAX_POLICY_LEN: usize = 32 << 10;
+
 /// Most unacknowledged data streams of one session.
 pub const MAX_STREAMS_IN_FLIGHT: usize = 1024;
+
+/// Most unacknowledged data streams of one log: their places are told in eight bits.
+pub const MAX_LOG_STREAMS: usize = 63;
 
 /// What a data stream costs beyond its decoded bytes: its header and the bookkeeping at both ends.
 pub const STREAM_OVERHEAD: u64 = 256;

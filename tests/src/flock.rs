@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, ensure};
 use quinn::{Connection, Endpoint, VarInt};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use shared::batch::{self, Block, BlockWriter, NoneCodec};
+use shared::batch::{Block, BlockWriter, NoneCodec, Outgoing};
+use shared::class::{Class, ClassRules};
 use shared::ids::{Incarnation, TopicName, TopicPartition};
 use shared::link::{Close, DataStream, ReadResult, Sender, SenderConfig, SenderOutput};
 use shared::record::put_record;
@@ -308,13 +309,19 @@ impl Member {
             is_log_append_time: false,
             records: records.into(),
         })?;
-        let encoded = batch::encode(writer.finish(), &mut NoneCodec)?;
+        let outgoing = Outgoing {
+            raw: &writer.finish(),
+            next_offset,
+            chain: chain(next_offset),
+        };
+        let packed = outgoing.pack(&mut NoneCodec)?;
         Ok(ReadResult::Records {
             base_offset: from,
             next_offset,
-            chain: chain(next_offset),
-            header: encoded.header,
-            payload: encoded.payload,
+            chain: outgoing.chain,
+            is_chain_known: false,
+            header: packed.header,
+            payload: packed.payload,
         })
     }
 
@@ -387,6 +394,7 @@ impl Dialler {
             codecs: Vec::new(),
             max_reads: 4,
             max_read_bytes: READ_BYTES,
+            classes: ClassRules::default(),
             handshake_timeout: ANSWER_LIMIT,
         });
         let range = LogRange {
@@ -394,7 +402,7 @@ impl Dialler {
             start: 0,
             end: *end.borrow_and_update(),
         };
-        sender.add_log(LOG, self.log.clone(), range, member.acked());
+        sender.add_log(LOG, self.log.clone(), Class::Normal, range, member.acked());
         sender.start(started.elapsed());
         let mut buffer = vec![0; 16 << 10];
         // a stream that the hub holds back must not hold back pings; credit bounds them
@@ -417,6 +425,7 @@ impl Dialler {
                         member.opened.fetch_add(1, Ordering::Relaxed);
                         member.open.store(1, Ordering::Relaxed);
                     }
+                    SenderOutput::Policy(_) | SenderOutput::Missing(_) => {}
                     SenderOutput::Close(close) => return Ok(close),
                     other @ (SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
@@ -435,7 +444,7 @@ impl Dialler {
                 Some(sent) = streams.join_next() => sent??,
                 grown = end.changed() => {
                     grown?;
-                    sender.log_grew(LOG, *end.borrow_and_update());
+                    sender.log_grew(LOG, *end.borrow_and_update(), started.elapsed());
                 }
                 () = tokio::time::sleep_until((started + wake).into()) => {
                     sender.handle_timeout(started.elapsed());

@@ -2,16 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use shared::class::Class;
 use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
 use shared::ids::TopicName;
 use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule, TopicSettings,
-    TopicsConfig, UplinkConfig,
+    ClassesConfig, Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule,
+    TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
+use crate::uplink::policy::Zone;
 
 /// A week of 200-byte records at 80 a second, on the smallest disk that such devices come with.
 const DEFAULT_QUOTA: ByteSize = ByteSize::gib(10);
@@ -35,14 +37,25 @@ const DEFAULT_MAX_REQUEST: ByteSize = ByteSize::mib(8);
 const DEFAULT_MAX_INFLIGHT: ByteSize = ByteSize::mib(16);
 /// Kafka's `connections.max.idle.ms`.
 const DEFAULT_CLIENT_IDLE: Span = Span::minutes(10);
-/// Dialling anew is faster than waiting for the timers of a stalled connection.
-const DEFAULT_LINK_IDLE: Span = Span::secs(20);
+/// Longer than most outages: a connection that is nudged when the link is back goes on without a
+/// handshake, and what was on its way is not encoded again.
+const DEFAULT_LINK_IDLE: Span = Span::minutes(15);
+/// NATs forget UDP after 30 s: 0.45 MB a day.
+const DEFAULT_NAT_KEEP_ALIVE: Span = Span::secs(25);
+/// Two probes a second, and now and then more.
+const DEFAULT_OUTAGE_BUDGET: ByteSize = ByteSize::kib(6);
 /// A handshake over a satellite and a slow hub.
 const DEFAULT_CONNECT_TIMEOUT: Span = Span::secs(10);
 /// Short: most interruptions are.
 const DEFAULT_BACKOFF_MIN: Span = Span::millis(500);
 /// Ten thousand sites bring a restarted hub about 700 attempts a second.
 const DEFAULT_BACKOFF_MAX: Span = Span::secs(30);
+
+/// As many topic partitions as most sites have, at a megabyte each; with less traffic they take less.
+const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::mib(64);
+
+/// A little less than a hub keeps for a site unless it says otherwise, so that the site forgets first.
+const DEFAULT_HUB_CHUNKS: ByteSize = ByteSize::mib(48);
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/kedge";
 const DEFAULT_CERTIFICATE: &str = "/etc/kedge/site.pem";
@@ -56,15 +69,27 @@ const ADMIN_PORT: u16 = 9690;
 const LARGEST_DISK: ByteSize = ByteSize(1 << 50);
 
 pub(super) fn config(document: &mut Document) -> Config {
+    let (node, store) = (
+        node(document.section("node")),
+        store(document.section("store")),
+    );
+    let topics = topics(document.section("topics"));
+    let (kafka, http) = (
+        kafka(document.section("kafka")),
+        http(document.section("http")),
+    );
+    let policy = policy::site(document.section("policy"));
     let config = Config {
-        node: node(document.section("node")),
-        store: store(document.section("store")),
-        topics: topics(document.section("topics")),
-        kafka: kafka(document.section("kafka")),
-        http: http(document.section("http")),
-        uplink: uplink(document.section("uplink")),
+        node,
+        store,
+        topics,
+        kafka,
+        http,
+        uplink: uplink(document.section("uplink"), &policy.policy.zone),
+        policy,
         admin: admin(document),
         log: LogConfig::read(document.section("log")),
+        file: None,
     };
     check_sizes(&config, document);
     check_listeners(&config, document);
@@ -105,6 +130,7 @@ fn topics(mut section: Section) -> TopicsConfig {
         retention_bytes: None,
         on_full: OnFull::Backpressure,
         max_batch: DEFAULT_MAX_BATCH,
+        class: Class::Normal,
     };
     let auto_create = section.flag("auto_create", true);
     let default = topic_settings(&mut section.section("default"), default);
@@ -145,6 +171,7 @@ fn topic_settings(section: &mut Section, default: TopicSettings) -> TopicSetting
         ("drop-oldest", OnFull::DropOldest),
         ("drop-newest", OnFull::DropNewest),
     ];
+    let classes = Class::all().map(|class| (class.as_str(), class));
     let retention = Span::secs(1)..=Span::days(3_650);
     let bytes = ByteSize::mib(1)..=LARGEST_DISK;
     let batch = ByteSize::kib(1)..=LARGEST_MAX_BATCH;
@@ -154,6 +181,7 @@ fn topic_settings(section: &mut Section, default: TopicSettings) -> TopicSetting
         retention_bytes: section.size_limit("retention_bytes", default.retention_bytes, bytes),
         on_full: section.choice("on_full", default.on_full, &on_full),
         max_batch: section.size("max_batch", default.max_batch, batch),
+        class: section.choice("class", default.class, &classes),
     }
 }
 
@@ -186,11 +214,21 @@ fn http(mut section: Section) -> Option<HttpConfig> {
     enabled.then_some(config)
 }
 
-fn uplink(mut section: Section) -> Option<UplinkConfig> {
-    let codecs = [("zstd", Codec::Zstd), ("none", Codec::None)];
+fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
+    let codecs = [
+        ("auto", Codec::Auto),
+        ("modelled", Codec::Modelled),
+        ("columnar", Codec::Columnar),
+        ("zstd", Codec::Zstd),
+        ("none", Codec::None),
+    ];
+    let memory = ByteSize::mib(1)..=ByteSize::gib(16);
+    let chunks = ByteSize::kib(0)..=ByteSize::gib(64);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
     let connect = Span::secs(1)..=Span::minutes(5);
-    let idle = Span::secs(1)..=Span::minutes(10);
+    let idle = Span::secs(1)..=Span::minutes(30);
+    let nat = Span::secs(5)..=Span::minutes(10);
+    let outage = ByteSize::kib(1)..=ByteSize::mib(16);
     let waits = Span::millis(10)..=Span::hours(1);
     let enabled = section.flag("enabled", true);
     let hubs = if enabled {
@@ -200,18 +238,25 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
     };
     let config = UplinkConfig {
         hubs,
+        paths: policy::paths(&mut section, zone),
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),
             ca: section.path("ca", DEFAULT_CA),
         },
         server_name: section.optional::<String>("server_name"),
-        codec: section.choice("codec", Codec::Zstd, &codecs),
+        codec: section.choice("codec", Codec::Auto, &codecs),
+        codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, memory),
+        hub_chunks: section.size("hub_chunks", DEFAULT_HUB_CHUNKS, chunks),
         level: section.number("level", 3, 1..=19),
         max_read: section.size("max_read", ByteSize::kib(256), read),
-        max_reads: section.number("max_reads", 16_u32, 1..=256) as usize,
+        max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,
+        classes: ClassesConfig::read(section.section("classes")),
         connect_timeout: section.span("connect_timeout", DEFAULT_CONNECT_TIMEOUT, connect),
         idle_timeout: section.span("idle_timeout", DEFAULT_LINK_IDLE, idle),
+        nat_keep_alive: section.span("nat_keep_alive", DEFAULT_NAT_KEEP_ALIVE, nat),
+        outage_budget: section.size("outage_budget", DEFAULT_OUTAGE_BUDGET, outage),
+        tcp_fallback: section.flag("tcp_fallback", true),
         backoff_min: section.span("backoff_min", DEFAULT_BACKOFF_MIN, waits.clone()),
         backoff_max: section.span("backoff_max", DEFAULT_BACKOFF_MAX, waits),
     };

@@ -1,5 +1,6 @@
 //! The example file says the truth, and bad files say what is wrong.
 
+use shared::class::Class;
 use shared::config::{ConfigError, Document};
 
 use super::*;
@@ -53,20 +54,30 @@ fn the_example_shows_every_key() {
 /// Keys of a document as they are written, with `[]` for lists of tables.
 fn written_keys(text: &str) -> Vec<String> {
     let mut section = String::new();
+    let mut lists: Vec<String> = Vec::new();
     let mut keys = Vec::new();
+    // tables inside a list's tables are written without saying so
+    let full = |name: &str, lists: &[String]| {
+        let inside = |list: &&String| name.starts_with(&format!("{list}."));
+        lists.iter().find(inside).map_or_else(
+            || name.to_owned(),
+            |list| name.replacen(list.as_str(), &format!("{list}[]"), 1),
+        )
+    };
     for line in text.lines() {
         if let Some(name) = line
             .strip_prefix("[[")
             .and_then(|line| line.strip_suffix("]]"))
         {
-            keys.push(name.to_owned());
-            section = format!("{name}[]");
+            keys.push(full(name, &lists));
+            section = format!("{}[]", full(name, &lists));
+            lists.push(name.to_owned());
         } else if let Some(name) = line
             .strip_prefix('[')
             .and_then(|line| line.strip_suffix(']'))
         {
-            keys.push(name.to_owned());
-            name.clone_into(&mut section);
+            keys.push(full(name, &lists));
+            section = full(name, &lists);
         } else if let Some((key, _)) = line.split_once(" = ") {
             keys.push(format!("{section}.{key}"));
         }
@@ -93,7 +104,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "uplink.level = 99: out of range; accepted: a whole number from 1 to 19",
         "uplink.hubs[0] = \"hub\": not a host and port",
         "log.level = \"=\": not a log filter",
-        "mqtt: no such key; accepted: node, store, topics, kafka, http, uplink, admin, log",
+        "mqtt: no such key; accepted: node, store, topics, kafka, http, policy, uplink, admin, log",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
@@ -174,6 +185,76 @@ fn the_first_rule_that_matches_decides() {
         topics.settings("alarms").rules().retention_ms,
         Some(30 * 86_400_000)
     );
+}
+
+#[test]
+fn a_topic_has_the_class_of_its_rule_and_a_class_its_share() {
+    let text = format!(
+        "{LEAST}[uplink.classes]\nmin_share = 10\nbulk = {{ weight = 2, max_delay = \"5s\" }}\n\
+         [uplink.classes.normal]\nmax_delay = \"1s\"\n[topics.default]\nclass = \"bulk\"\n\
+         [[topics.rule]]\nmatch = \"alarms\"\nclass = \"critical\"\n[[topics.rule]]\nmatch = \"logs\"\n"
+    );
+    let config = load(&text, &[]).unwrap();
+    assert_eq!(config.topics.settings("alarms").class, Class::Critical);
+    assert_eq!(config.topics.settings("logs").class, Class::Bulk);
+    let classes = config.uplink.unwrap().classes;
+    let parts = Class::all().map(|class| classes.shares.per_mille(class));
+    assert_eq!(parts, [720, 180, 100]);
+    let delays = Class::all().map(|class| classes.max_delay[class]);
+    let seconds = [0, 1, 5].map(|seconds| Some(std::time::Duration::from_secs(seconds)));
+    assert_eq!(delays, seconds);
+    let text = problems(
+        "[uplink]\nhubs = [\"h:1\"]\n[uplink.classes]\nmin_share = 31\nnormal = { max_delay = \"1h\" }\n\
+         bulk = { weight = 0 }\nurgent = { weight = 1 }\n[topics.default]\nclass = \"urgent\"\n",
+    );
+    for part in [
+        "uplink.classes.min_share = 31: out of range; accepted: a whole number from 0 to 30",
+        "uplink.classes.normal.max_delay: longer than 10m",
+        "uplink.classes.bulk.weight = 0: out of range",
+        "uplink.classes.urgent: no such key",
+        "topics.default.class = \"urgent\": not one of",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn paths_and_policies_are_read_and_checked() {
+    let text = format!(
+        "{LEAST}[[uplink.path]]\nname = \"wifi\"\ninterface = \"wlan0\"\n\
+         [[uplink.path]]\nname = \"lte\"\nlocal = \"192.0.2.5\"\nrate_up = \"1Mbit\"\n\
+         [uplink.path.allowance]\nbytes = \"2GB\"\n\
+         [policy]\ntime_zone = \"Europe/Berlin\"\n"
+    );
+    let config = load(&text, &[]).unwrap();
+    let rules = config.rules();
+    let names: Vec<&str> = rules.paths.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["wifi", "lte"]);
+    // the zone of a path that names none is the site's
+    assert_eq!(rules.paths[1].1.zone, rules.site.zone);
+    assert_eq!(
+        rules.paths[1].1.allowance.map(|it| it.bytes.bytes()),
+        Some(2_000_000_000)
+    );
+    let paths = config.uplink.unwrap().paths;
+    assert_eq!(paths[0].bind, Bind::Interface("wlan0".to_owned()));
+    assert_eq!(paths[1].bind, Bind::Local("192.0.2.5".parse().unwrap()));
+    assert_eq!(load(LEAST, &[]).unwrap().rules().paths[0].0, ONLY_PATH);
+
+    let text = problems(&format!(
+        "{LEAST}[[uplink.path]]\nname = \"a\"\nlocal = \"0.0.0.0\"\n\
+         [[uplink.path]]\nname = \"a\"\nlocal = \"192.0.2.5\"\ninterface = \"eth0\"\n\
+         [[uplink.path]]\nname = \"b c\"\nfrom_hub = \"ignore\"\n"
+    ));
+    for part in [
+        "uplink.path[0].local = \"0.0.0.0\": not an address of this machine",
+        "uplink.path[1].name: another path is named `a`",
+        "uplink.path[1].interface: `local` is given, too",
+        "uplink.path[2].name = \"b c\": not a name",
+        "uplink.path[2].from_hub: no such key",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `[topics]`: which topics exist and what their logs may hold.
 
+use shared::class::Class;
 use shared::config::Pattern;
 use shared::ids::TopicName;
 use shared::units::{ByteSize, Span};
@@ -43,6 +44,8 @@ pub struct TopicSettings {
     pub on_full: OnFull,
     /// Largest record batch.
     pub max_batch: ByteSize,
+    /// How urgent its records are on the link.
+    pub class: Class,
 }
 
 impl TopicSettings {

@@ -1,3 +1,4 @@
+use shared::class::Class;
 use shared::record::{BatchBuilder, Compression};
 use shared::units::ByteSize;
 
@@ -20,6 +21,7 @@ pub(crate) fn any_topic() -> TopicsConfig {
             retention_bytes: None,
             on_full: OnFull::Backpressure,
             max_batch: ByteSize(1_048_588),
+            class: Class::Normal,
         },
         rules: Vec::new(),
     }

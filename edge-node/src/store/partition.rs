@@ -15,9 +15,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use shared::history;
 use shared::ids::{Offset, TopicName};
 
-use super::{GapReason, Ledger, LogRange, chain};
+use super::{GapReason, Ledger, LogRange};
 
 /// Most gaps that one partition keeps; `drop-newest` refuses beyond it.
 pub(super) const MAX_GAPS: usize = 10_000;
@@ -181,7 +182,7 @@ impl Partition {
         let before = self.end;
         self.end = Point {
             offset: before.offset + u64::from(count),
-            chain: chain::after_batch(before.chain, crc, count),
+            chain: history::after_batch(before.chain, crc, count),
             bytes: before.bytes + bytes,
         };
         self.last_age_ms = age_ms;

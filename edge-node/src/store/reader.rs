@@ -3,12 +3,13 @@
 //! Gaps are in the books, batches on the disk. A scan begins while the book is held, so that it shows
 //! exactly what the books say; an offset that neither has is damage.
 
+use shared::history;
 use shared::ids::Offset;
 
 use super::disk::{Disk, DiskError, Scan, Stored};
 use super::engine::Engine;
 use super::partition::{Gap, Point};
-use super::{Item, PartitionId, StoreError, chain, value};
+use super::{Item, PartitionId, StoreError, value};
 
 /// What a gap counts for in the size of a read.
 const GAP_COST: usize = 64;
@@ -163,7 +164,7 @@ fn batch_item(stored: Stored) -> Item {
     Item::Batch {
         base_offset: stored.base,
         next_offset: stored.next(),
-        chain: chain::after_batch(stored.head.chain, crc, stored.head.count),
+        chain: history::after_batch(stored.head.chain, crc, stored.head.count),
         batch: stored.batch,
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shared::history;
 use shared::ids::{Offset, TopicName};
 
 use super::disk::{DiskError, Op, Stored};
@@ -15,7 +16,7 @@ use super::draft::push_gap_changes;
 use super::ends::Ends;
 use super::engine::Loaded;
 use super::partition::{Gap, Partition, Point};
-use super::{PartitionId, chain, value};
+use super::{PartitionId, value};
 
 /// Bytes looked at after a crash. RocksDB keeps about 8 MiB in its write-ahead log, and what it
 /// flushes meanwhile.
@@ -211,7 +212,7 @@ fn after(stored: &Stored) -> Point {
     let crc = value::crc_of(&stored.batch);
     Point {
         offset: stored.next(),
-        chain: chain::after_batch(stored.head.chain, crc, stored.head.count),
+        chain: history::after_batch(stored.head.chain, crc, stored.head.count),
         bytes: stored.head.bytes + u64::try_from(stored.batch.len()).unwrap_or(0),
     }
 }

@@ -4,7 +4,8 @@
 //! where the store knows the log's history (see `Store::chain_at`). A gap travels alone.
 
 use bytes::Bytes;
-use shared::batch::{self, BatchError, Block, BlockWriter, Encoder};
+use shared::batch::{BatchError, Block, BlockWriter};
+use shared::history;
 use shared::ids::Offset;
 use shared::link::ReadResult;
 use shared::record::{self, BatchHeader, RecordError};
@@ -17,21 +18,45 @@ pub(super) enum AssembleError {
     /// A stored batch does not open, although it was checked when it came in.
     #[error("stored batch at offset {offset}: {error}")]
     Stored { offset: Offset, error: RecordError },
-    /// The codec failed.
+    /// Stored batches do not follow on each other, or a codec failed.
     #[error(transparent)]
     Codec(#[from] BatchError),
 }
 
-/// Packs as many of the leading `items` as fit `max_raw` decoded bytes (always at least one) into one
-/// stream.
+/// What goes on one data stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Assembled {
+    /// Consecutive records.
+    Records {
+        /// The raw payload.
+        raw: Vec<u8>,
+        /// First offset.
+        base_offset: Offset,
+        /// Offset after the last.
+        next_offset: Offset,
+        /// The store's chain at `next_offset`.
+        chain: u64,
+        /// The hub computes the chain by itself.
+        is_chain_known: bool,
+        /// There was more than fits.
+        is_backlog: bool,
+    },
+    /// A range that the store dropped, or nothing.
+    Other(ReadResult),
+}
+
+/// Gathers as many of the leading `items` as fit `max_raw` decoded bytes (always at least one) for one
+/// stream. `known` is the chain before them as the hub will know it; 0: it will not.
 pub(super) fn assemble(
     items: Vec<Item>,
     max_raw: usize,
     max_stored_uncompressed: usize,
-    encoder: &mut dyn Encoder,
-) -> Result<ReadResult, AssembleError> {
+    known: u64,
+) -> Result<Assembled, AssembleError> {
     let mut writer = BlockWriter::default();
     let mut last = None;
+    let mut followed = Some(known);
+    let mut is_backlog = false;
     for item in items {
         match item {
             Item::Gap {
@@ -40,12 +65,12 @@ pub(super) fn assemble(
                 reason,
                 chain,
             } if last.is_none() => {
-                return Ok(ReadResult::Gap {
+                return Ok(Assembled::Other(ReadResult::Gap {
                     from,
                     to,
                     reason: reason as u8,
                     chain,
-                });
+                }));
             }
             Item::Gap { .. } => break,
             Item::Batch {
@@ -56,23 +81,25 @@ pub(super) fn assemble(
             } => {
                 let block = open_block(&batch, base_offset, max_stored_uncompressed)?;
                 if last.is_some() && writer.raw_len() + block.records.len() > max_raw {
+                    is_backlog = true;
                     break;
                 }
                 writer.push(&block)?;
+                followed = followed.and_then(|before| history::after_plain(before, &[block]));
                 last = Some((next_offset, chain));
             }
         }
     }
     let (Some((next_offset, chain)), Some((base_offset, _))) = (last, writer.range()) else {
-        return Ok(ReadResult::Nothing);
+        return Ok(Assembled::Other(ReadResult::Nothing));
     };
-    let encoded = batch::encode(writer.finish(), encoder)?;
-    Ok(ReadResult::Records {
+    Ok(Assembled::Records {
+        is_backlog: is_backlog || writer.raw_len() >= max_raw,
+        raw: writer.finish(),
         base_offset,
         next_offset,
         chain,
-        header: encoded.header,
-        payload: encoded.payload,
+        is_chain_known: followed == Some(chain),
     })
 }
 
@@ -102,7 +129,6 @@ fn open_block(stored: &Bytes, base_offset: Offset, limit: usize) -> Result<Block
 mod tests {
     use super::*;
     use crate::store::GapReason;
-    use shared::batch::NoneCodec;
     use shared::record::BatchBuilder;
 
     fn stored(base_offset: Offset, value_len: usize) -> Item {
@@ -117,19 +143,19 @@ mod tests {
         }
     }
 
-    fn pack(items: Vec<Item>, max_raw: usize) -> ReadResult {
-        assemble(items, max_raw, 1 << 20, &mut NoneCodec).unwrap()
+    fn pack(items: Vec<Item>, max_raw: usize) -> Assembled {
+        assemble(items, max_raw, 1 << 20, 0).unwrap()
     }
 
-    fn records(result: &ReadResult) -> (Offset, Offset, u64) {
+    fn records(result: &Assembled) -> (Offset, Offset, u64) {
         match result {
-            ReadResult::Records {
+            Assembled::Records {
                 base_offset,
                 next_offset,
                 chain,
                 ..
             } => (*base_offset, *next_offset, *chain),
-            other @ (ReadResult::Gap { .. } | ReadResult::Nothing) => panic!("{other:?}"),
+            other @ Assembled::Other(_) => panic!("{other:?}"),
         }
     }
 
@@ -160,17 +186,18 @@ mod tests {
         let out = pack(vec![gap, stored(9, 10)], 1000);
         assert_eq!(
             out,
-            ReadResult::Gap {
+            Assembled::Other(ReadResult::Gap {
                 from: 6,
                 to: 9,
                 reason: 1,
                 chain: 3
-            }
+            })
         );
     }
 
     #[test]
     fn nothing_stored_is_nothing_to_send() {
-        assert_eq!(pack(vec![], 1000), ReadResult::Nothing);
+        let nothing = Assembled::Other(ReadResult::Nothing);
+        assert_eq!(pack(vec![], 1000), nothing);
     }
 }

@@ -2,22 +2,29 @@
 //!
 //! QUIC repeats what is not answered ever more seldom, so that an attempt that began while the link was
 //! down would sleep on long after it is back. Fresh attempts are raced against it, and the first one on a
-//! slow link is not given up for them.
+//! slow link is not given up for them. Where UDP is blocked, none of them is ever answered: after
+//! [`UDP_PATIENCE`] TLS over TCP to the same host and port joins the race.
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::congestion::ControllerFactory;
+use quinn::{ClientConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rand::RngExt as _;
 use shared::config::HostPort;
+use shared::congestion::{MeasuredConfig, RateLimit};
 use shared::tls::{ClientTls, Peer, TlsError};
-use tracing::warn;
+use shared::transport::{Connection, Lost, LostKind, NudgeHandle, QuicConnection};
+use tokio::time::Instant;
+use tracing::{debug, warn};
 
+use super::outlet::{Binding, Outlet, Udp};
+use super::{Policies, watch};
 use crate::config::UplinkConfig;
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
@@ -26,12 +33,18 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const RECEIVE_WINDOW: u32 = 2 << 20;
 /// Data handed to QUIC and not acknowledged by the peer's QUIC.
 const SEND_WINDOW: u64 = 4 << 20;
+/// A path is asked for larger packets this often: each look costs a few kilobytes where it has none.
+const MTU_LOOK: Duration = Duration::from_secs(60 * 60);
 /// A fresh attempt starts beside those under way about this often: a handshake takes less on most links.
 const RACE_EVERY: Duration = Duration::from_secs(2);
 /// Attempts at once: the first, and the latest.
 const RACERS: usize = 3;
-/// How long the last words may take when the node stops.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// UDP that is not answered for so long may be blocked.
+const UDP_PATIENCE: Duration = Duration::from_secs(4);
+/// How long an attempt on another path may take, over each transport.
+const PATH_PATIENCE: Duration = Duration::from_secs(3);
+/// Between attempts over TCP within one race.
+const TCP_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a hub was not reached.
 #[derive(Debug, thiserror::Error)]
@@ -74,24 +87,56 @@ impl ConnectError {
             | Self::Timeout { .. } => false,
         }
     }
+
+    fn of(address: SocketAddr, lost: Lost) -> Self {
+        let text = lost.text;
+        match lost.kind {
+            LostKind::TimedOut => Self::NoAnswer { address, text },
+            LostKind::Closed { .. } | LostKind::Refused | LostKind::Local | LostKind::Broken => {
+                Self::Refused { address, text }
+            }
+        }
+    }
 }
 
 /// Dials the configured hubs in turn.
 #[derive(Debug)]
 pub(super) struct Connector {
-    endpoint: Endpoint,
+    /// One for each path, the preferred first. At least one.
+    outlets: Vec<Outlet>,
+    /// The path that is used.
+    path: usize,
     hubs: Vec<HostPort>,
     next: usize,
     tls: ClientTls,
     server_name: Option<String>,
     connect_timeout: Duration,
     idle_timeout: Duration,
+    nat_keep_alive: Duration,
+    is_tcp_allowed: bool,
+    /// Since when nothing was heard over UDP from the hub that is being dialled, over several races.
+    unanswered: Mutex<Option<Instant>>,
 }
 
 impl Connector {
-    pub(super) fn new(config: &UplinkConfig) -> Result<Self, ConnectError> {
+    pub(super) fn new(config: &UplinkConfig, policies: &Policies) -> Result<Self, ConnectError> {
+        let bindings = config.paths.iter().map(|path| Binding::from(&path.bind));
+        let mut bindings: Vec<Binding> = bindings.collect();
+        if bindings.is_empty() {
+            bindings.push(Binding::default());
+        }
+        let outlets: Vec<Outlet> = bindings
+            .into_iter()
+            .enumerate()
+            .map(|(path, binding)| Outlet::new(binding, Arc::clone(policies.shaper(path))))
+            .collect();
+        if let [only] = outlets.as_slice() {
+            // a machine without a network stack is seen at the start
+            only.udp()?;
+        }
         Ok(Self {
-            endpoint: bind()?,
+            outlets,
+            path: 0,
             hubs: config.hubs.clone(),
             next: 0,
             // a problem with the files is seen at the start, not at the first dial
@@ -99,23 +144,133 @@ impl Connector {
             server_name: config.server_name.clone(),
             connect_timeout: config.connect_timeout.duration(),
             idle_timeout: config.idle_timeout.duration(),
+            nat_keep_alive: config.nat_keep_alive.duration(),
+            is_tcp_allowed: config.tcp_fallback,
+            unanswered: Mutex::default(),
         })
     }
 
     /// Dials the hub whose turn it is; after a failure it is the next one's.
     pub(super) async fn dial(&mut self) -> Result<Connection, ConnectError> {
-        let dialled = tokio::time::timeout(self.connect_timeout, self.race()).await;
-        let outcome = dialled.unwrap_or_else(|_elapsed| {
-            let host = self.hub().to_string();
-            Err(ConnectError::Timeout {
-                host,
-                limit: self.connect_timeout,
-            })
-        });
+        self.unanswered().get_or_insert_with(Instant::now);
+        let outcome = self.within(self.connect_timeout, self.race()).await;
+        if matches!(outcome, Ok(_) | Err(ConnectError::Refused { .. })) {
+            *self.unanswered() = None;
+        }
         if outcome.is_err() {
             self.next_hub();
         }
         outcome
+    }
+
+    /// How many paths there are.
+    pub(super) const fn paths(&self) -> usize {
+        self.outlets.len()
+    }
+
+    /// From here on this path is used.
+    pub(super) const fn take_path(&mut self, path: usize) {
+        self.path = path;
+    }
+
+    /// Whether the session's hub can be reached by a path: a probe, or a TCP connection where UDP is blocked.
+    pub(super) async fn is_there(&self, path: usize, known: SocketAddr) -> bool {
+        let Some(outlet) = self.outlets.get(path) else {
+            return false;
+        };
+        match outlet.udp() {
+            Ok(udp) if watch::answers(&udp, known).await => true,
+            Ok(_) if self.is_tcp_allowed => {
+                let connecting = outlet.connect_tcp(known, self.idle_timeout);
+                let connected = tokio::time::timeout(PATH_PATIENCE, connecting).await;
+                matches!(connected, Ok(Ok(_)))
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// An attempt on another path, beside a session.
+    pub(super) async fn dial_on(
+        &self,
+        path: usize,
+        known: SocketAddr,
+    ) -> Result<Connection, ConnectError> {
+        let outlet = self.outlets.get(path).unwrap_or_else(|| self.outlet());
+        let over_udp = async {
+            let address = self.resolve_or(known).await?;
+            self.try_quic(outlet, self.hub(), address).await
+        };
+        let failed = match self.within(PATH_PATIENCE, over_udp).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        if !self.is_tcp_allowed {
+            return Err(failed);
+        }
+        let over_tcp = async {
+            let address = self.resolve_or(known).await?;
+            self.try_tcp(outlet, self.hub(), address).await
+        };
+        self.within(PATH_PATIENCE, over_tcp).await
+    }
+
+    fn outlet(&self) -> &Outlet {
+        &self.outlets[self.path.min(self.outlets.len() - 1)]
+    }
+
+    /// One attempt beside a session, over QUIC only, at the session's hub.
+    pub(super) async fn dial_quic(&self, known: SocketAddr) -> Result<Connection, ConnectError> {
+        let attempt = async {
+            let address = self.resolve_or(known).await?;
+            self.try_quic(self.outlet(), self.hub(), address).await
+        };
+        self.within(self.connect_timeout, attempt).await
+    }
+
+    /// The same at another hub: one of [`Self::others`].
+    pub(super) async fn dial_other(&self, hub: usize) -> Result<Connection, ConnectError> {
+        let hub = self.hubs.get(hub).unwrap_or_else(|| self.hub());
+        let attempt = async {
+            let address = self.resolve(hub).await?;
+            self.try_quic(self.outlet(), hub, address).await
+        };
+        self.within(self.connect_timeout, attempt).await
+    }
+
+    /// The hubs that are not the one whose turn it is, as far as they have an address.
+    pub(super) async fn others(&self) -> Vec<(usize, SocketAddr)> {
+        let mut others = Vec::new();
+        for (index, hub) in self.hubs.iter().enumerate() {
+            if index != self.next
+                && let Ok(address) = self.resolve(hub).await
+            {
+                others.push((index, address));
+            }
+        }
+        others
+    }
+
+    /// From here on it is this one's turn.
+    pub(super) fn turn_to(&mut self, hub: usize) {
+        self.next = hub % self.hubs.len();
+    }
+
+    /// One attempt beside a session, over TCP only.
+    pub(super) async fn dial_tcp(&self, known: SocketAddr) -> Result<Connection, ConnectError> {
+        let attempt = async {
+            let address = self.resolve_or(known).await?;
+            self.try_tcp(self.outlet(), self.hub(), address).await
+        };
+        self.within(self.connect_timeout, attempt).await
+    }
+
+    /// The UDP socket that the hub is dialled from.
+    pub(super) fn udp(&self) -> io::Result<Udp> {
+        self.outlet().udp()
+    }
+
+    pub(super) const fn is_tcp_allowed(&self) -> bool {
+        self.is_tcp_allowed
     }
 
     pub(super) fn next_hub(&mut self) {
@@ -123,8 +278,9 @@ impl Connector {
     }
 
     pub(super) async fn close(self) {
-        self.endpoint.close(VarInt::from_u32(0), b"");
-        let _late = tokio::time::timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+        for outlet in self.outlets {
+            outlet.close().await;
+        }
     }
 
     /// The hub whose turn it is.
@@ -132,15 +288,35 @@ impl Connector {
         &self.hubs[self.next]
     }
 
-    /// What the first of several attempts comes to.
+    fn unanswered(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unanswered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        attempt: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, ConnectError> {
+        let outcome = tokio::time::timeout(limit, attempt).await;
+        outcome.unwrap_or_else(|_elapsed| {
+            let host = self.hub().to_string();
+            Err(ConnectError::Timeout { host, limit })
+        })
+    }
+
+    /// What the first of several attempts comes to; TCP counts only when it comes to something.
     async fn race(&self) -> Result<Connection, ConnectError> {
         let mut racers = vec![Box::pin(self.try_hub())];
+        let mut over_tcp = Box::pin(self.tcp_in_time());
         loop {
             // spread: thousands of sites may have lost the same hub
             let wait = RACE_EVERY.mul_f64(rand::rng().random_range(0.75..1.25));
             tokio::select! {
                 biased;
                 outcome = first_of(&mut racers) => return outcome,
+                connection = &mut over_tcp => return Ok(connection),
                 () = tokio::time::sleep(wait) => {}
             }
             if racers.len() == RACERS {
@@ -152,57 +328,127 @@ impl Connector {
 
     async fn try_hub(&self) -> Result<Connection, ConnectError> {
         let hub = self.hub();
-        let resolve = |error| ConnectError::Resolve {
+        self.try_quic(self.outlet(), hub, self.resolve(hub).await?)
+            .await
+    }
+
+    /// A connection over TCP, once QUIC had its time; without end where there is none to be had.
+    async fn tcp_in_time(&self) -> Connection {
+        if !self.is_tcp_allowed {
+            std::future::pending::<()>().await;
+        }
+        let since = self.unanswered().unwrap_or_else(Instant::now);
+        tokio::time::sleep_until(since + UDP_PATIENCE).await;
+        loop {
+            let hub = self.hub();
+            let attempt = async {
+                let address = self.resolve(hub).await?;
+                self.try_tcp(self.outlet(), hub, address).await
+            };
+            match attempt.await {
+                Ok(connection) => return connection,
+                Err(error) => debug!(%error, "No TCP either"),
+            }
+            tokio::time::sleep(TCP_AGAIN).await;
+        }
+    }
+
+    async fn resolve(&self, hub: &HostPort) -> Result<SocketAddr, ConnectError> {
+        let failed = |error| ConnectError::Resolve {
             host: hub.to_string(),
             error,
         };
+        let outlet = self.outlet();
+        let is_v6 = outlet.udp()?.is_v6;
         let addresses = tokio::net::lookup_host((hub.host.as_str(), hub.port)).await;
-        let is_v6 = self.endpoint.local_addr()?.is_ipv6();
-        let address = addresses
-            .map_err(resolve)?
-            .find(|address| is_v6 || address.is_ipv4())
-            .ok_or_else(|| resolve(io::Error::other("no address")))?;
-        let name = self.server_name.as_deref().unwrap_or(&hub.host);
-        let connecting = self
-            .endpoint
-            .connect_with(self.client_config(), address, name)
-            .map_err(|error| ConnectError::Start { address, error })?;
-        connecting.await.map_err(|error| {
-            let text = shared::tls::explain(&error, Peer::Hub, shared::time::wall_ms());
-            if error == quinn::ConnectionError::TimedOut {
-                ConnectError::NoAnswer { address, text }
-            } else {
-                ConnectError::Refused { address, text }
-            }
-        })
+        addresses
+            .map_err(failed)?
+            .find(|address| (is_v6 || address.is_ipv4()) && outlet.speaks(address.ip()))
+            .ok_or_else(|| failed(io::Error::other("no address")))
     }
 
-    fn client_config(&self) -> ClientConfig {
+    /// While the link is down there may be no resolver either.
+    async fn resolve_or(&self, known: SocketAddr) -> Result<SocketAddr, ConnectError> {
+        match self.resolve(self.hub()).await {
+            Ok(address) => Ok(address),
+            Err(ConnectError::Resolve { .. }) => Ok(known),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn name<'a>(&'a self, hub: &'a HostPort) -> &'a str {
+        self.server_name.as_deref().unwrap_or(&hub.host)
+    }
+
+    async fn try_quic(
+        &self,
+        outlet: &Outlet,
+        hub: &HostPort,
+        address: SocketAddr,
+    ) -> Result<Connection, ConnectError> {
+        self.refresh_certificates();
+        let (transport, nudge) = self.transport(outlet.limit());
+        let mut config = ClientConfig::new(self.tls.config());
+        config.transport_config(Arc::new(transport));
+        let endpoint = outlet.udp()?.endpoint;
+        let connecting = endpoint
+            .connect_with(config, address, self.name(hub))
+            .map_err(|error| ConnectError::Start { address, error })?;
+        let connection = connecting
+            .await
+            .map_err(|error| ConnectError::of(address, Lost::from((&error, Peer::Hub))))?;
+        let connection = QuicConnection::new(connection, Peer::Hub).with_nudge(nudge);
+        Ok(Connection::Quic(connection))
+    }
+
+    async fn try_tcp(
+        &self,
+        outlet: &Outlet,
+        hub: &HostPort,
+        address: SocketAddr,
+    ) -> Result<Connection, ConnectError> {
+        self.refresh_certificates();
+        let connecting = outlet.connect_tcp(address, self.idle_timeout);
+        let stream = connecting.await.map_err(|error| ConnectError::NoAnswer {
+            address,
+            text: error.to_string(),
+        })?;
+        let tls = self.tls.tcp_config();
+        let pacer = outlet.pacer(address);
+        let shaking = shared::transport::connect_tcp(stream, tls, self.name(hub), Some(pacer));
+        let connection = shaking
+            .await
+            .map_err(|lost| ConnectError::of(address, lost))?;
+        Ok(Connection::Tcp(connection))
+    }
+
+    fn refresh_certificates(&self) {
         if let Err(error) = self.tls.refresh() {
             warn!(%error, "Renewed certificates cannot be used, the old ones stay");
         }
-        let mut config = ClientConfig::new(self.tls.config());
-        config.transport_config(Arc::new(self.transport()));
-        config
     }
 
-    fn transport(&self) -> TransportConfig {
+    fn transport(&self, limit: RateLimit) -> (TransportConfig, NudgeHandle) {
         let mut transport = TransportConfig::default();
-        let idle = IdleTimeout::try_from(self.idle_timeout).ok();
+        let controller: Arc<dyn ControllerFactory + Send + Sync> =
+            Arc::new(MeasuredConfig::new(limit));
+        let nudge = NudgeHandle::prepare(&mut transport, controller, RECEIVE_WINDOW);
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.interval(MTU_LOOK);
         transport
-            .max_idle_timeout(idle)
-            // the protocol's own keep-alives begin with the welcome, for which a hub may need longer: its
-            // lane may be waiting for Kafka
-            .keep_alive_interval(Some(self.idle_timeout / 2))
+            .max_idle_timeout(IdleTimeout::try_from(self.idle_timeout).ok())
+            // the site alone keeps the NATs on the way awake: one small packet each way, and only when
+            // nothing else was said
+            .keep_alive_interval(Some(self.nat_keep_alive.min(self.idle_timeout / 2)))
+            .mtu_discovery_config(Some(discovery))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-            .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
             .send_window(SEND_WINDOW)
             // batches in the order in which they were read: one that is whole can be committed
             .send_fairness(false)
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None);
-        transport
+        (transport, nudge)
     }
 }
 
@@ -216,10 +462,4 @@ async fn first_of<F: Future>(racers: &mut [Pin<Box<F>>]) -> F::Output {
         ended.unwrap_or(Poll::Pending)
     })
     .await
-}
-
-/// Both IP versions where the machine has them.
-fn bind() -> io::Result<Endpoint> {
-    Endpoint::client(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))
-        .or_else(|_no_v6| Endpoint::client(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))
 }

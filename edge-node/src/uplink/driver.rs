@@ -1,43 +1,58 @@
-//! One session: the loop between `link::Sender`, a QUIC connection and the store.
+//! One session: the loop between `link::Sender`, a connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
-//! bytes from the hub, finished streams, changes of the store, the timer, the connection's end, and
+//! bytes from the hub, streams that are delivered, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, VarInt};
-use shared::batch::supported_codecs;
+use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
-use shared::tls::Peer;
+use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
+use shared::units::BitRate;
 use shared::wire::{Code, Handle, LogRange};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::Policies;
+use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
+use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::{PartitionId, Store};
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
 const CONTROL_QUEUE: usize = 1024;
-/// Reads in the worker, or waiting for credit.
-const MAX_READS: usize = 4;
-/// Decoded bytes that one data stream aims at: large enough for zstd, small enough that a lost packet
-/// holds up little.
-const STREAM_BYTES: u32 = 256 << 10;
 /// From hello to welcome; the hub may be waiting for a lane to start.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A stream may see its end a moment before the connection tells why.
 const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a goodbye may take to reach the hub.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What the configuration says of a session.
+#[derive(Debug, Clone)]
+pub(super) struct SessionSettings {
+    /// Codecs that the hub may choose from, best first.
+    pub(super) codecs: Vec<u8>,
+    /// Reads in the worker, or waiting for credit.
+    pub(super) max_reads: usize,
+    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a
+    /// lost packet holds up little.
+    pub(super) max_read_bytes: u32,
+    /// The class of each topic.
+    pub(super) topics: TopicsConfig,
+    /// How the classes share the link.
+    pub(super) classes: ClassesConfig,
+}
 
 /// How a session ended.
 #[derive(Debug)]
@@ -52,6 +67,17 @@ pub(super) struct Ended {
     pub(super) unsettled: Unsettled,
 }
 
+/// What ends a session from outside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Signals<'a> {
+    /// The node stops.
+    pub(super) stop: &'a CancellationToken,
+    /// Another connection takes this one's place.
+    pub(super) replaced: &'a CancellationToken,
+    /// The hub should be asked for a word.
+    pub(super) speak: &'a Notify,
+}
+
 /// Runs a session on a fresh connection until it ends.
 pub(super) async fn run(
     connection: Connection,
@@ -59,18 +85,20 @@ pub(super) async fn run(
     worker: Worker,
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
-    stop: &CancellationToken,
-) -> Result<Ended, ConnectionError> {
-    let (send, recv) = connection.open_bi().await?;
-    // acknowledgements and keep-alives go before any data
-    let _closed = send.set_priority(i32::MAX);
+    settings: &SessionSettings,
+    policies: Policies,
+    path: usize,
+    forbidden: impl Future<Output = String>,
+    signals: Signals<'_>,
+) -> Result<Ended, Lost> {
+    let (send, recv) = connection.open_control().await?;
     let mut tasks = JoinSet::new();
     let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
     tasks.spawn(write_control(send, control_queue));
     let (done_in, done) = mpsc::channel(CONTROL_QUEUE);
     let incarnation = store.incarnation();
     let changes = store.changes();
-    let mut sender = Sender::new(sender_config(incarnation));
+    let mut sender = Sender::new(sender_config(incarnation, settings));
     sender.recall(unsettled);
     let session = Session {
         sender,
@@ -82,21 +110,31 @@ pub(super) async fn run(
         tasks,
         store,
         worker,
+        settings: settings.clone(),
+        buffer: SendBuffer::new(settings.max_read_bytes),
         stats,
         seen: Seen::default(),
+        codecs: Arc::default(),
+        policies,
+        path,
+        granted: None,
         was_open: false,
     };
-    Ok(session.run(recv, done, changes, stop).await)
+    Ok(session.run(recv, done, changes, forbidden, signals).await)
 }
 
-fn sender_config(incarnation: Incarnation) -> SenderConfig {
+fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> SenderConfig {
     SenderConfig {
         nonce: rand::random(),
         incarnation,
         software: concat!("edge-node ", env!("CARGO_PKG_VERSION")).to_owned(),
-        codecs: supported_codecs(),
-        max_reads: MAX_READS,
-        max_read_bytes: STREAM_BYTES,
+        codecs: settings.codecs.clone(),
+        max_reads: settings.max_reads,
+        max_read_bytes: settings.max_read_bytes,
+        classes: ClassRules {
+            shares: settings.classes.shares,
+            max_delay: PerClass::default(),
+        },
         handshake_timeout: HANDSHAKE_TIMEOUT,
     }
 }
@@ -109,23 +147,38 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    tasks: JoinSet<()>,
+    /// Those of data streams end with the stream's class and length, once the transport has delivered it.
+    tasks: JoinSet<Option<(Class, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
+    settings: SessionSettings,
+    buffer: SendBuffer,
     stats: Arc<UplinkStats>,
     seen: Seen,
+    codecs: Arc<[u8]>,
+    policies: Policies,
+    /// The path that it goes by.
+    path: usize,
+    /// Bytes a second that the policy grants; `None`: as many as go.
+    granted: Option<u64>,
     was_open: bool,
 }
 
 impl Session {
     async fn run(
         mut self,
-        mut recv: quinn::RecvStream,
+        mut recv: ControlRecv,
         mut done: mpsc::Receiver<Done>,
         mut changes: watch::Receiver<u64>,
-        stop: &CancellationToken,
+        forbidden: impl Future<Output = String>,
+        signals: Signals<'_>,
     ) -> Ended {
+        let mut forbidden = pin!(forbidden);
+        let mut is_forbidden = false;
+        let mut policy = self.policies.watch();
         self.update_logs();
+        self.follow_path();
+        self.follow_policy();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
         let close = loop {
@@ -140,20 +193,52 @@ impl Session {
                 read = recv.read(&mut buffer) => match read {
                     Ok(Some(len)) => self.sender.handle_control(&buffer[..len], self.now()),
                     Ok(None) => self.sender.close(Code::BadFrame, None, "control stream ended"),
-                    Err(error) => break lost(self.connection.closed(), &error.to_string()).await,
+                    Err(seen) => break lost(self.connection.closed(), seen).await,
                 },
-                Some(_finished) = self.tasks.join_next() => {}
+                Some(finished) = self.tasks.join_next() => {
+                    if let Ok(Some((class, bytes))) = finished {
+                        self.sender.handle_delivered(class, bytes);
+                    }
+                }
                 changed = changes.changed() => match changed {
                     Ok(()) => self.update_logs(),
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
+                Ok(()) = policy.changed() => self.follow_policy(),
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
-                error = self.connection.closed() => break close_of(&error),
-                () = stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
+                lost = self.connection.closed() => break close_of(lost),
+                reason = &mut forbidden, if !is_forbidden => {
+                    is_forbidden = true;
+                    self.sender.close(Code::Stopping, None, &format!("policy: {reason}"));
+                }
+                // another connection is up: the hub ends this session when it hears of the next one
+                () = signals.replaced.cancelled() => break replaced(),
+                () = signals.speak.notified() => self.sender.ping(self.now()),
+                () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            let is_waiting = self.sender.streams_in_flight() > 0;
+            self.stats.waiting.store(is_waiting, Ordering::Relaxed);
+            self.follow_path();
         };
         self.end(close).await
+    }
+
+    /// What the transport is given, and how long records wait, as the path is found to be.
+    fn follow_path(&mut self) {
+        let path = self.connection.stats();
+        self.buffer.observe_path(path.window, path.rtt);
+        self.sender.set_send_budget(self.buffer.budget());
+        self.sender.set_max_read_bytes(self.buffer.read_bytes());
+        let delays = self.buffer.delays(&self.settings.classes.max_delay);
+        self.sender.set_max_delay(delays);
+    }
+
+    /// What the policy grants from here on.
+    fn follow_policy(&mut self) {
+        let decision = self.policies.decision(self.path);
+        self.sender.set_classes_allowed(decision.classes);
+        self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
     }
 
     fn now(&self) -> Duration {
@@ -177,28 +262,33 @@ impl Session {
                 SenderOutput::Control(bytes) => self.write(bytes),
                 SenderOutput::Established {
                     version,
-                    codec,
+                    codecs,
                     max_batch_bytes,
                 } => {
                     self.was_open = true;
                     self.stats.opened();
-                    info!(version, codec, max_batch_bytes, "Uplink open");
+                    info!(version, ?codecs, max_batch_bytes, "Uplink open");
+                    self.codecs = codecs.into();
                 }
                 SenderOutput::Data(stream) => self.send(stream),
                 SenderOutput::Read {
                     handle,
                     from,
                     max_bytes,
+                    chain,
+                    begin,
                 } => {
                     let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-                    let codec = self.sender.codec().unwrap_or(0);
                     let partition = PartitionId(handle.0);
                     self.submit(Job::Read {
                         handle,
                         partition,
                         from,
                         max_bytes,
-                        codec,
+                        chain,
+                        begin,
+                        link: self.link_rate(),
+                        codecs: Arc::clone(&self.codecs),
                     });
                 }
                 SenderOutput::Chain { handle, offset } => {
@@ -208,12 +298,17 @@ impl Session {
                         offset,
                     });
                 }
+                SenderOutput::Policy(text) => match self.policies.push(text) {
+                    Ok(()) => info!("Policy of the hub taken"),
+                    Err(error) => warn!(error, "Policy of the hub refused"),
+                },
                 SenderOutput::Acked {
                     handle,
                     next_offset,
                 } => {
                     cursors.push((PartitionId(handle.0), next_offset));
                 }
+                SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,
@@ -243,6 +338,14 @@ impl Session {
         None
     }
 
+    /// Bytes a second that the path carries, as the congestion controller sees it, and the policy grants.
+    fn link_rate(&self) -> Option<u64> {
+        let stats = self.connection.stats();
+        let rate = u128::from(stats.window) * 1_000_000 / stats.rtt.as_micros().max(1);
+        let path = u64::try_from(rate).ok().filter(|_| stats.window > 0);
+        path.into_iter().chain(self.granted).min()
+    }
+
     fn name(&self, handle: Handle) -> String {
         self.sender
             .log(handle)
@@ -256,21 +359,22 @@ impl Session {
         }
     }
 
-    /// Opens a stream of its own for each batch. What waits here is bounded by the hub's credit.
+    /// Sends each batch in a stream of its own. What waits here is bounded by the sender's budget.
     fn send(&mut self, stream: DataStream) {
-        let connection = self.connection.clone();
-        let sent = stream.head.len() + stream.payload.len();
-        self.stats
-            .payload_bytes
-            .fetch_add(sent as u64, Ordering::Relaxed);
+        let (class, sent) = (stream.class, stream.len());
+        self.stats.payload_bytes.fetch_add(sent, Ordering::Relaxed);
         self.stats
             .raw_bytes
             .fetch_add(stream.header.charge(), Ordering::Relaxed);
+        self.buffer.observe_batch(stream.header.charge(), sent);
+        let priority = priority(class);
+        let sending = self.connection.send(stream.head, stream.payload, priority);
         self.tasks.spawn(async move {
             // an error here is the connection's, and the session's loop sees it as such
-            if let Err(error) = write_data(&connection, stream).await {
+            if let Err(error) = sending.await {
                 debug!(%error, "Data stream ended early");
             }
+            Some((class, sent))
         });
     }
 
@@ -306,12 +410,13 @@ impl Session {
                 };
                 let handle = Handle(partition.0);
                 if self.sender.log(handle).is_some() {
-                    self.sender.log_grew(handle, range.end);
+                    self.sender.log_grew(handle, range.end, self.now());
                 } else {
                     let log = TopicPartition {
                         topic: topic.name.clone(),
                         partition: number,
                     };
+                    let class = self.settings.topics.settings(topic.name.as_str()).class;
                     // what the hub acknowledged may be trimmed at any time: count on nothing below
                     let start = range.start.max(range.origin);
                     let declared = LogRange {
@@ -319,7 +424,10 @@ impl Session {
                         start,
                         end: range.end,
                     };
-                    self.sender.add_log(handle, log, declared, range.acked);
+                    self.sender
+                        .add_log(handle, log, class, declared, range.acked);
+                    self.sender
+                        .offer_anchors(handle, self.worker.anchors().of(*partition));
                 }
             }
         }
@@ -332,14 +440,12 @@ impl Session {
         self.seen.observe(&self.connection, &self.stats);
         // dropping the queue finishes the control stream, and with it the goodbye
         drop(self.control_out);
-        if !close.by_peer && close.code != Code::Timeout {
+        if !close.by_peer && !matches!(close.code, Code::Timeout | Code::Superseded) {
             let drained = async { while self.tasks.join_next().await.is_some() {} };
             let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
         }
-        self.connection.close(
-            VarInt::from_u32(close.code.to_u8().into()),
-            close.text.as_bytes(),
-        );
+        self.connection
+            .close(close.code.to_u8().into(), close.text.as_bytes());
         Ended {
             // a session that is lost before it knew what the hub holds of all logs renews nothing
             needs_incarnation: close.code == Code::HistoryMismatch && !close.by_peer,
@@ -352,46 +458,37 @@ impl Session {
 
 /// The end of a session whose connection is gone, or of which a stream said so. Streams see no more than
 /// that it was lost; the connection knows why.
-async fn lost(closed: impl Future<Output = ConnectionError>, seen: &str) -> Close {
-    match tokio::time::timeout(REASON_TIMEOUT, closed).await {
-        Ok(error) => close_of(&error),
-        Err(_elapsed) => timed_out(seen.to_owned()),
-    }
+async fn lost(closed: impl Future<Output = Lost>, seen: Lost) -> Close {
+    let closed = tokio::time::timeout(REASON_TIMEOUT, closed).await;
+    close_of(closed.unwrap_or(seen))
 }
 
 /// What the end of a connection means for the session.
-pub(super) fn close_of(error: &ConnectionError) -> Close {
-    match error {
+pub(super) fn close_of(lost: Lost) -> Close {
+    match lost.kind {
         // the hub's goodbye, which came before the frame on the control stream was read
-        ConnectionError::ApplicationClosed(closed) => Close {
-            code: u8::try_from(closed.error_code.into_inner())
-                .map_or(Code::Internal, Code::from_u8),
+        LostKind::Closed { code } => Close {
+            code: u8::try_from(code).map_or(Code::Internal, Code::from_u8),
             by_peer: true,
             retry_after: None,
-            text: printable(&closed.reason),
+            text: lost.text,
         },
         // a hub looks at a site's certificate when the site takes the handshake for done
-        ConnectionError::ConnectionClosed(_) => Close {
+        LostKind::Refused => Close {
             by_peer: true,
-            ..timed_out(explained(error))
+            ..timed_out(lost.text)
         },
-        ConnectionError::VersionMismatch
-        | ConnectionError::TransportError(_)
-        | ConnectionError::Reset
-        | ConnectionError::TimedOut
-        | ConnectionError::LocallyClosed
-        | ConnectionError::CidsExhausted => timed_out(explained(error)),
+        LostKind::TimedOut | LostKind::Local | LostKind::Broken => timed_out(lost.text),
     }
 }
 
-fn explained(error: &ConnectionError) -> String {
-    shared::tls::explain(error, Peer::Hub, shared::time::wall_ms())
-}
-
-/// What the other end sends is shown, within bounds and without line breaks.
-fn printable(reason: &[u8]) -> String {
-    let text = String::from_utf8_lossy(reason);
-    text.chars().filter(|c| !c.is_control()).take(256).collect()
+fn replaced() -> Close {
+    Close {
+        code: Code::Superseded,
+        by_peer: false,
+        retry_after: None,
+        text: "another connection took over".to_owned(),
+    }
 }
 
 fn timed_out(text: String) -> Close {
@@ -410,47 +507,46 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(
+    mut send: ControlSend,
+    mut queue: mpsc::Receiver<Bytes>,
+) -> Option<(Class, u64)> {
     while let Some(bytes) = queue.recv().await {
-        if send.write_chunk(bytes).await.is_err() {
-            return;
+        if send.write(bytes).await.is_err() {
+            return None;
         }
     }
-    let _closed = send.finish();
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
-    let _stopped = send.stopped().await;
+    send.finish().await;
+    None
 }
 
-async fn write_data(connection: &Connection, stream: DataStream) -> Result<(), WriteError> {
-    let mut send = connection.open_uni().await?;
-    send.write_chunk(stream.head).await?;
-    send.write_chunk(stream.payload).await?;
-    send.finish()?;
-    Ok(())
-}
-
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    #[error(transparent)]
-    Write(#[from] quinn::WriteError),
-    #[error(transparent)]
-    Closed(#[from] quinn::ClosedStream),
+/// The transport sends what is most urgent first, packet by packet.
+fn priority(class: Class) -> i32 {
+    match class {
+        Class::Critical => 2,
+        Class::Normal => 1,
+        Class::Bulk => 0,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn lost_as(kind: LostKind, text: &str) -> Lost {
+        Lost {
+            kind,
+            text: text.to_owned(),
+        }
+    }
+
     #[tokio::test]
     async fn the_connections_reason_wins_over_what_a_stream_saw() {
         let refusal = "site `shop-2` is not on the allow list";
-        let error = ConnectionError::ApplicationClosed(quinn::ApplicationClose {
-            error_code: VarInt::from_u32(Code::NotAllowed.to_u8().into()),
-            reason: Bytes::from_static(refusal.as_bytes()),
-        });
-        let close = lost(async { error }, "connection lost").await;
+        let code = u64::from(Code::NotAllowed.to_u8());
+        let told = lost_as(LostKind::Closed { code }, refusal);
+        let close = lost(async { told }, lost_as(LostKind::Broken, "connection lost")).await;
         assert_eq!(close.code, Code::NotAllowed);
         assert!(close.by_peer);
         assert_eq!(close.text, refusal);
@@ -458,23 +554,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_ends_alone_is_told_as_seen() {
-        let close = lost(std::future::pending(), "stream reset").await;
+        let seen = lost_as(LostKind::Broken, "stream reset");
+        let close = lost(std::future::pending(), seen).await;
         assert_eq!(
             (close.code, close.text.as_str()),
             (Code::Timeout, "stream reset")
         );
     }
 
-    #[tokio::test]
-    async fn an_alert_is_told_in_words() {
-        let error = ConnectionError::ConnectionClosed(quinn::ConnectionClose {
-            // RFC 9001, section 4.8: 0x100 plus the alert, here unknown_ca
-            error_code: quinn::TransportErrorCode::crypto(48),
-            frame_type: None,
-            reason: Bytes::new(),
-        });
-        let close = lost(async { error }, "connection lost").await;
-        let told = "comes from an authority that the hub does not know";
-        assert!(close.text.contains(told), "{close:?}");
+    #[test]
+    fn a_refusal_of_the_transport_is_the_peers() {
+        let close = close_of(lost_as(LostKind::Refused, "certificate"));
+        assert_eq!((close.code, close.by_peer), (Code::Timeout, true));
     }
 }

@@ -1,17 +1,25 @@
 //! The uplink's thread for what may block: reading and packing batches, moving cursors, looking up
 //! histories. One thread, so that one encoder's memory is enough and cursors move in order.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use shared::batch::{BatchError, CODEC_ZSTD, Encoder, NoneCodec, ZstdEncoder};
+use shared::batch::{
+    BatchError, CODEC_LONG, CODEC_NONE, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder,
+    remembers,
+};
+use shared::dedup::ChunkId;
 use shared::ids::Offset;
-use shared::link::ReadResult;
+use shared::link::{Begin, ReadResult};
 use shared::wire::Handle;
 use tokio::sync::mpsc;
 
-use super::batcher::{AssembleError, assemble};
+use super::batcher::{AssembleError, Assembled, assemble};
+use super::chains::{AnchorBook, Chains};
+use super::choice::Choice;
+use super::chunks::Chunks;
 use crate::store::{PartitionId, Store, StoreError};
 
 /// Jobs that may wait for the thread. A session never has more reads under way than its link allows.
@@ -26,8 +34,17 @@ pub(super) enum Job {
         partition: PartitionId,
         from: Offset,
         max_bytes: usize,
-        codec: u8,
+        /// The chain at `from`, as the hub will know it; 0: it will not.
+        chain: u64,
+        /// What the codec's memory of the log is to be set to first.
+        begin: Option<Begin>,
+        /// What the link carries, in bytes a second, if it is known.
+        link: Option<u64>,
+        /// Codecs of the session.
+        codecs: Arc<[u8]>,
     },
+    /// The hub does not hold these chunks. Not answered.
+    Missing { ids: Vec<ChunkId> },
     /// Moves cursors; answered with [`Done::Failed`] only when the store fails.
     Acknowledge { cursors: Vec<(PartitionId, Offset)> },
     /// Answered with [`Done::Settled`].
@@ -83,11 +100,18 @@ pub enum StartError {
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
     jobs: SyncSender<(Job, mpsc::Sender<Done>)>,
+    book: AnchorBook,
 }
 
 /// What the thread needs to know.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct WorkerConfig {
+    /// Where states of codecs are kept.
+    pub(super) codec_directory: PathBuf,
+    /// Bytes that codecs may remember.
+    pub(super) codec_memory: usize,
+    /// Bytes of chunks that the hub is taken to keep.
+    pub(super) chunk_bytes: u64,
     /// zstd level of what is sent.
     pub(super) zstd_level: i32,
     /// Most bytes that a stored batch may decompress to.
@@ -97,14 +121,32 @@ pub(super) struct WorkerConfig {
 impl Worker {
     pub(super) fn start(store: Arc<dyn Store>, config: WorkerConfig) -> Result<Self, StartError> {
         let (jobs, queue) = sync_channel(QUEUE_LEN);
+        let book = AnchorBook::default();
+        let directory = config.codec_directory.clone();
         let encoders = Encoders {
             zstd: ZstdEncoder::new(config.zstd_level)?,
-            none: NoneCodec,
+            chains: Chains::open(
+                directory,
+                config.codec_memory,
+                config.zstd_level,
+                book.clone(),
+                Chunks::open(
+                    config.codec_directory.join("chunks.index"),
+                    config.chunk_bytes,
+                    config.zstd_level,
+                ),
+            ),
+            choice: Choice::default(),
         };
         thread::Builder::new()
             .name("uplink-worker".into())
-            .spawn(move || work(&queue, store.as_ref(), config, encoders))?;
-        Ok(Self { jobs })
+            .spawn(move || work(&queue, store.as_ref(), &config, encoders))?;
+        Ok(Self { jobs, book })
+    }
+
+    /// The saved states of codecs, to offer to a hub.
+    pub(super) fn anchors(&self) -> &AnchorBook {
+        &self.book
     }
 
     /// Queues a job. Its answer goes to `done`, which has room for every job of a session.
@@ -131,7 +173,7 @@ impl Worker {
 fn work(
     queue: &Receiver<(Job, mpsc::Sender<Done>)>,
     store: &dyn Store,
-    config: WorkerConfig,
+    config: &WorkerConfig,
     mut encoders: Encoders,
 ) {
     while let Ok((job, done)) = queue.recv() {
@@ -146,23 +188,36 @@ fn work(
 
 struct Encoders {
     zstd: ZstdEncoder,
-    none: NoneCodec,
+    chains: Chains,
+    choice: Choice,
 }
 
 impl Encoders {
-    fn of(&mut self, codec: u8) -> &mut dyn Encoder {
-        if codec == CODEC_ZSTD {
-            &mut self.zstd
+    fn pack(
+        &mut self,
+        partition: PartitionId,
+        codec: u8,
+        outgoing: &Outgoing<'_>,
+    ) -> Result<Packed, BatchError> {
+        let started = shared::time::now();
+        let packed = if remembers(codec) {
+            self.chains.pack(partition, codec, outgoing)
+        } else if codec == CODEC_ZSTD {
+            outgoing.pack(&mut self.zstd)
         } else {
-            &mut self.none
-        }
+            outgoing.pack(&mut NoneCodec)
+        }?;
+        let spent = shared::time::now().saturating_sub(started);
+        self.choice
+            .observe(codec, outgoing.raw.len(), packed.payload.len(), spent);
+        Ok(packed)
     }
 }
 
 fn run(
     job: Job,
     store: &dyn Store,
-    config: WorkerConfig,
+    config: &WorkerConfig,
     encoders: &mut Encoders,
 ) -> Result<Option<Done>, WorkError> {
     Ok(match job {
@@ -171,20 +226,67 @@ fn run(
             partition,
             from,
             max_bytes,
-            codec,
+            chain,
+            begin,
+            link,
+            codecs,
         } => {
+            if let Some(begin) = begin {
+                encoders.chains.begin(partition, begin);
+            }
             let items = store.read(partition, from, max_bytes)?;
             let limit = config.max_uncompressed_bytes;
-            let result = assemble(items, max_bytes, limit, encoders.of(codec))?;
+            let result = match assemble(items, max_bytes, limit, chain)? {
+                Assembled::Other(result) => result,
+                Assembled::Records {
+                    raw,
+                    base_offset,
+                    next_offset,
+                    chain,
+                    is_chain_known,
+                    is_backlog,
+                } => {
+                    let outgoing = Outgoing {
+                        raw: &raw,
+                        next_offset,
+                        chain,
+                    };
+                    let records = next_offset - base_offset;
+                    let codec = encoders.choice.pick(&codecs, is_backlog, link);
+                    // a link that carries everything as it is needs no codec for large values either
+                    let is_large = codec != CODEC_NONE
+                        && codecs.contains(&CODEC_LONG)
+                        && encoders.chains.are_large(partition, raw.len(), records);
+                    let codec = if is_large { CODEC_LONG } else { codec };
+                    let packed = encoders.pack(partition, codec, &outgoing);
+                    let packed = packed.map_err(AssembleError::Codec)?;
+                    ReadResult::Records {
+                        base_offset,
+                        next_offset,
+                        chain,
+                        is_chain_known,
+                        header: packed.header,
+                        payload: packed.payload,
+                    }
+                }
+            };
             Some(Done::Read { handle, result })
         }
         Job::Acknowledge { cursors } => {
             for (partition, next) in cursors {
                 store.acknowledge(partition, next)?;
+                encoders.chains.acknowledged(partition, next);
             }
             None
         }
-        Job::Settle => Some(Done::Settled),
+        Job::Missing { ids } => {
+            encoders.chains.chunks().missing(&ids);
+            None
+        }
+        Job::Settle => {
+            encoders.chains.write_chunks();
+            Some(Done::Settled)
+        }
         Job::Chain {
             handle,
             partition,

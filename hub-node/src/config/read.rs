@@ -1,6 +1,7 @@
 //! Every key once: its name, its default with the reason for it, and what is accepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -24,10 +25,10 @@ const DEFAULT_MAX_HANDSHAKES: u32 = 1_000;
 const DEFAULT_ADMIT_RATE: u32 = 200;
 /// A handshake over a satellite, with loss.
 const DEFAULT_HANDSHAKE: Span = Span::secs(15);
-/// 60 MB a month and site would be too much on a metered link; NATs forget after 30 s.
-const DEFAULT_KEEP_ALIVE: Span = Span::secs(10);
-/// Three keep-alives.
-const DEFAULT_IDLE: Span = Span::secs(30);
+/// Sessions outlive outages of ten minutes; sites keep NATs awake below the session, for less.
+const DEFAULT_KEEP_ALIVE: Span = Span::minutes(4);
+/// As long as sites hold their end.
+const DEFAULT_IDLE: Span = Span::minutes(15);
 /// A second of a 64 Mbit/s link.
 const DEFAULT_SESSION_WINDOW: ByteSize = ByteSize::mib(8);
 /// 64 sessions at their full window.
@@ -37,6 +38,15 @@ const DEFAULT_MAX_BATCH: ByteSize = ByteSize::mib(4);
 /// Bounds what a session costs in tables.
 const DEFAULT_MAX_LOGS: u32 = 10_000;
 /// Each costs a producer: 0.7 MB and seven threads with three brokers.
+/// A thousand topic partitions at a megabyte each.
+const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::gib(1);
+/// The last few versions of what most sites send: images, firmware, snapshots.
+const DEFAULT_SITE_CHUNKS: ByteSize = ByteSize::mib(64);
+/// As much as a hub has for its sessions.
+const DEFAULT_CHUNKS_IN_MEMORY: ByteSize = ByteSize::mib(512);
+/// Sixty-four sites that send large values.
+const DEFAULT_CHUNKS_ON_DISK: ByteSize = ByteSize::gib(4);
+
 const DEFAULT_LANES: u32 = 4;
 /// A transaction costs the broker as much as a few thousand records; beyond this more of them in one
 /// stop to pay.
@@ -133,13 +143,22 @@ fn listen(mut section: Section) -> ListenConfig {
     let idle = Span::secs(3)..=Span::minutes(30);
     let window = ByteSize::kib(64)..=ByteSize::mib(256);
     let memory = ByteSize::mib(16)..=ByteSize::gib(256);
+    let codec_memory = ByteSize::mib(1)..=ByteSize::gib(256);
+    let site_chunks = ByteSize::kib(0)..=ByteSize::gib(64);
+    let chunks = ByteSize::mib(1)..=ByteSize::gib(16 << 10);
     // every batch that a site takes in must fit
     let batch = ByteSize::mib(4)..=ByteSize::mib(64);
+    let codec_dir = section.optional::<PathBuf>("codec_dir");
+    let default_chunks = match codec_dir {
+        Some(_) => DEFAULT_CHUNKS_ON_DISK,
+        None => DEFAULT_CHUNKS_IN_MEMORY,
+    };
     let config = ListenConfig {
         address: section.parsed(
             "address",
             SocketAddr::from((Ipv4Addr::UNSPECIFIED, LISTEN_PORT)),
         ),
+        tcp: section.flag("tcp", true),
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),
@@ -158,6 +177,10 @@ fn listen(mut section: Section) -> ListenConfig {
         memory: section.size("memory", DEFAULT_MEMORY, memory),
         max_batch: section.size("max_batch", DEFAULT_MAX_BATCH, batch),
         max_logs: section.number("max_logs", DEFAULT_MAX_LOGS, 1..=1_000_000) as usize,
+        codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, codec_memory),
+        codec_dir,
+        site_chunks: section.size("site_chunks", DEFAULT_SITE_CHUNKS, site_chunks),
+        chunks: section.size("chunks", default_chunks, chunks),
     };
     if config.idle_timeout.as_millis() < 2 * config.keep_alive.as_millis() {
         let message = format!("less than twice keep_alive = {}", config.keep_alive);

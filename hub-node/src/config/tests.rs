@@ -112,7 +112,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
     );
     for part in [
         "listen.address = \"here\": ",
-        "listen.idle_timeout: less than twice keep_alive = 10s",
+        "listen.idle_timeout: less than twice keep_alive = 4m",
         "listen.memory = \"1MiB\": out of range; accepted: 16MiB to 256GiB",
         "kafka.bootstrap: missing; for example bootstrap = \"kafka-1:9092,kafka-2:9092\"",
         "kafka.topic_template = \"{host}\": not a topic template; accepted: ",

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{ConnectionError, Endpoint, Incoming, VarInt};
+use quinn::{Endpoint, Incoming, VarInt};
 use shared::ids::SiteId;
 use shared::tls::Peer;
+use shared::transport::{Connection, Lost, LostKind, QuicConnection};
 use shared::wire::Code;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,7 +20,9 @@ use super::gate::GateConfig;
 use super::ingress::Ingress;
 use super::quiet::{Quiet, Takeovers};
 use super::session::{self, SessionContext};
-use super::{Budget, IntakeLevels, IntakeStats};
+use super::tcp_door::{Knock, TcpDoor};
+use super::{Budget, CodecStates, IntakeLevels, IntakeStats};
+use crate::chunks::SiteChunks;
 use crate::commit::{LaneRouter, SessionId};
 use crate::config::SitesConfig;
 use crate::sites::Register;
@@ -65,6 +68,8 @@ pub struct Intake {
     pub(super) register: Arc<Register>,
     pub(super) stats: Arc<IntakeStats>,
     pub(super) budget: Arc<Budget>,
+    pub(super) states: Arc<CodecStates>,
+    pub(super) chunks: Arc<SiteChunks>,
     pub(super) ingress: Arc<Ingress>,
     handshakes: Arc<Admission>,
     pub(super) admission: Arc<Admission>,
@@ -85,6 +90,8 @@ impl Intake {
         register: Arc<Register>,
         stats: Arc<IntakeStats>,
         budget: Arc<Budget>,
+        states: Arc<CodecStates>,
+        chunks: Arc<SiteChunks>,
     ) -> Self {
         let handshakes = GateConfig {
             most: config.max_handshakes,
@@ -105,6 +112,8 @@ impl Intake {
             register,
             stats,
             budget,
+            states,
+            chunks,
             next_session: AtomicU64::new(1),
             told_refusals: Mutex::default(),
             takeovers: Mutex::default(),
@@ -147,7 +156,12 @@ impl Intake {
     }
 
     /// Accepts until stopped; then tells every session and waits for their goodbyes.
-    pub async fn serve(self: Arc<Self>, endpoint: Endpoint, stop: CancellationToken) {
+    pub async fn serve(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        tcp: Option<TcpDoor>,
+        stop: CancellationToken,
+    ) {
         let mut connections = JoinSet::new();
         let (ingress, handshakes) = (Arc::clone(&self.ingress), Arc::clone(&self.handshakes));
         let admission = Arc::clone(&self.admission);
@@ -163,6 +177,7 @@ impl Intake {
                     let Some(incoming) = incoming else { break };
                     self.admit(incoming, &endpoint, &mut connections, &stop);
                 }
+                knock = knock_at(tcp.as_ref()) => self.admit_tcp(knock, &mut connections, &stop),
             }
         }
         let drained = async { while connections.join_next().await.is_some() {} };
@@ -196,19 +211,41 @@ impl Intake {
         let remote = incoming.remote_address();
         let intake = Arc::clone(self);
         let stop = stop.clone();
-        connections.spawn(async move { intake.connection(incoming, remote, stop).await });
+        let handshake = async move {
+            let accepted = async { incoming.accept()?.await };
+            let connection = accepted.await;
+            let connection = connection.map_err(|error| Lost::from((&error, Peer::Site)))?;
+            Ok(Connection::Quic(QuicConnection::new(
+                connection,
+                Peer::Site,
+            )))
+        };
+        connections.spawn(async move { intake.connection(handshake, remote, stop).await });
+    }
+
+    fn admit_tcp(
+        self: &Arc<Self>,
+        knock: Knock,
+        connections: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) {
+        if connections.len() >= self.config.max_connections {
+            return IntakeStats::add(&self.stats.refused, 1);
+        }
+        let (intake, stop, remote) = (Arc::clone(self), stop.clone(), knock.remote);
+        connections.spawn(async move { intake.connection(knock.open(), remote, stop).await });
     }
 
     async fn connection(
         self: Arc<Self>,
-        incoming: Incoming,
+        handshake: impl Future<Output = Result<Connection, Lost>>,
         remote: SocketAddr,
         stop: CancellationToken,
     ) {
         let handshake = async {
-            // one that is not accepted in time is refused by being dropped
+            // one that does not begin in time is refused by being dropped
             let place = self.handshakes.enter().await.ok()?;
-            Some((incoming.accept().ok()?.await, place))
+            Some((handshake.await, place))
         };
         let connection = match tokio::time::timeout(self.config.handshake_timeout, handshake).await
         {
@@ -222,7 +259,7 @@ impl Intake {
             }
             Ok(None) | Err(_) => return IntakeStats::add(&self.stats.refused, 1),
         };
-        match shared::tls::site_of(connection.peer_identity(), shared::time::wall_ms()) {
+        match connection.site(shared::time::wall_ms()) {
             Ok(site) if self.sites.borrow().rule(site.as_str()).is_some() => {
                 IntakeStats::add(&self.stats.connections, 1);
                 let span = info_span!("session", %site);
@@ -236,7 +273,7 @@ impl Intake {
         }
     }
 
-    async fn session(&self, connection: quinn::Connection, site: SiteId, stop: CancellationToken) {
+    async fn session(&self, connection: Connection, site: SiteId, stop: CancellationToken) {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let context = SessionContext {
             intake: self,
@@ -252,29 +289,23 @@ impl Intake {
         }
     }
 
-    fn turn_away(&self, connection: &quinn::Connection, text: &str) {
+    fn turn_away(&self, connection: &Connection, text: &str) {
         IntakeStats::add(&self.stats.refused, 1);
         let remote = connection.remote_address();
         if self.may_tell(remote, text) {
             warn!(%remote, text, "Connection refused");
         }
-        let code = Code::NotAllowed.to_u8();
-        connection.close(VarInt::from_u32(code.into()), text.as_bytes());
+        connection.close(Code::NotAllowed.to_u8().into(), text.as_bytes());
     }
 
     /// One end refused the other's certificate. An open port sees many who only try: they are not told.
-    fn tell_failed(&self, remote: SocketAddr, error: &ConnectionError) {
-        let refusal = matches!(
-            error,
-            ConnectionError::TransportError(_) | ConnectionError::ConnectionClosed(_)
-        );
-        // the clock's reading makes no other reason
-        if !refusal || !self.may_tell(remote, &error.to_string()) {
-            debug!(%remote, %error, "Handshake failed");
-            return;
+    fn tell_failed(&self, remote: SocketAddr, lost: &Lost) {
+        let is_refusal = matches!(lost.kind, LostKind::Refused | LostKind::Broken);
+        if is_refusal && self.may_tell(remote, &without_times(&lost.text)) {
+            warn!(%remote, reason = lost.text, "Handshake failed");
+        } else {
+            debug!(%remote, %lost, "Handshake failed");
         }
-        let reason = shared::tls::explain(error, Peer::Site, shared::time::wall_ms());
-        warn!(%remote, reason, "Handshake failed");
     }
 
     fn may_tell(&self, remote: SocketAddr, reason: &str) -> bool {
@@ -303,6 +334,19 @@ impl Intake {
             warn!(%site, "Two machines seem to use the certificate of this site");
         }
     }
+}
+
+/// Never ends where there is no door.
+async fn knock_at(door: Option<&TcpDoor>) -> Knock {
+    match door {
+        Some(door) => door.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The clock's reading makes no other reason.
+fn without_times(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 fn log_end(ended: Result<(), tokio::task::JoinError>) {

@@ -1,4 +1,4 @@
-//! One session: the loop between `link::Receiver`, a QUIC connection and the site's lane.
+//! One session: the loop between `link::Receiver`, a connection and the site's lane.
 //!
 //! Order of the branches: everything that comes out is carried out first; then the lane's answers and
 //! events, the control stream, room in the lane's queue, data streams, the timers, changed rules, the
@@ -12,23 +12,26 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quinn::{Connection, VarInt};
-use shared::batch::{self, Decoders, supported_codecs};
+use bytes::Bytes;
+use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
-use shared::link::{Close, Delivered, Receiver, ReceiverConfig, ReceiverOutput};
-use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, LogEntry, LogReply};
+use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
+use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
+use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::budget::Share;
 use super::ingress::Allowance;
+use super::memories::LogMemories;
 use super::slow_start::SlowStart;
+use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
+use crate::chunks::SiteStore;
 use crate::commit::{
     Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, RoomShare,
     SessionId,
@@ -39,10 +42,8 @@ use crate::config::{SiteRule, SitesConfig};
 const CONTROL_QUEUE: usize = 1024;
 /// Events of the lane waiting for the session.
 const EVENT_QUEUE: usize = 1024;
-/// Data streams that are read at once. Each holds at most one batch; QUIC holds back the others.
+/// Data streams that are read at once. Each holds at most one batch; the transport holds back the others.
 const READERS: usize = 32;
-/// Read before it is paid for, of each stream.
-const READ_AT_ONCE: usize = 64 << 10;
 /// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
@@ -56,8 +57,18 @@ pub(super) struct SessionContext<'a> {
     pub(super) id: SessionId,
 }
 
-type Answer = Result<Vec<LogReply>, Refusal>;
+type Answer = Result<Vec<Told>, Refusal>;
 type PendingAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// Where one log goes on.
+#[derive(Debug)]
+struct Told {
+    handle: Handle,
+    key: StateKey,
+    answer: LogAnswer,
+    /// The state of its codec that both ends have.
+    agreed: Option<Saved>,
+}
 
 /// What the lane said instead of checkpoints.
 #[derive(Debug)]
@@ -75,14 +86,12 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) -> Close {
     let handshake_timeout = context.intake.config.handshake_timeout;
-    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_bi()).await;
+    let accepted = tokio::time::timeout(handshake_timeout, connection.accept_control()).await;
     let (send, recv) = match accepted {
         Ok(Ok(streams)) => streams,
         Ok(Err(error)) => return lost(&error.to_string()),
         Err(_elapsed) => return lost("no control stream"),
     };
-    // acknowledgements and keep-alives go before anything else
-    let _closed = send.set_priority(i32::MAX);
     let mut writer = JoinSet::new();
     let (control_out, control_queue) = mpsc::channel(CONTROL_QUEUE);
     writer.spawn(write_control(send, control_queue));
@@ -98,7 +107,11 @@ pub(super) async fn run(
         control_out,
         writer,
         events_in,
-        decoders: Decoders::default(),
+        memories: LogMemories::new(
+            Arc::clone(&context.intake.states),
+            SiteStore::new(Arc::clone(&context.intake.chunks), context.site.clone()),
+            usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
+        ),
         lane: context.intake.lanes.lane_of(context.site),
         undelivered: VecDeque::new(),
         questions: VecDeque::new(),
@@ -117,8 +130,15 @@ pub(super) async fn run(
 }
 
 fn receiver_config(intake: &Intake) -> ReceiverConfig {
+    let mut codecs = supported_codecs();
+    if intake.chunks.are_kept() {
+        codecs.push(CODEC_LONG);
+    }
+    if !intake.states.has_room() {
+        codecs.retain(|codec| !remembers(*codec));
+    }
     ReceiverConfig {
-        codecs: supported_codecs(),
+        codecs,
         max_logs: intake.config.max_logs,
         max_batch_bytes: intake.config.max_batch_bytes,
         window: SlowStart::new().window(intake.budget.window()),
@@ -135,7 +155,7 @@ struct Session<'a> {
     control_out: mpsc::Sender<Bytes>,
     writer: JoinSet<()>,
     events_in: mpsc::Sender<LaneEvent>,
-    decoders: Decoders,
+    memories: LogMemories,
     lane: LaneHandle,
     /// What has no room in the lane's queue yet, in order. The receiver bounds what it delivers.
     undelivered: VecDeque<Delivery>,
@@ -168,7 +188,7 @@ struct Arrival {
 impl Session<'_> {
     async fn run(
         mut self,
-        mut recv: quinn::RecvStream,
+        mut recv: ControlRecv,
         mut events: mpsc::Receiver<LaneEvent>,
         mut sites: watch::Receiver<Arc<SitesConfig>>,
         stop: &CancellationToken,
@@ -215,11 +235,12 @@ impl Session<'_> {
                     }
                 }
                 Some(stream) = readers.join_next() => self.handle_stream(stream),
-                // `accept_uni` is cancel-safe: a stream that is not taken stays in the queue
-                accepted = self.connection.accept_uni(), if may_read => {
+                // `accept_data` is cancel-safe: a stream that is not taken stays in the queue
+                accepted = self.connection.accept_data(), if may_read => {
                     match accepted {
                         Ok(stream) => {
-                            readers.spawn(read_stream(stream, max_len, Arc::clone(&self.allowance)));
+                            let allowance = Arc::clone(&self.allowance);
+                            readers.spawn(read_stream(stream, max_len, allowance));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -236,7 +257,7 @@ impl Session<'_> {
                 }
                 Ok(()) = sites.changed() => {
                     let sites = Arc::clone(&sites.borrow_and_update());
-                    self.handle_rules(&sites);
+                    self.handle_rules(&sites, false);
                 }
                 error = self.connection.closed() => break lost(&error.to_string()),
                 () = stop.cancelled() => {
@@ -312,6 +333,7 @@ impl Session<'_> {
         let lane = self.lane.clone();
         let limit = incarnation.map(|_| LANE_TIMEOUT);
         let (site, session) = (self.context.site.clone(), self.context.id);
+        let owner = site.clone();
         let events = self.events_in.clone();
         let admission = incarnation.map(|_| Arc::clone(&self.context.intake.admission));
         let sites = Arc::clone(&self.context.intake.sites().borrow());
@@ -321,7 +343,8 @@ impl Session<'_> {
             .iter()
             .map(|entry| is_allowed(entry.log.topic.as_str()))
             .collect();
-        let logs = logs.into_iter().map(|entry| entry.log).collect();
+        let states = Arc::clone(&self.context.intake.states);
+        let names = logs.iter().map(|entry| entry.log.clone()).collect();
         Box::pin(async move {
             let place = match &admission {
                 Some(admission) => Some(admission.enter().await.map_err(Refusal::Later)?),
@@ -348,7 +371,7 @@ impl Session<'_> {
                 let (reply, answer) = oneshot::channel();
                 let question = LaneRequest::Checkpoints {
                     session,
-                    logs,
+                    logs: names,
                     reply,
                 };
                 lane.send(question)
@@ -366,16 +389,46 @@ impl Session<'_> {
                 // ends with the lane or with the session
                 None => asked.await?,
             };
+            let replies = checkpoints.into_iter().zip(allowed).map(reply_of);
+            let told = move |(entry, reply): (LogEntry, LogReply)| {
+                let key = StateKey {
+                    site: owner.clone(),
+                    log: entry.log,
+                };
+                let agreed = states.agree(&key, &entry.anchors);
+                Told {
+                    handle: entry.handle,
+                    answer: LogAnswer {
+                        reply,
+                        anchor: agreed.as_ref().map_or(0, |(place, _)| *place),
+                    },
+                    agreed: agreed.map(|(_, saved)| saved),
+                    key,
+                }
+            };
+            let pairs: Vec<_> = logs.into_iter().zip(replies).collect();
+            // states may be on disk
+            let told = tokio::task::spawn_blocking(|| pairs.into_iter().map(told).collect());
+            let told = told.await.map_err(|_failed| Refusal::Unreachable)?;
             if let Some(place) = place {
                 place.welcome();
             }
-            Ok(checkpoints.into_iter().zip(allowed).map(reply_of).collect())
+            Ok(told)
         })
     }
 
     fn handle_answer(&mut self, answer: Answer) {
         match answer {
-            Ok(replies) => {
+            Ok(told) => {
+                let answers: Vec<LogAnswer> = told.iter().map(|told| told.answer).collect();
+                for told in told {
+                    let chain = match told.answer.reply {
+                        LogReply::At(checkpoint) => checkpoint.chain,
+                        LogReply::Absent | LogReply::Denied => 0,
+                    };
+                    self.memories
+                        .begin(told.handle, told.key, chain, told.agreed);
+                }
                 let now = self.now();
                 let arrival = self.arrival.take();
                 let is_first = arrival.is_some();
@@ -386,10 +439,10 @@ impl Session<'_> {
                     self.slow_start.begin(is_crowded, now);
                     self.set_window();
                 }
-                self.receiver.handle_checkpoints(&replies, now);
+                self.receiver.handle_checkpoints(&answers, now);
                 if is_first {
                     let sites = Arc::clone(&self.context.intake.sites().borrow());
-                    self.handle_rules(&sites);
+                    self.handle_rules(&sites, true);
                 }
             }
             Err(Refusal::Ended(reason)) => self.refuse(reason),
@@ -417,12 +470,13 @@ impl Session<'_> {
         let bytes = u32::try_from(budget.receive_window()).unwrap_or(u32::MAX);
         if bytes != self.receive_window {
             self.receive_window = bytes;
-            self.connection.set_receive_window(VarInt::from_u32(bytes));
+            self.connection.set_receive_window(bytes);
         }
     }
 
     /// The rules for sites, at first and when they have changed.
-    fn handle_rules(&mut self, sites: &SitesConfig) {
+    /// A session that begins is told its policy in any case: the site keeps the last one that it was told.
+    fn handle_rules(&mut self, sites: &SitesConfig, is_first: bool) {
         let site = self.context.site.as_str();
         if sites.rule(site).is_none() {
             let text = format!("site `{site}` is not on the allow list");
@@ -430,13 +484,14 @@ impl Session<'_> {
         }
         self.allowance.set(sites.ingress_of(site));
         let policy = sites.policy_for(site);
-        if self.is_welcome && policy != self.policy {
+        if self.is_welcome && (is_first || policy != self.policy) {
             self.tell_policy(policy);
         }
     }
 
     /// The site's link policy is this from here on; `None`: what its own file says.
     fn tell_policy(&mut self, policy: Option<Arc<str>>) {
+        self.receiver.push_policy(policy.as_deref().unwrap_or(""));
         self.policy = policy;
     }
 
@@ -494,42 +549,44 @@ impl Session<'_> {
     }
 
     fn deliver(&mut self, delivered: Delivered) {
-        let Delivered {
-            log,
-            header,
-            payload,
-        } = delivered;
         let stats = &self.context.intake.stats;
-        let records = header.next_offset - header.base_offset;
+        let (base_offset, next_offset) = (delivered.base_offset, delivered.next_offset);
+        let Opened { blocks, chain } = match self.memories.open(&delivered) {
+            Ok(opened) => opened,
+            Err(OpenError::Lost(error)) => {
+                debug!(log = %delivered.log, base_offset, %error, "Log begins again");
+                IntakeStats::add(&stats.restarts, 1);
+                return self.receiver.restart(delivered.header.handle, base_offset);
+            }
+            Err(OpenError::Missing(ids)) => {
+                debug!(log = %delivered.log, base_offset, chunks = ids.len(), "Chunks are missing");
+                IntakeStats::add(&stats.restarts, 1);
+                self.receiver.missing(ids);
+                return self.receiver.restart(delivered.header.handle, base_offset);
+            }
+            Err(OpenError::Broken(error)) => {
+                return self
+                    .receiver
+                    .close(Code::BadFrame, None, &error.to_string());
+            }
+        };
+        let Delivered { log, header, .. } = delivered;
+        let records = next_offset - base_offset;
         let content = match header.content {
             DataContent::Gap { reason } => {
-                info!(%log, from = header.base_offset, to = header.next_offset, reason, "Gap");
+                info!(%log, from = base_offset, to = next_offset, reason, "Gap");
                 IntakeStats::add(&stats.gap_records, records);
                 Content::Gap { reason }
             }
             DataContent::Records(_) => {
-                let max = usize::try_from(self.context.intake.config.max_batch_bytes);
-                let max = max.unwrap_or(usize::MAX);
-                match batch::open(&header, &payload, max, &mut self.decoders) {
-                    Ok(blocks) => {
-                        IntakeStats::add(&stats.records, records);
-                        Content::Records(blocks)
-                    }
-                    Err(error) => {
-                        return self
-                            .receiver
-                            .close(Code::BadFrame, None, &error.to_string());
-                    }
-                }
+                IntakeStats::add(&stats.records, records);
+                Content::Records(blocks)
             }
         };
         let delivery = Delivery {
             log,
-            base_offset: header.base_offset,
-            next: Checkpoint {
-                next_offset: header.next_offset,
-                chain: header.chain,
-            },
+            base_offset,
+            next: Checkpoint { next_offset, chain },
             content,
             bytes: usize::try_from(header.charge()).unwrap_or(usize::MAX),
             hold: None,
@@ -569,10 +626,8 @@ impl Session<'_> {
             let drained = async { while self.writer.join_next().await.is_some() {} };
             let _late = tokio::time::timeout(GOODBYE_TIMEOUT, drained).await;
         }
-        self.connection.close(
-            VarInt::from_u32(close.code.to_u8().into()),
-            close.text.as_bytes(),
-        );
+        self.connection
+            .close(close.code.to_u8().into(), close.text.as_bytes());
         self.undelivered.clear();
         if self.is_turned_away {
             return close;
@@ -632,48 +687,25 @@ async fn first_answer(questions: &mut VecDeque<PendingAnswer>) -> Answer {
     }
 }
 
-async fn write_control(mut send: quinn::SendStream, mut queue: mpsc::Receiver<Bytes>) {
+async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) {
     while let Some(bytes) = queue.recv().await {
-        if send.write_chunk(bytes).await.is_err() {
+        if send.write(bytes).await.is_err() {
             return;
         }
     }
-    let _closed = send.finish();
     // wait until the peer has it, so that the goodbye is not cut off by the connection's close
-    let _stopped = send.stopped().await;
+    send.finish().await;
 }
 
-#[derive(Debug)]
-enum ReadError {
-    TooLong,
-    Lost(String),
-}
-
-/// Memory follows the bytes that came, not a length that was promised.
+/// What comes is paid for before more is read.
 async fn read_stream(
-    mut stream: quinn::RecvStream,
+    stream: DataStreamIn,
     max_len: usize,
     allowance: Arc<Allowance>,
 ) -> Result<Bytes, ReadError> {
-    let mut first: Option<Bytes> = None;
-    let mut all = BytesMut::new();
-    let lost = |error: quinn::ReadError| ReadError::Lost(error.to_string());
-    let most = READ_AT_ONCE.min(max_len + 1);
-    while let Some(chunk) = stream.read_chunk(most, true).await.map_err(lost)? {
-        allowance.pay(chunk.bytes.len()).await;
-        let before = first.as_ref().map_or(all.len(), Bytes::len);
-        if before + chunk.bytes.len() > max_len {
-            return Err(ReadError::TooLong);
-        }
-        match first.take() {
-            None if all.is_empty() => first = Some(chunk.bytes),
-            None => all.extend_from_slice(&chunk.bytes),
-            Some(head) => {
-                all.extend_from_slice(&head);
-                all.extend_from_slice(&chunk.bytes);
-            }
-        }
-    }
-    // a stream that came in one piece is not copied
-    Ok(first.unwrap_or_else(|| all.freeze()))
+    let pay = |bytes| {
+        let allowance = Arc::clone(&allowance);
+        async move { allowance.pay(bytes).await }
+    };
+    stream.read_paid(max_len, pay).await
 }

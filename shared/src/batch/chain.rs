@@ -12,6 +12,9 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::BatchError;
+use super::codec::{CODEC_COLUMNAR, CODEC_LONG, CODEC_MODELLED};
+use super::columns::ColumnarCodec;
+use super::model::ModelChain;
 
 /// What one chain may hold in memory and take in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,4 +73,44 @@ pub fn next_position(position: u64, raw: &[u8]) -> u64 {
     z = (z ^ (z >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     z = (z ^ (z >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     (z ^ (z >> 33)).max(1)
+}
+
+/// Whether a codec remembers.
+#[must_use]
+pub fn remembers(codec: u8) -> bool {
+    matches!(codec, CODEC_COLUMNAR | CODEC_MODELLED | CODEC_LONG)
+}
+
+/// A chain of this codec that begins. `level` (1 to 19, see zstd) is what an encoder spends; a decoder need
+/// not have the same.
+///
+/// # Errors
+/// [`BatchError::UnknownCodec`] when it is no codec that remembers.
+pub fn new_chain(
+    codec: u8,
+    limits: ChainLimits,
+    level: i32,
+) -> Result<Box<dyn ChainCodec>, BatchError> {
+    match codec {
+        CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::new(limits, level))),
+        CODEC_MODELLED => Ok(Box::new(ModelChain::new(limits))),
+        other => Err(BatchError::UnknownCodec(other)),
+    }
+}
+
+/// A chain that goes on from what [`ChainCodec::save`] gave. Both ends must do so at the same position.
+///
+/// # Errors
+/// [`BatchError`] when the state is broken or was saved under other limits: begin a chain anew then.
+pub fn load_chain(
+    codec: u8,
+    saved: &[u8],
+    limits: ChainLimits,
+    level: i32,
+) -> Result<Box<dyn ChainCodec>, BatchError> {
+    match codec {
+        CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::load(saved, limits, level)?)),
+        CODEC_MODELLED => Ok(Box::new(ModelChain::load(saved, limits)?)),
+        other => Err(BatchError::UnknownCodec(other)),
+    }
 }

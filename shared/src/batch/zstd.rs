@@ -51,7 +51,7 @@ impl Encoder for ZstdEncoder {
     }
 }
 
-/// Decodes into a buffer of exactly the announced length: a frame that holds more fails, whatever its
+/// Decodes into a buffer of the announced length: a frame that holds more fails, whatever its
 /// own header claims, and no window is allocated because the output is one piece.
 #[derive(Default)]
 pub struct ZstdDecoder {
@@ -69,17 +69,12 @@ impl Decoder for ZstdDecoder {
         CODEC_ZSTD
     }
 
-    fn decode(&mut self, payload: &Bytes, raw_len: usize) -> Result<Bytes, BatchError> {
+    fn decode(&mut self, payload: &Bytes, max_raw: usize) -> Result<Bytes, BatchError> {
         let decompressor = match &mut self.decompressor {
             Some(decompressor) => decompressor,
             empty @ None => empty.insert(Decompressor::new().map_err(failed)?),
         };
-        let raw = decompressor.decompress(payload, raw_len).map_err(failed)?;
-        if raw.len() != raw_len {
-            return Err(BatchError::Malformed(
-                "payload decodes to less than announced",
-            ));
-        }
+        let raw = decompressor.decompress(payload, max_raw).map_err(failed)?;
         Ok(raw.into())
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Mutation {
     ForgetEndCheck,
     /// Site: what was trimmed below the checkpoint is skipped without a gap.
     ForgetTrimmedGap,
+    /// Site: takes all logs for equally urgent.
+    ForgetClass,
     /// Hub: a commit never gives credit back.
     ForgetCredit,
     /// Hub: does not watch for a dead peer.

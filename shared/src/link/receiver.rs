@@ -5,9 +5,13 @@
 //! ```
 //! Data streams come in any order; per log they are put back in order and delivered, each offset once.
 //! What came and is not committed is held against the credit window, in bytes, and against
-//! `MAX_STREAMS_IN_FLIGHT`. Streams that came before are dropped and cost no credit; one that overlaps
-//! what came before ends the session, because no correct site cuts its log in two ways
-//! within a session.
+//! `MAX_STREAMS_IN_FLIGHT`. Streams that came before are dropped and cost no credit.
+//!
+//! A log whose payload cannot be read because a codec's memory is lost starts again from there:
+//! ```text
+//!  in order ── restart() ─► waiting for the first stream that the site sent after it was told ─► in order
+//! ```
+//! What the site sent in between is void: it is taken in, given its credit back and dropped.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -17,11 +21,12 @@ use bytes::Bytes;
 use super::sender::millis;
 use super::window::ReceiveCredit;
 use super::{Close, broken};
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset, TopicPartition};
 use crate::wire::{
     Ack, CheckpointEntry, Code, DataContent, DataHeader, Farewell, Frame, FrameDecoder, Handle,
-    Hello, LogEntry, LogReply, MAX_DATA_HEADER_LEN, MAX_STREAMS_IN_FLIGHT, MAX_VERSION, Welcome,
-    WireError,
+    Hello, LogEntry, LogReply, MAX_DATA_HEADER_LEN, MAX_EXPANSION, MAX_LOG_STREAMS, MAX_OFFSET,
+    MAX_STREAMS_IN_FLIGHT, MAX_VERSION, Restart, Welcome, WireError,
 };
 
 /// Entries in one frame of checkpoints or acknowledgements: at most 24 and 15 bytes each.
@@ -37,7 +42,7 @@ pub struct ReceiverConfig {
     pub max_logs: usize,
     /// Most decoded bytes of one stream, at least `wire::MIN_MAX_BATCH_BYTES`.
     pub max_batch_bytes: u32,
-    /// Bytes that came and are not committed, `raw_len + 256` a stream. Below
+    /// Bytes that came and are not committed, as charged (see `wire::charge`). Below
     /// `max_batch_bytes + 256` a site with a batch of that size waits until it is raised.
     pub window: u64,
     /// The site pings this often; three times as long without a word ends the session.
@@ -46,12 +51,25 @@ pub struct ReceiverConfig {
     pub handshake_timeout: Duration,
 }
 
-/// The next step of one log, in order. Decode the payload with [`crate::batch::open`].
+/// The lane's answer about one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogAnswer {
+    /// What the cluster holds.
+    pub reply: LogReply,
+    /// The one of the site's anchors, counted from 1, that this hub has; 0: none.
+    pub anchor: u8,
+}
+
+/// The next step of one log, in order. Decode the payload with [`crate::batch::Memory::open`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivered {
     /// Which log.
     pub log: TopicPartition,
-    /// Range, chain, and records or gap.
+    /// First offset.
+    pub base_offset: Offset,
+    /// Offset after the last.
+    pub next_offset: Offset,
+    /// Chain if it is told, and records or gap.
     pub header: DataHeader,
     /// The encoded records; empty for a gap.
     pub payload: Bytes,
@@ -91,8 +109,14 @@ struct Log {
     committed: Offset,
     /// The site knows that everything before is committed.
     acked: Offset,
-    /// Came early, by base offset.
-    early: BTreeMap<Offset, (DataHeader, Bytes)>,
+    /// The place of the stream that is delivered next.
+    seq: u8,
+    /// Came early, by place.
+    early: BTreeMap<u8, (DataHeader, Bytes)>,
+    /// The site was told to restart; what comes until it did is kept in `early`.
+    awaits_restart: bool,
+    /// Places of streams that were sent before a restart, are void, and have not come.
+    void: BTreeSet<u8>,
     /// Delivered and not committed: where each ends and what it costs.
     delivered: VecDeque<(Offset, u64)>,
 }
@@ -108,8 +132,8 @@ struct Declared {
 #[derive(Debug)]
 enum State {
     AwaitHello { deadline: Duration },
-    Attaching { version: u16, codec: u8 },
-    Open { codec: u8, last_heard: Duration },
+    Attaching { version: u16 },
+    Open { last_heard: Duration },
     Closed,
 }
 
@@ -126,6 +150,8 @@ pub struct Receiver {
     dirty: BTreeSet<Handle>,
     /// Streams that are held, early or delivered.
     streams: usize,
+    /// The codecs of the welcome.
+    codecs: Vec<u8>,
     credit: ReceiveCredit,
     decoder: FrameDecoder,
     outputs: VecDeque<ReceiverOutput>,
@@ -148,6 +174,7 @@ impl Receiver {
             lookups: VecDeque::new(),
             dirty: BTreeSet::new(),
             streams: 0,
+            codecs: Vec::new(),
             decoder: FrameDecoder::default(),
             outputs: VecDeque::new(),
             #[cfg(test)]
@@ -161,7 +188,7 @@ impl Receiver {
     pub fn max_stream_len(&self) -> usize {
         usize::try_from(self.config.max_batch_bytes)
             .unwrap_or(usize::MAX)
-            .saturating_add(MAX_DATA_HEADER_LEN)
+            .saturating_add(MAX_DATA_HEADER_LEN + MAX_EXPANSION)
     }
 
     /// Bytes of the control stream, as they came.
@@ -181,7 +208,7 @@ impl Receiver {
     }
 
     fn heard(&mut self, now: Duration) {
-        if let State::Open { last_heard, .. } = &mut self.state {
+        if let State::Open { last_heard } = &mut self.state {
             *last_heard = now;
         }
     }
@@ -212,20 +239,18 @@ impl Receiver {
             | Frame::Refuse(_)
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
-            | Frame::Credit(_) => self.fail(Code::BadFrame, "frame out of place"),
+            | Frame::Credit(_)
+            | Frame::Restart(_)
+            | Frame::Policy(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place"),
         }
     }
 
     fn handle_hello(&mut self, hello: Hello) {
-        let codec = hello
-            .codecs
-            .iter()
-            .copied()
-            .find(|codec| self.config.codecs.contains(codec))
-            .unwrap_or(0);
+        let offered = hello.codecs.iter().copied();
+        self.codecs = offered.filter(|c| self.config.codecs.contains(c)).collect();
         self.state = State::Attaching {
             version: hello.max_version.min(MAX_VERSION),
-            codec,
         };
         let Some((declared, logs)) = self.declare(hello.logs) else {
             return;
@@ -248,6 +273,7 @@ impl Receiver {
             let denied = |log: Declared| CheckpointEntry {
                 handle: log.handle,
                 reply: LogReply::Denied,
+                anchor: 0,
             };
             return self.tell_more(&declared.into_iter().map(denied).collect::<Vec<_>>());
         }
@@ -275,7 +301,10 @@ impl Receiver {
                 expected: None,
                 committed: 0,
                 acked: 0,
+                seq: 0,
                 early: BTreeMap::new(),
+                awaits_restart: false,
+                void: BTreeSet::new(),
                 delivered: VecDeque::new(),
             };
             let is_known = self.logs.insert(entry.handle, log).is_some()
@@ -299,23 +328,31 @@ impl Receiver {
 
     /// The lane's answer to the oldest [`ReceiverOutput::Attach`] or [`ReceiverOutput::Lookup`], one
     /// reply for each of its logs in their order. Logs beyond the limit are denied in their places.
-    pub fn handle_checkpoints(&mut self, replies: &[LogReply], now: Duration) {
+    pub fn handle_checkpoints(&mut self, answers: &[LogAnswer], now: Duration) {
         if self.is_closed() {
             return;
         }
         let Some(declared) = self.lookups.pop_front() else {
             return self.fail(Code::Internal, "checkpoints that nobody asked for");
         };
-        if declared.iter().filter(|log| !log.is_excess).count() != replies.len() {
+        if declared.iter().filter(|log| !log.is_excess).count() != answers.len() {
             return self.fail(Code::Internal, "checkpoints do not match the logs");
         }
-        let mut replies = replies.iter().copied();
+        let mut answers = answers.iter().copied();
         let mut entries = Vec::with_capacity(declared.len());
         for Declared { handle, is_excess } in declared {
-            let asked = if is_excess { None } else { replies.next() };
-            let reply = asked.unwrap_or(LogReply::Denied);
+            let asked = if is_excess { None } else { answers.next() };
+            let LogAnswer { reply, anchor } = asked.unwrap_or(LogAnswer {
+                reply: LogReply::Denied,
+                anchor: 0,
+            });
+            let entry = CheckpointEntry {
+                handle,
+                reply,
+                anchor,
+            };
             if is_excess {
-                entries.push(CheckpointEntry { handle, reply });
+                entries.push(entry);
                 continue;
             }
             if let Some(log) = self.logs.get_mut(&handle) {
@@ -328,20 +365,17 @@ impl Receiver {
                 log.committed = expected.unwrap_or(0);
                 log.acked = log.committed;
             }
-            entries.push(CheckpointEntry { handle, reply });
+            entries.push(entry);
         }
         self.tell(entries, now);
     }
 
     fn tell(&mut self, entries: Vec<CheckpointEntry>, now: Duration) {
-        if let State::Attaching { version, codec } = self.state {
-            self.state = State::Open {
-                codec,
-                last_heard: now,
-            };
+        if let State::Attaching { version } = self.state {
+            self.state = State::Open { last_heard: now };
             let welcome = Welcome {
                 version,
-                codec,
+                codecs: self.codecs.clone(),
                 credit_limit: self.credit.announce(),
                 max_batch_bytes: self.config.max_batch_bytes,
                 keep_alive_ms: millis(Some(self.config.keep_alive)).max(1),
@@ -362,21 +396,21 @@ impl Receiver {
     /// One whole data stream.
     pub fn handle_data(&mut self, stream: &Bytes, now: Duration) {
         self.heard(now);
-        let State::Open { codec, .. } = self.state else {
+        if !matches!(self.state, State::Open { .. }) {
             if !self.is_closed() {
                 self.fail(Code::BadFrame, "data before the welcome");
             }
             return;
-        };
+        }
         let (header, payload) = match DataHeader::decode(stream) {
             Ok(parts) => parts,
             Err(error) => return self.fail(Code::BadFrame, &error.to_string()),
         };
         if let DataContent::Records(records) = header.content {
-            if records.codec != 0 && records.codec != codec {
+            if records.codec != 0 && !self.codecs.contains(&records.codec) {
                 return self.fail(Code::BadFrame, "data in a codec that was not chosen");
             }
-            if records.raw_len > self.config.max_batch_bytes {
+            if records.size.bytes() > self.config.max_batch_bytes {
                 return self.fail(Code::Limit, "data larger than the largest batch");
             }
         }
@@ -390,30 +424,57 @@ impl Receiver {
         let Some(log) = self.logs.get_mut(&header.handle) else {
             return self.fail(Code::BadFrame, "data of a log that was not declared");
         };
-        let Some(expected) = log.expected else {
+        if log.expected.is_none() {
             return self.fail(Code::BadFrame, "data of a log without a checkpoint");
-        };
-        let is_repeated =
-            header.next_offset <= expected || log.early.contains_key(&header.base_offset);
-        if is_repeated && !may_repeat {
+        }
+        let is_void = !header.is_restart && log.void.remove(&header.seq);
+        let ahead = places_ahead(log.seq, header.seq);
+        let is_repeated = ahead.is_none() || log.early.contains_key(&header.seq);
+        if is_repeated && !is_void && !may_repeat {
             return;
-        }
-        if header.base_offset < expected && !may_repeat {
-            return self.fail(Code::BadFrame, "data overlaps what came before");
-        }
-        if self.streams >= MAX_STREAMS_IN_FLIGHT {
-            return self.fail(Code::Limit, "more streams in flight than allowed");
         }
         if !self.credit.receive(header.charge()) {
             return self.fail(Code::Limit, "data beyond the credit");
         }
+        if is_void {
+            return self.credit.release(header.charge());
+        }
+        if self.streams >= MAX_STREAMS_IN_FLIGHT {
+            return self.fail(Code::Limit, "more streams in flight than allowed");
+        }
+        let most = if log.awaits_restart { 2 } else { 1 } * MAX_LOG_STREAMS;
+        if log.early.len() + log.delivered.len() >= most {
+            return self.fail(Code::Limit, "more streams of one log than allowed");
+        }
+        if header.is_restart && !log.awaits_restart {
+            return self.fail(Code::BadFrame, "a restart that nobody asked for");
+        }
         self.streams += 1;
-        if header.base_offset > expected && !is_out_of_order {
-            log.early.insert(header.base_offset, (header, payload));
+        if header.is_restart {
+            self.begin_again(header.handle, header.seq);
+        } else if log.awaits_restart || (ahead != Some(0) && !is_out_of_order) {
+            log.early.insert(header.seq, (header, payload));
             return;
         }
         self.deliver(header, payload);
         self.deliver_early(header.handle);
+    }
+
+    /// The first stream after a restart has come: what has its place before it is void.
+    fn begin_again(&mut self, handle: Handle, seq: u8) {
+        let Some(log) = self.logs.get_mut(&handle) else {
+            return;
+        };
+        while log.seq != seq {
+            if let Some((header, _)) = log.early.remove(&log.seq) {
+                self.streams -= 1;
+                self.credit.release(header.charge());
+            } else {
+                log.void.insert(log.seq);
+            }
+            log.seq = log.seq.wrapping_add(1);
+        }
+        log.awaits_restart = false;
     }
 
     fn deliver(&mut self, header: DataHeader, payload: Bytes) {
@@ -422,11 +483,20 @@ impl Receiver {
         let Some(log) = self.logs.get_mut(&header.handle) else {
             return;
         };
-        log.expected = Some(header.next_offset);
-        log.delivered
-            .push_back((header.next_offset, header.charge()));
+        let base_offset = log.expected.unwrap_or(0);
+        let Some(next_offset) = base_offset
+            .checked_add(header.count)
+            .filter(|next| *next <= MAX_OFFSET)
+        else {
+            return self.fail(Code::BadFrame, "range is too large");
+        };
+        log.expected = Some(next_offset);
+        log.seq = log.seq.wrapping_add(1);
+        // a place that is about to be used again is no longer that of a void stream
+        log.void.remove(&log.seq.wrapping_add(LAST_PLACE));
+        log.delivered.push_back((next_offset, header.charge()));
         if is_acked_early {
-            log.committed = header.next_offset;
+            log.committed = next_offset;
             self.dirty.insert(header.handle);
         }
         if is_gap_lost && matches!(header.content, DataContent::Gap { .. }) {
@@ -434,6 +504,8 @@ impl Receiver {
         }
         self.outputs.push_back(ReceiverOutput::Deliver(Delivered {
             log: log.log.clone(),
+            base_offset,
+            next_offset,
             header,
             payload,
         }));
@@ -441,21 +513,40 @@ impl Receiver {
 
     /// Delivers what came early and is next by now.
     fn deliver_early(&mut self, handle: Handle) {
-        while let Some(log) = self.logs.get_mut(&handle) {
-            let expected = log.expected.unwrap_or(0);
-            let Some(first) = log.early.first_entry().filter(|e| *e.key() <= expected) else {
-                return;
-            };
-            let (header, payload) = first.remove();
-            if header.base_offset == expected {
-                self.deliver(header, payload);
-            } else if header.next_offset <= expected {
-                self.streams -= 1;
-                self.credit.release(header.charge());
-            } else {
-                return self.fail(Code::BadFrame, "data overlaps what came before");
-            }
+        while let Some(log) = self.logs.get_mut(&handle)
+            && !log.awaits_restart
+            && let Some((header, payload)) = log.early.remove(&log.seq)
+        {
+            self.deliver(header, payload);
         }
+    }
+
+    /// What was delivered of this log from `next_offset` on was not handed on, because a codec's memory is
+    /// lost: the site is to send it again.
+    pub fn restart(&mut self, handle: Handle, next_offset: Offset) {
+        let Some(log) = self.logs.get_mut(&handle) else {
+            return;
+        };
+        let void = log.delivered.iter().rev();
+        let void = void.take_while(|(end, _)| *end > next_offset).count();
+        for (_, charge) in log.delivered.drain(log.delivered.len() - void..) {
+            self.streams -= 1;
+            self.credit.release(charge);
+        }
+        log.expected = Some(next_offset);
+        log.awaits_restart = true;
+        self.outputs.retain(
+            |output| !matches!(output, ReceiverOutput::Deliver(d) if d.header.handle == handle),
+        );
+        self.send(&Frame::Restart(Restart {
+            handle,
+            next_offset,
+        }));
+    }
+
+    /// Payloads refer to chunks that are not here: tell the site, before [`Receiver::restart`].
+    pub fn missing(&mut self, ids: Vec<ChunkId>) {
+        self.send(&Frame::Missing(ids));
     }
 
     /// The lane committed everything of this log before `next_offset`. The acknowledgement comes with
@@ -490,6 +581,14 @@ impl Receiver {
         self.credit.set_window(bytes);
     }
 
+    /// Tells an open session what its link may be used for; an empty text withdraws it. Before the welcome
+    /// nothing is told.
+    pub fn push_policy(&mut self, text: &str) {
+        if matches!(self.state, State::Open { .. }) {
+            self.send(&Frame::Policy(text.to_owned()));
+        }
+    }
+
     /// Bytes that came and are not committed, as charged.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
@@ -515,7 +614,7 @@ impl Receiver {
         match self.state {
             State::AwaitHello { deadline } => Some(deadline),
             State::Open { .. } if broken!(self, ForgetDeadPeer) => None,
-            State::Open { last_heard, .. } => {
+            State::Open { last_heard } => {
                 Some(last_heard.saturating_add(self.config.keep_alive * 3))
             }
             State::Attaching { .. } | State::Closed => None,
@@ -618,4 +717,12 @@ impl Receiver {
         self.outputs
             .push_back(ReceiverOutput::Control(frame.encode()));
     }
+}
+
+/// The highest place that a site may use beyond the next one.
+const LAST_PLACE: u8 = 62;
+
+/// How far a stream is ahead of the next one; `None` when it came before. Half of all places are ahead.
+fn places_ahead(next: u8, seq: u8) -> Option<u8> {
+    Some(seq.wrapping_sub(next)).filter(|ahead| *ahead < 128)
 }

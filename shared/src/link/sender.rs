@@ -7,27 +7,35 @@
 //!                          Parked (mismatch,    Trimmed (asking for the chain at the
 //!                          denied, too large)   log's start, then a gap up to there)
 //! ```
-//! Logs with something to send take turns, one read each; what was read waits for credit in the order
-//! in which it was read. Reads under way and items waiting are bounded together by `max_reads`.
+//! Which log reads and which stream goes next is the schedule's to say: by class, fair between the topics of
+//! a class, in order within a log. Reads under way and items waiting are bounded by `max_reads`.
 //!
 //! Nothing is sent before the hub was heard about every log: should one of them need a new incarnation,
 //! what the others have in flight would come again under it.
 
+mod delay;
 mod flow;
 mod log;
 mod port;
+mod restart;
+mod schedule;
+mod topics;
+mod transit;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use self::log::{Log, Phase};
-pub use self::port::{DataStream, ReadResult, SenderConfig, SenderOutput, Unsettled};
+pub use self::port::{Begin, DataStream, ReadResult, SenderConfig, SenderOutput, Unsettled};
+use self::schedule::Schedule;
 use super::window::SendCredit;
 use super::{Close, broken};
+use crate::class::{Class, ClassSet, PerClass};
 use crate::ids::{Offset, TopicPartition};
 use crate::wire::{
-    Ack, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange, MAX_VERSION,
-    MIN_MAX_BATCH_BYTES, MIN_VERSION, Welcome,
+    Ack, Anchor, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange,
+    MAX_VERSION, MIN_MAX_BATCH_BYTES, MIN_VERSION, Welcome,
 };
 
 /// Bytes of log entries in a hello, and in one declare.
@@ -44,7 +52,6 @@ enum State {
 
 #[derive(Debug, Clone, Copy)]
 struct Session {
-    codec: u8,
     max_batch_bytes: u32,
     keep_alive: Duration,
     next_ping: Duration,
@@ -64,8 +71,8 @@ pub struct Sender {
     state: State,
     logs: BTreeMap<Handle, Log>,
     undeclared: VecDeque<Handle>,
-    /// Logs that want to read, each at most once.
-    ring: VecDeque<Handle>,
+    /// Which log reads next, what was read and waits, and which stream goes next.
+    schedule: Schedule,
     /// Questions about the chain that are not asked yet, and how many wait for their answer.
     unasked: VecDeque<(Handle, Offset)>,
     questions: usize,
@@ -77,14 +84,11 @@ pub struct Sender {
     renewal: Option<Duration>,
     /// What sessions before this one left.
     recalled: Unsettled,
-    reads: usize,
-    reserved: u64,
-    /// Read, not yet sent.
-    held: VecDeque<DataStream>,
-    held_charge: u64,
     in_flight: usize,
     credit: SendCredit,
     pings: u64,
+    /// The codecs of the welcome.
+    codecs: Vec<u8>,
     decoder: FrameDecoder,
     outputs: VecDeque<SenderOutput>,
     #[cfg(test)]
@@ -95,25 +99,28 @@ impl Sender {
     /// A session that has not begun: add the logs, then [`Sender::start`].
     #[must_use]
     pub fn new(config: SenderConfig) -> Self {
+        let SenderConfig {
+            classes,
+            max_reads,
+            max_read_bytes,
+            ..
+        } = config;
         Self {
             config,
             state: State::Fresh,
             logs: BTreeMap::new(),
             undeclared: VecDeque::new(),
-            ring: VecDeque::new(),
+            schedule: Schedule::new(classes, max_reads, max_read_bytes),
             unasked: VecDeque::new(),
             questions: 0,
             unresolved: 0,
             is_begun: false,
             renewal: None,
             recalled: Unsettled::default(),
-            reads: 0,
-            reserved: 0,
-            held: VecDeque::new(),
-            held_charge: 0,
             in_flight: 0,
             credit: SendCredit::default(),
             pings: 0,
+            codecs: Vec::new(),
             decoder: FrameDecoder::default(),
             outputs: VecDeque::new(),
             #[cfg(test)]
@@ -122,15 +129,23 @@ impl Sender {
     }
 
     /// Adds a log under a handle of the caller's choice (the store's partition number). A handle that
-    /// is known keeps its log, and only its end moves. Before [`Sender::start`] it goes into the
-    /// hello, later into a declare. `acked` is the store's own cursor: the next offset that it does not
-    /// know the hub to hold.
-    pub fn add_log(&mut self, handle: Handle, log: TopicPartition, range: LogRange, acked: Offset) {
+    /// is known keeps its log as it is. Before [`Sender::start`] it goes into the hello, later into a
+    /// declare. `acked` is the store's own cursor: the next offset that it does not know the hub to hold.
+    pub fn add_log(
+        &mut self,
+        handle: Handle,
+        log: TopicPartition,
+        class: Class,
+        range: LogRange,
+        acked: Offset,
+    ) {
         debug_assert!(range.is_valid(), "log range out of order");
         if self.logs.contains_key(&handle) {
-            self.log_grew(handle, range.end);
             return;
         }
+        let is_classless = broken!(self, ForgetClass);
+        let class = if is_classless { Class::Normal } else { class };
+        self.schedule.add(handle, &log.topic, class);
         let log = Log {
             log,
             range,
@@ -142,11 +157,28 @@ impl Sender {
             acked: range.origin,
             read: range.origin,
             in_flight: VecDeque::new(),
-            in_ring: false,
+            held: 0,
+            seq: 0,
+            is_restarted: false,
+            is_stale: false,
+            hub_chain: 0,
+            anchors: Vec::new(),
+            begin: Some(Begin::Fresh),
         };
         self.logs.insert(handle, log);
         self.undeclared.push_back(handle);
         self.unresolved += 1;
+    }
+
+    /// The saved states of this log's codec, best first: to be called right after [`Sender::add_log`]. The
+    /// hub says which of them it has too. Those beyond [`crate::wire::MAX_ANCHORS`] are not offered.
+    pub fn offer_anchors(&mut self, handle: Handle, anchors: Vec<Anchor>) {
+        if let Some(log) = self.logs.get_mut(&handle)
+            && log.phase == Phase::Undeclared
+        {
+            log.anchors = anchors;
+            log.anchors.truncate(crate::wire::MAX_ANCHORS);
+        }
     }
 
     /// Takes over what the session before this one left.
@@ -189,13 +221,46 @@ impl Sender {
     }
 
     /// The log's end moved. Unknown handles and lower ends are ignored.
-    pub fn log_grew(&mut self, handle: Handle, end: Offset) {
+    pub fn log_grew(&mut self, handle: Handle, end: Offset, now: Duration) {
         if let Some(log) = self.logs.get_mut(&handle)
             && end > log.range.end
         {
             log.range.end = end;
+            self.schedule.grew(handle, now);
             self.enqueue(handle);
         }
+    }
+
+    /// Which classes may be sent. The others keep what they have until they may again.
+    pub fn set_classes_allowed(&mut self, allowed: ClassSet) {
+        self.schedule.set_allowed(allowed);
+    }
+
+    /// How long records wait for company, by class.
+    pub fn set_max_delay(&mut self, max_delay: PerClass<Duration>) {
+        self.schedule.set_max_delay(max_delay);
+    }
+
+    /// Bytes that may be with the transport: see [`Sender::handle_delivered`]. One stream may go beyond
+    /// them, and what is less urgent takes no room from what is more urgent. Without a bound at first.
+    pub fn set_send_budget(&mut self, bytes: u64) {
+        self.schedule.set_send_budget(bytes);
+    }
+
+    /// Raw bytes that one read asks for, in place of the configuration's.
+    pub fn set_max_read_bytes(&mut self, bytes: u32) {
+        self.schedule.set_read_bytes(bytes.max(1));
+    }
+
+    /// The peer's transport has a whole stream: its class and its [`DataStream::len`].
+    pub fn handle_delivered(&mut self, class: Class, bytes: u64) {
+        self.schedule.delivered(class, bytes);
+    }
+
+    /// Bytes of the streams that were handed to the transport and are not delivered.
+    #[must_use]
+    pub fn bytes_in_transit(&self) -> u64 {
+        self.schedule.bytes_in_transit()
     }
 
     /// Bytes of the control stream, as they came.
@@ -222,6 +287,9 @@ impl Sender {
             Frame::Checkpoints(entries) if is_open => self.handle_checkpoints(&entries),
             Frame::Ack(ack) if is_open => self.handle_ack(&ack),
             Frame::Credit(limit) if is_open => self.credit.raise(limit),
+            Frame::Restart(restart) if is_open => self.handle_restart(restart),
+            Frame::Policy(text) if is_open => self.outputs.push_back(SenderOutput::Policy(text)),
+            Frame::Missing(ids) if is_open => self.outputs.push_back(SenderOutput::Missing(ids)),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -230,14 +298,21 @@ impl Sender {
             | Frame::Refuse(_)
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
-            | Frame::Credit(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Credit(_)
+            | Frame::Restart(_)
+            | Frame::Policy(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 
     fn handle_welcome(&mut self, welcome: Welcome, now: Duration) {
         let problem = if !(MIN_VERSION..=MAX_VERSION).contains(&welcome.version) {
             Some((Code::Version, "hub chose a version that was not offered"))
-        } else if welcome.codec != 0 && !self.config.codecs.contains(&welcome.codec) {
+        } else if !welcome
+            .codecs
+            .iter()
+            .all(|c| self.config.codecs.contains(c))
+        {
             Some((Code::BadFrame, "hub chose a codec that was not offered"))
         } else if welcome.max_batch_bytes < MIN_MAX_BATCH_BYTES {
             Some((Code::BadFrame, "hub's largest batch is below the minimum"))
@@ -250,17 +325,18 @@ impl Sender {
             return self.fail(code, text.into());
         }
         let keep_alive = Duration::from_millis(welcome.keep_alive_ms.into());
+        self.codecs.clone_from(&welcome.codecs);
         self.state = State::Open(Session {
-            codec: welcome.codec,
             max_batch_bytes: welcome.max_batch_bytes,
             keep_alive,
             next_ping: now.saturating_add(keep_alive),
             last_heard: now,
         });
         self.credit.raise(welcome.credit_limit);
+        self.schedule.set_window(welcome.credit_limit);
         self.outputs.push_back(SenderOutput::Established {
             version: welcome.version,
-            codec: welcome.codec,
+            codecs: welcome.codecs,
             max_batch_bytes: welcome.max_batch_bytes,
         });
         self.handle_checkpoints(&welcome.checkpoints);
@@ -286,6 +362,7 @@ impl Sender {
             };
             log.in_flight.drain(..=streams);
             log.acked = next_offset;
+            self.enqueue(handle);
             self.in_flight -= streams + 1;
             self.outputs.push_back(SenderOutput::Acked {
                 handle,
@@ -294,8 +371,9 @@ impl Sender {
         }
     }
 
-    /// Time passed: keep-alive and dead peer.
+    /// Time passed: records that waited for company, keep-alive and dead peer.
     pub fn handle_timeout(&mut self, now: Duration) {
+        self.schedule.release(now);
         match &mut self.state {
             State::Connecting { deadline } if now >= *deadline => {
                 self.fail(Code::Timeout, "no welcome in time".into());
@@ -315,6 +393,16 @@ impl Sender {
         }
     }
 
+    /// Pings out of turn: whether the hub is there, and what it said last, matters at once. Its answer makes
+    /// the hub's transport notice what was lost before it.
+    pub fn ping(&mut self, now: Duration) {
+        if let State::Open(session) = &mut self.state {
+            session.next_ping = now.saturating_add(session.keep_alive);
+            self.pings += 1;
+            self.send(&Frame::Ping(self.pings));
+        }
+    }
+
     /// When to call [`Sender::handle_timeout`] at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
@@ -323,7 +411,8 @@ impl Sender {
             State::Connecting { deadline } => Some(*deadline),
             State::Open(session) => {
                 let next = session.next_ping.min(session.dead_at());
-                Some(self.renewal.map_or(next, |deadline| next.min(deadline)))
+                let others = [self.renewal, self.schedule.deadline()];
+                Some(others.into_iter().flatten().fold(next, Duration::min))
             }
         }
     }
@@ -384,13 +473,10 @@ impl Sender {
         matches!(self.state, State::Closed)
     }
 
-    /// The codec of the welcome; `None` before.
+    /// The codecs of the welcome, beside 0; none before.
     #[must_use]
-    pub fn codec(&self) -> Option<u8> {
-        match self.state {
-            State::Open(session) => Some(session.codec),
-            State::Fresh | State::Connecting { .. } | State::Closed => None,
-        }
+    pub fn codecs(&self) -> &[u8] {
+        &self.codecs
     }
 
     /// Streams sent and not acknowledged.
@@ -408,7 +494,7 @@ impl Sender {
     /// Reads under way and items waiting for credit.
     #[must_use]
     pub fn reads_and_items(&self) -> usize {
-        self.reads + self.held.len()
+        self.schedule.items()
     }
 
     /// The log behind a handle.
@@ -433,8 +519,7 @@ impl Sender {
 
     fn finish(&mut self, close: Close) {
         self.state = State::Closed;
-        self.held.clear();
-        self.ring.clear();
+        self.schedule.clear();
         self.unasked.clear();
         // what was acknowledged is told again next time; a driver that closed in order to begin a new
         // incarnation must not hear of the old one's offsets any more
@@ -461,6 +546,7 @@ impl Sender {
                 handle,
                 log: log.log.clone(),
                 range: log.declared(),
+                anchors: log.anchors.clone(),
             };
             entry.put(&mut bytes);
             if bytes.len() > max_len {

@@ -18,10 +18,12 @@
 
 mod disk;
 mod hub;
+mod memory;
 mod network;
 mod oracle;
 mod rng;
 mod site;
+mod thin;
 mod world;
 
 use super::mutation::Mutation;
@@ -41,6 +43,10 @@ struct Tally {
     unproven: u64,
     lost_checkpoints: u64,
     repeats: u64,
+    /// Logs that the hub could not read on.
+    restarts: u64,
+    /// Logs that went on from a saved state of their codec.
+    resumptions: u64,
 }
 
 impl Tally {
@@ -56,6 +62,8 @@ impl Tally {
         self.unproven += other.unproven;
         self.lost_checkpoints += other.lost_checkpoints;
         self.repeats += other.repeats;
+        self.restarts += other.restarts;
+        self.resumptions += other.resumptions;
     }
 }
 
@@ -120,6 +128,8 @@ fn many_seeds() {
             ("gaps", total.gaps),
             ("crashes", total.crashes),
             ("repeated streams", total.repeats),
+            ("logs begun again", total.restarts),
+            ("codec states resumed", total.resumptions),
         ] {
             assert!(
                 times > 100,

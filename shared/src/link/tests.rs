@@ -5,10 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::class::{Class, ClassRules};
 use crate::ids::{Incarnation, TopicName, TopicPartition};
 use crate::wire::{
-    Ack, Checkpoint, CheckpointEntry, DataContent, DataHeader, Farewell, Frame, Handle, Hello,
-    LogEntry, LogRange, LogReply, MIN_MAX_BATCH_BYTES, RecordsHeader, Welcome,
+    Ack, Anchor, Checkpoint, CheckpointEntry, DataContent, DataHeader, Farewell, Frame, Handle,
+    Hello, LogEntry, LogRange, LogReply, MIN_MAX_BATCH_BYTES, RecordsHeader, Restart, SizeClass,
+    Welcome,
 };
 
 const START: Duration = Duration::from_secs(100);
@@ -37,13 +39,14 @@ fn sender() -> Sender {
         codecs: vec![1],
         max_reads: 2,
         max_read_bytes: 1_000,
+        classes: ClassRules::default(),
         handshake_timeout: Duration::from_secs(5),
     })
 }
 
 fn receiver(window: u64) -> Receiver {
     let config = ReceiverConfig {
-        codecs: vec![1, 0],
+        codecs: vec![1],
         max_logs: 3,
         max_batch_bytes: MIN_MAX_BATCH_BYTES,
         window,
@@ -97,11 +100,12 @@ fn welcome(credit_limit: u64, checkpoints: &[(u32, LogReply)]) -> Bytes {
         .map(|&(handle, reply)| CheckpointEntry {
             handle: Handle(handle),
             reply,
+            anchor: 0,
         })
         .collect();
     Frame::Welcome(Welcome {
-        version: 1,
-        codec: 1,
+        version: 2,
+        codecs: vec![1],
         credit_limit,
         max_batch_bytes: MIN_MAX_BATCH_BYTES,
         keep_alive_ms: 10_000,
@@ -117,7 +121,7 @@ fn at(next_offset: u64, chain: u64) -> LogReply {
 /// A sender with one log of this range that was welcomed with this reply.
 fn welcomed(range: LogRange, reply: LogReply, credit_limit: u64) -> Sender {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range, range.start);
+    sender.add_log(Handle(1), log(0), Class::Normal, range, range.start);
     sender.start(START);
     assert_eq!(outputs(&mut sender).len(), 1);
     sender.handle_control(&welcome(credit_limit, &[(1, reply)]), START);
@@ -129,33 +133,49 @@ fn records(base_offset: u64, next_offset: u64, raw_len: u32) -> ReadResult {
         base_offset,
         next_offset,
         chain: next_offset * 10,
-        header: RecordsHeader {
-            codec: 0,
-            raw_len,
-            crc: 0,
-        },
+        is_chain_known: false,
+        header: records_header(raw_len),
         payload: Bytes::new(),
     }
 }
 
-fn data(base_offset: u64, next_offset: u64, raw_len: u32) -> Bytes {
+fn records_header(raw_len: u32) -> RecordsHeader {
+    RecordsHeader {
+        codec: 0,
+        is_fresh: false,
+        is_anchor: false,
+        size: SizeClass::of(raw_len as usize),
+        check: 0,
+    }
+}
+
+fn header(seq: u8, count: u64, raw_len: u32) -> DataHeader {
     DataHeader {
         handle: Handle(1),
-        base_offset,
-        next_offset,
-        chain: next_offset * 10,
-        content: DataContent::Records(RecordsHeader {
-            codec: 0,
-            raw_len,
-            crc: 0,
-        }),
+        seq,
+        is_restart: false,
+        count,
+        chain: Some(99),
+        content: DataContent::Records(records_header(raw_len)),
     }
-    .encode()
+}
+
+/// Ten records, or as many as are said, in this place of the log.
+fn data(seq: u8, count: u64, raw_len: u32) -> Bytes {
+    header(seq, count, raw_len).encode()
+}
+
+fn absent() -> LogAnswer {
+    answer(LogReply::Absent)
+}
+
+fn answer(reply: LogReply) -> LogAnswer {
+    LogAnswer { reply, anchor: 0 }
 }
 
 fn hello(logs: &[(u32, u32)]) -> Bytes {
     Frame::Hello(Hello {
-        min_version: 1,
+        min_version: 2,
         max_version: 9,
         nonce: 3,
         incarnation: Incarnation(7),
@@ -172,6 +192,7 @@ fn entries(logs: &[(u32, u32)]) -> Vec<LogEntry> {
             handle: Handle(handle),
             log: log(partition),
             range: range(0, 100),
+            anchors: Vec::new(),
         })
         .collect()
 }
@@ -180,7 +201,7 @@ fn entries(logs: &[(u32, u32)]) -> Vec<LogEntry> {
 fn open(window: u64) -> Receiver {
     let mut receiver = receiver(window);
     receiver.handle_control(&hello(&[(1, 0)]), START);
-    receiver.handle_checkpoints(&[at(10, 5)], START);
+    receiver.handle_checkpoints(&[answer(at(10, 5))], START);
     assert_eq!(hub_outputs(&mut receiver).len(), 2);
     receiver
 }
@@ -192,7 +213,7 @@ fn delivered(outputs: &[ReceiverOutput]) -> Vec<(u64, u64)> {
             let ReceiverOutput::Deliver(d) = output else {
                 return None;
             };
-            Some((d.header.base_offset, d.header.next_offset))
+            Some((d.base_offset, d.next_offset))
         })
         .collect()
 }
@@ -201,7 +222,10 @@ fn delivered(outputs: &[ReceiverOutput]) -> Vec<(u64, u64)> {
 fn a_site_sends_from_the_checkpoint_once_its_history_agrees() {
     let mut sender = welcomed(range(0, 20), at(10, 5), 10_000);
     let out = outputs(&mut sender);
-    assert!(matches!(out[0], SenderOutput::Established { codec: 1, .. }));
+    let SenderOutput::Established { codecs, .. } = &out[0] else {
+        panic!("{out:?}");
+    };
+    assert_eq!(codecs[..], [1]);
     assert_eq!(
         out[1..],
         [SenderOutput::Chain {
@@ -220,7 +244,9 @@ fn a_site_sends_from_the_checkpoint_once_its_history_agrees() {
             SenderOutput::Read {
                 handle: Handle(1),
                 from: 10,
-                max_bytes: 1_000
+                max_bytes: 1_000,
+                chain: 5,
+                begin: Some(Begin::Fresh),
             },
         ]
     );
@@ -229,10 +255,7 @@ fn a_site_sends_from_the_checkpoint_once_its_history_agrees() {
     let [SenderOutput::Data(stream)] = &out[..] else {
         panic!("{out:?}");
     };
-    assert_eq!(
-        (stream.header.base_offset, stream.header.next_offset),
-        (10, 20)
-    );
+    assert_eq!((stream.base_offset, stream.next_offset), (10, 20));
 }
 
 #[test]
@@ -271,11 +294,8 @@ fn what_was_trimmed_below_the_checkpoint_becomes_a_gap() {
     let Some(SenderOutput::Data(stream)) = out.first() else {
         panic!("{out:?}");
     };
-    assert_eq!(
-        (stream.header.base_offset, stream.header.next_offset),
-        (10, 15)
-    );
-    assert_eq!(stream.header.chain, 99);
+    assert_eq!((stream.base_offset, stream.next_offset), (10, 15));
+    assert_eq!(stream.header.chain, Some(99));
     assert_eq!(
         stream.header.content,
         DataContent::Gap {
@@ -287,8 +307,8 @@ fn what_was_trimmed_below_the_checkpoint_becomes_a_gap() {
 #[test]
 fn a_new_incarnation_waits_for_what_the_hub_holds_of_the_other_logs() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, at(21, 5)), (2, at(20, 6))];
@@ -313,8 +333,8 @@ fn a_new_incarnation_waits_for_what_the_hub_holds_of_the_other_logs() {
 #[test]
 fn a_new_incarnation_does_not_wait_for_ever() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, at(21, 5)), (2, at(20, 6))];
@@ -330,8 +350,8 @@ fn a_new_incarnation_does_not_wait_for_ever() {
 #[test]
 fn nothing_is_sent_before_the_hub_was_heard_about_every_log() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, LogReply::Absent), (2, at(10, 5))];
@@ -359,7 +379,7 @@ fn inside_a_gap_only_what_this_process_sent_proves_the_history() {
             outputs(&mut former_session);
         }
         let mut sender = sender();
-        sender.add_log(Handle(1), log(0), range(0, 20), 0);
+        sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
         sender.recall(former_session.unsettled());
         sender.start(START);
         outputs(&mut sender);
@@ -390,7 +410,7 @@ fn inside_a_gap_only_what_this_process_sent_proves_the_history() {
 #[test]
 fn a_log_that_the_hub_knows_nothing_of_goes_on_at_the_stores_cursor() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(5, 20), 12);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(5, 20), 12);
     sender.start(START);
     let out = outputs(&mut sender);
     let [SenderOutput::Control(bytes)] = &out[..] else {
@@ -398,7 +418,7 @@ fn a_log_that_the_hub_knows_nothing_of_goes_on_at_the_stores_cursor() {
     };
     let mut receiver = receiver(10_000);
     receiver.handle_control(bytes, START);
-    receiver.handle_checkpoints(&[LogReply::Absent], START);
+    receiver.handle_checkpoints(&[absent()], START);
     for output in hub_outputs(&mut receiver) {
         if let ReceiverOutput::Control(bytes) = output {
             sender.handle_control(&bytes, START);
@@ -409,15 +429,15 @@ fn a_log_that_the_hub_knows_nothing_of_goes_on_at_the_stores_cursor() {
         matches!(out.last(), Some(SenderOutput::Read { from: 12, .. })),
         "{out:?}"
     );
-    receiver.handle_data(&data(12, 20, 100), START);
+    receiver.handle_data(&data(0, 8, 100), START);
     assert_eq!(delivered(&hub_outputs(&mut receiver)), [(12, 20)]);
 }
 
 #[test]
 fn a_denied_log_is_parked_and_the_others_go_on() {
     let mut sender = sender();
-    sender.add_log(Handle(1), log(0), range(0, 20), 0);
-    sender.add_log(Handle(2), log(1), range(0, 20), 0);
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
     sender.start(START);
     outputs(&mut sender);
     let replies = [(1, LogReply::Denied), (2, LogReply::Absent)];
@@ -441,7 +461,13 @@ fn a_denied_log_is_parked_and_the_others_go_on() {
 fn logs_take_turns() {
     let mut sender = sender();
     for handle in 1..=3 {
-        sender.add_log(Handle(handle), log(handle), range(0, 1_000), 0);
+        sender.add_log(
+            Handle(handle),
+            log(handle),
+            Class::Normal,
+            range(0, 1_000),
+            0,
+        );
     }
     sender.start(START);
     outputs(&mut sender);
@@ -464,8 +490,8 @@ fn nothing_is_sent_beyond_the_credit() {
     let mut sender = welcomed(range(0, 20), LogReply::Absent, 600);
     outputs(&mut sender);
     sender.handle_read(Handle(1), records(0, 10, 400));
-    assert_eq!(outputs(&mut sender), [], "400 + 256 is more than 600");
-    sender.handle_control(&Frame::Credit(656).encode(), START);
+    assert_eq!(outputs(&mut sender), [], "416 + 256 is more than 600");
+    sender.handle_control(&Frame::Credit(672).encode(), START);
     assert!(matches!(outputs(&mut sender)[..], [SenderOutput::Data(_)]));
 }
 
@@ -565,7 +591,7 @@ fn many_logs_are_declared_in_frames_that_fit() {
             topic: topic.clone(),
             partition: handle,
         };
-        sender.add_log(Handle(handle), log, range(0, 0), 0);
+        sender.add_log(Handle(handle), log, Class::Normal, range(0, 0), 0);
     }
     sender.start(START);
     let mut decoder = crate::wire::FrameDecoder::default();
@@ -597,37 +623,230 @@ fn many_logs_are_declared_in_frames_that_fit() {
 #[test]
 fn a_hub_puts_streams_in_order_and_drops_repeated_ones() {
     let mut receiver = open(100_000);
-    for (base, next) in [(20, 30), (5, 10), (40, 50), (10, 20), (10, 20), (40, 50)] {
-        receiver.handle_data(&data(base, next, 100), START);
+    for seq in [1, 255, 3, 0, 0, 3] {
+        receiver.handle_data(&data(seq, 10, 100), START);
     }
     let out = hub_outputs(&mut receiver);
     assert_eq!(delivered(&out), [(10, 20), (20, 30)]);
-    receiver.handle_data(&data(30, 40, 100), START);
+    receiver.handle_data(&data(2, 10, 100), START);
     let out = hub_outputs(&mut receiver);
     assert_eq!(delivered(&out), [(30, 40), (40, 50)]);
-    assert_eq!(receiver.held_bytes(), 4 * 356);
+    assert_eq!(receiver.held_bytes(), 4 * CHARGE);
+}
+
+/// What 100 bytes cost: they are rounded up to 104.
+const CHARGE: u64 = 104 + 256;
+
+fn restarts(sender_or_hub: &[Frame]) -> Vec<Restart> {
+    let mut restarts = Vec::new();
+    for frame in sender_or_hub {
+        if let Frame::Restart(restart) = frame {
+            restarts.push(*restart);
+        }
+    }
+    restarts
 }
 
 #[test]
-fn a_stream_that_overlaps_ends_the_session() {
-    for (base, next) in [(5, 15), (15, 25)] {
-        let mut receiver = open(100_000);
-        receiver.handle_data(&data(base, next, 100), START);
-        receiver.handle_data(&data(10, 20, 100), START);
-        let out = hub_outputs(&mut receiver);
-        assert_eq!(hub_closed(&out).unwrap().code, Code::BadFrame, "{base}");
+fn a_log_that_cannot_be_read_on_is_sent_again_from_there() {
+    let mut receiver = open(10 * CHARGE);
+    for seq in [0, 1, 2, 4] {
+        receiver.handle_data(&data(seq, 10, 100), START);
     }
+    assert_eq!(hub_outputs(&mut receiver).len(), 3);
+    receiver.restart(Handle(1), 20);
+    let told = Restart {
+        handle: Handle(1),
+        next_offset: 20,
+    };
+    assert_eq!(restarts(&hub_frames(&mut receiver)), [told]);
+    // one that was under way, then the second of the new ones, then the first
+    receiver.handle_data(&data(3, 10, 100), START);
+    receiver.handle_data(&data(6, 3, 100), START);
+    assert_eq!(delivered(&hub_outputs(&mut receiver)), []);
+    let first = DataHeader {
+        is_restart: true,
+        ..header(5, 7, 100)
+    };
+    receiver.handle_data(&first.encode(), START);
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(delivered(&out), [(20, 27), (27, 30)]);
+    assert_eq!(
+        receiver.held_bytes(),
+        3 * CHARGE,
+        "what is void is not held"
+    );
+    receiver.handle_committed(&log(0), 30);
+    let Some(Frame::Ack(ack)) = hub_frames(&mut receiver).pop() else {
+        panic!("an acknowledgement");
+    };
+    assert_eq!(
+        ack.credit_limit,
+        (10 + 7) * CHARGE,
+        "all of it is given back"
+    );
+}
+
+#[test]
+fn a_void_stream_that_comes_late_gives_its_credit_back() {
+    let mut receiver = open(10 * CHARGE);
+    receiver.handle_data(&data(0, 10, 100), START);
+    receiver.restart(Handle(1), 10);
+    let first = DataHeader {
+        is_restart: true,
+        ..header(2, 10, 100)
+    };
+    receiver.handle_data(&first.encode(), START);
+    receiver.handle_data(&data(1, 10, 100), START);
+    receiver.handle_data(&data(1, 10, 100), START);
+    receiver.handle_data(&data(3, 10, 100), START);
+    assert_eq!(delivered(&hub_outputs(&mut receiver)), [(10, 20), (20, 30)]);
+    receiver.handle_committed(&log(0), 30);
+    let Some(Frame::Ack(ack)) = hub_frames(&mut receiver).pop() else {
+        panic!("an acknowledgement");
+    };
+    assert_eq!(ack.credit_limit, (10 + 4) * CHARGE);
+}
+
+#[test]
+fn a_restart_that_nobody_asked_for_ends_the_session() {
+    let mut receiver = open(10_000);
+    let first = DataHeader {
+        is_restart: true,
+        ..header(0, 10, 100)
+    };
+    receiver.handle_data(&first.encode(), START);
+    let out = hub_outputs(&mut receiver);
+    assert_eq!(hub_closed(&out).unwrap().code, Code::BadFrame);
+}
+
+#[test]
+fn a_site_sends_again_what_the_hub_cannot_read() {
+    let mut sender = welcomed(range(0, 40), LogReply::Absent, 100_000);
+    for from in [0, 10, 20] {
+        outputs(&mut sender);
+        sender.handle_read(Handle(1), records(from, from + 10, 100));
+    }
+    outputs(&mut sender);
+    let restart = Restart {
+        handle: Handle(1),
+        next_offset: 10,
+    };
+    sender.handle_control(&Frame::Restart(restart).encode(), START);
+    assert_eq!(outputs(&mut sender), [], "a read is under way");
+    sender.handle_read(Handle(1), records(30, 40, 100));
+    let [
+        SenderOutput::Read {
+            from, chain, begin, ..
+        },
+    ] = outputs(&mut sender)[..]
+    else {
+        panic!("what was being read is void");
+    };
+    assert_eq!((from, chain, begin), (10, 100, Some(Begin::Fresh)));
+    sender.handle_read(Handle(1), records(10, 40, 300));
+    let out = outputs(&mut sender);
+    let [SenderOutput::Data(stream)] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert_eq!((stream.header.seq, stream.header.is_restart), (3, true));
+    assert_eq!((stream.base_offset, stream.next_offset), (10, 40));
+    assert_eq!(sender.streams_in_flight(), 2);
+}
+
+#[test]
+fn a_restart_where_nothing_ended_ends_the_session() {
+    for (next_offset, is_wrong) in [(0, false), (10, false), (5, true), (20, true)] {
+        let mut sender = welcomed(range(0, 20), LogReply::Absent, 10_000);
+        outputs(&mut sender);
+        sender.handle_read(Handle(1), records(0, 10, 100));
+        outputs(&mut sender);
+        let restart = Restart {
+            handle: Handle(1),
+            next_offset,
+        };
+        sender.handle_control(&Frame::Restart(restart).encode(), START);
+        let is_closed = closed(&outputs(&mut sender)).is_some();
+        assert_eq!(is_closed, is_wrong, "{next_offset}");
+    }
+}
+
+#[test]
+fn both_ends_begin_with_the_first_anchor_that_both_have() {
+    let anchors = [11, 12].map(|position| Anchor { codec: 4, position });
+    let begin_with = |anchor| {
+        let mut sender = sender();
+        sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+        sender.offer_anchors(Handle(1), anchors.to_vec());
+        sender.start(START);
+        outputs(&mut sender);
+        let welcome = Frame::Welcome(Welcome {
+            version: 2,
+            codecs: vec![1],
+            credit_limit: 10_000,
+            max_batch_bytes: MIN_MAX_BATCH_BYTES,
+            keep_alive_ms: 10_000,
+            checkpoints: vec![CheckpointEntry {
+                handle: Handle(1),
+                reply: LogReply::Absent,
+                anchor,
+            }],
+        });
+        sender.handle_control(&welcome.encode(), START);
+        outputs(&mut sender).pop()
+    };
+    for (anchor, expected) in [
+        (0, Begin::Fresh),
+        (1, Begin::Anchor(anchors[0])),
+        (2, Begin::Anchor(anchors[1])),
+    ] {
+        let Some(SenderOutput::Read { begin, .. }) = begin_with(anchor) else {
+            panic!("a read");
+        };
+        assert_eq!(begin, Some(expected));
+    }
+    let Some(SenderOutput::Close(close)) = begin_with(3) else {
+        panic!("an anchor that was not offered");
+    };
+    assert_eq!(close.code, Code::BadFrame);
+}
+
+#[test]
+fn a_log_never_has_more_streams_under_way_than_places() {
+    let mut sender = welcomed(range(0, 1_000), LogReply::Absent, u64::MAX);
+    let mut sent = 0;
+    loop {
+        let mut is_waiting = true;
+        for output in outputs(&mut sender) {
+            if let SenderOutput::Read { from, .. } = output {
+                is_waiting = false;
+                sender.handle_read(Handle(1), records(from, from + 1, 10));
+            }
+        }
+        if is_waiting {
+            break;
+        }
+        sent += 1;
+    }
+    assert_eq!(sent, crate::wire::MAX_LOG_STREAMS);
+    let ack = Ack {
+        credit_limit: u64::MAX,
+        acked: vec![(Handle(1), 1)],
+    };
+    sender.handle_control(&Frame::Ack(ack).encode(), START);
+    let is_read = |out: &SenderOutput| matches!(out, SenderOutput::Read { .. });
+    assert!(outputs(&mut sender).iter().any(is_read));
 }
 
 #[test]
 fn only_what_is_committed_is_acknowledged_and_gives_credit_back() {
     let mut receiver = open(1_000);
-    receiver.handle_data(&data(10, 20, 100), START);
-    receiver.handle_data(&data(20, 30, 100), START);
+    receiver.handle_data(&data(0, 10, 100), START);
+    receiver.handle_data(&data(1, 10, 100), START);
     assert_eq!(hub_frames(&mut receiver), []);
     receiver.handle_committed(&log(0), 20);
     let ack = Ack {
-        credit_limit: 1_356,
+        credit_limit: 1_000 + CHARGE,
         acked: vec![(Handle(1), 20)],
     };
     assert_eq!(hub_frames(&mut receiver), [Frame::Ack(ack)]);
@@ -638,8 +857,8 @@ fn only_what_is_committed_is_acknowledged_and_gives_credit_back() {
 #[test]
 fn data_beyond_the_credit_ends_the_session() {
     let mut receiver = open(600);
-    receiver.handle_data(&data(10, 20, 100), START);
-    receiver.handle_data(&data(30, 40, 100), START);
+    receiver.handle_data(&data(0, 10, 100), START);
+    receiver.handle_data(&data(2, 10, 100), START);
     let out = hub_outputs(&mut receiver);
     assert_eq!(hub_closed(&out).unwrap().code, Code::Limit);
 }
@@ -648,21 +867,21 @@ fn data_beyond_the_credit_ends_the_session() {
 fn a_smaller_window_grants_nothing_until_it_has_room() {
     let mut receiver = open(1_000);
     receiver.set_window(100);
-    receiver.handle_data(&data(10, 20, 100), START);
+    receiver.handle_data(&data(0, 10, 100), START);
     receiver.handle_committed(&log(0), 20);
     let Frame::Ack(ack) = &hub_frames(&mut receiver)[0] else {
         panic!("an acknowledgement");
     };
     assert_eq!(ack.credit_limit, 1_000);
     receiver.set_window(2_000);
-    assert_eq!(hub_frames(&mut receiver), [Frame::Credit(2_356)]);
+    assert_eq!(hub_frames(&mut receiver), [Frame::Credit(2_000 + CHARGE)]);
 }
 
 #[test]
 fn too_many_streams_end_the_session() {
     let mut receiver = open(u64::MAX / 2);
-    for n in 0..=crate::wire::MAX_STREAMS_IN_FLIGHT as u64 {
-        receiver.handle_data(&data(20 + n, 21 + n, 0), START);
+    for seq in (0..=64).rev() {
+        receiver.handle_data(&data(seq, 1, 0), START);
     }
     let out = hub_outputs(&mut receiver);
     assert_eq!(hub_closed(&out).unwrap().code, Code::Limit);
@@ -714,13 +933,14 @@ fn logs_beyond_the_limit_are_denied_and_the_others_go_on() {
         panic!("{out:?}");
     };
     assert_eq!(logs.len(), 3, "the lane is asked about those");
-    receiver.handle_checkpoints(&[LogReply::Absent; 3], START);
+    receiver.handle_checkpoints(&[absent(); 3], START);
     let Frame::Welcome(welcome) = &hub_frames(&mut receiver)[0] else {
         panic!("a welcome");
     };
     let denied = |handle| CheckpointEntry {
         handle: Handle(handle),
         reply: LogReply::Denied,
+        anchor: 0,
     };
     assert_eq!(welcome.checkpoints[3..], [denied(4), denied(5)]);
     let more = Frame::Declare(entries(&[(6, 5), (7, 6)]));
@@ -748,7 +968,7 @@ fn the_hub_takes_the_best_version_and_codec_that_both_know() {
     let Frame::Welcome(welcome) = &hub_frames(&mut receiver)[0] else {
         panic!("a welcome");
     };
-    assert_eq!((welcome.version, welcome.codec), (1, 1));
+    assert_eq!((welcome.version, &welcome.codecs[..]), (2, &[1][..]));
 }
 
 #[test]
@@ -834,7 +1054,7 @@ fn fuzz_sender() {
 fn questions_to_the_store_are_asked_a_few_at_a_time() {
     let mut sender = sender();
     for handle in 0..1_000 {
-        sender.add_log(Handle(handle), log(handle), range(0, 20), 10);
+        sender.add_log(Handle(handle), log(handle), Class::Normal, range(0, 20), 10);
     }
     sender.start(START);
     outputs(&mut sender);

@@ -33,7 +33,7 @@ impl Compression {
         })
     }
 
-    pub(super) fn attributes(self) -> i16 {
+    pub(crate) fn attributes(self) -> i16 {
         match self {
             Self::None => 0,
             Self::Gzip => 1,

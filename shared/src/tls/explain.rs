@@ -1,11 +1,18 @@
 //! A failed handshake in words: whose certificate, what is wrong, what to do.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of the errors of TLS only a few can be told better than TLS does"
+)]
 
 use quinn::ConnectionError;
+use rustls::{CertificateError, Error as TlsError};
 
 use crate::time::utc;
 
 /// QUIC carries TLS alerts as error codes from here (RFC 9001, section 4.8).
 const CRYPTO_ERRORS: u64 = 0x100;
+const CERTIFICATE_REQUIRED: u8 = 116;
+const NO_APPLICATION_PROTOCOL: u8 = 120;
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +47,49 @@ pub fn explain(error: &ConnectionError, peer: Peer, wall_ms: i64) -> String {
     let Some(told) = alert.and_then(|alert| alert_in_words(alert, peer, is_remote, wall_ms)) else {
         return error.to_string();
     };
+    with_reason(told, &reason)
+}
+
+/// The same for TLS over TCP: what TLS says, if it was TLS, and what the socket says.
+#[must_use]
+pub fn explain_tls(
+    tls: Option<&TlsError>,
+    error: &std::io::Error,
+    peer: Peer,
+    wall_ms: i64,
+) -> String {
+    let Some(tls) = tls else {
+        return error.to_string();
+    };
+    let (alert, is_remote) = match tls {
+        TlsError::AlertReceived(alert) => (Some(u8::from(*alert)), true),
+        TlsError::InvalidCertificate(error) => (Some(alert_of(error)), false),
+        TlsError::NoCertificatesPresented => (Some(CERTIFICATE_REQUIRED), false),
+        TlsError::NoApplicationProtocol => (Some(NO_APPLICATION_PROTOCOL), false),
+        _ => (None, false),
+    };
+    match alert.and_then(|alert| alert_in_words(alert, peer, is_remote, wall_ms)) {
+        Some(told) if is_remote => told,
+        Some(told) => with_reason(told, &tls.to_string()),
+        None => tls.to_string(),
+    }
+}
+
+/// The alert that this end would send for it.
+fn alert_of(error: &CertificateError) -> u8 {
+    match error {
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => 45,
+        CertificateError::UnknownIssuer => 48,
+        CertificateError::BadSignature => 51,
+        CertificateError::Revoked => 44,
+        _ => 42,
+    }
+}
+
+fn with_reason(told: String, reason: &str) -> String {
     // What the other end sends is shown, within bounds and without line breaks.
     let reason: String = reason
         .chars()
@@ -94,9 +144,11 @@ fn alert_in_words(alert: u8, peer: Peer, is_remote: bool, wall_ms: i64) -> Optio
              issued it, or it belongs to another key"
         ),
         // certificate_required
-        116 => format!("{judge} requires a certificate and got none"),
+        CERTIFICATE_REQUIRED => format!("{judge} requires a certificate and got none"),
         // no_application_protocol
-        120 => "both ends run versions that share no protocol (ALPN kedge/1)".to_owned(),
+        NO_APPLICATION_PROTOCOL => {
+            "both ends run versions that share no protocol (ALPN kedge/1)".to_owned()
+        }
         _ => return None,
     };
     Some(text)

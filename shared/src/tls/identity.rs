@@ -99,6 +99,14 @@ pub fn site_of(identity: Option<Box<dyn Any>>, wall_ms: i64) -> Result<SiteId, I
     let chain = identity
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(IdentityError::NoCertificate)?;
+    site_of_chain(&chain, wall_ms)
+}
+
+/// The site that a verified chain is for, by its first certificate.
+///
+/// # Errors
+/// [`IdentityError`]: end the connection.
+pub fn site_of_chain(chain: &[CertificateDer<'_>], wall_ms: i64) -> Result<SiteId, IdentityError> {
     let der = chain.first().ok_or(IdentityError::NoCertificate)?;
     let site = site_of_certificate(der)?;
     let info = CertificateInfo::parse(der)?;

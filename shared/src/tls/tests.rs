@@ -124,19 +124,34 @@ async fn meet(
 
 type SiteResult = Result<crate::ids::SiteId, IdentityError>;
 
-struct World {
+pub(crate) struct World {
     dir: TempDir,
     ca: Authority,
     rogue: Authority,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             ca: authority("ours"),
             rogue: authority("rogue"),
         }
+    }
+
+    /// A hub on 127.0.0.1.
+    pub(crate) fn good_hub(&self) -> ServerTls {
+        self.hub(hub(&self.ca, Dates::Valid))
+    }
+
+    /// The site `shop-1`.
+    pub(crate) fn good_site(&self) -> ClientTls {
+        self.site(site(&self.ca, Dates::Valid))
+    }
+
+    /// Calls itself `shop-1`, but its certificate is from elsewhere.
+    pub(crate) fn rogue_site(&self) -> ClientTls {
+        self.site(site(&self.rogue, Dates::Valid))
     }
 
     fn hub(&self, certificate: [String; 2]) -> ServerTls {

@@ -7,6 +7,8 @@ use crate::ids::{Incarnation, MAX_TOPIC_NAME_LEN, Offset, TopicName, TopicPartit
 const MAX_SOFTWARE_LEN: usize = 64;
 const MAX_CODECS: usize = 32;
 const MAX_TEXT_LEN: usize = 256;
+/// Most saved codec states that a site may offer for one log.
+pub const MAX_ANCHORS: usize = 4;
 
 /// The range of one log at the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,15 @@ impl LogRange {
     }
 }
 
+/// A codec's memory that an end saved: where it stands says what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Anchor {
+    /// The codec.
+    pub codec: u8,
+    /// See [`crate::batch::ChainCodec::position`].
+    pub position: u64,
+}
+
 /// A log as the site declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {
@@ -36,11 +47,13 @@ pub struct LogEntry {
     pub log: TopicPartition,
     /// What the site has of it.
     pub range: LogRange,
+    /// Codec states that the site saved, best first; at most [`MAX_ANCHORS`].
+    pub anchors: Vec<Anchor>,
 }
 
 impl LogEntry {
     /// Fewest bytes of an entry: a topic of one letter and small numbers.
-    const MIN_LEN: usize = 7;
+    const MIN_LEN: usize = 8;
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.handle.0.into());
@@ -49,6 +62,12 @@ impl LogEntry {
         put_varint(out, self.range.origin);
         put_varint(out, self.range.start);
         put_varint(out, self.range.end);
+        let anchors = &self.anchors[..self.anchors.len().min(MAX_ANCHORS)];
+        put_varint(out, anchors.len() as u64);
+        for anchor in anchors {
+            out.push(anchor.codec);
+            out.extend_from_slice(&anchor.position.to_be_bytes());
+        }
     }
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -63,12 +82,27 @@ impl LogEntry {
                 start: reader.varint()?,
                 end: reader.varint()?,
             },
+            anchors: take_anchors(reader)?,
         };
         if !entry.range.is_valid() {
             return Err(WireError::Malformed("log range is out of order"));
         }
         Ok(entry)
     }
+}
+
+fn take_anchors(reader: &mut Reader<'_>) -> Result<Vec<Anchor>, WireError> {
+    let count = reader.count(9)?;
+    if count > MAX_ANCHORS {
+        return Err(WireError::Malformed("more than 4 anchors of a log"));
+    }
+    let take = |_| {
+        Ok(Anchor {
+            codec: reader.u8()?,
+            position: reader.u64()?,
+        })
+    };
+    (0..count).map(take).collect()
 }
 
 pub(super) fn put_logs(out: &mut Vec<u8>, logs: &[LogEntry]) {
@@ -110,9 +144,7 @@ impl Hello {
         out.extend_from_slice(&self.nonce.to_be_bytes());
         out.extend_from_slice(&self.incarnation.0.to_be_bytes());
         put_text(out, &self.software, MAX_SOFTWARE_LEN);
-        let codecs = &self.codecs[..self.codecs.len().min(MAX_CODECS)];
-        put_varint(out, codecs.len() as u64);
-        out.extend_from_slice(codecs);
+        put_codecs(out, &self.codecs);
         put_logs(out, &self.logs);
     }
 
@@ -139,6 +171,12 @@ impl Hello {
             logs: take_logs(reader)?,
         })
     }
+}
+
+fn put_codecs(out: &mut Vec<u8>, codecs: &[u8]) {
+    let codecs = &codecs[..codecs.len().min(MAX_CODECS)];
+    put_varint(out, codecs.len() as u64);
+    out.extend_from_slice(codecs);
 }
 
 fn take_codecs(reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
@@ -176,10 +214,13 @@ pub struct CheckpointEntry {
     pub handle: Handle,
     /// Where to go on.
     pub reply: LogReply,
+    /// The one of the site's anchors, counted from 1, that the hub has too; 0: none, the codec's memory
+    /// is empty.
+    pub anchor: u8,
 }
 
 impl CheckpointEntry {
-    const MIN_LEN: usize = 2;
+    const MIN_LEN: usize = 3;
 
     fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.handle.0.into());
@@ -192,6 +233,7 @@ impl CheckpointEntry {
             }
             LogReply::Denied => out.push(2),
         }
+        out.push(self.anchor);
     }
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -205,7 +247,11 @@ impl CheckpointEntry {
             2 => LogReply::Denied,
             _ => return Err(WireError::Malformed("unknown kind of checkpoint")),
         };
-        Ok(Self { handle, reply })
+        Ok(Self {
+            handle,
+            reply,
+            anchor: reader.u8()?,
+        })
     }
 }
 
@@ -234,8 +280,8 @@ pub(super) fn take_offset(reader: &mut Reader<'_>) -> Result<Offset, WireError> 
 pub struct Welcome {
     /// The version that both ends speak from here on.
     pub version: u16,
-    /// The codec that the site may use beside 0.
-    pub codec: u8,
+    /// The codecs that the site may use beside 0: those of the hello that the hub decodes, in its order.
+    pub codecs: Vec<u8>,
     /// Bytes that the site may send in all since the session began.
     pub credit_limit: u64,
     /// Most decoded bytes of one data stream.
@@ -249,7 +295,7 @@ pub struct Welcome {
 impl Welcome {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.version.to_be_bytes());
-        out.push(self.codec);
+        put_codecs(out, &self.codecs);
         put_varint(out, self.credit_limit);
         put_varint(out, self.max_batch_bytes.into());
         put_varint(out, self.keep_alive_ms.into());
@@ -259,7 +305,7 @@ impl Welcome {
     pub(super) fn take(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self {
             version: reader.u16()?,
-            codec: reader.u8()?,
+            codecs: take_codecs(reader)?,
             credit_limit: reader.varint()?,
             max_batch_bytes: reader.varint_u32()?,
             keep_alive_ms: reader.varint_u32()?,
@@ -365,7 +411,7 @@ impl Farewell {
 }
 
 /// Text behind its length, cut at a character boundary to at most `max_len` bytes.
-fn put_text(out: &mut Vec<u8>, text: &str, max_len: usize) {
+pub(super) fn put_text(out: &mut Vec<u8>, text: &str, max_len: usize) {
     let mut len = text.len().min(max_len);
     while !text.is_char_boundary(len) {
         len -= 1;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, TopicName, TopicPartition};
 
 fn log(partition: u32) -> TopicPartition {
@@ -25,6 +26,10 @@ fn entry(handle: u32) -> LogEntry {
             start: 300,
             end: 70_000,
         },
+        anchors: vec![Anchor {
+            codec: 4,
+            position: 0x1112_1314_1516_1718,
+        }],
     }
 }
 
@@ -45,34 +50,37 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
                 next_offset: 66_000,
                 chain: 0x0102_0304_0506_0708,
             }),
+            anchor: 1,
         },
         CheckpointEntry {
             handle: Handle(2),
             reply: LogReply::Absent,
+            anchor: 0,
         },
         CheckpointEntry {
             handle: Handle(300),
             reply: LogReply::Denied,
+            anchor: 0,
         },
     ];
     vec![
         (
             "hello",
             Frame::Hello(Hello {
-                min_version: 1,
-                max_version: 1,
+                min_version: 2,
+                max_version: 2,
                 nonce: 0x1122_3344_5566_7788,
                 incarnation: Incarnation(0x0123_4567_89ab_cdef_0011_2233_4455_6677),
                 software: "edge-node 0.1.0".into(),
-                codecs: vec![1, 0],
+                codecs: vec![4, 1],
                 logs: vec![entry(1), entry(300)],
             }),
         ),
         (
             "welcome",
             Frame::Welcome(Welcome {
-                version: 1,
-                codec: 1,
+                version: 2,
+                codecs: vec![4, 1],
                 credit_limit: 8 << 20,
                 max_batch_bytes: 4 << 20,
                 keep_alive_ms: 10_000,
@@ -93,27 +101,54 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
         ("ping", Frame::Ping(3)),
         ("pong", Frame::Pong(3)),
         ("goodbye", Frame::Goodbye(farewell())),
+        (
+            "restart",
+            Frame::Restart(Restart {
+                handle: Handle(300),
+                next_offset: 66_500,
+            }),
+        ),
+        ("policy", Frame::Policy("rate_up = \"1Mbit\"".into())),
+        (
+            "missing",
+            Frame::Missing(vec![ChunkId([0xab; 16]), ChunkId::of(b"chunk")]),
+        ),
     ]
 }
 
 fn data_headers() -> Vec<(&'static str, DataHeader)> {
-    let header = |content| DataHeader {
+    let header = |chain, content| DataHeader {
         handle: Handle(300),
-        base_offset: 66_000,
-        next_offset: 66_500,
-        chain: 0x0102_0304_0506_0708,
+        seq: 200,
+        is_restart: false,
+        count: 500,
+        chain,
         content,
     };
+    let records = RecordsHeader {
+        codec: 4,
+        is_fresh: false,
+        is_anchor: true,
+        size: SizeClass::of(100_000),
+        check: 0xdead_beef,
+    };
+    let chain = Some(0x0102_0304_0506_0708);
+    let gap = DataContent::Gap { reason: 2 };
+    let restarted = DataHeader {
+        is_restart: true,
+        ..header(
+            chain,
+            DataContent::Records(RecordsHeader {
+                is_fresh: true,
+                is_anchor: false,
+                ..records
+            }),
+        )
+    };
     vec![
-        (
-            "data-records",
-            header(DataContent::Records(RecordsHeader {
-                codec: 1,
-                raw_len: 100_000,
-                crc: 0xdead_beef,
-            })),
-        ),
-        ("data-gap", header(DataContent::Gap { reason: 2 })),
+        ("data-records", header(None, DataContent::Records(records))),
+        ("data-restart", restarted),
+        ("data-gap", header(chain, gap)),
     ]
 }
 
@@ -232,7 +267,7 @@ fn a_length_is_refused_before_its_bytes_come() {
         }
     }
     assert_eq!(decode_one(&[0]), Err(WireError::UnknownFrame(0)));
-    assert_eq!(decode_one(&[11]), Err(WireError::UnknownFrame(11)));
+    assert_eq!(decode_one(&[14]), Err(WireError::UnknownFrame(14)));
 }
 
 #[test]
@@ -247,11 +282,11 @@ fn a_count_is_held_against_the_bytes_that_are_there() {
 #[test]
 fn a_hello_of_another_version_is_told_apart_whatever_follows() {
     let mut payload = MAGIC.to_vec();
-    payload.extend_from_slice(&[0, 2, 0, 5]);
+    payload.extend_from_slice(&[0, 3, 0, 5]);
     payload.extend_from_slice(b"something unheard of");
     assert_eq!(
         Frame::decode(1, &payload),
-        Err(WireError::Version { min: 2, max: 5 })
+        Err(WireError::Version { min: 3, max: 5 })
     );
 }
 
@@ -269,41 +304,53 @@ fn long_text_is_cut_at_a_character() {
 }
 
 #[test]
-fn ranges_outside_kafkas_offsets_are_refused() {
-    let header = |base_offset, next_offset| DataHeader {
-        handle: Handle(1),
-        base_offset,
-        next_offset,
-        chain: 0,
-        content: DataContent::Gap { reason: 1 },
+fn a_header_of_a_batch_a_second_is_small() {
+    let header = DataHeader {
+        handle: Handle(7),
+        seq: 255,
+        is_restart: false,
+        count: 100,
+        chain: None,
+        content: DataContent::Records(RecordsHeader {
+            codec: 4,
+            is_fresh: false,
+            is_anchor: false,
+            size: SizeClass::of(30_000),
+            check: u32::MAX,
+        }),
     };
-    for (base, next, is_accepted) in [
-        (0, 1, true),
-        (MAX_OFFSET - 1, MAX_OFFSET, true),
-        (0, 0, false),
-        (7, 7, false),
-        (MAX_OFFSET, MAX_OFFSET + 1, false),
-        (u64::MAX, u64::MAX, false),
-    ] {
-        let decoded = DataHeader::decode(&header(base, next).encode());
-        assert_eq!(decoded.is_ok(), is_accepted, "{base} {next}");
-    }
+    assert_eq!(header.encode().len(), 9);
 }
 
 #[test]
 fn no_data_header_is_longer_than_its_limit() {
     let header = DataHeader {
         handle: Handle(u32::MAX),
-        base_offset: 1 << 62,
-        next_offset: MAX_OFFSET,
-        chain: u64::MAX,
+        seq: 255,
+        is_restart: true,
+        count: u64::MAX,
+        chain: Some(u64::MAX),
         content: DataContent::Records(RecordsHeader {
-            codec: 255,
-            raw_len: u32::MAX,
-            crc: u32::MAX,
+            codec: MAX_CODEC - 1,
+            is_fresh: true,
+            is_anchor: true,
+            size: SizeClass(u8::MAX),
+            check: u32::MAX,
         }),
     };
     assert!(header.encode().len() <= MAX_DATA_HEADER_LEN);
+}
+
+#[test]
+fn headers_that_contradict_themselves_are_refused() {
+    for bytes in [
+        // a gap with a codec, a gap without its chain, no offsets at all
+        &[0x25, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2][..],
+        &[0x01, 1, 0, 1, 2],
+        &[0x00, 1, 0, 0, 0, 0, 0, 0, 0],
+    ] {
+        assert!(DataHeader::decode(&Bytes::copy_from_slice(bytes)).is_err());
+    }
 }
 
 proptest! {
@@ -350,11 +397,15 @@ proptest! {
 
     #[test]
     fn checkpoints_survive(
-        entries in proptest::collection::vec((any::<u32>(), log_reply()), 0..50),
+        entries in proptest::collection::vec((any::<u32>(), log_reply(), any::<u8>()), 0..50),
     ) {
         let entries = entries
             .into_iter()
-            .map(|(handle, reply)| CheckpointEntry { handle: Handle(handle), reply })
+            .map(|(handle, reply, anchor)| CheckpointEntry {
+                handle: Handle(handle),
+                reply,
+                anchor,
+            })
             .collect();
         let frame = Frame::Checkpoints(entries);
         prop_assert_eq!(decode_one(&frame.encode()), Ok(Some(frame)));
@@ -371,27 +422,37 @@ proptest! {
     #[test]
     fn data_streams_survive(
         handle: u32,
-        base_offset in 0..MAX_OFFSET,
-        len in 1..u64::from(u32::MAX),
-        chain: u64,
-        records: bool,
-        codec: u8,
-        crc: u32,
+        seq: u8,
+        is_restart: bool,
+        count in 1..u64::MAX,
+        chain: Option<u64>,
+        is_records: bool,
+        codec in 0..MAX_CODEC,
+        is_fresh: bool,
+        is_anchor: bool,
+        check: u32,
         payload in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
-        let raw_len = u32::try_from(payload.len()).unwrap() + 1;
+        let records = RecordsHeader {
+            codec,
+            is_fresh,
+            is_anchor,
+            size: SizeClass::of(payload.len()),
+            check,
+        };
         let header = DataHeader {
             handle: Handle(handle),
-            base_offset,
-            next_offset: base_offset.saturating_add(len).min(MAX_OFFSET),
-            chain,
-            content: if records {
-                DataContent::Records(RecordsHeader { codec, raw_len, crc })
+            seq,
+            is_restart,
+            count,
+            chain: if is_records { chain } else { Some(chain.unwrap_or(0)) },
+            content: if is_records {
+                DataContent::Records(records)
             } else {
                 DataContent::Gap { reason: codec }
             },
         };
-        let payload = if records { payload } else { Vec::new() };
+        let payload = if is_records { payload } else { Vec::new() };
         let stream = Bytes::from([&header.encode()[..], &payload[..]].concat());
         let decoded = DataHeader::decode(&stream);
         prop_assert_eq!(decoded, Ok((header, Bytes::from(payload))));
@@ -400,8 +461,15 @@ proptest! {
 
 fn log_entry() -> impl Strategy<Value = LogEntry> {
     let offsets = proptest::collection::vec(0..=MAX_OFFSET, 3);
-    (any::<u32>(), "[a-z._-]{3,40}", any::<u32>(), offsets).prop_map(
-        |(handle, topic, partition, mut offsets)| {
+    let anchors = proptest::collection::vec((any::<u8>(), any::<u64>()), 0..=MAX_ANCHORS);
+    (
+        any::<u32>(),
+        "[a-z._-]{3,40}",
+        any::<u32>(),
+        offsets,
+        anchors,
+    )
+        .prop_map(|(handle, topic, partition, mut offsets, anchors)| {
             offsets.sort_unstable();
             LogEntry {
                 handle: Handle(handle),
@@ -414,9 +482,12 @@ fn log_entry() -> impl Strategy<Value = LogEntry> {
                     start: offsets[1],
                     end: offsets[2],
                 },
+                anchors: anchors
+                    .into_iter()
+                    .map(|(codec, position)| Anchor { codec, position })
+                    .collect(),
             }
-        },
-    )
+        })
 }
 
 fn log_reply() -> impl Strategy<Value = LogReply> {
@@ -447,7 +518,7 @@ fn fuzz_frame_payloads() {
         let Some((kind, payload)) = bytes.split_first() else {
             return;
         };
-        if let Ok(frame) = Frame::decode(kind % 12, payload) {
+        if let Ok(frame) = Frame::decode(kind % 15, payload) {
             assert_eq!(decode_one(&frame.encode()), Ok(Some(frame)));
         }
     });

@@ -3,18 +3,15 @@
 use bytes::Bytes;
 
 use super::log::{Log, Phase};
-use super::{ReadResult, Sender, SenderOutput, State};
+use super::port::{Begin, Held};
+use super::{DataStream, ReadResult, Sender, SenderOutput, State};
 use crate::ids::Offset;
 use crate::link::broken;
 use crate::link::resume::{Mismatch, Resume, compare, resume};
 use crate::wire::{
-    Checkpoint, CheckpointEntry, Code, DataContent, DataHeader, GAP_NOT_AT_SITE, Handle, LogRange,
-    LogReply, MAX_STREAMS_IN_FLIGHT, STREAM_OVERHEAD, charge,
+    Checkpoint, CheckpointEntry, Code, DataContent, GAP_NOT_AT_SITE, Handle, LogRange, LogReply,
+    charge,
 };
-
-/// With less credit than this, and than a whole read, no read starts while others are under way: streams
-/// would get ever smaller.
-const MIN_READ_BYTES: u64 = 16 << 10;
 
 /// Most questions to the store about its chain at a time.
 const MAX_QUESTIONS: usize = 32;
@@ -32,8 +29,30 @@ impl Sender {
                     "checkpoint of a log that was not declared".into(),
                 );
             };
+            if !self.agree(entry) {
+                return self.fail(
+                    Code::BadFrame,
+                    "names an anchor that was not offered".into(),
+                );
+            }
             self.resume_log(entry.handle, self.decide(&range, acked, entry.reply));
         }
+    }
+
+    /// What both ends know where the log goes on; false when the hub names what was not offered.
+    fn agree(&mut self, entry: &CheckpointEntry) -> bool {
+        let Some(log) = self.logs.get_mut(&entry.handle) else {
+            return false;
+        };
+        if let LogReply::At(checkpoint) = entry.reply {
+            log.hub_chain = checkpoint.chain;
+        }
+        let Some(place) = usize::from(entry.anchor).checked_sub(1) else {
+            return true;
+        };
+        let anchor = log.anchors.get(place).copied();
+        log.begin = anchor.map(Begin::Anchor);
+        anchor.is_some()
     }
 
     fn decide(&self, range: &LogRange, acked: Offset, reply: LogReply) -> Resume {
@@ -163,17 +182,19 @@ impl Sender {
         let Some(log) = self.logs.get_mut(&handle) else {
             return;
         };
-        let header = DataHeader {
+        let held = Held {
             handle,
             base_offset: log.read,
             next_offset: log.range.start,
             chain,
+            is_chain_known: false,
             content: DataContent::Gap {
                 reason: GAP_NOT_AT_SITE,
             },
+            payload: Bytes::new(),
         };
         log.phase = Phase::Ready;
-        self.hold(header, Bytes::new());
+        self.hold(held);
     }
 
     /// The log was trimmed further since: a read tells its start.
@@ -196,10 +217,17 @@ impl Sender {
         let Phase::Reading { reserved, end } = log.phase else {
             return;
         };
-        self.reads -= 1;
-        self.reserved -= reserved;
         log.phase = Phase::Ready;
-        let Some((mut header, payload)) = result.into_stream(handle) else {
+        let read = result.into_held(handle);
+        let (records, cost) = read
+            .as_ref()
+            .map_or((0, 0), |read| (read.records(), read.charge()));
+        self.schedule.end_read(handle, reserved, records, cost);
+        if std::mem::take(&mut log.is_stale) {
+            self.schedule.is_behind(handle);
+            return self.enqueue(handle);
+        }
+        let Some(mut read) = read else {
             // unless it grew while it was read, there is nothing up to its end: the store let go of what it
             // took for acknowledged, or the driver was wrong and the log waits until it grows
             if log.range.end == end && end <= log.first_unacked {
@@ -211,10 +239,10 @@ impl Sender {
             return self.enqueue(handle);
         };
         log.is_start_known = true;
-        let is_rest_of_gap = log.is_rest_of_gap(&header);
+        let is_rest_of_gap = log.is_rest_of_gap(&read);
         // not a boundary because it was trimmed since the hub was asked, or because it became part of a gap
-        let is_gone = header.base_offset > log.read
-            || (is_rest_of_gap && header.base_offset <= log.first_unacked);
+        let is_gone = read.base_offset > log.read
+            || (is_rest_of_gap && read.base_offset <= log.first_unacked);
         if log.is_unproven && is_gone {
             log.is_unproven = false;
             if log.read > log.first_unacked {
@@ -225,72 +253,85 @@ impl Sender {
             }
         }
         if is_rest_of_gap {
-            header.base_offset = log.read;
+            read.base_offset = log.read;
         }
-        if header.raw_len() > session.max_batch_bytes {
+        if read.raw_len() > session.max_batch_bytes {
             log.phase = Phase::Parked;
             self.outputs.push_back(SenderOutput::TooLarge {
                 handle,
-                offset: header.base_offset,
-                bytes: header.raw_len(),
+                offset: read.base_offset,
+                bytes: read.raw_len(),
                 limit: session.max_batch_bytes,
             });
         } else if log.is_unproven
-            || header.base_offset < log.read
-            || header.next_offset <= header.base_offset
+            || read.base_offset < log.read
+            || read.next_offset <= read.base_offset
         {
             self.resume_log(handle, Resume::Mismatch(Mismatch::NotABoundary));
-        } else if header.base_offset > log.read {
+        } else if read.base_offset > log.read {
             // trimmed while it was read: the gap goes first, then it is read again
-            log.range.start = header.base_offset;
+            log.range.start = read.base_offset;
+            self.schedule.is_behind(handle);
             self.enqueue(handle);
         } else {
-            self.hold(header, payload);
+            if read.next_offset < end {
+                self.schedule.is_behind(handle);
+            }
+            self.hold(read);
         }
     }
 
-    fn hold(&mut self, header: DataHeader, payload: Bytes) {
-        let Some(log) = self.logs.get_mut(&header.handle) else {
+    fn hold(&mut self, held: Held) {
+        let Some(log) = self.logs.get_mut(&held.handle) else {
             return;
         };
-        log.read = header.next_offset;
+        let handle = held.handle;
+        log.read = held.next_offset;
         log.range.end = log.range.end.max(log.read);
-        self.held_charge += header.charge();
-        self.held.push_back(super::DataStream {
-            head: header.encode(),
-            header,
-            payload,
-        });
-        self.enqueue(header.handle);
+        log.hub_chain = held.chain;
+        log.held += 1;
+        if matches!(held.content, DataContent::Records(_)) {
+            log.begin = None;
+        }
+        self.schedule.hold(held);
+        self.enqueue(handle);
     }
 
     /// Puts a log in line if it has something to send.
     pub(super) fn enqueue(&mut self, handle: Handle) {
-        if let Some(log) = self.logs.get_mut(&handle)
+        if let Some(log) = self.logs.get(&handle)
             && log.phase == Phase::Ready
             && log.read < log.range.end
-            && !log.in_ring
+            && !log.is_full()
         {
-            log.in_ring = true;
-            self.ring.push_back(handle);
+            self.schedule.offer(handle, log.range.end - log.read);
         }
     }
 
     pub(super) fn poll_data(&mut self) -> Option<SenderOutput> {
-        let charge = self.held.front()?.header.charge();
-        if self.in_flight >= MAX_STREAMS_IN_FLIGHT {
-            return None;
-        }
-        if !self.credit.take(charge) && !broken!(self, IgnoreCredit) {
-            return None;
-        }
-        let stream = self.held.pop_front()?;
-        self.held_charge -= charge;
+        let is_free = broken!(self, IgnoreCredit);
+        let available = if is_free {
+            u64::MAX
+        } else {
+            self.credit.available()
+        };
+        let (class, held) = self.schedule.next_item(available, self.in_flight)?;
+        self.credit.take(held.charge());
         self.in_flight += 1;
-        if let Some(log) = self.logs.get_mut(&stream.header.handle) {
-            let end = (stream.header.next_offset, stream.header.chain);
-            log.in_flight.push_back(end);
-        }
+        let log = self.logs.get_mut(&held.handle)?;
+        let header = held.header(log.seq, std::mem::take(&mut log.is_restarted));
+        log.seq = log.seq.wrapping_add(1);
+        log.held -= 1;
+        log.in_flight.push_back((held.next_offset, held.chain));
+        let stream = DataStream {
+            class,
+            base_offset: held.base_offset,
+            next_offset: held.next_offset,
+            head: header.encode(),
+            header,
+            payload: held.payload,
+        };
+        self.schedule.handed(class, stream.len());
         Some(SenderOutput::Data(stream))
     }
 
@@ -304,23 +345,14 @@ impl Sender {
     }
 
     pub(super) fn poll_read(&mut self, max_batch_bytes: u32) -> Option<SenderOutput> {
-        if self.reads + self.held.len() >= self.config.max_reads || self.questions >= MAX_QUESTIONS
-        {
+        if self.questions >= MAX_QUESTIONS {
             return None;
         }
-        let credit = self
-            .credit
-            .available()
-            .saturating_sub(self.reserved + self.held_charge)
-            .saturating_sub(STREAM_OVERHEAD);
-        let is_idle = self.reads == 0 && self.held.is_empty() && self.in_flight == 0;
-        let most = self.config.max_read_bytes.min(max_batch_bytes);
-        if credit < MIN_READ_BYTES.min(most.into()) && !(is_idle && credit > 0) {
-            return None;
-        }
-        let handle = self.ring.pop_front()?;
+        let available = self.credit.available();
+        let (handle, max_bytes) =
+            self.schedule
+                .next_reader(available, self.in_flight, max_batch_bytes)?;
         let log = self.logs.get_mut(&handle)?;
-        log.in_ring = false;
         if log.read < log.range.start && log.is_start_known {
             if broken!(self, ForgetTrimmedGap) {
                 log.read = log.range.start;
@@ -333,18 +365,18 @@ impl Sender {
                 });
             }
         }
-        let max_bytes = u32::try_from(credit).map_or(most, |credit| most.min(credit));
         let reserved = charge(max_bytes);
         log.phase = Phase::Reading {
             reserved,
             end: log.range.end,
         };
-        self.reads += 1;
-        self.reserved += reserved;
+        self.schedule.begin_read(handle, reserved);
         Some(SenderOutput::Read {
             handle,
             from: log.read,
             max_bytes,
+            chain: log.hub_chain,
+            begin: log.begin,
         })
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
+use super::port::{Begin, Held};
 use crate::ids::{Offset, TopicPartition};
-use crate::wire::{Checkpoint, DataContent, DataHeader, LogRange};
+use crate::wire::{Anchor, Checkpoint, DataContent, LogRange, MAX_LOG_STREAMS};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -35,7 +36,20 @@ pub(super) struct Log {
     pub(super) read: Offset,
     /// Where the streams end that were sent and are not acknowledged, in order, with their chains.
     pub(super) in_flight: VecDeque<(Offset, u64)>,
-    pub(super) in_ring: bool,
+    /// Read and not sent.
+    pub(super) held: usize,
+    /// The place of the next stream.
+    pub(super) seq: u8,
+    /// The next stream is the first after a restart.
+    pub(super) is_restarted: bool,
+    /// What is being read is void.
+    pub(super) is_stale: bool,
+    /// The chain at `read`, as the hub will know it; 0: it will not.
+    pub(super) hub_chain: u64,
+    /// Saved states of the codec, as declared.
+    pub(super) anchors: Vec<Anchor>,
+    /// What the codec's memory is to be set to.
+    pub(super) begin: Option<Begin>,
 }
 
 impl Log {
@@ -58,9 +72,14 @@ impl Log {
     }
 
     /// The store joined what was sent already and what follows into one gap.
-    pub(super) fn is_rest_of_gap(&self, header: &DataHeader) -> bool {
-        matches!(header.content, DataContent::Gap { .. })
-            && header.base_offset < self.read
-            && self.read < header.next_offset
+    pub(super) fn is_rest_of_gap(&self, read: &Held) -> bool {
+        matches!(read.content, DataContent::Gap { .. })
+            && read.base_offset < self.read
+            && self.read < read.next_offset
+    }
+
+    /// As many streams as the hub takes of one log are unacknowledged or about to be sent.
+    pub(super) fn is_full(&self) -> bool {
+        self.held + self.in_flight.len() >= MAX_LOG_STREAMS
     }
 }

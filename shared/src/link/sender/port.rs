@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::class::{Class, ClassRules};
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset};
 use crate::link::{Close, Mismatch};
-use crate::wire::{DataContent, DataHeader, Handle, RecordsHeader};
+use crate::wire::{Anchor, DataContent, DataHeader, Handle, RecordsHeader};
 
 /// What the site's half needs to know from the start.
 #[derive(Debug, Clone)]
@@ -20,11 +22,13 @@ pub struct SenderConfig {
     pub software: String,
     /// Codec ids that the driver can encode, best first.
     pub codecs: Vec<u8>,
-    /// Most reads under way and read items waiting for credit. Bounds memory together with the hub's
-    /// `max_batch_bytes`.
+    /// Most reads under way and read items waiting, of all classes that may be sent; one that has none may
+    /// always have one. Bounds memory together with the hub's `max_batch_bytes`.
     pub max_reads: usize,
     /// Raw bytes that one read asks for; one larger producer batch may exceed it.
     pub max_read_bytes: u32,
+    /// How the classes share the link, and how long their records wait for company.
+    pub classes: ClassRules,
     /// From hello to welcome.
     pub handshake_timeout: Duration,
 }
@@ -45,7 +49,9 @@ pub enum ReadResult {
         next_offset: Offset,
         /// The store's chain at `next_offset`.
         chain: u64,
-        /// Codec, raw length and checksum.
+        /// The hub computes the chain by itself (see [`crate::history::after_plain`]).
+        is_chain_known: bool,
+        /// Codec, size and checksum.
         header: RecordsHeader,
         /// The encoded payload.
         payload: Bytes,
@@ -65,10 +71,25 @@ pub enum ReadResult {
     Nothing,
 }
 
+/// What a codec's memory of a log holds when a session begins to send it, or begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Nothing.
+    Fresh,
+    /// What both ends saved.
+    Anchor(Anchor),
+}
+
 /// One unidirectional stream to open: write the header, then the payload, then finish it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataStream {
-    /// Which log and range.
+    /// How urgent it is: the transport is to send what is more urgent first.
+    pub class: Class,
+    /// First offset.
+    pub base_offset: Offset,
+    /// Offset after the last.
+    pub next_offset: Offset,
+    /// Which log, and how to read the payload.
     pub header: DataHeader,
     /// The header's bytes.
     pub head: Bytes,
@@ -76,15 +97,27 @@ pub struct DataStream {
     pub payload: Bytes,
 }
 
+impl DataStream {
+    /// Bytes of the whole stream.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "there is no stream without a header"
+    )]
+    pub fn len(&self) -> u64 {
+        (self.head.len() + self.payload.len()) as u64
+    }
+}
+
 /// What the driver has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SenderOutput {
     /// Append to the control stream.
     Control(Bytes),
-    /// The hub has welcomed us: encode with this codec, at most this many raw bytes a batch.
+    /// The hub has welcomed us: encode with one of these codecs, at most this many raw bytes a batch.
     Established {
         version: u16,
-        codec: u8,
+        codecs: Vec<u8>,
         max_batch_bytes: u32,
     },
     /// Open a stream and send.
@@ -94,11 +127,20 @@ pub enum SenderOutput {
         handle: Handle,
         from: Offset,
         max_bytes: u32,
+        /// The chain at `from` as the hub will know it; 0: it will not.
+        chain: u64,
+        /// Set the codec's memory to this first.
+        begin: Option<Begin>,
     },
     /// Ask the store for its chain at this offset and answer with [`Sender::handle_chain`](super::Sender::handle_chain).
     Chain { handle: Handle, offset: Offset },
+    /// The hub says what the link may be used for; an empty text withdraws what it said before.
+    Policy(String),
     /// The hub holds everything before this offset.
     Acked { handle: Handle, next_offset: Offset },
+    /// The hub does not hold these chunks: encode nothing that refers to them. Comes before the reads of a log
+    /// that begins again because of it.
+    Missing(Vec<ChunkId>),
     /// The log is parked: the site needs a new incarnation. Nothing is sent any more; once it is known what
     /// the hub holds of the other logs, and that is told as [`SenderOutput::Acked`], the session closes
     /// with [`Code::HistoryMismatch`](crate::wire::Code::HistoryMismatch).
@@ -116,41 +158,82 @@ pub enum SenderOutput {
     Close(Close),
 }
 
+/// Read, and waiting for its turn.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) handle: Handle,
+    pub(super) base_offset: Offset,
+    pub(super) next_offset: Offset,
+    pub(super) chain: u64,
+    pub(super) is_chain_known: bool,
+    pub(super) content: DataContent,
+    pub(super) payload: Bytes,
+}
+
+impl Held {
+    pub(super) fn header(&self, seq: u8, is_restart: bool) -> DataHeader {
+        DataHeader {
+            handle: self.handle,
+            seq,
+            is_restart,
+            count: self.next_offset.saturating_sub(self.base_offset),
+            chain: (!self.is_chain_known).then_some(self.chain),
+            content: self.content,
+        }
+    }
+
+    pub(super) fn charge(&self) -> u64 {
+        self.header(0, false).charge()
+    }
+
+    /// Offsets that it covers.
+    pub(super) fn records(&self) -> u64 {
+        self.next_offset.saturating_sub(self.base_offset)
+    }
+
+    /// Most bytes that the payload decodes to.
+    pub(super) fn raw_len(&self) -> u32 {
+        match self.content {
+            DataContent::Records(records) => records.size.bytes(),
+            DataContent::Gap { .. } => 0,
+        }
+    }
+}
+
 impl ReadResult {
-    /// The stream that it becomes; `None` when there was nothing.
-    pub(super) fn into_stream(self, handle: Handle) -> Option<(DataHeader, Bytes)> {
+    /// What waits for its turn; `None` when there was nothing.
+    pub(super) fn into_held(self, handle: Handle) -> Option<Held> {
         match self {
             Self::Records {
                 base_offset,
                 next_offset,
                 chain,
+                is_chain_known,
                 header,
                 payload,
-            } => Some((
-                DataHeader {
-                    handle,
-                    base_offset,
-                    next_offset,
-                    chain,
-                    content: DataContent::Records(header),
-                },
+            } => Some(Held {
+                handle,
+                base_offset,
+                next_offset,
+                chain,
+                is_chain_known,
+                content: DataContent::Records(header),
                 payload,
-            )),
+            }),
             Self::Gap {
                 from,
                 to,
                 reason,
                 chain,
-            } => Some((
-                DataHeader {
-                    handle,
-                    base_offset: from,
-                    next_offset: to,
-                    chain,
-                    content: DataContent::Gap { reason },
-                },
-                Bytes::new(),
-            )),
+            } => Some(Held {
+                handle,
+                base_offset: from,
+                next_offset: to,
+                chain,
+                is_chain_known: false,
+                content: DataContent::Gap { reason },
+                payload: Bytes::new(),
+            }),
             Self::Nothing => None,
         }
     }

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::memory::SiteMemory;
 use super::oracle::{Entry, Oracle};
 use super::rng::{Rng, mix};
-use crate::batch::{Block, BlockWriter, Encoder, encode};
+use crate::batch::{Block, BlockWriter, Outgoing, read_blocks};
+use crate::history;
 use crate::ids::{Incarnation, Offset};
-use crate::link::ReadResult;
+use crate::link::{Begin, ReadResult};
 use crate::record::put_record;
 use crate::wire::LogRange;
 
@@ -82,10 +84,16 @@ impl DiskLog {
     }
 
     fn push(&mut self, number: usize, len: u64, kind: Kind, salt: u64, oracle: &mut Oracle) {
+        // what a plain batch adds to the history, or something else
+        let plain = match &kind {
+            Kind::Records(ids) => history::after_plain(self.end_chain, &[block_of(self.end, ids)]),
+            Kind::Gap(_) => None,
+        };
+        let other = mix(self.end_chain ^ mix(self.end ^ salt.rotate_left(17))) | 1;
         let item = Item {
             base: self.end,
             next: self.end + len,
-            chain: mix(self.end_chain ^ mix(self.end ^ salt.rotate_left(17))) | 1,
+            chain: plain.filter(|_| !salt.is_multiple_of(5)).unwrap_or(other),
             kind,
         };
         oracle.register(
@@ -171,7 +179,9 @@ impl DiskLog {
         &self,
         from: Offset,
         max_bytes: u32,
-        encoder: &mut dyn Encoder,
+        known: u64,
+        begin: Option<Begin>,
+        memory: &mut SiteMemory,
     ) -> ReadResult {
         let place = self.items.partition_point(|item| item.next <= from);
         let Some(first) = self.items.get(place) else {
@@ -199,13 +209,24 @@ impl DiskLog {
             writer.push(&block).expect("items are contiguous");
             (next_offset, chain) = (item.next, item.chain);
         }
-        let encoded = encode(writer.finish(), encoder).expect("bytes in memory are encoded");
+        let raw = writer.finish();
+        let packed = memory.pack(
+            &Outgoing {
+                raw: &raw,
+                next_offset,
+                chain,
+            },
+            begin,
+        );
+        let blocks = read_blocks(&raw.clone().into(), first.base, next_offset);
+        let blocks = blocks.expect("what was written can be read");
         ReadResult::Records {
             base_offset: first.base,
             next_offset,
             chain,
-            header: encoded.header,
-            payload: encoded.payload,
+            is_chain_known: history::after_plain(known, &blocks) == Some(chain),
+            header: packed.header,
+            payload: packed.payload,
         }
     }
 }

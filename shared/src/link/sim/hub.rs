@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::memory::{self, HubMemory, Kept, SessionMemory};
 use super::network::{Packet, Side};
-use super::oracle::Verdict;
+use super::oracle::{Piece, Verdict};
 use super::site::check_close;
 use super::world::{Event, World};
-use crate::batch::{Block, Decoders, open};
+use crate::batch::{Block, Decoders, Incoming, OpenError, Opened};
 use crate::ids::Incarnation;
 use crate::link::broken;
-use crate::link::{Delivered, Receiver, ReceiverConfig, ReceiverOutput};
+use crate::link::{Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use crate::wire::{Code, DataContent, LogEntry, LogReply, MIN_MAX_BATCH_BYTES};
 
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -20,6 +21,7 @@ pub(super) struct HubSession {
     pub(super) receiver: Receiver,
     incarnation: Incarnation,
     logs: Vec<LogEntry>,
+    memories: BTreeMap<usize, SessionMemory>,
 }
 
 #[derive(Debug)]
@@ -27,6 +29,7 @@ struct Work {
     connection: u64,
     incarnation: Incarnation,
     delivered: Delivered,
+    chain: u64,
     blocks: Vec<Block>,
 }
 
@@ -53,6 +56,20 @@ pub(super) struct Hub {
     /// The cluster does not commit before.
     pub(super) stalled_until: Duration,
     pub(super) decoders: Decoders,
+    pub(super) memory: HubMemory,
+}
+
+impl Hub {
+    /// Its memory is short: what it remembers of logs goes.
+    pub(super) fn forget(&mut self) {
+        for session in self.sessions.values_mut() {
+            for memory in session.memories.values_mut() {
+                memory.memory.forget();
+                memory.agreed = None;
+            }
+        }
+        self.memory = HubMemory::default();
+    }
 }
 
 impl World {
@@ -87,7 +104,7 @@ impl World {
 
     fn accept(&mut self, connection: u64) {
         let config = ReceiverConfig {
-            codecs: vec![1, 0],
+            codecs: vec![1, memory::CODEC],
             max_logs: 16,
             max_batch_bytes: MIN_MAX_BATCH_BYTES,
             window: self.hub.window,
@@ -100,6 +117,7 @@ impl World {
             receiver,
             incarnation: Incarnation(0),
             logs: Vec::new(),
+            memories: BTreeMap::new(),
         };
         self.hub.sessions.insert(connection, session);
     }
@@ -172,17 +190,26 @@ impl World {
         let Some(session) = self.hub.sessions.get_mut(&connection) else {
             return;
         };
-        let replies: Vec<LogReply> = session
-            .logs
-            .iter()
-            .map(|entry| {
-                let number = entry.log.partition as usize;
-                self.oracle
-                    .checkpoint(session.incarnation, number)
-                    .map_or(LogReply::Absent, LogReply::At)
-            })
-            .collect();
-        session.receiver.handle_checkpoints(&replies, self.now);
+        let mut answers = Vec::new();
+        for entry in &session.logs {
+            let number = entry.log.partition as usize;
+            let key = (session.incarnation, number);
+            let checkpoint = self.oracle.checkpoint(session.incarnation, number);
+            let anchor = self.hub.memory.agree(key, &entry.anchors);
+            let place = usize::from(anchor).checked_sub(1);
+            let agreed = place.and_then(|place| entry.anchors.get(place));
+            let memory = SessionMemory {
+                agreed: agreed.map(|anchor| anchor.position),
+                chain: checkpoint.map_or(0, |checkpoint| checkpoint.chain),
+                ..SessionMemory::default()
+            };
+            session.memories.insert(number, memory);
+            answers.push(LogAnswer {
+                reply: checkpoint.map_or(LogReply::Absent, LogReply::At),
+                anchor,
+            });
+        }
+        session.receiver.handle_checkpoints(&answers, self.now);
     }
 
     fn enqueue(
@@ -194,21 +221,27 @@ impl World {
         if self.hub.lane.attached != Some(connection) {
             return Ok(());
         }
-        let blocks = match delivered.header.content {
-            DataContent::Records(_) => open(
-                &delivered.header,
-                &delivered.payload,
-                MIN_MAX_BATCH_BYTES as usize,
-                &mut self.hub.decoders,
-            )
-            .map_err(|error| format!("a batch does not decode: {error}"))?,
-            DataContent::Gap { .. } => Vec::new(),
+        let handle = delivered.header.handle;
+        let base_offset = delivered.base_offset;
+        let opened = match self.open(connection, incarnation, &delivered) {
+            Ok(opened) => opened,
+            Err(OpenError::Lost(_) | OpenError::Missing(_)) => {
+                self.tally.restarts += 1;
+                if let Some(session) = self.hub.sessions.get_mut(&connection) {
+                    session.receiver.restart(handle, base_offset);
+                }
+                return Ok(());
+            }
+            Err(OpenError::Broken(error)) => {
+                return Err(format!("a batch does not decode: {error}"));
+            }
         };
         self.hub.lane.queue.push_back(Work {
             connection,
             incarnation,
             delivered,
-            blocks,
+            chain: opened.chain,
+            blocks: opened.blocks,
         });
         let queued: u64 = self.hub.lane.queue.iter().map(charge).sum();
         if queued > self.hub.full_window {
@@ -216,6 +249,43 @@ impl World {
         }
         self.wake_lane();
         Ok(())
+    }
+
+    fn open(
+        &mut self,
+        connection: u64,
+        incarnation: Incarnation,
+        delivered: &Delivered,
+    ) -> Result<Opened, OpenError> {
+        let number = delivered.log.partition as usize;
+        let session = self.hub.sessions.get_mut(&connection);
+        let session = session.expect("the session that delivers");
+        let memory = session.memories.entry(number).or_default();
+        let opened = match delivered.header.content {
+            DataContent::Records(header) => memory.memory.open(
+                &Incoming {
+                    header,
+                    payload: &delivered.payload,
+                    base_offset: delivered.base_offset,
+                    next_offset: delivered.next_offset,
+                    chain_before: memory.chain,
+                    chain: delivered.header.chain,
+                    max_raw: MIN_MAX_BATCH_BYTES as usize,
+                },
+                &mut self.hub.decoders,
+                &mut Kept {
+                    hub: &mut self.hub.memory,
+                    key: (incarnation, number),
+                    agreed: memory.agreed.take(),
+                },
+            )?,
+            DataContent::Gap { .. } => Opened {
+                blocks: Vec::new(),
+                chain: delivered.header.chain.unwrap_or(0),
+            },
+        };
+        memory.chain = opened.chain;
+        Ok(opened)
     }
 
     fn wake_lane(&mut self) {
@@ -277,7 +347,7 @@ impl World {
                     if self.hub.lane.attached == Some(done.connection)
                         && let Some(session) = self.hub.sessions.get_mut(&done.connection)
                     {
-                        let next = done.delivered.header.next_offset;
+                        let next = done.delivered.next_offset;
                         session.receiver.handle_committed(&done.delivered.log, next);
                         connections.push(done.connection);
                     }
@@ -300,12 +370,14 @@ impl World {
         self.tally.commits += 1;
         for done in work {
             let number = done.delivered.log.partition as usize;
-            self.oracle.commit(
-                done.incarnation,
-                number,
-                &done.delivered.header,
-                &done.blocks,
-            )?;
+            let piece = Piece {
+                base_offset: done.delivered.base_offset,
+                next_offset: done.delivered.next_offset,
+                chain: done.chain,
+                content: done.delivered.header.content,
+            };
+            self.oracle
+                .commit(done.incarnation, number, &piece, &done.blocks)?;
         }
         Ok(())
     }
@@ -346,6 +418,9 @@ impl World {
         self.tally.crashes += 1;
         self.hub.life += 1;
         self.hub.lane = Lane::default();
+        if self.rng.chance(50) {
+            self.hub.memory = HubMemory::default();
+        }
         let connections: Vec<u64> = self.hub.sessions.keys().copied().collect();
         self.hub.sessions.clear();
         for connection in connections {

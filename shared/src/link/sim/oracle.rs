@@ -10,7 +10,16 @@ use super::rng::Rng;
 use crate::batch::Block;
 use crate::ids::{Incarnation, Offset};
 use crate::record::Records;
-use crate::wire::{Checkpoint, DataContent, DataHeader, GAP_NOT_AT_SITE};
+use crate::wire::{Checkpoint, DataContent, GAP_NOT_AT_SITE};
+
+/// What the hub commits of a log at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) base_offset: Offset,
+    pub(super) next_offset: Offset,
+    pub(super) chain: u64,
+    pub(super) content: DataContent,
+}
 
 /// Something that a store appended.
 #[derive(Debug)]
@@ -117,7 +126,7 @@ impl Oracle {
         &mut self,
         incarnation: Incarnation,
         log: usize,
-        header: &DataHeader,
+        piece: &Piece,
         blocks: &[Block],
     ) -> Verdict {
         let central = self
@@ -127,23 +136,23 @@ impl Oracle {
         let expected = match central.checkpoint {
             Some(checkpoint) => checkpoint.next_offset,
             // the hub knows nothing: it takes the site's word for what it told the site before
-            None if central.has_lost && header.base_offset <= central.ever_committed => {
-                header.base_offset.max(central.origin)
+            None if central.has_lost && piece.base_offset <= central.ever_committed => {
+                piece.base_offset.max(central.origin)
             }
             None => central.origin,
         };
-        if header.base_offset != expected {
+        if piece.base_offset != expected {
             return Err(format!(
                 "log {log}: commit from {} to {}, expected {expected}",
-                header.base_offset, header.next_offset
+                piece.base_offset, piece.next_offset
             ));
         }
-        match header.content {
+        match piece.content {
             DataContent::Records(_) => {
-                check_records(&self.entries, central, log, header, blocks)?;
+                check_records(&self.entries, central, log, piece, blocks)?;
             }
             DataContent::Gap { reason } => {
-                check_gap(&self.entries, central, log, header, reason)?;
+                check_gap(&self.entries, central, log, piece, reason)?;
             }
         }
         for block in blocks {
@@ -154,11 +163,11 @@ impl Oracle {
             }
         }
         central.checkpoint = Some(Checkpoint {
-            next_offset: header.next_offset,
-            chain: header.chain,
+            next_offset: piece.next_offset,
+            chain: piece.chain,
         });
-        central.passed.insert(header.next_offset, header.chain);
-        central.ever_committed = central.ever_committed.max(header.next_offset);
+        central.passed.insert(piece.next_offset, piece.chain);
+        central.ever_committed = central.ever_committed.max(piece.next_offset);
         Ok(())
     }
 
@@ -214,16 +223,16 @@ fn ids_of(block: &Block) -> Vec<u64> {
         .collect()
 }
 
-/// The entries from `header.chain` back to the first at or below `base`, newest first.
+/// The entries from `piece.chain` back to the first at or below `base`, newest first.
 fn history<'a>(
     entries: &'a BTreeMap<u64, (usize, Entry)>,
     log: usize,
-    header: &DataHeader,
+    piece: &Piece,
 ) -> Result<Vec<&'a Entry>, String> {
     let mut found = Vec::new();
-    let mut chain = header.chain;
-    let mut next = header.next_offset;
-    while next > header.base_offset {
+    let mut chain = piece.chain;
+    let mut next = piece.next_offset;
+    while next > piece.base_offset {
         let (of, entry) = entries
             .get(&chain)
             .ok_or_else(|| format!("log {log}: chain {chain:x} at {next} is nobody's"))?;
@@ -243,17 +252,17 @@ fn check_records(
     entries: &BTreeMap<u64, (usize, Entry)>,
     central: &Central,
     log: usize,
-    header: &DataHeader,
+    piece: &Piece,
     blocks: &[Block],
 ) -> Verdict {
-    let mut expected = history(entries, log, header)?;
+    let mut expected = history(entries, log, piece)?;
     expected.reverse();
     if let (Some(first), Some(checkpoint)) = (expected.first(), central.checkpoint)
         && first.parent != checkpoint.chain
     {
         return Err(format!(
             "log {log}: records from {} on do not follow the history that is committed",
-            header.base_offset
+            piece.base_offset
         ));
     }
     let is_same = expected.len() == blocks.len()
@@ -263,7 +272,7 @@ fn check_records(
     if !is_same {
         return Err(format!(
             "log {log}: records {}..{} are not what was appended",
-            header.base_offset, header.next_offset
+            piece.base_offset, piece.next_offset
         ));
     }
     Ok(())
@@ -274,7 +283,7 @@ fn check_gap(
     entries: &BTreeMap<u64, (usize, Entry)>,
     central: &Central,
     log: usize,
-    header: &DataHeader,
+    piece: &Piece,
     reason: u8,
 ) -> Verdict {
     if reason == GAP_NOT_AT_SITE {
@@ -283,20 +292,20 @@ fn check_gap(
         } else {
             Err(format!(
                 "log {log}: {}..{} declared not at the site, without need",
-                header.base_offset, header.next_offset
+                piece.base_offset, piece.next_offset
             ))
         };
     }
-    let mut chain = header.chain;
+    let mut chain = piece.chain;
     while let Some((of, entry)) = entries.get(&chain) {
         if *of != log || !(entry.is_dropped || entry.records.is_none()) {
             return Err(format!(
                 "log {log}: a gap {}..{} covers live records {}..{}",
-                header.base_offset, header.next_offset, entry.base, entry.next
+                piece.base_offset, piece.next_offset, entry.base, entry.next
             ));
         }
-        check_split(central, log, entry, header.base_offset)?;
-        let has_met = entry.base <= header.base_offset
+        check_split(central, log, entry, piece.base_offset)?;
+        let has_met = entry.base <= piece.base_offset
             && (entry.base <= central.origin
                 || central.passed.get(&entry.base) == Some(&entry.parent)
                 || central.has_lost);

@@ -1,15 +1,20 @@
 //! The site: a driver around [`Sender`] over a model store.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::disk::{Disk, DiskLog};
+use super::memory::{self, SiteMemory};
 use super::network::{Packet, Side};
 use super::oracle::Verdict;
+use super::rng::{Rng, mix};
 use super::world::{Event, World};
-use crate::batch::{Encoder, NoneCodec, ZstdEncoder};
+use crate::class::{Class, ClassRules, ClassSet, ClassShares, PerClass};
 use crate::ids::{Incarnation, Offset, TopicName, TopicPartition};
-use crate::link::{Close, Mismatch, Sender, SenderConfig, SenderOutput, Unsettled};
-use crate::wire::{Code, Handle};
+use crate::link::{Begin, Close, Mismatch, Sender, SenderConfig, SenderOutput, Unsettled};
+use crate::wire::{Code, DataHeader, Handle};
 
 #[derive(Debug)]
 pub(super) struct SiteSession {
@@ -32,15 +37,54 @@ pub(super) struct Site {
     pub(super) next_incarnation: u128,
     pub(super) max_reads: usize,
     pub(super) max_read_bytes: u32,
-    pub(super) encoder: Box<dyn Encoder>,
+    pub(super) seed: u64,
+    /// By log; a crash takes it, and half of the time nothing was saved.
+    pub(super) memories: BTreeMap<usize, SiteMemory>,
+    pub(super) policy: Policy,
 }
 
-pub(super) fn encoder(seed: u64) -> Box<dyn Encoder> {
-    if seed.is_multiple_of(64) {
-        Box::new(ZstdEncoder::new(1).expect("there is memory"))
-    } else {
-        Box::new(NoneCodec)
+/// What the site may send, and how.
+#[derive(Debug)]
+pub(super) struct Policy {
+    rng: Rng,
+    rules: ClassRules,
+    send_budget: u64,
+    pub(super) allowed: ClassSet,
+}
+
+impl Policy {
+    /// Draws from a generator of its own: seeds keep their meaning.
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(mix(seed));
+        let most_ms = if rng.chance(50) { 0 } else { 1_500 };
+        let max_delay = PerClass::from_fn(|_| Duration::from_millis(rng.below(most_ms + 1)));
+        let is_bounded = rng.chance(50);
+        Self {
+            rules: ClassRules {
+                shares: ClassShares::default(),
+                max_delay,
+            },
+            send_budget: if is_bounded {
+                rng.between(1, 8_000)
+            } else {
+                u64::MAX
+            },
+            allowed: ClassSet::ALL,
+            rng,
+        }
     }
+
+    /// Now and then other classes may be sent.
+    fn change(&mut self) {
+        if self.rng.chance(5) {
+            let any = Class::all().into_iter();
+            self.allowed = any.filter(|_| self.rng.chance(60)).collect();
+        }
+    }
+}
+
+fn class_of(number: usize) -> Class {
+    Class::all()[number % Class::COUNT]
 }
 
 pub(super) fn handle_of(number: usize) -> Handle {
@@ -68,15 +112,22 @@ impl World {
             nonce: connection,
             incarnation: self.site.disk.incarnation,
             software: "simulated".into(),
-            codecs: vec![1],
+            codecs: vec![memory::CODEC, 1],
             max_reads: self.site.max_reads,
             max_read_bytes: self.site.max_read_bytes,
+            classes: self.site.policy.rules,
             handshake_timeout: Duration::from_secs(5),
         });
         sender.mutation = self.mutation;
         for (number, log) in self.site.disk.logs.iter().enumerate() {
-            sender.add_log(handle_of(number), name_of(number), log.range(), log.acked);
+            let (handle, name, class) = (handle_of(number), name_of(number), class_of(number));
+            sender.add_log(handle, name, class, log.range(), log.acked);
+            if let Some(memory) = self.site.memories.get(&number) {
+                sender.offer_anchors(handle, memory.anchors());
+            }
         }
+        sender.set_classes_allowed(self.site.policy.allowed);
+        sender.set_send_budget(self.site.policy.send_budget);
         sender.recall(self.site.unsettled.clone());
         sender.start(self.now);
         self.tally.sessions += 1;
@@ -93,7 +144,8 @@ impl World {
     pub(super) fn pump_site(&mut self) -> Verdict {
         while let Some(session) = &mut self.site.session {
             let connection = session.connection;
-            let most = self.site.max_reads;
+            // as many of each class, when one after the other may be sent
+            let most = self.site.max_reads * Class::COUNT;
             if session.sender.reads_and_items() > most {
                 return Err(format!("more than {most} reads and items at the site"));
             }
@@ -103,6 +155,9 @@ impl World {
             match output {
                 SenderOutput::Control(bytes) => self.send_control(connection, Side::Hub, bytes),
                 SenderOutput::Data(stream) => {
+                    if !self.site.policy.allowed.contains(stream.class) {
+                        return Err(format!("{} data, which may not be sent", stream.class));
+                    }
                     let bytes = [stream.head, stream.payload].concat().into();
                     self.send(connection, Side::Hub, Packet::Data(bytes));
                 }
@@ -110,13 +165,20 @@ impl World {
                     handle,
                     from,
                     max_bytes,
+                    chain,
+                    begin,
                 } => {
+                    if matches!(begin, Some(Begin::Anchor(_))) {
+                        self.tally.resumptions += 1;
+                    }
                     let delay = self.rng.below(20_000);
                     let event = Event::ReadDone {
                         connection,
                         handle,
                         from,
                         max_bytes,
+                        chain,
+                        begin,
                     };
                     self.after_us(delay, event);
                 }
@@ -135,10 +197,11 @@ impl World {
                         session.mismatch = Some((handle, mismatch));
                     }
                 }
+                SenderOutput::Missing(_) => return Err("chunks without a codec for them".into()),
                 SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
                 }
-                SenderOutput::Established { .. } => {}
+                SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}
                 SenderOutput::Close(close) => {
                     check_close(&close)?;
                     if close.code == Code::HistoryMismatch && !close.by_peer {
@@ -244,12 +307,18 @@ impl World {
         handle: Handle,
         from: Offset,
         max_bytes: u32,
+        chain: u64,
+        begin: Option<Begin>,
     ) -> Verdict {
         if let Some(session) = &mut self.site.session
             && session.connection == connection
         {
-            let log = &self.site.disk.logs[number_of(handle)];
-            let result = log.read(from, max_bytes, &mut *self.site.encoder);
+            let number = number_of(handle);
+            let log = &self.site.disk.logs[number];
+            let seed = self.site.seed;
+            let memory = self.site.memories.entry(number);
+            let memory = memory.or_insert_with(|| SiteMemory::new(seed + number as u64));
+            let result = log.read(from, max_bytes, chain, begin, memory);
             session.sender.handle_read(handle, result);
         }
         self.pump_site()
@@ -280,11 +349,35 @@ impl World {
         self.tally.items += 1;
         let log = &self.site.disk.logs[number];
         let (range, acked) = (log.range(), log.acked);
+        self.site.policy.change();
         if let Some(session) = &mut self.site.session {
-            session
-                .sender
-                .add_log(handle_of(number), name_of(number), range, acked);
-            session.sender.log_grew(handle_of(number), range.end);
+            let (handle, name, class) = (handle_of(number), name_of(number), class_of(number));
+            session.sender.add_log(handle, name, class, range, acked);
+            session.sender.log_grew(handle, range.end, self.now);
+            session.sender.set_classes_allowed(self.site.policy.allowed);
+        }
+        self.pump_site()
+    }
+
+    /// From here on nothing is held back.
+    pub(super) fn allow_all(&mut self) -> Verdict {
+        self.site.policy.allowed = ClassSet::ALL;
+        if let Some(session) = &mut self.site.session {
+            session.sender.set_classes_allowed(ClassSet::ALL);
+        }
+        self.pump_site()
+    }
+
+    /// The hub's transport has a whole stream.
+    pub(super) fn delivered(&mut self, connection: u64, stream: &Bytes) -> Verdict {
+        let Some(session) = self.site.session.as_mut() else {
+            return Ok(());
+        };
+        if session.connection == connection
+            && let Ok((header, _)) = DataHeader::decode(stream)
+        {
+            let class = class_of(number_of(header.handle));
+            session.sender.handle_delivered(class, stream.len() as u64);
         }
         self.pump_site()
     }
@@ -297,6 +390,9 @@ impl World {
         }
         self.site.is_up = false;
         self.site.unsettled = Unsettled::default();
+        if self.rng.chance(50) {
+            self.site.memories.clear();
+        }
         self.site.disk.crash(&mut self.rng);
         let most = if self.rng.chance(15) {
             12_000_000

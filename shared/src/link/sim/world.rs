@@ -8,14 +8,15 @@ use bytes::Bytes;
 use super::Tally;
 use super::disk::Disk;
 use super::hub::{Hub, Lane};
+use super::memory::HubMemory;
 use super::network::{Fate, Network, Packet, Side};
 use super::oracle::{Oracle, Verdict};
 use super::rng::Rng;
-use super::site::{Site, encoder};
+use super::site::{Policy, Site};
 use crate::batch::Decoders;
 use crate::ids::{Incarnation, Offset};
-use crate::link::Unsettled;
 use crate::link::mutation::Mutation;
+use crate::link::{Begin, Unsettled};
 use crate::wire::{Code, Handle};
 
 /// After the last fault everything is committed within this time.
@@ -38,6 +39,8 @@ pub(super) enum Event {
         handle: Handle,
         from: Offset,
         max_bytes: u32,
+        chain: u64,
+        begin: Option<Begin>,
     },
     SiteStarts,
     HubStarts,
@@ -92,7 +95,9 @@ impl World {
                 next_incarnation: 1,
                 max_reads: rng.between(1, 8) as usize,
                 max_read_bytes: rng.between(200, 4_000) as u32,
-                encoder: encoder(seed),
+                policy: Policy::new(seed),
+                seed,
+                memories: BTreeMap::new(),
             },
             hub: Hub {
                 is_up: true,
@@ -103,6 +108,7 @@ impl World {
                 full_window,
                 stalled_until: Duration::ZERO,
                 decoders: Decoders::default(),
+                memory: HubMemory::default(),
             },
             oracle: Oracle::default(),
             tally: Tally::default(),
@@ -288,7 +294,9 @@ impl World {
                 handle,
                 from,
                 max_bytes,
-            } => self.read_done(connection, handle, from, max_bytes),
+                chain,
+                begin,
+            } => self.read_done(connection, handle, from, max_bytes, chain, begin),
             Event::SiteStarts => {
                 self.site.is_up = true;
                 self.dial()
@@ -312,6 +320,7 @@ impl World {
                 }
             }
             Event::Heal => {
+                self.allow_all()?;
                 self.hub.window = self.hub.full_window;
                 self.set_windows()
             }
@@ -332,13 +341,19 @@ impl World {
                 Ok(())
             }
             (Fate::Arrives, Side::Site) => self.site_receives(connection, packet),
-            (Fate::Arrives, Side::Hub) => self.hub_receives(connection, packet),
+            (Fate::Arrives, Side::Hub) => {
+                if let Packet::Data(stream) = &packet {
+                    self.delivered(connection, stream)?;
+                }
+                self.hub_receives(connection, packet)
+            }
         }
     }
 
     fn fault(&mut self) -> Verdict {
         match self.rng.below(100) {
-            0..=14 => {
+            0..=4 => self.hub.forget(),
+            5..=14 => {
                 if let Some(session) = &self.site.session {
                     let connection = session.connection;
                     let is_told = self.rng.chance(50);

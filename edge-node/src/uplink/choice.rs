@@ -1,0 +1,153 @@
+//! Which codec the next payload gets: the processor is spent only while the link is what holds records up.
+//! Pure.
+//!
+//! Of a backlog, a codec sends `min(speed, link / ratio)` raw bytes a second: what it can encode, and what
+//! the link carries of what it makes. The codec that sends most is taken. Records that come no faster than
+//! they are sent get the codec that makes least of them. Speeds and ratios are what was measured here.
+
+use std::time::Duration;
+
+use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD};
+
+/// A codec has to send so much more than the one in use before it replaces it: its memory begins empty.
+const ADVANTAGE: f64 = 1.3;
+/// Weight of a new measurement, by raw bytes: after so many, half of what is known comes from them.
+const MEMORY_BYTES: f64 = 256.0 * 1024.0;
+
+/// What is known of one codec.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    codec: u8,
+    /// Raw bytes a second.
+    speed: f64,
+    /// Encoded bytes for each raw byte.
+    ratio: f64,
+}
+
+/// The choice of a codec, and what it rests on.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// Best ratio first.
+    known: [Known; 4],
+    last: u8,
+}
+
+impl Default for Choice {
+    /// What telemetry in JSON came to on a small processor.
+    fn default() -> Self {
+        let known = |codec, speed, ratio| Known {
+            codec,
+            speed,
+            ratio,
+        };
+        Self {
+            known: [
+                known(CODEC_MODELLED, 5e6, 0.1),
+                known(CODEC_COLUMNAR, 40e6, 0.15),
+                known(CODEC_ZSTD, 200e6, 0.35),
+                known(CODEC_NONE, 4e9, 1.0),
+            ],
+            last: CODEC_MODELLED,
+        }
+    }
+}
+
+impl Choice {
+    /// The codec for the next payload, of those that are `allowed` (codec 0 always is). `link` is what the
+    /// link carries, in bytes a second, if it is known.
+    pub(super) fn pick(&mut self, allowed: &[u8], is_backlog: bool, link: Option<u64>) -> u8 {
+        let is_allowed =
+            |known: &&Known| known.codec == CODEC_NONE || allowed.contains(&known.codec);
+        let usable = || self.known.iter().filter(is_allowed);
+        let best = usable().next().map_or(CODEC_NONE, |known| known.codec);
+        let Some(link) = link.filter(|_| is_backlog) else {
+            return best;
+        };
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let link = link.max(1) as f64;
+        let sends = |known: &Known| known.speed.min(link / known.ratio);
+        let fastest = usable().max_by(|a, b| sends(a).total_cmp(&sends(b)));
+        let current = usable().find(|known| known.codec == self.last);
+        self.last = match (fastest, current) {
+            (Some(fastest), Some(current)) if sends(fastest) < ADVANTAGE * sends(current) => {
+                current.codec
+            }
+            (Some(fastest), _) => fastest.codec,
+            (None, _) => best,
+        };
+        self.last
+    }
+
+    /// A payload of `raw` bytes became `encoded` bytes in this time.
+    pub(super) fn observe(&mut self, codec: u8, raw: usize, encoded: usize, spent: Duration) {
+        let Some(known) = self.known.iter_mut().find(|known| known.codec == codec) else {
+            return;
+        };
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let (raw, encoded) = (raw as f64, encoded as f64);
+        let weight = raw / (raw + MEMORY_BYTES);
+        let speed = raw / spent.as_secs_f64().max(1e-6);
+        known.speed += weight * (speed - known.speed);
+        known.ratio += weight * (encoded / raw.max(1.0) - known.ratio);
+        known.ratio = known.ratio.clamp(0.001, 2.0);
+        known.speed = known.speed.max(1e3);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [u8; 3] = [CODEC_MODELLED, CODEC_COLUMNAR, CODEC_ZSTD];
+
+    #[test]
+    fn a_thin_link_gets_the_least_bytes_and_a_fat_one_the_least_work() {
+        for (link, codec) in [
+            (4_000, CODEC_MODELLED),
+            (200_000, CODEC_MODELLED),
+            (2_000_000, CODEC_COLUMNAR),
+            (50_000_000, CODEC_ZSTD),
+            (10_000_000_000, CODEC_NONE),
+        ] {
+            assert_eq!(
+                Choice::default().pick(&ALL, true, Some(link)),
+                codec,
+                "{link}"
+            );
+        }
+    }
+
+    #[test]
+    fn records_that_come_slowly_get_the_least_bytes_on_any_link() {
+        let mut choice = Choice::default();
+        assert_eq!(choice.pick(&ALL, false, Some(1 << 40)), CODEC_MODELLED);
+        assert_eq!(choice.pick(&ALL, true, None), CODEC_MODELLED);
+        assert_eq!(choice.pick(&[CODEC_ZSTD], false, None), CODEC_ZSTD);
+        assert_eq!(choice.pick(&[], true, Some(1)), CODEC_NONE);
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_not_worked_on() {
+        let mut choice = Choice::default();
+        for codec in ALL {
+            for _ in 0..200 {
+                choice.observe(codec, 100_000, 100_020, Duration::from_millis(20));
+            }
+        }
+        assert_eq!(choice.pick(&ALL, true, Some(20_000_000)), CODEC_NONE);
+    }
+
+    #[test]
+    fn a_choice_near_the_border_does_not_swing() {
+        let mut choice = Choice::default();
+        let mut changes = 0;
+        let mut last = choice.pick(&ALL, true, Some(500_000));
+        for n in 0..100 {
+            let link = if n % 2 == 0 { 480_000 } else { 560_000 };
+            let codec = choice.pick(&ALL, true, Some(link));
+            changes += u32::from(codec != last);
+            last = codec;
+        }
+        assert!(changes <= 1, "{changes} changes");
+    }
+}

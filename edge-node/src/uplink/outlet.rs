@@ -1,0 +1,220 @@
+//! One way out of the machine: the local sockets of an uplink, bound to its address or interface.
+//!
+//! A path whose interface is not there yet (a modem that registers, a cable) is bound when it is used. What
+//! is bound to an interface, or to nothing, survives a change of its address: the kernel takes the address
+//! that the interface has, and QUIC carries the connection over (RFC 9000, section 9).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use shared::congestion::RateLimit;
+use shared::transport::{ProbeSocket, tune_tcp};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::pacer::TcpPacer;
+use super::shaper::Shaper;
+use super::socket::ShapedSocket;
+use crate::config::Bind;
+
+/// How long the last words may take when the node stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a path is bound to; nothing: the machine's routes decide.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Binding {
+    /// A local address.
+    pub address: Option<IpAddr>,
+    /// A network interface, by name. Needs `CAP_NET_RAW` on kernels before 5.7.
+    pub interface: Option<String>,
+}
+
+impl From<&Bind> for Binding {
+    fn from(bind: &Bind) -> Self {
+        match bind {
+            Bind::Any => Self::default(),
+            Bind::Local(address) => Self {
+                address: Some(*address),
+                interface: None,
+            },
+            Bind::Interface(name) => Self {
+                address: None,
+                interface: Some(name.clone()),
+            },
+        }
+    }
+}
+
+/// One way out.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    binding: Binding,
+    shaper: Arc<Shaper>,
+    udp: Mutex<Option<Udp>>,
+}
+
+/// The bound UDP socket under QUIC.
+#[derive(Debug, Clone)]
+pub(super) struct Udp {
+    pub(super) endpoint: Endpoint,
+    pub(super) socket: Arc<ProbeSocket>,
+    pub(super) is_v6: bool,
+}
+
+impl Outlet {
+    /// Everything that leaves and comes by it passes the shaper.
+    pub(super) const fn new(binding: Binding, shaper: Arc<Shaper>) -> Self {
+        Self {
+            binding,
+            shaper,
+            udp: Mutex::new(None),
+        }
+    }
+
+    /// What its policy allows, for congestion controllers.
+    pub(super) fn limit(&self) -> RateLimit {
+        self.shaper.limit()
+    }
+
+    /// What holds TCP back here, for a connection to this address.
+    pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<TcpPacer> {
+        Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
+    }
+
+    /// The UDP socket, bound when it is not yet.
+    ///
+    /// # Errors
+    /// The address or the interface is not there.
+    pub(super) fn udp(&self) -> io::Result<Udp> {
+        let mut slot = self.udp.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(udp) = &*slot {
+            return Ok(udp.clone());
+        }
+        let udp = self.open()?;
+        *slot = Some(udp.clone());
+        Ok(udp)
+    }
+
+    fn open(&self) -> io::Result<Udp> {
+        let (socket, is_v6) = self.bind()?;
+        let shaped = ShapedSocket::wrap(socket, Arc::clone(&self.shaper))?;
+        let socket = Arc::new(ProbeSocket::asking(shaped));
+        let below: Arc<dyn AsyncUdpSocket> = Arc::clone(&socket) as _;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            EndpointConfig::default(),
+            None,
+            below,
+            Arc::new(TokioRuntime),
+        )?;
+        Ok(Udp {
+            endpoint,
+            socket,
+            is_v6,
+        })
+    }
+
+    fn bind(&self) -> io::Result<(UdpSocket, bool)> {
+        match self.binding.address {
+            Some(address) => Ok((self.bind_to(address)?, address.is_ipv6())),
+            // both IP versions where the machine has them
+            None => match self.bind_to(Ipv6Addr::UNSPECIFIED.into()) {
+                Ok(socket) => Ok((socket, true)),
+                Err(_no_v6) => Ok((self.bind_to(Ipv4Addr::UNSPECIFIED.into())?, false)),
+            },
+        }
+    }
+
+    fn bind_to(&self, address: IpAddr) -> io::Result<UdpSocket> {
+        let address = SocketAddr::from((address, 0));
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        if domain == Domain::IPV6 && self.binding.address.is_none() {
+            socket.set_only_v6(false)?;
+        }
+        self.bind_interface(&SockRef::from(&socket))?;
+        socket.bind(&address.into())?;
+        Ok(socket.into())
+    }
+
+    fn bind_interface(&self, socket: &SockRef<'_>) -> io::Result<()> {
+        match &self.binding.interface {
+            Some(interface) => socket.bind_device(Some(interface.as_bytes())),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an address can be reached from here at all, as far as IP versions go.
+    pub(super) fn speaks(&self, address: IpAddr) -> bool {
+        match self.binding.address {
+            Some(local) => local.is_ipv4() == address.is_ipv4(),
+            None => true,
+        }
+    }
+
+    /// A TCP connection from here.
+    ///
+    /// # Errors
+    /// The network's.
+    pub(super) async fn connect_tcp(
+        &self,
+        to: SocketAddr,
+        idle_timeout: Duration,
+    ) -> io::Result<TcpStream> {
+        let socket = if to.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        self.bind_interface(&SockRef::from(&socket))?;
+        if let Some(address) = self.binding.address {
+            socket.bind((address, 0).into())?;
+        }
+        tune_tcp(&socket, idle_timeout);
+        socket.connect(to).await
+    }
+
+    pub(super) async fn close(&self) {
+        let udp = self
+            .udp
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(udp) = udp {
+            udp.endpoint.close(VarInt::from_u32(0), b"");
+            let _late = tokio::time::timeout(CLOSE_TIMEOUT, udp.endpoint.wait_idle()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outlet_is_bound_to_its_address() {
+        let binding = Binding {
+            address: Some(Ipv4Addr::LOCALHOST.into()),
+            interface: None,
+        };
+        let outlet = Outlet::new(binding, Arc::default());
+        let local = outlet.udp().unwrap().endpoint.local_addr().unwrap();
+        assert!(local.ip().is_loopback());
+        assert!(outlet.speaks(Ipv4Addr::LOCALHOST.into()));
+        assert!(!outlet.speaks(Ipv6Addr::LOCALHOST.into()));
+    }
+
+    #[tokio::test]
+    async fn an_interface_that_is_not_there_is_an_error_and_no_more() {
+        let binding = Binding {
+            address: None,
+            interface: Some("kedge-none0".to_owned()),
+        };
+        let outlet = Outlet::new(binding, Arc::default());
+        assert!(outlet.udp().is_err());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        assert!(outlet.connect_tcp(to, CLOSE_TIMEOUT).await.is_err());
+    }
+}

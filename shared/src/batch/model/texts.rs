@@ -1,0 +1,257 @@
+//! Texts that were coded: one ring of bytes, a table of those worth a number, and where each five bytes
+//! were seen last.
+//!
+//! A text keeps its number until its place in the table or its bytes in the ring are taken; whoever still
+//! has the number then gets another text, the same one at both ends. A text that is used although its
+//! bytes are old is written anew.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
+
+use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
+use crate::batch::BatchError;
+use crate::batch::split::{hash_bytes, mix};
+
+/// Longest text with a number.
+pub(super) const MAX_LEN: usize = 1024;
+const WAYS: usize = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Entry {
+    hash: u32,
+    start: u32,
+    len: u16,
+    /// Never 0 in a used entry.
+    clock: u16,
+}
+
+/// The store.
+#[derive(Debug, Clone)]
+pub(super) struct Texts {
+    ring: Vec<u8>,
+    /// Bytes ever written, wrapping.
+    head: u32,
+    entries: Vec<Entry>,
+    seen: Vec<u32>,
+    uses: u32,
+    pub(super) gates: Gates,
+}
+
+/// How often one guess at the next byte is right: whether to ask for it first.
+#[derive(Debug, Clone)]
+pub(super) struct Gates {
+    hits: [u16; 256],
+}
+
+impl Gates {
+    /// Right more often than this, of 65,536.
+    const MIN_HITS: u16 = 22_000;
+
+    #[inline]
+    pub(super) fn is_open(&self, gate: usize) -> bool {
+        self.hits[gate & 255] > Self::MIN_HITS
+    }
+
+    #[inline]
+    pub(super) fn learn(&mut self, gate: usize, hit: bool) {
+        let hits = &mut self.hits[gate & 255];
+        if hit {
+            *hits += (65_535 - *hits) >> 6;
+        } else {
+            *hits -= *hits >> 6;
+        }
+    }
+}
+
+impl Texts {
+    /// About half of `bytes` for the ring, a quarter for each table.
+    pub(super) fn new(bytes: usize) -> Self {
+        let ring = (bytes / 2).next_power_of_two().max(8192);
+        Self {
+            ring: vec![0; ring],
+            head: 0,
+            entries: vec![Entry::default(); (bytes / 4 / 12).next_multiple_of(WAYS).max(WAYS)],
+            seen: vec![0; (bytes / 16).next_power_of_two().max(1024)],
+            uses: 0,
+            gates: Gates {
+                hits: [32_768; 256],
+            },
+        }
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        self.ring.len() + self.entries.len() * size_of::<Entry>() + self.seen.len() * 4
+    }
+
+    #[inline]
+    fn mask(&self) -> usize {
+        self.ring.len() - 1
+    }
+
+    /// The byte at a place of the ring.
+    #[inline]
+    pub(super) fn byte(&self, at: u32) -> u8 {
+        self.ring[at as usize & self.mask()]
+    }
+
+    /// Appends a byte of the text that is being coded.
+    #[inline]
+    pub(super) fn push(&mut self, byte: u8) {
+        let mask = self.mask();
+        self.ring[self.head as usize & mask] = byte;
+        self.head = self.head.wrapping_add(1);
+    }
+
+    /// Where the bytes after these were seen last, and from now on here.
+    #[inline]
+    pub(super) fn follow(&mut self, context: u64) -> Option<u32> {
+        let slot =
+            (context.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.seen.len() - 1);
+        let at = self.seen[slot];
+        self.seen[slot] = self.head;
+        (at != 0 && self.head.wrapping_sub(at) < self.ring.len() as u32).then_some(at)
+    }
+
+    /// The number of a text, if it has one.
+    pub(super) fn find(&self, text: &[u8]) -> Option<u32> {
+        let hash = short_hash(text);
+        let first = self.bucket(hash);
+        (first..first + WAYS)
+            .find(|at| {
+                let entry = &self.entries[*at];
+                entry.clock != 0 && entry.hash == hash && self.is(entry, text)
+            })
+            .and_then(|at| u32::try_from(at).ok())
+    }
+
+    /// Gives a number to a text whose bytes were pushed from `start` on.
+    pub(super) fn insert(&mut self, text: &[u8], start: u32) -> u32 {
+        if let Some(id) = self.find(text) {
+            let clock = self.clock();
+            let entry = &mut self.entries[id as usize];
+            entry.start = start;
+            entry.clock = clock;
+            return id;
+        }
+        let hash = short_hash(text);
+        let first = self.bucket(hash);
+        let clock = self.clock();
+        let oldest = (first..first + WAYS)
+            .max_by_key(|at| {
+                let entry = &self.entries[*at];
+                match entry.clock {
+                    0 => u16::MAX,
+                    used => clock.wrapping_sub(used),
+                }
+            })
+            .unwrap_or(first);
+        self.entries[oldest] = Entry {
+            hash,
+            start,
+            len: u16::try_from(text.len()).unwrap_or(0),
+            clock,
+        };
+        u32::try_from(oldest).unwrap_or(0)
+    }
+
+    /// Where the next byte goes.
+    pub(super) fn head(&self) -> u32 {
+        self.head
+    }
+
+    /// The text is in use: it shall not be forgotten soon.
+    pub(super) fn touch(&mut self, id: u32) {
+        let clock = self.clock();
+        let head = self.head;
+        let half = self.ring.len() as u32 / 2;
+        let Some(entry) = self.entries.get_mut(id as usize).filter(|e| e.clock != 0) else {
+            return;
+        };
+        entry.clock = clock;
+        let age = head.wrapping_sub(entry.start);
+        if age > half && age <= 2 * half {
+            let (start, len) = (entry.start, entry.len);
+            entry.start = head;
+            for i in 0..u32::from(len) {
+                let byte = self.byte(start.wrapping_add(i));
+                self.push(byte);
+            }
+        }
+    }
+
+    /// Appends the text of a number; nothing when the number was never given.
+    pub(super) fn copy(&self, id: u32, out: &mut Vec<u8>) {
+        if let Some(entry) = self.entries.get(id as usize) {
+            let start = entry.start as usize & self.mask();
+            let len = usize::from(entry.len);
+            let first = len.min(self.ring.len() - start);
+            out.extend_from_slice(&self.ring[start..start + first]);
+            out.extend_from_slice(&self.ring[..len - first]);
+        }
+    }
+
+    fn is(&self, entry: &Entry, text: &[u8]) -> bool {
+        let start = entry.start as usize & self.mask();
+        let len = usize::from(entry.len);
+        let first = len.min(self.ring.len() - start);
+        len == text.len()
+            && self.ring[start..start + first] == text[..first]
+            && self.ring[..len - first] == text[first..]
+    }
+
+    fn bucket(&self, hash: u32) -> usize {
+        let buckets = (self.entries.len() / WAYS) as u64;
+        ((u64::from(hash) * buckets) >> 32) as usize * WAYS
+    }
+
+    fn clock(&mut self) -> u16 {
+        self.uses = self.uses.wrapping_add(1);
+        ((self.uses >> 4) & 0xffff).max(1) as u16
+    }
+}
+
+fn short_hash(text: &[u8]) -> u32 {
+    (mix(hash_bytes(text), 0x7e) >> 32) as u32
+}
+
+impl Saved for Texts {
+    fn save(&self, to: &mut Writer) {
+        to.u32(self.head);
+        to.u32(self.uses);
+        to.bytes(&self.ring);
+        self.gates.hits.iter().for_each(|hits| to.u16(*hits));
+        save_sparse(
+            to,
+            &self.entries,
+            |entry| *entry == Entry::default(),
+            |to, entry| {
+                to.u32(entry.hash);
+                to.u32(entry.start);
+                to.u16(entry.len);
+                to.u16(entry.clock);
+            },
+        );
+        save_sparse(to, &self.seen, |at| *at == 0, |to, at| to.u32(*at));
+    }
+
+    fn load(&mut self, from: &mut Reader<'_>) -> Result<(), BatchError> {
+        self.head = from.u32()?;
+        self.uses = from.u32()?;
+        let ring = from.bytes(self.ring.len())?;
+        if ring.len() != self.ring.len() {
+            return Err(BatchError::Malformed("saved state is of another size"));
+        }
+        self.ring.copy_from_slice(ring);
+        self.gates.hits = from.u16s()?;
+        load_sparse(from, &mut self.entries, |from| {
+            Ok(Entry {
+                hash: from.u32()?,
+                start: from.u32()?,
+                len: from.u16()?,
+                clock: from.u16()?,
+            })
+        })?;
+        load_sparse(from, &mut self.seen, |from| from.u32())
+    }
+}
