@@ -38,7 +38,7 @@ const RETRY: RetryConfig = RetryConfig {
     max: Duration::from_secs(5),
 };
 /// What a site reads at once.
-const READ_BYTES: u32 = 256 << 10;
+const READ_BYTES: u32 = 64 << 10;
 
 /// The sites.
 #[derive(Debug)]
