@@ -82,15 +82,17 @@ mod tests {
         let partial = Arc::new(Partial::new(100));
         let (first, second) = (partial.begin(), partial.begin());
         first.came(60).await;
-        let late = second.came(60);
-        tokio::pin!(late);
-        tokio::select! {
-            biased;
-            () = &mut late => panic!("it is too much"),
-            () = tokio::task::yield_now() => {}
+        {
+            let late = second.came(60);
+            tokio::pin!(late);
+            tokio::select! {
+                biased;
+                () = &mut late => panic!("it is too much"),
+                () = tokio::task::yield_now() => {}
+            }
+            drop(first);
+            late.await;
         }
-        drop(first);
-        late.await;
         assert_eq!(partial.held(), 60);
         drop(second);
         assert_eq!(partial.held(), 0);
