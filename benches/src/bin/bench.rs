@@ -21,6 +21,9 @@ struct Args {
     /// Everything that a benchmark can measure: the WAN links take an hour then
     #[arg(long)]
     full: bool,
+    /// Of the WAN links those whose name contains this, such as `50 Mbit/s`; their table is not written then
+    #[arg(long)]
+    only: Option<String>,
 }
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
@@ -32,7 +35,9 @@ const ALL: [Bench; 7] = [
     ("hub", |_| hub::rows()),
     ("latency", |_| latency::rows()),
     ("memory", |_| memory::rows()),
-    ("wan", |args| wan::rows(args.extent(), &args.folder)),
+    ("wan", |args| {
+        wan::rows(args.extent(), args.only.as_deref(), &args.folder)
+    }),
 ];
 
 impl Args {
