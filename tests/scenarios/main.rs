@@ -20,5 +20,6 @@ mod identity;
 mod kills;
 mod links;
 mod main_path;
+mod policy;
 mod transport;
 mod wan;

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use benches::results::Row;
 use benches::wan::{self, Extent};
-use benches::{append, drain, hub, latency, memory, results};
+use benches::{append, bytes, drain, hub, latency, memory, results};
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: append, drain, hub, latency, memory, wan; all when none is named
+    /// Which: append, bytes, drain, hub, latency, memory, wan; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -28,8 +28,9 @@ struct Args {
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 6] = [
+const ALL: [Bench; 7] = [
     ("append", |_| append::rows()),
+    ("bytes", |args| bytes::rows(&args.folder)),
     ("drain", |_| drain::rows()),
     ("hub", |_| hub::rows()),
     ("latency", |_| latency::rows()),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use shared::admin::fetch;
-use shared::class::{Class, ClassShares};
+use shared::class::ClassShares;
 use shared::cli::{Outcome, Output, STATUS_LIMIT, StatusArgs, Table, print, thousands};
 use shared::time::utc;
 use shared::units::{BitRate, ByteSize, Span};
@@ -124,7 +124,7 @@ fn report(
         .iter()
         .map(|topic| Backlog {
             topic: topic.name.clone(),
-            class: class_of(config, &topic.name),
+            class: config.topics.settings(&topic.name).class,
             records: topic.ledger.queued,
             bytes: topic.ledger.queued_bytes,
             arriving: arriving(first, last, &topic.name),
@@ -140,7 +140,10 @@ fn report(
             let slowed = path.rate_up_bits.map(BitRate);
             rate.unwrap_or_else(|| slowed.map_or(link, |slowed| slowed.max(link)))
         }),
-        shares: ClassShares::default(),
+        shares: config
+            .uplink
+            .as_ref()
+            .map_or_else(ClassShares::default, |uplink| uplink.classes.shares),
     };
     let accounts = accounts(config, hub, last, &path.name);
     let topics = plan(&backlog, &accounts, last.wall_ms, measured);
@@ -213,11 +216,6 @@ fn accounts(config: &Config, hub: Option<Policy>, status: &Status, path: &str) -
         .collect()
 }
 
-fn class_of(config: &Config, topic: &str) -> Class {
-    let _settings = config.topics.settings(topic);
-    Class::Normal
-}
-
 impl fmt::Display for PlanReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
@@ -281,6 +279,7 @@ impl fmt::Display for PlanReport {
 
 #[cfg(test)]
 mod tests {
+    use shared::class::Class;
     use shared::config::Document;
 
     use super::*;

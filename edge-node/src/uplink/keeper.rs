@@ -89,11 +89,8 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// The shaper of a path: for every socket of it.
+    /// The shaper of a path: for every socket of it. A path that there is not has the first one's.
     #[must_use]
-    ///
-    /// # Panics
-    /// Never: a path that there is not has the first one's.
     pub fn shaper(&self, path: usize) -> &Arc<Shaper> {
         self.shapers.get(path).unwrap_or(&self.shapers[0])
     }

@@ -154,11 +154,6 @@ impl Outlet {
         }
     }
 
-    /// What holds TCP connections to this peer back, and counts them.
-    pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<dyn Pacer> {
-        Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
-    }
-
     /// A TCP connection from here.
     ///
     /// # Errors
