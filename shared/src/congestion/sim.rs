@@ -10,7 +10,7 @@ use quinn_proto::congestion::ControllerFactory;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     AckFrequencyConfig, ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint,
-    EndpointConfig, Event, ServerConfig, StreamEvent, StreamId, TransportConfig, VarInt,
+    EndpointConfig, ServerConfig, StreamId, TransportConfig, VarInt,
 };
 
 /// IPv4 and UDP headers.
@@ -451,4 +451,3 @@ fn peers(setup: &Setup, now: Instant) -> (Peer, Peer) {
     )
 }
 
-fn _unused(_: Event, _: StreamEvent) {}
