@@ -3,6 +3,10 @@
 //! Numbers are mantissas in the unit of their format. Everything here only predicts, so differences that
 //! don't fit are cut short, the same at both ends. Four entries to a bucket; the one that was not used for
 //! longest makes room.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes in bits and hashes cut to tags"
+)]
 
 use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
 use super::value::Value;

@@ -1,4 +1,8 @@
 //! Flags, numbers and bytes as decisions of one bit each.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "numbers of the bits that their loops count"
+)]
 
 use super::coder::Coder;
 use super::predictor::{Contexts, NODE_SETS, Node, Predictor};
