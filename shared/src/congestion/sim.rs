@@ -450,4 +450,3 @@ fn peers(setup: &Setup, now: Instant) -> (Peer, Peer) {
         },
     )
 }
-
