@@ -249,6 +249,7 @@ fn format(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A quota is kept over two seconds and not over eleven, or a slow cluster would stand still for so long.
 /// Retention is enforced all the time, so that a test which depends on records it has outlived fails always.
 fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf> {
     let path = dir.join("server.properties");
@@ -275,6 +276,7 @@ fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf
          num.network.threads=2\n\
          num.io.threads=2\n\
          background.threads=2\n\
+         quota.window.num=2\n\
          log.cleaner.dedupe.buffer.size=16777216\n\
          log.initial.task.delay.ms=100\n\
          log.retention.check.interval.ms=100\n",
