@@ -111,7 +111,7 @@ fn a_flood_on_a_slow_cluster_does_not_hold_up_quiet_sites() -> Result<()> {
     let flood = Flock::start(hub, &field.certs, "flood", 1, &topic, 1_000)?;
     quiet.append(1);
     quiet.wait_acked(LIMIT)?;
-    broker.throttle_producers(500_000)?;
+    broker.throttle_producers(1_000_000)?;
     // more than the cluster takes in the whole test
     flood.append(100_000);
     wait::until_true("the flood comes in", LIMIT, || {
@@ -133,8 +133,8 @@ fn a_flood_on_a_slow_cluster_does_not_hold_up_quiet_sites() -> Result<()> {
          worst {:?}",
         latencies.last()
     ));
-    ensure!(flooded > 5_000, "the flood stands still: {flooded}");
-    ensure!(late < Duration::from_secs(4), "p99 {late:?}");
+    ensure!(flooded > 10_000, "the flood stands still: {flooded}");
+    ensure!(late < Duration::from_secs(5), "p99 {late:?}");
     field.hub.process()?.check_alive()
 }
 
@@ -178,8 +178,7 @@ fn sites_keep_to_the_limits_of_the_hub() -> Result<()> {
     seed::say(&format!(
         "limits: {rates:.0?} kB/s of 50 and of (1000 - 50) / 3"
     ));
-    // a stream is counted when it is complete: one more or less in ten seconds
-    ensure!((25.0..=80.0).contains(&rates[0]), "{rates:?}");
+    ensure!((42.0..=56.0).contains(&rates[0]), "{rates:?}");
     for rate in &rates[1..] {
         ensure!((270.0..=365.0).contains(rate), "{rates:?}");
     }

@@ -16,6 +16,8 @@ pub(super) struct Partial {
     /// Never reached by a site that keeps to its credit.
     most: u64,
     held: AtomicU64,
+    /// All that ever came.
+    received: Arc<AtomicU64>,
     ended: Notify,
 }
 
@@ -27,10 +29,12 @@ pub(super) struct Part {
 }
 
 impl Partial {
-    pub(super) fn new(most: u64) -> Self {
+    /// `received` counts what comes.
+    pub(super) fn new(most: u64, received: Arc<AtomicU64>) -> Self {
         Self {
             most,
             held: AtomicU64::new(0),
+            received,
             ended: Notify::new(),
         }
     }
@@ -53,6 +57,7 @@ impl Part {
     pub(super) async fn came(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
         self.partial.held.fetch_add(bytes, Ordering::AcqRel);
+        self.partial.received.fetch_add(bytes, Ordering::Relaxed);
         loop {
             let ended = self.partial.ended.notified();
             tokio::pin!(ended);
@@ -79,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn beyond_the_limit_nothing_is_read_until_a_stream_ends() {
-        let partial = Arc::new(Partial::new(100));
+        let partial = Arc::new(Partial::new(100, Arc::default()));
         let (first, second) = (partial.begin(), partial.begin());
         first.came(60).await;
         {
@@ -96,5 +101,6 @@ mod tests {
         assert_eq!(partial.held(), 60);
         drop(second);
         assert_eq!(partial.held(), 0);
+        assert_eq!(partial.received.load(Ordering::Relaxed), 120);
     }
 }

@@ -102,6 +102,7 @@ pub(super) async fn run(
     let mut sites = context.intake.sites();
     let own_limit = sites.borrow_and_update().ingress_of(context.site.as_str());
     let ingress = &context.intake.ingress;
+    let received = Arc::<AtomicU64>::default();
     let session = Session {
         context,
         receiver: Receiver::new(receiver_config(context.intake), Duration::ZERO),
@@ -120,9 +121,12 @@ pub(super) async fn run(
         questions: VecDeque::new(),
         share: context.intake.budget.join(),
         room: context.intake.lanes.room_of(context.site),
-        partial: Arc::new(Partial::new(context.intake.budget.most() + HEADERS)),
+        partial: Arc::new(Partial::new(
+            context.intake.budget.most() + HEADERS,
+            Arc::clone(&received),
+        )),
         allowance: Arc::new(ingress.join(context.site, own_limit)),
-        received: Arc::default(),
+        received,
         slow_start: SlowStart::new(),
         policy: None,
         receive_window: 0,
@@ -537,7 +541,6 @@ impl Session<'_> {
             Ok(Ok(stream)) => {
                 let stats = &self.context.intake.stats;
                 IntakeStats::add(&stats.payload_bytes, stream.len() as u64);
-                IntakeStats::add(&self.received, stream.len() as u64);
                 let now = self.now();
                 self.receiver.handle_data(&stream, now);
             }
