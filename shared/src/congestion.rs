@@ -25,9 +25,6 @@
 mod rounds;
 mod train;
 
-#[cfg(test)]
-mod sim;
-
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -297,8 +297,10 @@ impl Steward {
             .map(|left| left / paths);
         let own = path.account.decide(wall_ms).hard_left;
         let left = shared.into_iter().chain(own).min();
-        let by_allowance = left.map_or(u64::MAX, |left| path.seen.bytes().saturating_add(left));
-        by_allowance.min(path.written)
+        // where nothing is held to an allowance, a disk that takes no counts holds up no records
+        left.map_or(u64::MAX, |left| {
+            path.seen.bytes().saturating_add(left).min(path.written)
+        })
     }
 
     /// Somebody stands at a path's fence: more must be written ahead.
