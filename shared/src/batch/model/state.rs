@@ -47,12 +47,12 @@ impl State {
         let part = limits.state_bytes.max(256 << 10) as usize / 64;
         #[cfg(feature = "model-cost")]
         let parts: Vec<usize> = std::env::var("PARTS")
-            .unwrap_or("17,10,7,3,2,8,3,2,3,2,1,2".into())
+            .unwrap_or("17,13,6,3,2,8,4,4,3,2,1,1".into())
             .split(',')
             .map(|n| (n.parse::<f64>().unwrap() * part as f64) as usize)
             .collect();
         #[cfg(not(feature = "model-cost"))]
-        let parts: Vec<usize> = [17, 10, 7, 3, 2, 8, 3, 2, 3, 2, 1, 2]
+        let parts: Vec<usize> = [17, 13, 6, 3, 2, 8, 4, 4, 3, 2, 1, 1]
             .iter()
             .map(|n| n * part)
             .collect();

@@ -31,6 +31,10 @@ const ESCAPE: u8 = 1;
 /// The longest match is believed up to this many bytes of it.
 const MAX_TRUSTED: u32 = 24;
 
+/// Bytes that a match must share, and the length from which on no other is looked for.
+const MIN_MATCH: usize = 5;
+const MAX_SEARCHED: u32 = 16;
+
 /// Codes `text`, or decodes a text of at most `limit` bytes, which it appends to `out`. Returns where it
 /// begins among the texts.
 ///
@@ -124,6 +128,10 @@ impl<'a> Cursor<'a> {
         let at = |text: &[u8], at: usize| u64::from(text.get(at).copied().unwrap_or(0));
         let last = at(place.last, self.len);
         let follower = at(place.follower, self.len);
+        if self.len == 0 {
+            let situation = mix(mix(place.column, place.element), mix(place.previous, 9));
+            self.matched = texts.follow(situation).map(|at| (at, 1));
+        }
         let trust = self
             .matched
             .map_or(0, |(_, len)| 64 * (len.min(MAX_TRUSTED) as i16) + 128);
@@ -198,10 +206,12 @@ impl<'a> Cursor<'a> {
         self.before = self.before << 8 | u64::from(byte);
         self.prefix = mix(self.prefix, u64::from(byte) + 1);
         self.len += 1;
-        if self.len >= 5 {
+        if self.len >= MIN_MATCH && self.matched.is_none_or(|(_, len)| len < MAX_SEARCHED) {
             let found = texts.follow(mix(self.before & 0xff_ffff_ffff, 8));
             if self.matched.is_none() {
-                self.matched = found.map(|at| (at, 1));
+                self.matched = found
+                    .map(|at| (at, texts.common(at, self.before)))
+                    .filter(|(_, len)| *len as usize >= MIN_MATCH);
             }
         }
     }

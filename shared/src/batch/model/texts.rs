@@ -103,14 +103,22 @@ impl Texts {
         self.head = self.head.wrapping_add(1);
     }
 
-    /// Where the bytes after these were seen last, and from now on here.
+    /// Where what follows in this situation was seen last, and from now on here.
     #[inline]
-    pub(super) fn follow(&mut self, context: u64) -> Option<u32> {
-        let slot =
-            (context.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.seen.len() - 1);
+    pub(super) fn follow(&mut self, situation: u64) -> Option<u32> {
+        let hash = situation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let slot = hash as usize & (self.seen.len() - 1);
         let at = self.seen[slot];
         self.seen[slot] = self.head;
         (at != 0 && self.head.wrapping_sub(at) < self.ring.len() as u32).then_some(at)
+    }
+
+    /// How many of the last bytes, the last one lowest in `before`, stand before this place too; up to 8.
+    #[inline]
+    pub(super) fn common(&self, at: u32, before: u64) -> u32 {
+        (0..8)
+            .take_while(|i| self.byte(at.wrapping_sub(i + 1)) == (before >> (8 * i)) as u8)
+            .count() as u32
     }
 
     /// The number of a text, if it has one.
