@@ -177,7 +177,9 @@ async fn session(
                 SenderOutput::Acked { next_offset, .. } => {
                     acked.send_replace(next_offset);
                 }
-                SenderOutput::Established { .. } => {}
+                SenderOutput::Established { .. }
+                | SenderOutput::Policy(_)
+                | SenderOutput::Missing(_) => {}
                 other @ (SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }

@@ -5,6 +5,7 @@
 //! under the same conditions. A row that misses its goal says so.
 
 pub mod append;
+pub mod bytes;
 pub mod crowd;
 pub mod drain;
 pub mod fleet;
@@ -13,4 +14,6 @@ pub mod latency;
 pub mod load;
 pub mod memory;
 pub mod mirror;
+pub mod plot;
 pub mod results;
+pub mod wan;

@@ -39,6 +39,8 @@ pub enum Goal {
     AtMost(f64),
     /// At most so much, whatever anybody else has.
     Below(f64),
+    /// At least so much, whatever anybody else has.
+    Above(f64),
 }
 
 impl Row {
@@ -56,6 +58,7 @@ impl Row {
                 format!("at most {times}x"),
             ),
             Goal::Below(limit) => (ours <= limit, format!("at most {limit} {unit}")),
+            Goal::Above(limit) => (ours >= limit, format!("at least {limit} {unit}")),
         };
         Self {
             name: name.to_owned(),
@@ -92,8 +95,10 @@ impl Row {
 fn number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
-    } else {
+    } else if value.abs() >= 1.0 {
         format!("{value:.1}")
+    } else {
+        format!("{value:.3}")
     }
 }
 
@@ -142,7 +147,27 @@ pub fn write(folder: &Path, rows: Vec<Row>) -> Result<()> {
     if let Some(row) = all.first() {
         writeln!(table, "\nMachine: {}.", row.machine)?;
     }
+    let tables = tables(folder)?;
     let notes = fs::read_to_string(folder.join("notes.md")).unwrap_or_default();
-    fs::write(folder.join("README.md"), format!("{table}\n{notes}"))?;
+    fs::write(
+        folder.join("README.md"),
+        format!("{table}\n{tables}{notes}"),
+    )?;
     Ok(())
+}
+
+/// What benchmarks have written into `tables/`, by name.
+fn tables(folder: &Path) -> Result<String> {
+    let entries = fs::read_dir(folder.join("tables"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut all = String::new();
+    for path in paths {
+        all.push_str(&fs::read_to_string(path)?);
+        all.push('\n');
+    }
+    Ok(all)
 }

@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(g++ make pkg-config libclang-dev libssl-dev zlib1g-dev ccache)
 if [[ ${1:-build} == test ]]; then
-  packages+=(kcat faketime python3 python3-venv)
+  packages+=(kcat faketime python3 python3-venv iproute2 iperf3 iputils-ping)
   [[ -n ${KAFKA_BOOTSTRAP:-} ]] || packages+=(openjdk-17-jdk-headless maven)
 fi
 

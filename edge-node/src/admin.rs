@@ -12,8 +12,9 @@ use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
 use crate::metrics::{self, Counters};
-use crate::status::{Status, TopicStatus, UplinkStatus};
+use crate::status::{PolicyStatus, Status, TopicStatus, UplinkStatus};
 use crate::store::Store;
+use crate::uplink::Policies;
 
 /// The uplink as the admin listener sees it.
 pub trait UplinkView: std::fmt::Debug + Send + Sync + 'static {
@@ -48,6 +49,8 @@ pub struct Node {
     pub http: Option<Arc<HttpStats>>,
     /// The uplink.
     pub uplink: Arc<dyn UplinkView>,
+    /// What it may be used for, when it is on.
+    pub policies: Option<Policies>,
     /// When the process started, by [`time::now`].
     pub started: Duration,
 }
@@ -73,6 +76,12 @@ impl Node {
             ready: problems.is_empty(),
             problems,
             uplink: self.uplink.status(),
+            policy: self
+                .policies
+                .as_ref()
+                .map_or_else(PolicyStatus::default, |policies| {
+                    PolicyStatus::from(&*policies.view())
+                }),
             topics,
         }
     }

@@ -24,7 +24,7 @@ use crate::ingest::{Ingest, IngestLimits, IngestStats};
 use crate::kafka::{self, KafkaStats};
 use crate::memory;
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
-use crate::uplink::{Uplink, UplinkError, UplinkStats};
+use crate::uplink::{InUse, Keeper, Policies, Uplink, UplinkError, UplinkStats};
 
 /// How often certificates that could not be read are tried again.
 const UPLINK_RETRY: Duration = Duration::from_secs(5);
@@ -145,7 +145,9 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
     let cluster_id = store.incarnation().to_string();
     let kafka = start_kafka(config, cluster_id, &ingest, tasks).await?;
     let http = start_http(config, &ingest, tasks).await?;
-    let uplink = start_uplink(config, store, limits, tasks);
+    let policies = start_policies(config, tasks).await?;
+    let uplink = start_uplink(config, store, limits, policies.clone(), tasks);
+    let policies = policies.map(|(policies, _)| policies);
     tasks.core(
         "retention",
         sweep(Arc::clone(store), config.clone(), tasks.clone()),
@@ -172,6 +174,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         kafka,
         http,
         uplink: view,
+        policies,
         started: shared::time::now(),
     };
     let admin = TcpListener::bind(config.admin.listen)
@@ -232,13 +235,34 @@ async fn start_http(
     Ok(Some(stats))
 }
 
+/// What the link may be used for; nothing leaves before it is known.
+async fn start_policies(
+    config: &Config,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<(Policies, InUse)>> {
+    if config.uplink.is_none() {
+        return Ok(None);
+    }
+    let config = config.clone();
+    let made = tokio::task::spawn_blocking(move || Keeper::new(&config)).await?;
+    let (keeper, policies, in_use) = made;
+    let stop = tasks.stopping();
+    tasks.core("policy", async move {
+        keeper.run(stop).await;
+        Ok(())
+    });
+    Ok(Some((policies, in_use)))
+}
+
 fn start_uplink(
     config: &Config,
     store: &Arc<dyn Store>,
     limits: IngestLimits,
+    policies: Option<(Policies, InUse)>,
     tasks: &Tasks,
 ) -> Option<(Arc<UplinkStats>, Option<SiteId>)> {
     let uplink = config.uplink.clone()?;
+    let (policies, in_use) = policies?;
     let site = ClientTls::load(uplink.tls.clone())
         .ok()
         .and_then(|tls| tls.site().ok());
@@ -248,10 +272,12 @@ fn start_uplink(
     let (store, told, stop) = (Arc::clone(store), Arc::clone(&stats), tasks.stopping());
     tasks.core("uplink", async move {
         let most = limits.max_uncompressed_bytes;
-        let make = || Uplink::new(&uplink, &topics, &store, &told, most, &data_dir);
+        let make = || Uplink::new(&uplink, &topics, &store, &told, &policies, most, &data_dir);
         if let Some(uplink) = until_possible(make, &told, &stop).await {
-            uplink.run(stop).await;
+            // the state of a session is large, and there is one
+            Box::pin(uplink.run(stop)).await;
         }
+        drop(in_use);
         Ok(())
     });
     Some((stats, site))

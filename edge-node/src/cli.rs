@@ -5,6 +5,8 @@
     reason = "the one place that talks to a terminal"
 )]
 
+mod plan;
+
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::process::ExitCode;
 
@@ -14,6 +16,7 @@ use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs, print};
 
 use crate::app;
+use crate::bytes::{BytesArgs, report};
 use crate::config::{Config, UplinkConfig};
 use crate::status::Status;
 use crate::store::RocksStore;
@@ -46,6 +49,10 @@ enum Command {
     Check(ConfigArg),
     /// Ask a running node how it is, with every topic's delivery ledger
     Status(StatusArgs),
+    /// Tell when each topic will be caught up with the link's policy, and what that will cost
+    Plan(plan::PlanArgs),
+    /// Tell what a recording of your own records would cost on the link, by codec and delay
+    Bytes(BytesArgs),
     /// Print the version
     Version,
 }
@@ -56,6 +63,8 @@ pub fn main(run: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
         Command::Run(args) => start(&args, run),
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Bytes(args) => bytes(&args),
         Command::Version => {
             let protocol = String::from_utf8_lossy(shared::tls::ALPN);
             println!(
@@ -168,6 +177,11 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
     } else {
         Outcome::Problems
     })
+}
+
+fn bytes(args: &BytesArgs) -> anyhow::Result<Outcome> {
+    print(report(args)?)?;
+    Ok(Outcome::Fine)
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@
 //! Not here: the site's name. It comes from the certificate only.
 
 mod classes;
+mod policy;
 mod read;
 #[cfg(test)]
 mod tests;
 mod topics;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_ZSTD, supported_codecs};
@@ -20,7 +21,11 @@ use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
 pub use classes::ClassesConfig;
+pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
+
+use crate::uplink::policy::Policy;
+use crate::uplink::{FromHub, Rules};
 
 /// Everything that a site can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,12 +40,16 @@ pub struct Config {
     pub kafka: Option<KafkaConfig>,
     /// `[http]`; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// `[policy]`
+    pub policy: PolicyConfig,
     /// `[uplink]`; `None` when switched off: records queue until it is on.
     pub uplink: Option<UplinkConfig>,
     /// `[admin]`
     pub admin: AdminConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// Where it was read from, for what is read again while the node runs.
+    pub file: Option<PathBuf>,
 }
 
 impl Config {
@@ -49,7 +58,11 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with every problem found.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_document(Document::load(file)?)
+        let config = Self::from_document(Document::load(file)?)?;
+        Ok(Self {
+            file: file.map(Path::to_owned),
+            ..config
+        })
     }
 
     /// Reads where the admin listener is, and nothing else.
@@ -72,6 +85,60 @@ impl Config {
         document.finish()?;
         Ok(config)
     }
+}
+
+impl Config {
+    /// What the link may be used for, on each path.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        let paths = self.uplink.iter().flat_map(|uplink| &uplink.paths);
+        let mut paths: Vec<_> = paths
+            .map(|path| (path.name.clone(), path.policy.clone()))
+            .collect();
+        if paths.is_empty() {
+            paths.push((ONLY_PATH.to_owned(), Policy::default()));
+        }
+        Rules {
+            site: self.policy.policy.clone(),
+            from_hub: self.policy.from_hub,
+            paths,
+        }
+    }
+}
+
+/// The name of a site's path when none is configured.
+pub const ONLY_PATH: &str = "default";
+
+/// `[policy]`: what the link may be used for, over all paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyConfig {
+    /// Rates, windows, allowance.
+    pub policy: Policy,
+    /// What a policy that the hub pushes may do.
+    pub from_hub: FromHub,
+}
+
+/// `[[uplink.path]]`: one of several ways out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathConfig {
+    /// In status, log and metrics.
+    pub name: String,
+    /// Which way it is.
+    pub bind: Bind,
+    /// What it may be used for, beside what `[policy]` says.
+    pub policy: Policy,
+}
+
+/// How packets are made to go a certain way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Bind {
+    /// As the system routes them.
+    #[default]
+    Any,
+    /// From this address of the machine.
+    Local(IpAddr),
+    /// Out of this interface.
+    Interface(String),
 }
 
 /// `[node]`: the process.
@@ -162,6 +229,8 @@ impl Codec {
 pub struct UplinkConfig {
     /// Addresses of hubs, tried in turn. At least one.
     pub hubs: Vec<HostPort>,
+    /// Ways out, the preferred first; none: as the system routes.
+    pub paths: Vec<PathConfig>,
     /// This site's certificate (with intermediates), its key, and the CA of the hub.
     pub tls: shared::tls::TlsFiles,
     /// The name that the hub's certificate must carry; `None`: the host as written in `hubs`.
@@ -170,6 +239,8 @@ pub struct UplinkConfig {
     pub codec: Codec,
     /// Bytes that codecs may remember of what they sent.
     pub codec_memory: ByteSize,
+    /// Bytes of chunks of large values that the hub is taken to keep for this site; 0: none are referred to.
+    pub hub_chunks: ByteSize,
     /// zstd's level.
     pub level: i32,
     /// Bytes of records asked from the log for one stream.

@@ -5,12 +5,13 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shared::class::Class;
 use shared::metrics::{Labels, Scrape, level, single};
 
 use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
-use crate::status::{Ledger, Status, TopicStatus};
+use crate::status::{AllowanceStatus, Ledger, PathStatus, PolicyStatus, Status, TopicStatus};
 use crate::store::Space;
 
 /// In front of every name.
@@ -44,6 +45,7 @@ pub fn write(scrape: &mut Scrape<'_>, status: &Status, counters: Counters<'_>) -
     write_space(scrape, &counters.space)?;
     write_ledger(scrape, &bounded(&status.topics))?;
     write_uplink(scrape, status)?;
+    write_policy(scrape, &status.policy)?;
     write_ingest(scrape, counters.ingest)?;
     write_connections(scrape, counters)?;
     counters
@@ -213,6 +215,56 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
     )
 }
 
+/// Labels: the configured paths and their allowances, a few each.
+fn write_policy(scrape: &mut Scrape<'_>, policy: &PolicyStatus) -> fmt::Result {
+    let path = |path: &PathStatus| -> Labels { vec![("path", path.name.clone())] };
+    let of = |it: &AllowanceStatus| -> Labels { vec![("of", it.of.clone())] };
+    let up = policy.paths.iter();
+    let up = up.filter_map(|it| Some((path(it), level(it.rate_up_bits?))));
+    scrape.gauge(
+        "policy_rate_up_bits",
+        "Bits a second that may leave by a path; absent without a limit",
+        up,
+    )?;
+    let allowed = policy.paths.iter().flat_map(|it| {
+        Class::all().into_iter().map(move |class| {
+            let is_allowed = it.classes.iter().any(|name| name == class.as_str());
+            let labels = vec![("path", it.name.clone()), ("class", class.to_string())];
+            (labels, f64::from(u8::from(is_allowed)))
+        })
+    });
+    scrape.gauge(
+        "policy_class_allowed",
+        "1 while records of the class may be sent by the path",
+        allowed,
+    )?;
+    scrape.counter(
+        "path_sent_bytes",
+        "Bytes of IP packets sent by a path, headers included, kept across restarts",
+        policy.paths.iter().map(|it| (path(it), it.sent_bytes)),
+    )?;
+    scrape.counter(
+        "path_received_bytes",
+        "Bytes of IP packets received by a path, headers included, kept across restarts",
+        policy.paths.iter().map(|it| (path(it), it.received_bytes)),
+    )?;
+    scrape.gauge(
+        "allowance_bytes",
+        "Bytes of a data allowance in its period",
+        policy.allowances.iter().map(|it| (of(it), level(it.bytes))),
+    )?;
+    scrape.gauge(
+        "allowance_used_bytes",
+        "Bytes used of a data allowance in this period",
+        policy.allowances.iter().map(|it| (of(it), level(it.used))),
+    )?;
+    scrape.gauge(
+        "policy_problems",
+        "Why a new policy does not hold or counts cannot be kept: how many reasons, see status",
+        single(level(policy.problems.len() as u64)),
+    )
+}
+
 fn write_ingest(scrape: &mut Scrape<'_>, ingest: &IngestStats) -> fmt::Result {
     let count = |counter: &AtomicU64| single(counter.load(Ordering::Relaxed));
     scrape.counter(
@@ -331,6 +383,7 @@ mod tests {
             ready: true,
             problems: Vec::new(),
             uplink: UplinkStatus::default(),
+            policy: policy(),
             topics,
         };
         shared::metrics::encode(PREFIX, move |scrape| {
@@ -353,6 +406,24 @@ mod tests {
             write(scrape, &status, counters)
         })
         .unwrap()
+    }
+
+    fn policy() -> PolicyStatus {
+        PolicyStatus {
+            paths: vec![PathStatus {
+                name: "lte".to_owned(),
+                rate_up_bits: Some(256_000),
+                classes: vec!["critical".to_owned()],
+                sent_bytes: 11,
+                ..PathStatus::default()
+            }],
+            allowances: vec![AllowanceStatus {
+                of: "site".to_owned(),
+                used: 5,
+                ..AllowanceStatus::default()
+            }],
+            ..PolicyStatus::default()
+        }
     }
 
     fn topic(name: String, accepted: u64) -> TopicStatus {
@@ -398,6 +469,11 @@ mod tests {
             "kedge_edge_store_bytes 7.0",
             "kedge_edge_store_quota_bytes 9.0",
             "kedge_edge_ledger_unbalanced_topics 0.0",
+            "kedge_edge_policy_rate_up_bits{path=\"lte\"} 256000.0",
+            "kedge_edge_policy_class_allowed{path=\"lte\",class=\"critical\"} 1.0",
+            "kedge_edge_policy_class_allowed{path=\"lte\",class=\"bulk\"} 0.0",
+            "kedge_edge_path_sent_bytes_total{path=\"lte\"} 11",
+            "kedge_edge_allowance_used_bytes{of=\"site\"} 5.0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }

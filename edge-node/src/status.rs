@@ -4,6 +4,8 @@
 //! `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged`, in records.
 //! If it does not add up, the text says so and `edge-node status` exits with 1.
 
+mod policy;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,8 @@ use shared::class::Class;
 use shared::cli::{Table, thousands};
 use shared::time::utc;
 use shared::units::{ByteSize, Span};
+
+pub use policy::{AllowanceStatus, PathStatus, PolicyStatus};
 
 use crate::store;
 
@@ -34,6 +38,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// The way to the hub.
     pub uplink: UplinkStatus,
+    /// What it may be used for.
+    #[serde(default)]
+    pub policy: PolicyStatus,
     /// Every topic's ledger, by name.
     pub topics: Vec<TopicStatus>,
 }
@@ -252,6 +259,7 @@ impl fmt::Display for Status {
             writeln!(f, "problem      {problem}")?;
         }
         self.uplink.write(f, self.wall_ms)?;
+        self.policy.write(f)?;
         self.write_ledger(f)
     }
 }
@@ -321,6 +329,7 @@ mod tests {
                 last_error: Some("the hub does not answer".to_owned()),
                 ..UplinkStatus::default()
             },
+            policy: PolicyStatus::default(),
             topics,
         }
     }

@@ -16,11 +16,22 @@
 mod batcher;
 mod chains;
 mod choice;
+mod chunks;
 mod connect;
 mod driver;
+mod keeper;
+mod meter;
 mod outlet;
+mod pacer;
+pub mod paths;
+pub mod plan;
+pub mod policy;
 mod reasons;
+mod roam;
 mod sendbuffer;
+pub mod shaper;
+pub mod socket;
+mod steward;
 mod vigil;
 mod watch;
 mod worker;
@@ -31,14 +42,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use shared::batch::CODEC_LONG;
 use shared::link::{Close, Unsettled};
 use shared::retry::{Retry, RetryConfig};
 use shared::transport::{Connection, Lost, LostKind, TransportKind};
 use shared::wire::Code;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use connect::ConnectError;
+pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
 
 use crate::admin::UplinkView;
@@ -48,12 +63,15 @@ use crate::store::{Store, StoreError};
 use connect::Connector;
 use driver::{Ended, SessionSettings, Signals};
 use reasons::{Reason, Reasons};
+use roam::Roam;
 use watch::Better;
 use worker::{Worker, WorkerConfig};
 
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
 /// it was sent.
 const STEADY: Duration = Duration::from_secs(5);
+/// Before another path is tried.
+const OTHER_PATH: Duration = Duration::from_millis(200);
 
 /// Counters of the uplink, for metrics and status.
 #[derive(Debug, Default)]
@@ -86,6 +104,10 @@ pub struct UplinkStats {
     over_tcp: AtomicBool,
     /// The session's hub is not heard.
     silent: AtomicBool,
+    /// The session waits for acknowledgements.
+    waiting: AtomicBool,
+    /// The session should ask its hub for a word.
+    speak: Notify,
 }
 
 /// The last that is known of the link, for people.
@@ -116,6 +138,7 @@ impl UplinkStats {
         let is_tcp = kind == TransportKind::Tcp;
         self.over_tcp.store(is_tcp, Ordering::Relaxed);
         self.silent.store(false, Ordering::Relaxed);
+        self.waiting.store(false, Ordering::Relaxed);
     }
 
     fn opened(&self) {
@@ -196,10 +219,21 @@ pub enum UplinkError {
     Worker(#[from] StartError),
 }
 
+/// The codecs offered to a hub, best first; the one for large values beside them.
+fn offered(config: &UplinkConfig) -> Vec<u8> {
+    let mut codecs = config.codec.offered();
+    if !codecs.is_empty() && config.hub_chunks.bytes() > 0 {
+        codecs.push(CODEC_LONG);
+    }
+    codecs
+}
+
 /// The uplink of a site.
 #[derive(Debug)]
 pub struct Uplink {
     connector: Connector,
+    roam: Roam,
+    policies: Policies,
     worker: Worker,
     store: Arc<dyn Store>,
     stats: Arc<UplinkStats>,
@@ -222,17 +256,22 @@ impl Uplink {
         topics: &TopicsConfig,
         store: &Arc<dyn Store>,
         stats: &Arc<UplinkStats>,
+        policies: &Policies,
         max_uncompressed_bytes: usize,
         data_dir: &Path,
     ) -> Result<Self, UplinkError> {
         let worker_config = WorkerConfig {
             codec_directory: data_dir.join("codecs"),
             codec_memory: usize::try_from(config.codec_memory.bytes()).unwrap_or(usize::MAX),
+            chunk_bytes: config.hub_chunks.bytes(),
             zstd_level: config.level,
             max_uncompressed_bytes,
         };
+        let connector = Connector::new(config, policies)?;
         Ok(Self {
-            connector: Connector::new(config)?,
+            roam: Roam::new(connector.paths()),
+            connector,
+            policies: policies.clone(),
             worker: Worker::start(Arc::clone(store), worker_config)?,
             store: Arc::clone(store),
             stats: Arc::clone(stats),
@@ -243,7 +282,7 @@ impl Uplink {
             }),
             unsettled: Unsettled::default(),
             settings: SessionSettings {
-                codecs: config.codec.offered(),
+                codecs: offered(config),
                 max_reads: config.max_reads,
                 max_read_bytes: u32::try_from(config.max_read.bytes()).unwrap_or(u32::MAX),
                 topics: topics.clone(),
@@ -257,16 +296,25 @@ impl Uplink {
     pub async fn run(mut self, stop: CancellationToken) {
         let stats = Arc::clone(&self.stats);
         while !stop.is_cancelled() {
+            let path = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                path = self.roam.choose(&self.policies, &stats) => path,
+            };
             let hint = tokio::select! {
                 biased;
                 // a session ends by itself when it is told to stop; an attempt is dropped
-                hint = self.attempt(&stop) => hint,
+                hint = self.attempt(path, &stop) => hint,
                 () = stopped_while_dialling(&stop, &stats) => break,
             };
             if let Some(hint) = hint {
                 self.retry.hint(hint);
             }
-            let wait = self.retry.next_delay(&mut rand::rng());
+            let mut wait = self.retry.next_delay(&mut rand::rng());
+            if hint.is_none() && self.connector.paths() > 1 {
+                // a path that failed rests; another one need not
+                wait = wait.min(OTHER_PATH);
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => break,
@@ -277,19 +325,28 @@ impl Uplink {
 
     /// One connection and its session, and those that take their place while it lasts; the hub's wish when to
     /// come back, if it had one.
-    async fn attempt(&mut self, stop: &CancellationToken) -> Option<Duration> {
+    async fn attempt(&mut self, mut path: usize, stop: &CancellationToken) -> Option<Duration> {
+        self.connector.take_path(path);
         let mut hub = self.connector.hub().to_string();
         self.stats.dialling(hub.clone());
         let mut connection = match self.connector.dial().await {
             Ok(connection) => connection,
             Err(error) => {
+                self.roam.failed(path);
                 self.not_open(&hub, error.to_string(), error.is_refusal());
                 return None;
             }
         };
         loop {
             let since = Instant::now();
-            let (outcome, next) = self.session(connection, stop).await;
+            self.roam.connected(path);
+            let (outcome, next) = self.session(connection, path, stop).await;
+            match &outcome {
+                Ok(ended) if ended.close.by_peer || ended.close.code != Code::Timeout => {
+                    self.roam.ended(path);
+                }
+                Ok(_) | Err(_) => self.roam.failed(path),
+            }
             let hint = match outcome {
                 Ok(ended) => self.after(&hub, ended, since.elapsed()).await,
                 Err(lost) => {
@@ -304,9 +361,14 @@ impl Uplink {
                 Some(Better {
                     connection,
                     other_hub,
+                    other_path,
                 }) => {
                     if let Some(other) = other_hub {
                         self.connector.turn_to(other);
+                    }
+                    if let Some(other) = other_path {
+                        path = other;
+                        self.connector.take_path(path);
                     }
                     connection
                 }
@@ -320,6 +382,7 @@ impl Uplink {
     async fn session(
         &self,
         connection: Connection,
+        path: usize,
         stop: &CancellationToken,
     ) -> (Result<Ended, Lost>, Option<Better>) {
         let carrier = connection.kind().name();
@@ -333,16 +396,22 @@ impl Uplink {
             Arc::clone(&self.stats),
             self.unsettled.clone(),
             &self.settings,
+            self.policies.clone(),
+            path,
+            self.policies.stopped(path),
             Signals {
                 stop,
                 replaced: &replaced,
+                speak: &self.stats.speak,
             },
         );
         let mut session = pin!(session);
+        let silent = &self.stats.silent;
         let next = tokio::select! {
             biased;
             ended = &mut session => return (ended, None),
-            next = watch::better(&self.connector, &connection, &self.stats.silent, self.outage_budget) => next,
+            next = watch::better(&self.connector, &connection, &self.stats, self.outage_budget) => next,
+            next = self.roam.better(&self.connector, &connection, &self.policies, silent, path) => next,
         };
         let to = next.connection.kind().name();
         info!(from = carrier, to, "Uplink moves to another connection");

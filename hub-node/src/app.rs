@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Node;
+use crate::chunks::{ChunksConfig, SiteChunks};
 use crate::commit::Lanes;
 use crate::config::{Cluster, Config, ListenConfig};
 use crate::intake::{Budget, CodecStates, Intake, IntakeConfig, IntakeStats, TcpDoor};
@@ -167,6 +168,7 @@ async fn serve(
         parts.intake,
         budget,
         Arc::new(codec_states(&config)?),
+        Arc::new(site_chunks(&config)),
     ));
     node.intake_started(&intake);
     if let Some(file) = parts.file {
@@ -195,6 +197,15 @@ fn codec_states(config: &Config) -> anyhow::Result<CodecStates> {
     let limit = listen.codec_memory.bytes();
     let saved = usize::try_from(limit).unwrap_or(usize::MAX);
     Ok(CodecStates::new(saved, limit, listen.codec_dir.clone()))
+}
+
+fn site_chunks(config: &Config) -> SiteChunks {
+    let listen = &config.listen;
+    SiteChunks::new(ChunksConfig {
+        directory: listen.codec_dir.clone(),
+        max_site_bytes: listen.site_chunks.bytes(),
+        max_bytes: listen.chunks.bytes(),
+    })
 }
 
 fn intake_config(config: &Config) -> IntakeConfig {

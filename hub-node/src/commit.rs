@@ -23,6 +23,8 @@ mod queue;
 mod room;
 mod sending;
 #[cfg(test)]
+mod shares;
+#[cfg(test)]
 mod sim;
 mod transact;
 

@@ -130,8 +130,12 @@ pub struct ListenConfig {
     pub max_logs: usize,
     /// Bytes that the codecs of open sessions may remember, and that saved states may take besides.
     pub codec_memory: ByteSize,
-    /// Where saved states outlive the process.
+    /// Where saved states and chunks outlive the process.
     pub codec_dir: Option<PathBuf>,
+    /// Bytes of chunks of large values that are kept for one site; 0: none.
+    pub site_chunks: ByteSize,
+    /// The same for all sites.
+    pub chunks: ByteSize,
 }
 
 /// `[kafka]`: the central cluster.

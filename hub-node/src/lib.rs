@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod app;
 pub mod certs;
+pub mod chunks;
 pub mod cli;
 pub mod commit;
 pub mod config;

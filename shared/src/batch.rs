@@ -23,6 +23,7 @@ mod codec;
 mod columns;
 mod dictionary;
 pub mod estimate;
+mod long;
 mod model;
 mod open;
 mod pack;
@@ -35,13 +36,14 @@ mod tests;
 pub use blocks::{Block, BlockWriter, read_blocks};
 pub use chain::{ChainCodec, ChainLimits, load_chain, new_chain, next_position, remembers};
 pub use codec::{
-    CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, CODEC_ZSTD_DICT, Decoder, Encoder,
-    NoneCodec, supported_codecs,
+    CODEC_COLUMNAR, CODEC_LONG, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, CODEC_ZSTD_DICT, Decoder,
+    Encoder, NoneCodec, supported_codecs,
 };
 pub use columns::ColumnarCodec;
 pub use dictionary::{
     DictDecoder, DictEncoder, Dictionary, MAX_DICTIONARY_BYTES, MIN_DICTIONARY_BYTES, Trainer,
 };
+pub(crate) use long::{LongReader, LongWriter, SavedWindow};
 pub use model::ModelChain;
 pub use open::{Decoders, Incoming, Memories, Memory, OpenError, Opened};
 pub use pack::{Outgoing, Packed, seal, seal_crc};
@@ -65,6 +67,9 @@ pub enum BatchError {
     /// The bytes changed on their way.
     #[error("batch checksum is {found:#010x}, computed {computed:#010x}")]
     Checksum { found: u32, computed: u32 },
+    /// A payload refers to chunks that are not here; see [`crate::dedup`].
+    #[error("{} chunks are not here", .0.len())]
+    Missing(Vec<crate::dedup::ChunkId>),
     /// Records inside a block are broken.
     #[error("records in a batch: {0}")]
     Records(#[from] crate::record::RecordError),

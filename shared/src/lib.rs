@@ -7,9 +7,11 @@
 
 pub mod batch;
 pub mod class;
+pub mod dedup;
 pub mod history;
 pub mod ids;
 pub mod link;
+pub mod pace;
 pub mod partitioner;
 pub mod record;
 pub mod retry;
@@ -22,6 +24,8 @@ pub mod admin;
 pub mod cli;
 #[cfg(feature = "runtime")]
 pub mod config;
+#[cfg(feature = "runtime")]
+pub mod congestion;
 #[cfg(feature = "runtime")]
 pub mod crashsafe;
 #[cfg(feature = "runtime")]

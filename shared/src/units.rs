@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them: `256MiB`, `7d`.
+//! Sizes, durations and bit rates as people write them: `256MiB`, `7d`, `256kbit`.
 //!
 //! A unit is always written out; only a plain number of bytes goes without. Text and value round-trip:
 //! what [`fmt::Display`] prints, [`FromStr`] reads as the same value.
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const SIZE_FORMS: &str = "a whole number of bytes such as 1048576, or with B, kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)";
 const SPAN_FORMS: &str = "whole numbers with ms, s, m, h, d or w, such as 500ms, 30s, 7d or 1h30m";
+
+const RATE_FORMS: &str = "a whole number with bit, kbit, Mbit or Gbit (a second, powers of 1000), such as 256kbit or 10Mbit";
 
 /// Largest first, so that [`ByteSize`]'s text takes the largest unit that fits exactly.
 const BINARY_UNITS: [(&str, u64); 4] = [
@@ -22,6 +24,13 @@ const DECIMAL_UNITS: [(&str, u64); 4] = [
     ("GB", 1_000_000_000),
     ("MB", 1_000_000),
     ("kB", 1_000),
+];
+/// Units of a [`BitRate`] in bits a second, largest first.
+const RATE_UNITS: [(&str, u64); 4] = [
+    ("Gbit", 1_000_000_000),
+    ("Mbit", 1_000_000),
+    ("kbit", 1_000),
+    ("bit", 1),
 ];
 /// Units of a [`Span`] in milliseconds, largest first.
 const SPAN_UNITS: [(&str, u64); 6] = [
@@ -290,6 +299,90 @@ impl From<Span> for Duration {
     }
 }
 
+/// Bits a second, as links are sold.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BitRate(pub u64);
+
+impl BitRate {
+    /// So many thousand bits a second.
+    #[must_use]
+    pub const fn kbit(count: u64) -> Self {
+        Self(count * 1_000)
+    }
+
+    /// So many million bits a second.
+    #[must_use]
+    pub const fn mbit(count: u64) -> Self {
+        Self(count * 1_000_000)
+    }
+
+    /// The bits a second.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whole bytes a second, rounded down.
+    #[must_use]
+    pub const fn bytes_per_sec(self) -> u64 {
+        self.0 / 8
+    }
+
+    /// For people: one decimal and the nearest unit, such as `1.5 Mbit/s`. Does not round-trip.
+    #[must_use]
+    pub fn rounded(self) -> String {
+        match RATE_UNITS.iter().find(|(_, factor)| self.0 >= *factor) {
+            Some((name, factor)) if *factor > 1 => {
+                let tenths = u128::from(self.0) * 10 / u128::from(*factor);
+                format!("{}.{} {name}/s", tenths / 10, tenths % 10)
+            }
+            Some(_) | None => format!("{} bit/s", self.0),
+        }
+    }
+}
+
+impl FromStr for BitRate {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let form = || UnitError::Form {
+            text: text.to_owned(),
+            what: "bit rate",
+            accepted: RATE_FORMS,
+        };
+        let large = || UnitError::TooLarge {
+            text: text.to_owned(),
+            what: "bit rate",
+        };
+        let (number, unit) = split_number(text.trim()).ok_or_else(form)?;
+        let unit = unit.strip_suffix("/s").unwrap_or(unit);
+        let factor = RATE_UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .map(|(_, factor)| *factor)
+            // a bare number could be meant in bytes
+            .ok_or_else(form)?;
+        let count = number.parse::<u64>().map_err(|_| large())?;
+        count.checked_mul(factor).map(Self).ok_or_else(large)
+    }
+}
+
+impl fmt::Display for BitRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = |(_, factor): &&(&str, u64)| self.0 != 0 && self.0.is_multiple_of(*factor);
+        match RATE_UNITS.iter().find(exact) {
+            Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
+            None => write!(f, "{}bit", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for BitRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Digits and what follows them; `None` when there are no digits.
 fn split_number(text: &str) -> Option<(&str, &str)> {
     let end = text
@@ -374,6 +467,33 @@ mod tests {
     }
 
     #[test]
+    fn bit_rates_are_read_and_a_bare_number_is_not() {
+        for (text, bits) in [
+            ("256kbit", 256_000),
+            ("10 Mbit", 10_000_000),
+            ("1Gbit", 1_000_000_000),
+            ("9600bit", 9_600),
+            ("32kbit/s", 32_000),
+        ] {
+            assert_eq!(text.parse(), Ok(BitRate(bits)), "{text}");
+        }
+        for text in ["", "256", "256kB", "1.5Mbit", "-1kbit", "1mbit", "kbit"] {
+            let error = text.parse::<BitRate>().unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("`{text}`")) && error.contains("kbit"),
+                "{error}"
+            );
+        }
+        assert!(matches!(
+            "99999999999999Gbit".parse::<BitRate>(),
+            Err(UnitError::TooLarge { .. })
+        ));
+        assert_eq!(BitRate::kbit(256).bytes_per_sec(), 32_000);
+        assert_eq!(BitRate(1_540_000).rounded(), "1.5 Mbit/s");
+        assert_eq!(BitRate(600).rounded(), "600 bit/s");
+    }
+
+    #[test]
     fn people_get_short_figures() {
         assert_eq!(ByteSize(1_610_612_736).rounded(), "1.5 GiB");
         assert_eq!(ByteSize(12).rounded(), "12 B");
@@ -395,7 +515,13 @@ mod tests {
         }
 
         #[test]
+        fn bit_rates_round_trip(bits in any::<u64>()) {
+            prop_assert_eq!(BitRate(bits).to_string().parse(), Ok(BitRate(bits)));
+        }
+
+        #[test]
         fn no_text_panics(text in ".*") {
+            drop(text.parse::<BitRate>());
             drop(text.parse::<ByteSize>());
             drop(text.parse::<Span>());
         }

@@ -50,6 +50,9 @@ pub const MAX_HELLO_LEN: usize = 1 << 20;
 /// Most bytes in any other control frame.
 pub const MAX_FRAME_LEN: usize = 64 << 10;
 
+/// Most bytes of a policy that a hub pushes.
+pub const MAX_POLICY_LEN: usize = 32 << 10;
+
 /// Most unacknowledged data streams of one session.
 pub const MAX_STREAMS_IN_FLIGHT: usize = 1024;
 

@@ -10,6 +10,7 @@
 
 mod bare_broker;
 mod chaos;
+mod classes;
 mod clocks;
 mod commands;
 mod crowds;
@@ -19,4 +20,6 @@ mod identity;
 mod kills;
 mod links;
 mod main_path;
+mod policy;
 mod transport;
+mod wan;

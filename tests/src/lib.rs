@@ -37,4 +37,5 @@ pub mod site;
 pub mod stage;
 pub mod volume;
 pub mod wait;
+pub mod wan;
 pub mod writer;

@@ -42,6 +42,10 @@ pub struct Faults {
     pub jitter: Duration,
     /// Larger datagrams vanish (a black hole for path MTU discovery).
     pub mtu: Option<usize>,
+    /// Bytes a second in each direction, headers included.
+    pub rate: Option<u64>,
+    /// How long a datagram may wait for those before it; one that would wait longer vanishes.
+    pub queue: Duration,
     /// A network that lets no UDP pass.
     pub is_udp_blocked: bool,
     /// A network that lets no TCP pass.
@@ -65,6 +69,8 @@ struct Shared {
     site_side: UdpSocket,
     held: Mutex<BinaryHeap<Reverse<Held>>>,
     held_changed: Condvar,
+    /// When each direction has sent what it was given so far.
+    busy_until: Mutex<[Instant; 2]>,
     order: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
@@ -121,6 +127,7 @@ impl Link {
             site_side,
             held: Mutex::default(),
             held_changed: Condvar::new(),
+            busy_until: Mutex::new([Instant::now(); 2]),
             order: AtomicU64::new(0),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
@@ -270,6 +277,10 @@ impl Shared {
         if is_cut || is_lost {
             return;
         }
+        let Some(in_queue) = self.queue(direction, size, &faults) else {
+            return;
+        };
+        let delay = delay + in_queue;
         for _ in 0..copies {
             if delay.is_zero() {
                 send(from, datagram, to);
@@ -277,6 +288,22 @@ impl Shared {
                 self.hold(delay, datagram, from, to);
             }
         }
+    }
+
+    /// How long a datagram takes behind those before it and onto the link; `None` when it does not fit.
+    fn queue(&self, direction: Direction, size: u64, faults: &Faults) -> Option<Duration> {
+        let Some(rate) = faults.rate.filter(|rate| *rate > 0) else {
+            return Some(Duration::ZERO);
+        };
+        let now = Instant::now();
+        let mut busy_until = lock(&self.busy_until);
+        let busy_until = &mut busy_until[direction as usize];
+        let start = (*busy_until).max(now);
+        if start - now > faults.queue {
+            return None;
+        }
+        *busy_until = start + Duration::from_micros(size * 1_000_000 / rate);
+        Some(*busy_until - now)
     }
 
     fn hold(
@@ -383,6 +410,22 @@ mod tests {
         assert!(echoes(&site, 5).is_empty());
         link.heal();
         assert_eq!(echoes(&site, 3), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_thin_link_takes_its_time_and_drops_what_its_queue_does_not_hold() {
+        let link = Link::start(echo_hub(), 1).unwrap();
+        let site = site(&link);
+        link.set(|faults| {
+            faults.rate = Some(3_000);
+            faults.queue = Duration::from_millis(100);
+        });
+        let began = Instant::now();
+        let seen = echoes(&site, 40);
+        // 30 bytes each: one in 10 ms, and ten that wait
+        assert!(seen.len() >= 10 && seen.len() < 30, "{seen:?}");
+        assert!(seen.is_sorted());
+        assert!(began.elapsed() > Duration::from_millis(100));
     }
 
     #[test]

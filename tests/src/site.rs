@@ -203,6 +203,12 @@ impl Site {
         serde_json::from_value(text).with_context(|| format!("read the ledger in {found}"))
     }
 
+    /// Its configuration file.
+    #[must_use]
+    pub fn settings_file(&self) -> PathBuf {
+        self.dir.path().join("edge.toml")
+    }
+
     /// Where it keeps its records.
     #[must_use]
     pub fn data_dir(&self) -> &Path {

@@ -6,28 +6,49 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use benches::results::Row;
-use benches::{append, drain, hub, latency, memory, results};
+use benches::wan::{self, Extent};
+use benches::{append, bytes, drain, hub, latency, memory, results};
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: append, drain, hub, latency, memory; all when none is named
+    /// Which: append, bytes, drain, hub, latency, memory, wan; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
     folder: PathBuf,
+    /// Everything that a benchmark can measure: the WAN links take an hour then
+    #[arg(long)]
+    full: bool,
+    /// Of the WAN links those whose name contains this, such as `50 Mbit/s`; their table is not written then
+    #[arg(long)]
+    only: Option<String>,
 }
 
-type Bench = (&'static str, fn() -> Result<Vec<Row>>);
+type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 5] = [
-    ("append", append::rows),
-    ("drain", drain::rows),
-    ("hub", hub::rows),
-    ("latency", latency::rows),
-    ("memory", memory::rows),
+const ALL: [Bench; 7] = [
+    ("append", |_| append::rows()),
+    ("bytes", |args| bytes::rows(&args.folder)),
+    ("drain", |_| drain::rows()),
+    ("hub", |_| hub::rows()),
+    ("latency", |_| latency::rows()),
+    ("memory", |_| memory::rows()),
+    ("wan", |args| {
+        wan::rows(args.extent(), args.only.as_deref(), &args.folder)
+    }),
 ];
+
+impl Args {
+    fn extent(&self) -> Extent {
+        if self.full {
+            Extent::Full
+        } else {
+            Extent::Quick
+        }
+    }
+}
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -36,7 +57,7 @@ fn main() -> Result<()> {
             continue;
         }
         println!("==> {name}");
-        let rows = rows()?;
+        let rows = rows(&args)?;
         for row in &rows {
             println!(
                 "    {}: {:.1} {}, ratio {:?}",

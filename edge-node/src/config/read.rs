@@ -10,9 +10,10 @@ use shared::units::{ByteSize, Span};
 
 use super::{
     ClassesConfig, Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule,
-    TopicSettings, TopicsConfig, UplinkConfig,
+    TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
+use crate::uplink::policy::Zone;
 
 /// A week of 200-byte records at 80 a second, on the smallest disk that such devices come with.
 const DEFAULT_QUOTA: ByteSize = ByteSize::gib(10);
@@ -53,6 +54,9 @@ const DEFAULT_BACKOFF_MAX: Span = Span::secs(30);
 /// As many topic partitions as most sites have, at a megabyte each; with less traffic they take less.
 const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::mib(64);
 
+/// A little less than a hub keeps for a site unless it says otherwise, so that the site forgets first.
+const DEFAULT_HUB_CHUNKS: ByteSize = ByteSize::mib(48);
+
 const DEFAULT_DATA_DIR: &str = "/var/lib/kedge";
 const DEFAULT_CERTIFICATE: &str = "/etc/kedge/site.pem";
 const DEFAULT_KEY: &str = "/etc/kedge/site-key.pem";
@@ -65,15 +69,27 @@ const ADMIN_PORT: u16 = 9690;
 const LARGEST_DISK: ByteSize = ByteSize(1 << 50);
 
 pub(super) fn config(document: &mut Document) -> Config {
+    let (node, store) = (
+        node(document.section("node")),
+        store(document.section("store")),
+    );
+    let topics = topics(document.section("topics"));
+    let (kafka, http) = (
+        kafka(document.section("kafka")),
+        http(document.section("http")),
+    );
+    let policy = policy::site(document.section("policy"));
     let config = Config {
-        node: node(document.section("node")),
-        store: store(document.section("store")),
-        topics: topics(document.section("topics")),
-        kafka: kafka(document.section("kafka")),
-        http: http(document.section("http")),
-        uplink: uplink(document.section("uplink")),
+        node,
+        store,
+        topics,
+        kafka,
+        http,
+        uplink: uplink(document.section("uplink"), &policy.policy.zone),
+        policy,
         admin: admin(document),
         log: LogConfig::read(document.section("log")),
+        file: None,
     };
     check_sizes(&config, document);
     check_listeners(&config, document);
@@ -198,7 +214,7 @@ fn http(mut section: Section) -> Option<HttpConfig> {
     enabled.then_some(config)
 }
 
-fn uplink(mut section: Section) -> Option<UplinkConfig> {
+fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
     let codecs = [
         ("auto", Codec::Auto),
         ("modelled", Codec::Modelled),
@@ -207,6 +223,7 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
         ("none", Codec::None),
     ];
     let memory = ByteSize::mib(1)..=ByteSize::gib(16);
+    let chunks = ByteSize::kib(0)..=ByteSize::gib(64);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
     let connect = Span::secs(1)..=Span::minutes(5);
     let idle = Span::secs(1)..=Span::minutes(30);
@@ -221,6 +238,7 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
     };
     let config = UplinkConfig {
         hubs,
+        paths: policy::paths(&mut section, zone),
         tls: TlsFiles {
             certificate: section.path("certificate", DEFAULT_CERTIFICATE),
             key: section.path("key", DEFAULT_KEY),
@@ -229,6 +247,7 @@ fn uplink(mut section: Section) -> Option<UplinkConfig> {
         server_name: section.optional::<String>("server_name"),
         codec: section.choice("codec", Codec::Auto, &codecs),
         codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, memory),
+        hub_chunks: section.size("hub_chunks", DEFAULT_HUB_CHUNKS, chunks),
         level: section.number("level", 3, 1..=19),
         max_read: section.size("max_read", ByteSize::kib(256), read),
         max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,

@@ -54,20 +54,30 @@ fn the_example_shows_every_key() {
 /// Keys of a document as they are written, with `[]` for lists of tables.
 fn written_keys(text: &str) -> Vec<String> {
     let mut section = String::new();
+    let mut lists: Vec<String> = Vec::new();
     let mut keys = Vec::new();
+    // tables inside a list's tables are written without saying so
+    let full = |name: &str, lists: &[String]| {
+        let inside = |list: &&String| name.starts_with(&format!("{list}."));
+        lists.iter().find(inside).map_or_else(
+            || name.to_owned(),
+            |list| name.replacen(list.as_str(), &format!("{list}[]"), 1),
+        )
+    };
     for line in text.lines() {
         if let Some(name) = line
             .strip_prefix("[[")
             .and_then(|line| line.strip_suffix("]]"))
         {
-            keys.push(name.to_owned());
-            section = format!("{name}[]");
+            keys.push(full(name, &lists));
+            section = format!("{}[]", full(name, &lists));
+            lists.push(name.to_owned());
         } else if let Some(name) = line
             .strip_prefix('[')
             .and_then(|line| line.strip_suffix(']'))
         {
-            keys.push(name.to_owned());
-            name.clone_into(&mut section);
+            keys.push(full(name, &lists));
+            section = full(name, &lists);
         } else if let Some((key, _)) = line.split_once(" = ") {
             keys.push(format!("{section}.{key}"));
         }
@@ -94,7 +104,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "uplink.level = 99: out of range; accepted: a whole number from 1 to 19",
         "uplink.hubs[0] = \"hub\": not a host and port",
         "log.level = \"=\": not a log filter",
-        "mqtt: no such key; accepted: node, store, topics, kafka, http, uplink, admin, log",
+        "mqtt: no such key; accepted: node, store, topics, kafka, http, policy, uplink, admin, log",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
@@ -203,6 +213,45 @@ fn a_topic_has_the_class_of_its_rule_and_a_class_its_share() {
         "uplink.classes.bulk.weight = 0: out of range",
         "uplink.classes.urgent: no such key",
         "topics.default.class = \"urgent\": not one of",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn paths_and_policies_are_read_and_checked() {
+    let text = format!(
+        "{LEAST}[[uplink.path]]\nname = \"wifi\"\ninterface = \"wlan0\"\n\
+         [[uplink.path]]\nname = \"lte\"\nlocal = \"192.0.2.5\"\nrate_up = \"1Mbit\"\n\
+         [uplink.path.allowance]\nbytes = \"2GB\"\n\
+         [policy]\ntime_zone = \"Europe/Berlin\"\n"
+    );
+    let config = load(&text, &[]).unwrap();
+    let rules = config.rules();
+    let names: Vec<&str> = rules.paths.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["wifi", "lte"]);
+    // the zone of a path that names none is the site's
+    assert_eq!(rules.paths[1].1.zone, rules.site.zone);
+    assert_eq!(
+        rules.paths[1].1.allowance.map(|it| it.bytes.bytes()),
+        Some(2_000_000_000)
+    );
+    let paths = config.uplink.unwrap().paths;
+    assert_eq!(paths[0].bind, Bind::Interface("wlan0".to_owned()));
+    assert_eq!(paths[1].bind, Bind::Local("192.0.2.5".parse().unwrap()));
+    assert_eq!(load(LEAST, &[]).unwrap().rules().paths[0].0, ONLY_PATH);
+
+    let text = problems(&format!(
+        "{LEAST}[[uplink.path]]\nname = \"a\"\nlocal = \"0.0.0.0\"\n\
+         [[uplink.path]]\nname = \"a\"\nlocal = \"192.0.2.5\"\ninterface = \"eth0\"\n\
+         [[uplink.path]]\nname = \"b c\"\nfrom_hub = \"ignore\"\n"
+    ));
+    for part in [
+        "uplink.path[0].local = \"0.0.0.0\": not an address of this machine",
+        "uplink.path[1].name: another path is named `a`",
+        "uplink.path[1].interface: `local` is given, too",
+        "uplink.path[2].name = \"b c\": not a name",
+        "uplink.path[2].from_hub: no such key",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }

@@ -12,13 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use shared::batch::{BatchError, ChainCodec, ChainLimits, Outgoing, Packed, load_chain, new_chain};
+use shared::batch::{
+    BatchError, CODEC_LONG, ChainCodec, ChainLimits, Outgoing, Packed, load_chain, new_chain,
+};
 use shared::crashsafe::{self, Access};
 use shared::ids::Offset;
 use shared::link::Begin;
 use shared::wire::Anchor;
 use tracing::{debug, warn};
 
+use super::chunks::Chunks;
 use crate::store::PartitionId;
 
 /// Raw bytes before a log's first anchor; each later one waits for twice as many as the one before.
@@ -90,12 +93,19 @@ pub(super) struct Chains {
     uses: u64,
     logs: HashMap<PartitionId, Log>,
     book: AnchorBook,
+    chunks: Chunks,
 }
 
 impl Chains {
     /// `limit` bytes of codecs in memory: beyond, the least recently used forget. States are kept in
     /// `directory`, which need not exist. `level` is zstd's.
-    pub(super) fn open(directory: PathBuf, limit: usize, level: i32, book: AnchorBook) -> Self {
+    pub(super) fn open(
+        directory: PathBuf,
+        limit: usize,
+        level: i32,
+        book: AnchorBook,
+        chunks: Chunks,
+    ) -> Self {
         let mut chains = Self {
             directory,
             limit,
@@ -104,6 +114,7 @@ impl Chains {
             uses: 0,
             logs: HashMap::new(),
             book,
+            chunks,
         };
         if let Err(error) = std::fs::create_dir_all(&chains.directory) {
             warn!(%error, "No directory for codec states: they do not outlive the process");
@@ -148,8 +159,10 @@ impl Chains {
         let is_fresh = known.is_none();
         let mut memory = match known {
             Some(memory) => memory,
+            None if codec == CODEC_LONG => self.chunks.fresh()?,
             None => new_chain(codec, ChainLimits::default(), self.level)?,
         };
+        self.chunks.at(partition, outgoing.next_offset);
         let mut packed = outgoing.pack_chain(memory.as_mut(), is_fresh)?;
         log.raw_since_anchor += outgoing.raw.len() as u64;
         if log.pending.is_none() && log.raw_since_anchor >= log.next_anchor_after {
@@ -159,6 +172,23 @@ impl Chains {
         }
         self.keep(partition, memory);
         Ok(packed)
+    }
+
+    /// Whether the values of a payload are large enough to be cut into chunks.
+    pub(super) fn are_large(&self, partition: PartitionId, raw_len: usize, records: u64) -> bool {
+        let codec = self.logs.get(&partition).and_then(|log| log.codec.as_ref());
+        let is_in_use = codec.is_some_and(|codec| codec.codec() == CODEC_LONG);
+        self.chunks.suits(raw_len, records, is_in_use)
+    }
+
+    /// What the hub is believed to hold.
+    pub(super) fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// Makes what the hub is believed to hold outlive the process.
+    pub(super) fn write_chunks(&mut self) {
+        self.chunks.write();
     }
 
     fn keep(&mut self, partition: PartitionId, memory: Box<dyn ChainCodec>) {
@@ -185,8 +215,8 @@ impl Chains {
             Begin::Fresh => None,
             Begin::Anchor(anchor) => {
                 let pending = log.pending.as_ref().map(|(_, saved)| saved);
-                let known = pending.into_iter().chain(&log.settled);
-                known.filter(|saved| saved.anchor == anchor).next().cloned()
+                let mut known = pending.into_iter().chain(&log.settled);
+                known.find(|saved| saved.anchor == anchor).cloned()
             }
         };
         // what was sent with a session that is over counts if the hub says so now
@@ -195,8 +225,11 @@ impl Chains {
         log.raw_since_anchor = 0;
         self.bytes -= std::mem::take(&mut log.bytes);
         let (limits, level) = (ChainLimits::default(), self.level);
-        log.codec = saved
-            .and_then(|saved| load_chain(saved.anchor.codec, &saved.state, limits, level).ok());
+        self.chunks.restarted(partition);
+        log.codec = saved.and_then(|saved| match saved.anchor.codec {
+            CODEC_LONG => self.chunks.load(&saved.state).ok(),
+            codec => load_chain(codec, &saved.state, limits, level).ok(),
+        });
         match &log.codec {
             Some(memory) => {
                 log.bytes = memory.memory();
@@ -209,6 +242,7 @@ impl Chains {
 
     /// The hub holds everything before this offset.
     pub(super) fn acknowledged(&mut self, partition: PartitionId, next: Offset) {
+        self.chunks.acknowledged(partition, next);
         let Some(log) = self.logs.get_mut(&partition) else {
             return;
         };

@@ -13,16 +13,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::congestion::{ControllerFactory, CubicConfig};
+use quinn::congestion::ControllerFactory;
 use quinn::{ClientConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rand::RngExt as _;
 use shared::config::HostPort;
+use shared::congestion::{MeasuredConfig, RateLimit};
 use shared::tls::{ClientTls, Peer, TlsError};
 use shared::transport::{Connection, Lost, LostKind, NudgeHandle, QuicConnection};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::outlet::{Binding, Outlet, Udp};
+use super::{Policies, watch};
 use crate::config::UplinkConfig;
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
@@ -39,6 +41,8 @@ const RACE_EVERY: Duration = Duration::from_secs(2);
 const RACERS: usize = 3;
 /// UDP that is not answered for so long may be blocked.
 const UDP_PATIENCE: Duration = Duration::from_secs(4);
+/// How long an attempt on another path may take, over each transport.
+const PATH_PATIENCE: Duration = Duration::from_secs(3);
 /// Between attempts over TCP within one race.
 const TCP_AGAIN: Duration = Duration::from_secs(5);
 
@@ -98,7 +102,10 @@ impl ConnectError {
 /// Dials the configured hubs in turn.
 #[derive(Debug)]
 pub(super) struct Connector {
-    outlet: Outlet,
+    /// One for each path, the preferred first. At least one.
+    outlets: Vec<Outlet>,
+    /// The path that is used.
+    path: usize,
     hubs: Vec<HostPort>,
     next: usize,
     tls: ClientTls,
@@ -112,12 +119,24 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(config: &UplinkConfig) -> Result<Self, ConnectError> {
-        let outlet = Outlet::new(Binding::default());
-        // a machine without a network stack is seen at the start
-        outlet.udp()?;
+    pub(super) fn new(config: &UplinkConfig, policies: &Policies) -> Result<Self, ConnectError> {
+        let bindings = config.paths.iter().map(|path| Binding::from(&path.bind));
+        let mut bindings: Vec<Binding> = bindings.collect();
+        if bindings.is_empty() {
+            bindings.push(Binding::default());
+        }
+        let outlets: Vec<Outlet> = bindings
+            .into_iter()
+            .enumerate()
+            .map(|(path, binding)| Outlet::new(binding, Arc::clone(policies.shaper(path))))
+            .collect();
+        if let [only] = outlets.as_slice() {
+            // a machine without a network stack is seen at the start
+            only.udp()?;
+        }
         Ok(Self {
-            outlet,
+            outlets,
+            path: 0,
             hubs: config.hubs.clone(),
             next: 0,
             // a problem with the files is seen at the start, not at the first dial
@@ -144,11 +163,66 @@ impl Connector {
         outcome
     }
 
+    /// How many paths there are.
+    pub(super) const fn paths(&self) -> usize {
+        self.outlets.len()
+    }
+
+    /// From here on this path is used.
+    pub(super) const fn take_path(&mut self, path: usize) {
+        self.path = path;
+    }
+
+    /// Whether the session's hub can be reached by a path: a probe, or a TCP connection where UDP is blocked.
+    pub(super) async fn is_there(&self, path: usize, known: SocketAddr) -> bool {
+        let Some(outlet) = self.outlets.get(path) else {
+            return false;
+        };
+        match outlet.udp() {
+            Ok(udp) if watch::answers(&udp, known).await => true,
+            Ok(_) if self.is_tcp_allowed => {
+                let connecting = outlet.connect_tcp(known, self.idle_timeout);
+                let connected = tokio::time::timeout(PATH_PATIENCE, connecting).await;
+                matches!(connected, Ok(Ok(_)))
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// An attempt on another path, beside a session.
+    pub(super) async fn dial_on(
+        &self,
+        path: usize,
+        known: SocketAddr,
+    ) -> Result<Connection, ConnectError> {
+        let outlet = self.outlets.get(path).unwrap_or_else(|| self.outlet());
+        let over_udp = async {
+            let address = self.resolve_or(known).await?;
+            self.try_quic(outlet, self.hub(), address).await
+        };
+        let failed = match self.within(PATH_PATIENCE, over_udp).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        if !self.is_tcp_allowed {
+            return Err(failed);
+        }
+        let over_tcp = async {
+            let address = self.resolve_or(known).await?;
+            self.try_tcp(outlet, self.hub(), address).await
+        };
+        self.within(PATH_PATIENCE, over_tcp).await
+    }
+
+    fn outlet(&self) -> &Outlet {
+        &self.outlets[self.path.min(self.outlets.len() - 1)]
+    }
+
     /// One attempt beside a session, over QUIC only, at the session's hub.
     pub(super) async fn dial_quic(&self, known: SocketAddr) -> Result<Connection, ConnectError> {
         let attempt = async {
             let address = self.resolve_or(known).await?;
-            self.try_quic(self.hub(), address).await
+            self.try_quic(self.outlet(), self.hub(), address).await
         };
         self.within(self.connect_timeout, attempt).await
     }
@@ -156,7 +230,10 @@ impl Connector {
     /// The same at another hub: one of [`Self::others`].
     pub(super) async fn dial_other(&self, hub: usize) -> Result<Connection, ConnectError> {
         let hub = self.hubs.get(hub).unwrap_or_else(|| self.hub());
-        let attempt = async { self.try_quic(hub, self.resolve(hub).await?).await };
+        let attempt = async {
+            let address = self.resolve(hub).await?;
+            self.try_quic(self.outlet(), hub, address).await
+        };
         self.within(self.connect_timeout, attempt).await
     }
 
@@ -182,14 +259,14 @@ impl Connector {
     pub(super) async fn dial_tcp(&self, known: SocketAddr) -> Result<Connection, ConnectError> {
         let attempt = async {
             let address = self.resolve_or(known).await?;
-            self.try_tcp(self.hub(), address).await
+            self.try_tcp(self.outlet(), self.hub(), address).await
         };
         self.within(self.connect_timeout, attempt).await
     }
 
     /// The UDP socket that the hub is dialled from.
     pub(super) fn udp(&self) -> io::Result<Udp> {
-        self.outlet.udp()
+        self.outlet().udp()
     }
 
     pub(super) const fn is_tcp_allowed(&self) -> bool {
@@ -201,7 +278,9 @@ impl Connector {
     }
 
     pub(super) async fn close(self) {
-        self.outlet.close().await;
+        for outlet in self.outlets {
+            outlet.close().await;
+        }
     }
 
     /// The hub whose turn it is.
@@ -249,7 +328,8 @@ impl Connector {
 
     async fn try_hub(&self) -> Result<Connection, ConnectError> {
         let hub = self.hub();
-        self.try_quic(hub, self.resolve(hub).await?).await
+        self.try_quic(self.outlet(), hub, self.resolve(hub).await?)
+            .await
     }
 
     /// A connection over TCP, once QUIC had its time; without end where there is none to be had.
@@ -261,7 +341,10 @@ impl Connector {
         tokio::time::sleep_until(since + UDP_PATIENCE).await;
         loop {
             let hub = self.hub();
-            let attempt = async { self.try_tcp(hub, self.resolve(hub).await?).await };
+            let attempt = async {
+                let address = self.resolve(hub).await?;
+                self.try_tcp(self.outlet(), hub, address).await
+            };
             match attempt.await {
                 Ok(connection) => return connection,
                 Err(error) => debug!(%error, "No TCP either"),
@@ -275,11 +358,12 @@ impl Connector {
             host: hub.to_string(),
             error,
         };
-        let is_v6 = self.outlet.udp()?.is_v6;
+        let outlet = self.outlet();
+        let is_v6 = outlet.udp()?.is_v6;
         let addresses = tokio::net::lookup_host((hub.host.as_str(), hub.port)).await;
         addresses
             .map_err(failed)?
-            .find(|address| (is_v6 || address.is_ipv4()) && self.outlet.speaks(address.ip()))
+            .find(|address| (is_v6 || address.is_ipv4()) && outlet.speaks(address.ip()))
             .ok_or_else(|| failed(io::Error::other("no address")))
     }
 
@@ -298,14 +382,15 @@ impl Connector {
 
     async fn try_quic(
         &self,
+        outlet: &Outlet,
         hub: &HostPort,
         address: SocketAddr,
     ) -> Result<Connection, ConnectError> {
         self.refresh_certificates();
-        let (transport, nudge) = self.transport();
+        let (transport, nudge) = self.transport(outlet.limit());
         let mut config = ClientConfig::new(self.tls.config());
         config.transport_config(Arc::new(transport));
-        let endpoint = self.outlet.udp()?.endpoint;
+        let endpoint = outlet.udp()?.endpoint;
         let connecting = endpoint
             .connect_with(config, address, self.name(hub))
             .map_err(|error| ConnectError::Start { address, error })?;
@@ -318,17 +403,19 @@ impl Connector {
 
     async fn try_tcp(
         &self,
+        outlet: &Outlet,
         hub: &HostPort,
         address: SocketAddr,
     ) -> Result<Connection, ConnectError> {
         self.refresh_certificates();
-        let connecting = self.outlet.connect_tcp(address, self.idle_timeout);
+        let connecting = outlet.connect_tcp(address, self.idle_timeout);
         let stream = connecting.await.map_err(|error| ConnectError::NoAnswer {
             address,
             text: error.to_string(),
         })?;
         let tls = self.tls.tcp_config();
-        let shaking = shared::transport::connect_tcp(stream, tls, self.name(hub), None);
+        let pacer = outlet.pacer(address);
+        let shaking = shared::transport::connect_tcp(stream, tls, self.name(hub), Some(pacer));
         let connection = shaking
             .await
             .map_err(|lost| ConnectError::of(address, lost))?;
@@ -341,9 +428,10 @@ impl Connector {
         }
     }
 
-    fn transport(&self) -> (TransportConfig, NudgeHandle) {
+    fn transport(&self, limit: RateLimit) -> (TransportConfig, NudgeHandle) {
         let mut transport = TransportConfig::default();
-        let controller: Arc<dyn ControllerFactory + Send + Sync> = Arc::new(CubicConfig::default());
+        let controller: Arc<dyn ControllerFactory + Send + Sync> =
+            Arc::new(MeasuredConfig::new(limit));
         let nudge = NudgeHandle::prepare(&mut transport, controller, RECEIVE_WINDOW);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.interval(MTU_LOOK);

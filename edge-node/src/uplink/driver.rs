@@ -1,9 +1,10 @@
 //! One session: the loop between `link::Sender`, a connection and the store.
 //!
 //! Order of the branches: everything that comes out is carried out first; then answers of the worker,
-//! bytes from the hub, streams that the hub's QUIC has, changes of the store, the timer, the connection's end, and
+//! bytes from the hub, streams that are delivered, changes of the store, the timer, the connection's end, and
 //! last the wish to stop. Nothing in the loop waits for the network or the disk.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,13 +14,15 @@ use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset, TopicPartition};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
+use shared::units::BitRate;
 use shared::wire::{Code, Handle, LogRange};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::Policies;
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
@@ -42,8 +45,8 @@ pub(super) struct SessionSettings {
     pub(super) codecs: Vec<u8>,
     /// Reads in the worker, or waiting for credit.
     pub(super) max_reads: usize,
-    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a lost packet
-    /// holds up little.
+    /// Decoded bytes that one data stream aims at on a fast link: large enough for a codec, small enough that a
+    /// lost packet holds up little.
     pub(super) max_read_bytes: u32,
     /// The class of each topic.
     pub(super) topics: TopicsConfig,
@@ -71,6 +74,8 @@ pub(super) struct Signals<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Another connection takes this one's place.
     pub(super) replaced: &'a CancellationToken,
+    /// The hub should be asked for a word.
+    pub(super) speak: &'a Notify,
 }
 
 /// Runs a session on a fresh connection until it ends.
@@ -81,6 +86,9 @@ pub(super) async fn run(
     stats: Arc<UplinkStats>,
     unsettled: Unsettled,
     settings: &SessionSettings,
+    policies: Policies,
+    path: usize,
+    forbidden: impl Future<Output = String>,
     signals: Signals<'_>,
 ) -> Result<Ended, Lost> {
     let (send, recv) = connection.open_control().await?;
@@ -107,9 +115,12 @@ pub(super) async fn run(
         stats,
         seen: Seen::default(),
         codecs: Arc::default(),
+        policies,
+        path,
+        granted: None,
         was_open: false,
     };
-    Ok(session.run(recv, done, changes, signals).await)
+    Ok(session.run(recv, done, changes, forbidden, signals).await)
 }
 
 fn sender_config(incarnation: Incarnation, settings: &SessionSettings) -> SenderConfig {
@@ -136,7 +147,7 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    /// Those of data streams end with the stream's class and length, once the hub's QUIC has it.
+    /// Those of data streams end with the stream's class and length, once the transport has delivered it.
     tasks: JoinSet<Option<(Class, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
@@ -145,6 +156,11 @@ struct Session {
     stats: Arc<UplinkStats>,
     seen: Seen,
     codecs: Arc<[u8]>,
+    policies: Policies,
+    /// The path that it goes by.
+    path: usize,
+    /// Bytes a second that the policy grants; `None`: as many as go.
+    granted: Option<u64>,
     was_open: bool,
 }
 
@@ -154,10 +170,15 @@ impl Session {
         mut recv: ControlRecv,
         mut done: mpsc::Receiver<Done>,
         mut changes: watch::Receiver<u64>,
+        forbidden: impl Future<Output = String>,
         signals: Signals<'_>,
     ) -> Ended {
+        let mut forbidden = pin!(forbidden);
+        let mut is_forbidden = false;
+        let mut policy = self.policies.watch();
         self.update_logs();
         self.follow_path();
+        self.follow_policy();
         self.sender.start(self.now());
         let mut buffer = vec![0; 16 << 10];
         let close = loop {
@@ -183,13 +204,21 @@ impl Session {
                     Ok(()) => self.update_logs(),
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
+                Ok(()) = policy.changed() => self.follow_policy(),
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 lost = self.connection.closed() => break close_of(lost),
+                reason = &mut forbidden, if !is_forbidden => {
+                    is_forbidden = true;
+                    self.sender.close(Code::Stopping, None, &format!("policy: {reason}"));
+                }
                 // another connection is up: the hub ends this session when it hears of the next one
                 () = signals.replaced.cancelled() => break replaced(),
+                () = signals.speak.notified() => self.sender.ping(self.now()),
                 () = signals.stop.cancelled() => self.sender.close(Code::Stopping, None, "edge-node stops"),
             }
             self.seen.observe(&self.connection, &self.stats);
+            let is_waiting = self.sender.streams_in_flight() > 0;
+            self.stats.waiting.store(is_waiting, Ordering::Relaxed);
             self.follow_path();
         };
         self.end(close).await
@@ -198,13 +227,18 @@ impl Session {
     /// What the transport is given, and how long records wait, as the path is found to be.
     fn follow_path(&mut self) {
         let path = self.connection.stats();
-        if path.window > 0 {
-            self.buffer.observe_path(path.window, path.rtt);
-        }
+        self.buffer.observe_path(path.window, path.rtt);
         self.sender.set_send_budget(self.buffer.budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
         self.sender.set_max_delay(delays);
+    }
+
+    /// What the policy grants from here on.
+    fn follow_policy(&mut self) {
+        let decision = self.policies.decision(self.path);
+        self.sender.set_classes_allowed(decision.classes);
+        self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
     }
 
     fn now(&self) -> Duration {
@@ -264,12 +298,17 @@ impl Session {
                         offset,
                     });
                 }
+                SenderOutput::Policy(text) => match self.policies.push(text) {
+                    Ok(()) => info!("Policy of the hub taken"),
+                    Err(error) => warn!(error, "Policy of the hub refused"),
+                },
                 SenderOutput::Acked {
                     handle,
                     next_offset,
                 } => {
                     cursors.push((PartitionId(handle.0), next_offset));
                 }
+                SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,
@@ -299,14 +338,12 @@ impl Session {
         None
     }
 
-    /// Bytes a second that the path carries, as the congestion controller sees it.
+    /// Bytes a second that the path carries, as the congestion controller sees it, and the policy grants.
     fn link_rate(&self) -> Option<u64> {
         let stats = self.connection.stats();
-        if stats.window == 0 {
-            return None;
-        }
         let rate = u128::from(stats.window) * 1_000_000 / stats.rtt.as_micros().max(1);
-        u64::try_from(rate).ok()
+        let path = u64::try_from(rate).ok().filter(|_| stats.window > 0);
+        path.into_iter().chain(self.granted).min()
     }
 
     fn name(&self, handle: Handle) -> String {

@@ -9,27 +9,50 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime as _, TokioRuntime, VarInt};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use shared::congestion::RateLimit;
 use shared::transport::{ProbeSocket, tune_tcp};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
+
+use super::pacer::TcpPacer;
+use super::shaper::Shaper;
+use super::socket::ShapedSocket;
+use crate::config::Bind;
 
 /// How long the last words may take when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a path is bound to; nothing: the machine's routes decide.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Binding {
+pub(super) struct Binding {
     /// A local address.
     pub address: Option<IpAddr>,
     /// A network interface, by name. Needs `CAP_NET_RAW` on kernels before 5.7.
     pub interface: Option<String>,
 }
 
+impl From<&Bind> for Binding {
+    fn from(bind: &Bind) -> Self {
+        match bind {
+            Bind::Any => Self::default(),
+            Bind::Local(address) => Self {
+                address: Some(*address),
+                interface: None,
+            },
+            Bind::Interface(name) => Self {
+                address: None,
+                interface: Some(name.clone()),
+            },
+        }
+    }
+}
+
 /// One way out.
 #[derive(Debug)]
 pub(super) struct Outlet {
     binding: Binding,
+    shaper: Arc<Shaper>,
     udp: Mutex<Option<Udp>>,
 }
 
@@ -42,11 +65,23 @@ pub(super) struct Udp {
 }
 
 impl Outlet {
-    pub(super) const fn new(binding: Binding) -> Self {
+    /// Everything that leaves and comes by it passes the shaper.
+    pub(super) const fn new(binding: Binding, shaper: Arc<Shaper>) -> Self {
         Self {
             binding,
+            shaper,
             udp: Mutex::new(None),
         }
+    }
+
+    /// What its policy allows, for congestion controllers.
+    pub(super) fn limit(&self) -> RateLimit {
+        self.shaper.limit()
+    }
+
+    /// What holds TCP back here, for a connection to this address.
+    pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<TcpPacer> {
+        Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
     }
 
     /// The UDP socket, bound when it is not yet.
@@ -65,8 +100,8 @@ impl Outlet {
 
     fn open(&self) -> io::Result<Udp> {
         let (socket, is_v6) = self.bind()?;
-        let socket = TokioRuntime.wrap_udp_socket(socket)?;
-        let socket = Arc::new(ProbeSocket::asking(socket));
+        let shaped = ShapedSocket::wrap(socket, Arc::clone(&self.shaper))?;
+        let socket = Arc::new(ProbeSocket::asking(shaped));
         let below: Arc<dyn AsyncUdpSocket> = Arc::clone(&socket) as _;
         let endpoint = Endpoint::new_with_abstract_socket(
             EndpointConfig::default(),
@@ -160,10 +195,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_outlet_is_bound_to_its_address() {
-        let outlet = Outlet::new(Binding {
+        let binding = Binding {
             address: Some(Ipv4Addr::LOCALHOST.into()),
             interface: None,
-        });
+        };
+        let outlet = Outlet::new(binding, Arc::default());
         let local = outlet.udp().unwrap().endpoint.local_addr().unwrap();
         assert!(local.ip().is_loopback());
         assert!(outlet.speaks(Ipv4Addr::LOCALHOST.into()));
@@ -172,10 +208,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_interface_that_is_not_there_is_an_error_and_no_more() {
-        let outlet = Outlet::new(Binding {
+        let binding = Binding {
             address: None,
             interface: Some("kedge-none0".to_owned()),
-        });
+        };
+        let outlet = Outlet::new(binding, Arc::default());
         assert!(outlet.udp().is_err());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
         assert!(outlet.connect_tcp(to, CLOSE_TIMEOUT).await.is_err());

@@ -1,7 +1,7 @@
 //! How much the transport is given at a time, and in what pieces.
 //!
-//! What QUIC has is sent in the order of its urgency, but it is given away: the policy cannot hold it back,
-//! and records that come later cannot join it. So it gets what keeps the path full and little more: the
+//! What the transport has is sent in the order of its urgency, but it is given away: the policy cannot hold
+//! it back, and records that come later cannot join it. So it gets what keeps the path full and little more: the
 //! measured bandwidth-delay product and a quarter, and the piece that follows. A piece takes a fraction of
 //! a second on the link, however thin it is.
 //!
@@ -32,7 +32,7 @@ const LONGEST_FREE_DELAY: Duration = Duration::from_millis(250);
 pub(super) struct SendBuffer {
     /// Raw bytes of the largest piece.
     max_read: u32,
-    /// Bytes that the path holds, by the congestion controller.
+    /// Bytes that the path holds, by the congestion controller; 0: not known.
     window: u64,
     rtt: Duration,
     raw: u64,
@@ -81,10 +81,14 @@ impl SendBuffer {
 
     /// Encoded bytes that the link carries in a piece's time.
     fn piece(&self) -> u64 {
+        let most = u64::from(self.max_read).max(MIN_PIECE);
+        if self.window == 0 {
+            return most;
+        }
         let rtt_us = u64::try_from(self.rtt.as_micros()).unwrap_or(u64::MAX);
         let piece_us = u64::try_from(PIECE_TIME.as_micros()).unwrap_or(u64::MAX);
         let bytes = self.window.saturating_mul(piece_us) / rtt_us.max(1);
-        bytes.clamp(MIN_PIECE, u64::from(self.max_read).max(MIN_PIECE))
+        bytes.clamp(MIN_PIECE, most)
     }
 
     /// How long records wait for company; where that is left open it follows the path.
@@ -111,7 +115,7 @@ mod tests {
     fn the_budget_and_the_pieces_follow_the_path() {
         for (window, rtt_ms, piece, budget) in [
             // nothing known yet
-            (0, 0, 4 << 10, 8 << 10),
+            (0, 0, 256 << 10, 512 << 10),
             // 256 kbit/s over a satellite
             (19_200, 600, 9_600, 43_200),
             // 50 kbit/s, 200 ms
@@ -140,7 +144,7 @@ mod tests {
         buffer.observe_batch(1 << 40, 1);
         assert_eq!(buffer.read_bytes(), 9_600 * 16);
         assert_eq!(path(1 << 40, 1).read_bytes(), MAX_READ);
-        assert_eq!(path(0, 0).read_bytes(), 8 << 10);
+        assert_eq!(path(1, 1_000).read_bytes(), 8 << 10);
     }
 
     #[test]

@@ -8,6 +8,9 @@
 //!    │                                     │ not heard all the same
 //!    └──────────────────────────────── dial beside it; the first that is up wins
 //! ```
+//! A session that waits for acknowledgements has the hub say a word when that is quiet for as long: what the
+//! hub said last may be lost, and its own repetitions sleep too.
+//!
 //! A link that is down may still be billed for what is sent into it, and QUIC's own repetitions become so
 //! seldom that they find a link that is back after as long again. Probes cost 44 bytes each
 //! (`shared::transport`, `probe.rs`), so that they can be sent twice a second; nothing dearer is sent before
@@ -54,6 +57,9 @@ const SYN_BYTES: u64 = 3 * 60;
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Act {
+    /// Have the session ask for a word: it waits for acknowledgements, and the hub is quiet. It may be at work,
+    /// or what it said was lost.
+    Speak,
     /// Ask the hub's port whether it is there.
     Probe,
     /// The same at another hub: the how manieth of the others.
@@ -84,6 +90,9 @@ pub(super) struct Vigil {
     rtt: Duration,
     /// Since when the hub owes an answer.
     owed: Option<Duration>,
+    /// When it was heard last, or asked to speak.
+    quiet_since: Duration,
+    is_speak_due: bool,
     /// The hub's process, as it said when the connection was young.
     instance: Option<u32>,
     silence: Option<Silence>,
@@ -124,6 +133,8 @@ impl Vigil {
             heard: 0,
             rtt: Duration::ZERO,
             owed: None,
+            quiet_since: now,
+            is_speak_due: false,
             instance: None,
             silence: None,
             first_probe: Some(now),
@@ -145,15 +156,26 @@ impl Vigil {
         self.owed.is_some()
     }
 
-    /// What the connection counted: packets that must be answered, packets that came.
-    pub(super) fn observe(&mut self, asked: u64, heard: u64, rtt: Duration, now: Duration) {
+    /// What the connection counted: packets that must be answered, packets that came. A session `is_waiting`
+    /// while it has records on their way.
+    pub(super) fn observe(
+        &mut self,
+        (asked, heard): (u64, u64),
+        rtt: Duration,
+        is_waiting: bool,
+        now: Duration,
+    ) {
         if heard != self.heard {
             (self.heard, self.owed, self.silence) = (heard, None, None);
+            self.quiet_since = now;
         } else if asked != self.asked {
             self.owed.get_or_insert(now);
         }
         (self.asked, self.rtt) = (asked, rtt);
         let limit = LEAST_SILENCE.max(rtt * SILENT_ROUNDS);
+        if is_waiting && self.owed.is_none() && now >= self.quiet_since + limit {
+            (self.quiet_since, self.is_speak_due) = (now, true);
+        }
         if self.silence.is_none() && self.owed.is_some_and(|owed| now >= owed + limit) {
             self.silence = Some(Silence {
                 since: now,
@@ -195,6 +217,9 @@ impl Vigil {
     pub(super) fn poll(&mut self, now: Duration) -> Option<Act> {
         if self.first_probe.take().is_some() {
             return Some(Act::Probe);
+        }
+        if std::mem::take(&mut self.is_speak_due) {
+            return Some(Act::Speak);
         }
         self.refill(now);
         let answers_probes = self.instance.is_some();
@@ -297,14 +322,14 @@ mod tests {
         let mut vigil = Vigil::new(BUDGET, PROBE, true, ms(0));
         assert_eq!(vigil.poll(ms(0)), Some(Act::Probe));
         vigil.handle_echo(1, ms(100));
-        vigil.observe(5, 5, RTT, ms(100));
+        vigil.observe((5, 5), RTT, false, ms(100));
         vigil
     }
 
     fn acts(vigil: &mut Vigil, from: u64, to: u64) -> Vec<(u64, Act)> {
         let mut acts = Vec::new();
         for now in (from..to).step_by(50) {
-            vigil.observe(6, 5, RTT, ms(now));
+            vigil.observe((6, 5), RTT, false, ms(now));
             while let Some(act) = vigil.poll(ms(now)) {
                 acts.push((now, act));
             }
@@ -316,9 +341,23 @@ mod tests {
     fn a_quiet_connection_is_left_alone() {
         let mut vigil = young();
         for now in (100..100_000).step_by(100) {
-            vigil.observe(5, 5, RTT, ms(now));
+            vigil.observe((5, 5), RTT, false, ms(now));
             assert_eq!(vigil.poll(ms(now)), None);
         }
+    }
+
+    #[test]
+    fn a_session_that_waits_asks_a_quiet_hub_for_a_word() {
+        let mut vigil = young();
+        let mut spoken = Vec::new();
+        for now in (100..5_000).step_by(50) {
+            vigil.observe((5, 5), RTT, now >= 1_000, ms(now));
+            while let Some(act) = vigil.poll(ms(now)) {
+                spoken.push((now, act));
+            }
+        }
+        let expected = [1_600, 3_100, 4_600].map(|at| (at, Act::Speak));
+        assert_eq!(spoken, expected);
     }
 
     #[test]
@@ -347,7 +386,7 @@ mod tests {
         assert_eq!(seen.first(), Some(&(60_500, Act::Nudge)));
         assert!(seen.contains(&(60_800, Act::Dial)));
         // the nudge did it after all
-        vigil.observe(9, 6, RTT, ms(61_000));
+        vigil.observe((9, 6), RTT, false, ms(61_000));
         assert!(!vigil.is_silent());
     }
 
@@ -397,7 +436,7 @@ mod tests {
                     Act::Probe | Act::ProbeOther(_) => PROBE,
                     Act::Dial | Act::DialOther(_) => ATTEMPT_BYTES,
                     Act::DialTcp => SYN_BYTES,
-                    Act::Nudge => 0,
+                    Act::Nudge | Act::Speak => 0,
                 };
             }
             assert!(spent <= 11 * budget, "{spent} of {budget} a minute");
@@ -407,6 +446,7 @@ mod tests {
     #[test]
     fn a_hub_that_answers_no_probes_is_dialled_within_the_budget() {
         let mut vigil = Vigil::new(BUDGET, PROBE, false, ms(0));
+        vigil.observe((5, 5), RTT, false, ms(0));
         let dials = acts(&mut vigil, 0, 60_000)
             .iter()
             .filter(|(_, act)| *act == Act::Dial)

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::UplinkStats;
 use super::connect::{ConnectError, Connector};
 use super::outlet::Udp;
 use super::vigil::{Act, Vigil};
@@ -25,6 +26,10 @@ const LOOK_CLOSELY: Duration = Duration::from_millis(100);
 const MAX_ATTEMPTS: usize = 3;
 /// Probes whose answers are still taken.
 const MAX_TOKENS: usize = 64;
+/// A connection over TCP that is up shows that the link is there; UDP, which was asked at the same time, must
+/// be silent for so much longer, or for some round trips, before it counts as blocked.
+const UDP_GRACE: Duration = Duration::from_millis(1_500);
+const UDP_GRACE_ROUNDS: u32 = 3;
 /// Over TCP, QUIC is looked for this often at first and in the end.
 const UDP_SOON: Duration = Duration::from_secs(5);
 const UDP_SELDOM: Duration = Duration::from_secs(5 * 60);
@@ -42,20 +47,22 @@ pub(super) struct Better {
     pub(super) connection: Connection,
     /// It leads to another hub.
     pub(super) other_hub: Option<usize>,
+    /// It goes another way.
+    pub(super) other_path: Option<usize>,
 }
 
 /// Ends with a connection that is up and better than the session's.
 pub(super) async fn better(
     connector: &Connector,
     connection: &Connection,
-    silent: &AtomicBool,
+    session: &UplinkStats,
     budget: u64,
 ) -> Better {
     let Ok(udp) = connector.udp() else {
         // without a UDP socket there was no connection, or the outlet is about to close
         return std::future::pending().await;
     };
-    let when_silent = when_silent(connector, connection, &udp, silent, budget);
+    let when_silent = when_silent(connector, connection, &udp, session, budget);
     match connection.kind() {
         TransportKind::Quic => when_silent.await,
         TransportKind::Tcp => tokio::select! {
@@ -69,7 +76,7 @@ async fn when_silent(
     connector: &Connector,
     connection: &Connection,
     udp: &Udp,
-    silent: &AtomicBool,
+    session: &UplinkStats,
     budget: u64,
 ) -> Better {
     let origin = Instant::now();
@@ -80,15 +87,17 @@ async fn when_silent(
     let others = connector.others().await;
     vigil.set_others(others.len());
     let mut attempts: Vec<Attempt<'_>> = Vec::new();
+    let mut over_tcp: Option<(Better, Duration)> = None;
     let mut was_silent = false;
     loop {
         let now = origin.elapsed();
         let stats = connection.stats();
-        vigil.observe(stats.asked, stats.heard, stats.rtt, now);
+        let is_waiting = session.waiting.load(Ordering::Relaxed);
+        vigil.observe((stats.asked, stats.heard), stats.rtt, is_waiting, now);
         let is_silent = vigil.is_silent();
         if is_silent != was_silent {
             was_silent = is_silent;
-            silent.store(is_silent, Ordering::Relaxed);
+            session.silent.store(is_silent, Ordering::Relaxed);
             let text = if is_silent {
                 "Hub not heard"
             } else {
@@ -98,6 +107,14 @@ async fn when_silent(
         }
         if !is_silent {
             attempts.clear();
+            over_tcp = None;
+        }
+        let grace = UDP_GRACE.max(stats.rtt * UDP_GRACE_ROUNDS);
+        if let Some((better, up)) = over_tcp.take() {
+            if now >= up + grace {
+                return better;
+            }
+            over_tcp = Some((better, up));
         }
         let remote = connection.remote_address();
         while let Some(act) = vigil.poll(now) {
@@ -108,7 +125,12 @@ async fn when_silent(
                         echoes.ask(*address, Some(other));
                     }
                 }
-                Act::Nudge => connection.nudge(),
+                Act::Speak => session.speak.notify_one(),
+                Act::Nudge => {
+                    connection.nudge();
+                    // and what the hub said last is found lost by what it says next
+                    session.speak.notify_one();
+                }
                 Act::Dial => start(&mut attempts, None, connector.dial_quic(remote)),
                 Act::DialTcp => start(&mut attempts, None, connector.dial_tcp(remote)),
                 Act::DialOther(other) => {
@@ -122,9 +144,16 @@ async fn when_silent(
         let pause = if vigil.is_owed() { LOOK_CLOSELY } else { LOOK };
         tokio::select! {
             biased;
-            better = first_up(&mut attempts) => return better,
+            better = first_up(&mut attempts) => match better.connection.kind() {
+                TransportKind::Quic => return better,
+                TransportKind::Tcp => over_tcp = Some((better, origin.elapsed())),
+            },
             (other, instance) = echoes.next() => match other {
-                None => vigil.handle_echo(instance, origin.elapsed()),
+                None => {
+                    // UDP is not blocked
+                    over_tcp = None;
+                    vigil.handle_echo(instance, origin.elapsed());
+                }
                 Some(other) => vigil.handle_other(other, origin.elapsed()),
             },
             () = tokio::time::sleep(pause) => {}
@@ -143,6 +172,7 @@ fn start<'a>(
         Ok(Better {
             connection,
             other_hub,
+            other_path: None,
         })
     });
     if attempts.len() == MAX_ATTEMPTS {
@@ -179,7 +209,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(UDP_SELDOM);
         looks = looks.wrapping_add(1);
-        if !answers(udp, hub).await && looks % DIAL_ANYWAY != 0 {
+        if !answers(udp, hub).await && !looks.is_multiple_of(DIAL_ANYWAY) {
             continue;
         }
         match connector.dial_quic(hub).await {
@@ -187,6 +217,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
                 return Better {
                     connection,
                     other_hub: None,
+                    other_path: None,
                 };
             }
             Err(error) => debug!(%error, "UDP is still blocked"),
@@ -194,7 +225,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
     }
 }
 
-async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
+pub(super) async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
     let mut echoes = Echoes::new(udp);
     for _ in 0..UDP_PROBES {
         echoes.ask(hub, None);

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use shared::batch::{BatchError, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder, remembers};
+use shared::batch::{
+    BatchError, CODEC_LONG, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder, remembers,
+};
+use shared::dedup::ChunkId;
 use shared::ids::Offset;
 use shared::link::{Begin, ReadResult};
 use shared::wire::Handle;
@@ -15,6 +18,7 @@ use tokio::sync::mpsc;
 use super::batcher::{AssembleError, Assembled, assemble};
 use super::chains::{AnchorBook, Chains};
 use super::choice::Choice;
+use super::chunks::Chunks;
 use crate::store::{PartitionId, Store, StoreError};
 
 /// Jobs that may wait for the thread. A session never has more reads under way than its link allows.
@@ -38,6 +42,8 @@ pub(super) enum Job {
         /// Codecs of the session.
         codecs: Arc<[u8]>,
     },
+    /// The hub does not hold these chunks. Not answered.
+    Missing { ids: Vec<ChunkId> },
     /// Moves cursors; answered with [`Done::Failed`] only when the store fails.
     Acknowledge { cursors: Vec<(PartitionId, Offset)> },
     /// Answered with [`Done::Settled`].
@@ -103,6 +109,8 @@ pub(super) struct WorkerConfig {
     pub(super) codec_directory: PathBuf,
     /// Bytes that codecs may remember.
     pub(super) codec_memory: usize,
+    /// Bytes of chunks that the hub is taken to keep.
+    pub(super) chunk_bytes: u64,
     /// zstd level of what is sent.
     pub(super) zstd_level: i32,
     /// Most bytes that a stored batch may decompress to.
@@ -121,6 +129,11 @@ impl Worker {
                 config.codec_memory,
                 config.zstd_level,
                 book.clone(),
+                Chunks::open(
+                    config.codec_directory.join("chunks.index"),
+                    config.chunk_bytes,
+                    config.zstd_level,
+                ),
             ),
             choice: Choice::default(),
         };
@@ -237,7 +250,12 @@ fn run(
                         next_offset,
                         chain,
                     };
+                    let records = next_offset - base_offset;
                     let codec = encoders.choice.pick(&codecs, is_backlog, link);
+                    // whatever the link: what repeats costs less to find than to send
+                    let is_large = codecs.contains(&CODEC_LONG)
+                        && encoders.chains.are_large(partition, raw.len(), records);
+                    let codec = if is_large { CODEC_LONG } else { codec };
                     let packed = encoders.pack(partition, codec, &outgoing);
                     let packed = packed.map_err(AssembleError::Codec)?;
                     ReadResult::Records {
@@ -259,7 +277,14 @@ fn run(
             }
             None
         }
-        Job::Settle => Some(Done::Settled),
+        Job::Missing { ids } => {
+            encoders.chains.chunks().missing(&ids);
+            None
+        }
+        Job::Settle => {
+            encoders.chains.write_chunks();
+            Some(Done::Settled)
+        }
         Job::Chain {
             handle,
             partition,

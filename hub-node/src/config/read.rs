@@ -40,6 +40,12 @@ const DEFAULT_MAX_LOGS: u32 = 10_000;
 /// Each costs a producer: 0.7 MB and seven threads with three brokers.
 /// A thousand topic partitions at a megabyte each.
 const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::gib(1);
+/// The last few versions of what most sites send: images, firmware, snapshots.
+const DEFAULT_SITE_CHUNKS: ByteSize = ByteSize::mib(64);
+/// As much as a hub has for its sessions.
+const DEFAULT_CHUNKS_IN_MEMORY: ByteSize = ByteSize::mib(512);
+/// Sixty-four sites that send large values.
+const DEFAULT_CHUNKS_ON_DISK: ByteSize = ByteSize::gib(4);
 
 const DEFAULT_LANES: u32 = 4;
 /// A transaction costs the broker as much as a few thousand records; beyond this more of them in one
@@ -138,8 +144,15 @@ fn listen(mut section: Section) -> ListenConfig {
     let window = ByteSize::kib(64)..=ByteSize::mib(256);
     let memory = ByteSize::mib(16)..=ByteSize::gib(256);
     let codec_memory = ByteSize::mib(1)..=ByteSize::gib(256);
+    let site_chunks = ByteSize::kib(0)..=ByteSize::gib(64);
+    let chunks = ByteSize::mib(1)..=ByteSize::gib(16 << 10);
     // every batch that a site takes in must fit
     let batch = ByteSize::mib(4)..=ByteSize::mib(64);
+    let codec_dir = section.optional::<PathBuf>("codec_dir");
+    let default_chunks = match codec_dir {
+        Some(_) => DEFAULT_CHUNKS_ON_DISK,
+        None => DEFAULT_CHUNKS_IN_MEMORY,
+    };
     let config = ListenConfig {
         address: section.parsed(
             "address",
@@ -165,7 +178,9 @@ fn listen(mut section: Section) -> ListenConfig {
         max_batch: section.size("max_batch", DEFAULT_MAX_BATCH, batch),
         max_logs: section.number("max_logs", DEFAULT_MAX_LOGS, 1..=1_000_000) as usize,
         codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, codec_memory),
-        codec_dir: section.optional::<PathBuf>("codec_dir"),
+        codec_dir,
+        site_chunks: section.size("site_chunks", DEFAULT_SITE_CHUNKS, site_chunks),
+        chunks: section.size("chunks", default_chunks, chunks),
     };
     if config.idle_timeout.as_millis() < 2 * config.keep_alive.as_millis() {
         let message = format!("less than twice keep_alive = {}", config.keep_alive);
@@ -182,7 +197,7 @@ fn listen(mut section: Section) -> ListenConfig {
 
 /// Bytes a second.
 fn ingress(section: &mut Section, key: &str, default: Option<ByteSize>) -> Option<ByteSize> {
-    let range = ByteSize(1_000)..=ByteSize(100_000_000_000);
+    let range = ByteSize(1_000)..=ByteSize::gib(100);
     section.size_limit(key, default, range)
 }
 

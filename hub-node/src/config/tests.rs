@@ -123,7 +123,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "commit.checkpoint_topic: kedge.dead-letters is also kafka.dead_letter_topic",
         "sites.rule[0].match = \"shop 1\": not a name pattern",
         "sites.rule[0].topics = \"sales\": not a list",
-        "sites.rule[0].ingress = \"1B\": out of range; accepted: 1kB to 100GB, or \"unlimited\"",
+        "sites.rule[0].ingress = \"1B\": out of range; accepted: 1kB to 100GiB, or \"unlimited\"",
         "sites.rule[0].policy = ",
     ] {
         assert!(text.contains(part), "{part} in {text}");

@@ -22,6 +22,7 @@ use super::quiet::{Quiet, Takeovers};
 use super::session::{self, SessionContext};
 use super::tcp_door::{Knock, TcpDoor};
 use super::{Budget, CodecStates, IntakeLevels, IntakeStats};
+use crate::chunks::SiteChunks;
 use crate::commit::{LaneRouter, SessionId};
 use crate::config::SitesConfig;
 use crate::sites::Register;
@@ -68,6 +69,7 @@ pub struct Intake {
     pub(super) stats: Arc<IntakeStats>,
     pub(super) budget: Arc<Budget>,
     pub(super) states: Arc<CodecStates>,
+    pub(super) chunks: Arc<SiteChunks>,
     pub(super) ingress: Arc<Ingress>,
     handshakes: Arc<Admission>,
     pub(super) admission: Arc<Admission>,
@@ -89,6 +91,7 @@ impl Intake {
         stats: Arc<IntakeStats>,
         budget: Arc<Budget>,
         states: Arc<CodecStates>,
+        chunks: Arc<SiteChunks>,
     ) -> Self {
         let handshakes = GateConfig {
             most: config.max_handshakes,
@@ -110,6 +113,7 @@ impl Intake {
             stats,
             budget,
             states,
+            chunks,
             next_session: AtomicU64::new(1),
             told_refusals: Mutex::default(),
             takeovers: Mutex::default(),

@@ -164,7 +164,7 @@ impl<K: PartialEq> Gate<K> {
     fn far_hint(&mut self) -> Duration {
         // multiples of the golden ratio fill an interval evenly, however many come
         self.turned_away = self.turned_away.wrapping_add(0x9e37_79b9);
-        let part = (MAX_HINT / 2).as_nanos() * u128::from(self.turned_away) >> 32;
+        let part = ((MAX_HINT / 2).as_nanos() * u128::from(self.turned_away)) >> 32;
         MAX_HINT / 2 + Duration::from_nanos(u64::try_from(part).unwrap_or(0))
     }
 

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shared::batch::{
-    ChainCodec, ChainLimits, Decoders, Incoming, Memories, Memory, OpenError, Opened, load_chain,
-    new_chain,
+    CODEC_LONG, ChainCodec, ChainLimits, Decoders, Incoming, Memories, Memory, OpenError, Opened,
+    load_chain, new_chain,
 };
 use shared::link::Delivered;
 use shared::wire::{DataContent, Handle};
 
 use super::states::{CodecStates, Saved, StateKey};
+use crate::chunks::SiteStore;
 
 /// Codecs of one session may take so much; beyond, the least recently used forget, at a cost in bytes.
 const MAX_SESSION_BYTES: usize = 64 << 20;
@@ -22,6 +23,7 @@ const ANY_LEVEL: i32 = 3;
 #[derive(Debug)]
 pub(super) struct LogMemories {
     states: Arc<CodecStates>,
+    chunks: SiteStore,
     max_raw: usize,
     decoders: Decoders,
     logs: BTreeMap<Handle, LogMemory>,
@@ -43,9 +45,10 @@ struct LogMemory {
 
 impl LogMemories {
     /// Payloads decode to `max_raw` bytes at most.
-    pub(super) fn new(states: Arc<CodecStates>, max_raw: usize) -> Self {
+    pub(super) fn new(states: Arc<CodecStates>, chunks: SiteStore, max_raw: usize) -> Self {
         Self {
             states,
+            chunks,
             max_raw,
             decoders: Decoders::default(),
             logs: BTreeMap::new(),
@@ -99,6 +102,7 @@ impl LogMemories {
                 &mut self.decoders,
                 &mut Kept {
                     states: &self.states,
+                    chunks: &mut self.chunks,
                     key: &log.key,
                     agreed: &mut log.agreed,
                 },
@@ -150,6 +154,7 @@ impl Drop for LogMemories {
 /// Where one log's states come from.
 struct Kept<'a> {
     states: &'a CodecStates,
+    chunks: &'a mut SiteStore,
     key: &'a StateKey,
     agreed: &'a mut Option<Saved>,
 }
@@ -157,6 +162,9 @@ struct Kept<'a> {
 impl Memories for Kept<'_> {
     fn fresh(&mut self, codec: u8) -> Option<Box<dyn ChainCodec>> {
         *self.agreed = None;
+        if codec == CODEC_LONG {
+            return self.chunks.fresh();
+        }
         new_chain(codec, ChainLimits::default(), ANY_LEVEL).ok()
     }
 
@@ -166,7 +174,11 @@ impl Memories for Kept<'_> {
             .take()
             .filter(|saved| saved.anchor.codec == codec)?;
         let limits = ChainLimits::default();
-        let loaded = load_chain(codec, &saved.state, limits, ANY_LEVEL).ok()?;
+        let loaded = if codec == CODEC_LONG {
+            self.chunks.load(&saved.state)?
+        } else {
+            load_chain(codec, &saved.state, limits, ANY_LEVEL).ok()?
+        };
         (loaded.position() == saved.anchor.position).then_some(loaded)
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use shared::batch::{OpenError, Opened, remembers, supported_codecs};
+use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
@@ -28,9 +28,11 @@ use tracing::{debug, info, warn};
 use super::budget::Share;
 use super::ingress::Allowance;
 use super::memories::LogMemories;
+use super::partial::{Part, Partial};
 use super::slow_start::SlowStart;
 use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
+use crate::chunks::SiteStore;
 use crate::commit::{
     Checkpoint, Content, Delivery, EndReason, LaneEvent, LaneHandle, LaneRequest, RoomShare,
     SessionId,
@@ -41,8 +43,10 @@ use crate::config::{SiteRule, SitesConfig};
 const CONTROL_QUEUE: usize = 1024;
 /// Events of the lane waiting for the session.
 const EVENT_QUEUE: usize = 1024;
-/// Data streams that are read at once. Each holds at most one batch; the transport holds back the others.
-const READERS: usize = 32;
+/// Data streams that are read at once: all that the transport lets a site begin ([`super::partial`]).
+const READERS: usize = 256;
+/// What streams of a site may have on their way beyond its credit: their headers.
+const HEADERS: u64 = 64 << 10;
 /// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
@@ -108,6 +112,7 @@ pub(super) async fn run(
         events_in,
         memories: LogMemories::new(
             Arc::clone(&context.intake.states),
+            SiteStore::new(Arc::clone(&context.intake.chunks), context.site.clone()),
             usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
         ),
         lane: context.intake.lanes.lane_of(context.site),
@@ -115,6 +120,7 @@ pub(super) async fn run(
         questions: VecDeque::new(),
         share: context.intake.budget.join(),
         room: context.intake.lanes.room_of(context.site),
+        partial: Arc::new(Partial::new(context.intake.budget.most() + HEADERS)),
         allowance: Arc::new(ingress.join(context.site, own_limit)),
         received: Arc::default(),
         slow_start: SlowStart::new(),
@@ -129,6 +135,9 @@ pub(super) async fn run(
 
 fn receiver_config(intake: &Intake) -> ReceiverConfig {
     let mut codecs = supported_codecs();
+    if intake.chunks.are_kept() {
+        codecs.push(CODEC_LONG);
+    }
     if !intake.states.has_room() {
         codecs.retain(|codec| !remembers(*codec));
     }
@@ -159,6 +168,7 @@ struct Session<'a> {
     questions: VecDeque<PendingAnswer>,
     share: Share,
     room: RoomShare,
+    partial: Arc<Partial>,
     allowance: Arc<Allowance>,
     /// Bytes of data streams, for the register.
     received: Arc<AtomicU64>,
@@ -196,7 +206,8 @@ impl Session<'_> {
             if let Some(close) = self.carry_out() {
                 break close;
             }
-            self.share.update(self.receiver.held_bytes());
+            let held = self.receiver.held_bytes() + self.partial.held();
+            self.share.update(held);
             let wake = self.receiver.poll_timeout().map(|at| self.origin + at);
             let raise = self
                 .slow_start
@@ -224,7 +235,7 @@ impl Session<'_> {
                 // `reserve` is cancel-safe: it loses nothing but its turn
                 permit = lane.reserve(), if may_hand_over => {
                     match (permit, self.undelivered.pop_front()) {
-                        (Ok(permit), Some(delivery)) => permit.send(deliver(self.context.id, &self.room, delivery)),
+                        (Ok(permit), Some(delivery)) => permit.send(request(self.context.id, &self.room, delivery)),
                         (Err(_gone), _) => lane_is_gone(&mut self.receiver),
                         (Ok(_), None) => {}
                     }
@@ -235,7 +246,8 @@ impl Session<'_> {
                     match accepted {
                         Ok(stream) => {
                             let allowance = Arc::clone(&self.allowance);
-                            readers.spawn(read_stream(stream, max_len, allowance));
+                            let part = self.partial.begin();
+                            readers.spawn(read_stream(stream, max_len, part, allowance));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -252,7 +264,7 @@ impl Session<'_> {
                 }
                 Ok(()) = sites.changed() => {
                     let sites = Arc::clone(&sites.borrow_and_update());
-                    self.handle_rules(&sites);
+                    self.handle_rules(&sites, false);
                 }
                 error = self.connection.closed() => break lost(&error.to_string()),
                 () = stop.cancelled() => {
@@ -437,7 +449,7 @@ impl Session<'_> {
                 self.receiver.handle_checkpoints(&answers, now);
                 if is_first {
                     let sites = Arc::clone(&self.context.intake.sites().borrow());
-                    self.handle_rules(&sites);
+                    self.handle_rules(&sites, true);
                 }
             }
             Err(Refusal::Ended(reason)) => self.refuse(reason),
@@ -470,7 +482,8 @@ impl Session<'_> {
     }
 
     /// The rules for sites, at first and when they have changed.
-    fn handle_rules(&mut self, sites: &SitesConfig) {
+    /// A session that begins is told its policy in any case: the site keeps the last one that it was told.
+    fn handle_rules(&mut self, sites: &SitesConfig, is_first: bool) {
         let site = self.context.site.as_str();
         if sites.rule(site).is_none() {
             let text = format!("site `{site}` is not on the allow list");
@@ -478,13 +491,14 @@ impl Session<'_> {
         }
         self.allowance.set(sites.ingress_of(site));
         let policy = sites.policy_for(site);
-        if self.is_welcome && policy != self.policy {
+        if self.is_welcome && (is_first || policy != self.policy) {
             self.tell_policy(policy);
         }
     }
 
     /// The site's link policy is this from here on; `None`: what its own file says.
     fn tell_policy(&mut self, policy: Option<Arc<str>>) {
+        self.receiver.push_policy(policy.as_deref().unwrap_or(""));
         self.policy = policy;
     }
 
@@ -551,6 +565,12 @@ impl Session<'_> {
                 IntakeStats::add(&stats.restarts, 1);
                 return self.receiver.restart(delivered.header.handle, base_offset);
             }
+            Err(OpenError::Missing(ids)) => {
+                debug!(log = %delivered.log, base_offset, chunks = ids.len(), "Chunks are missing");
+                IntakeStats::add(&stats.restarts, 1);
+                self.receiver.missing(ids);
+                return self.receiver.restart(delivered.header.handle, base_offset);
+            }
             Err(OpenError::Broken(error)) => {
                 return self
                     .receiver
@@ -588,7 +608,7 @@ impl Session<'_> {
             match self.lane.try_reserve() {
                 Ok(permit) => {
                     if let Some(delivery) = self.undelivered.pop_front() {
-                        permit.send(deliver(self.context.id, &self.room, delivery));
+                        permit.send(request(self.context.id, &self.room, delivery));
                     }
                 }
                 Err(TrySendError::Full(())) => return,
@@ -631,7 +651,7 @@ impl Session<'_> {
 }
 
 /// From here on it fills the lane's queue.
-fn deliver(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
+fn request(session: SessionId, room: &RoomShare, mut delivery: Delivery) -> LaneRequest {
     delivery.hold = Some(Arc::new(room.take(delivery.bytes as u64)));
     LaneRequest::Deliver { session, delivery }
 }
@@ -688,11 +708,13 @@ async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) 
 async fn read_stream(
     stream: DataStreamIn,
     max_len: usize,
+    part: Part,
     allowance: Arc<Allowance>,
 ) -> Result<Bytes, ReadError> {
-    let pay = |bytes| {
-        let allowance = Arc::clone(&allowance);
-        async move { allowance.pay(bytes).await }
+    let (part, allowance) = (&part, &allowance);
+    let pay = |bytes| async move {
+        part.came(bytes as u64).await;
+        allowance.pay(bytes).await;
     };
     stream.read_paid(max_len, pay).await
 }

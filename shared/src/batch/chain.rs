@@ -12,7 +12,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::BatchError;
-use super::codec::{CODEC_COLUMNAR, CODEC_MODELLED};
+use super::codec::{CODEC_COLUMNAR, CODEC_LONG, CODEC_MODELLED};
 use super::columns::ColumnarCodec;
 use super::model::ModelChain;
 
@@ -78,7 +78,7 @@ pub fn next_position(position: u64, raw: &[u8]) -> u64 {
 /// Whether a codec remembers.
 #[must_use]
 pub fn remembers(codec: u8) -> bool {
-    matches!(codec, CODEC_COLUMNAR | CODEC_MODELLED)
+    matches!(codec, CODEC_COLUMNAR | CODEC_MODELLED | CODEC_LONG)
 }
 
 /// A chain of this codec that begins. `level` (1 to 19, see zstd) is what an encoder spends; a decoder need

@@ -14,6 +14,9 @@ pub const CODEC_ZSTD_DICT: u8 = 2;
 pub const CODEC_COLUMNAR: u8 = 3;
 /// Columns and a model of each symbol; a chain.
 pub const CODEC_MODELLED: u8 = 4;
+/// References to chunks and literals with a long window, for large values; a chain that needs a store of
+/// chunks beside it, see [`crate::dedup`].
+pub const CODEC_LONG: u8 = 5;
 
 /// Codec ids that this build decodes, for hello and welcome: least bytes first. Codec 0 always is.
 #[must_use]

@@ -6,12 +6,14 @@
 //! u8
 //! ```
 //! Head: bits 0 and 1 how the blocks stand there (`stream::Blocks`); bit 2: the raw payload went through the
-//! stream; bit 3: everything remembered but the stream is forgotten first; bit 4: a zstd frame of its own
-//! follows, beside the stream. The other bits are 0.
+//! stream; bit 3: everything remembered but the stream is forgotten first; bit 4: the raw payload follows
+//! beside the stream, as it is (bits 0 and 1: 0) or as a zstd frame of its own (2), and the stream begins
+//! anew behind it, primed with its last bytes. The other bits are 0.
 //!
 //! Always true: both ends hold the same state after the same payloads; what is forgotten follows from
 //! [`ChainLimits::state_bytes`] alone. A payload that is not split, or was not worth it lately, goes raw
-//! through the same stream, so that it costs what zstd with history costs.
+//! through the same stream, so that it costs what zstd with history costs; one that even so grows goes as
+//! it is. One larger than the stream's window is held against a zstd frame of its own, which sees all of it.
 
 mod body;
 mod context;
@@ -47,6 +49,15 @@ const SAVED_MAGIC: [u8; 4] = *b"KCOL";
 
 /// Column bytes may be this much longer than the raw payload.
 const BODY_SLACK: usize = 1024;
+
+/// A payload may be this much longer than what it decodes to, less than [`crate::wire::MAX_EXPANSION`].
+const PAYLOAD_SLACK: usize = 32;
+
+/// A frame of its own must be this much shorter, because the stream begins anew behind it.
+const ALONE_GAIN: usize = 64;
+
+const ALONE_STORED: u8 = 0;
+const ALONE_FRAME: u8 = 2;
 
 /// Least state: below it a chain holds next to nothing.
 const MIN_STATE_BYTES: u32 = 256 << 10;
@@ -93,20 +104,87 @@ impl ColumnarCodec {
         Ok(codec)
     }
 
-    fn columns_of(&mut self, raw: &[u8], head: &mut u8) -> Option<Vec<u8>> {
+    fn columns_of(&mut self, raw: &[u8]) -> Option<Vec<u8>> {
         if !self.worth.should_split() {
             return None;
         }
         let list = RecordList::read(raw)?;
         let mut body = Vec::with_capacity(raw.len() / 4);
         self.state.encode(&list, &mut self.scratch, &mut body);
-        if body.len() > raw.len() + BODY_SLACK {
-            // only made on purpose; the decoder need not make room for it
-            self.state = State::new(table_bytes(self.limits));
-            *head |= HEAD_FORGET;
-            return None;
-        }
         Some(body)
+    }
+
+    fn forget(&mut self) {
+        self.state = State::new(table_bytes(self.limits));
+    }
+
+    /// The payload beside the stream.
+    fn alone(&mut self, head: u8, raw: &[u8], bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len() + 1);
+        out.push(head | HEAD_ALONE);
+        out.extend_from_slice(bytes);
+        self.stream.restart(raw);
+        out
+    }
+
+    /// A zstd frame of its own, when the window does not see all of the payload; and the state, to go back to.
+    fn rival(&mut self, raw: &[u8]) -> Result<Option<(Vec<u8>, State)>, BatchError> {
+        if raw.len() <= 1 << window_log(self.limits) || !self.worth.should_compare_large() {
+            return Ok(None);
+        }
+        Ok(Some((plain(raw, self.level)?, self.state.clone())))
+    }
+
+    fn encode_next(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
+        let rival = self.rival(raw)?;
+        let columns = self.columns_of(raw);
+        let is_split = columns.is_some();
+        let body = columns.as_deref().unwrap_or(raw);
+        let mut out = vec![0];
+        if body.len() <= raw.len() + BODY_SLACK {
+            let blocks = self.stream.compress(body, &mut out)?;
+            if let Some(head) = out.first_mut() {
+                *head = blocks.code() | if is_split { 0 } else { HEAD_RAW };
+            }
+        }
+        if let Some((frame, before)) = rival {
+            let is_lost = out.len() == 1 || frame.len() + ALONE_GAIN < out.len();
+            self.worth.saw_large(is_lost);
+            if is_lost && frame.len() < raw.len() {
+                self.state = before;
+                return Ok(self.alone(ALONE_FRAME, raw, &frame));
+            }
+        }
+        if out.len() > raw.len() + PAYLOAD_SLACK || (out.len() == 1 && !body.is_empty()) {
+            // the stream did not take it, or made it longer than the other end has to accept
+            if is_split {
+                self.forget();
+            }
+            let head = if is_split { HEAD_FORGET } else { 0 };
+            return Ok(self.alone(head | ALONE_STORED, raw, raw));
+        }
+        self.stream.remember(body);
+        if is_split {
+            self.worth.saw(raw, out.len(), self.level)?;
+        }
+        Ok(out)
+    }
+
+    fn decode_alone(
+        &mut self,
+        kind: u8,
+        payload: &[u8],
+        max_raw_len: usize,
+    ) -> Result<Vec<u8>, BatchError> {
+        let raw = match kind {
+            ALONE_STORED if payload.len() <= max_raw_len => payload.to_vec(),
+            ALONE_FRAME => Decompressor::new()
+                .and_then(|mut d| d.decompress(payload, max_raw_len))
+                .map_err(failed)?,
+            _ => return Err(BatchError::Malformed("a payload of no known kind")),
+        };
+        self.stream.restart(&raw);
+        Ok(raw)
     }
 }
 
@@ -116,19 +194,7 @@ impl ChainCodec for ColumnarCodec {
     }
 
     fn encode(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
-        let mut out = vec![0];
-        let mut head = 0;
-        let body = self.columns_of(raw, &mut head);
-        let body = body.as_deref().unwrap_or_else(|| {
-            head |= HEAD_RAW;
-            raw
-        });
-        let blocks = self.stream.compress(body, &mut out)?;
-        if let Some(place) = out.first_mut() {
-            *place = head | blocks.code();
-        }
-        self.worth
-            .saw(raw, out.len(), self.level, head & HEAD_RAW != 0);
+        let out = self.encode_next(raw)?;
         self.position = next_position(self.position, raw);
         Ok(out)
     }
@@ -137,18 +203,23 @@ impl ChainCodec for ColumnarCodec {
         let (head, payload) = payload
             .split_first()
             .ok_or(BatchError::Malformed("an empty payload"))?;
-        if head & !(HEAD_RAW | HEAD_FORGET | 3) != 0 {
+        if head & !(HEAD_RAW | HEAD_FORGET | HEAD_ALONE | 3) != 0 {
             return Err(BatchError::Malformed("unknown flag"));
         }
         if head & HEAD_FORGET != 0 {
-            self.state = State::new(table_bytes(self.limits));
+            self.forget();
         }
         let blocks = Blocks::from_code(*head);
-        let raw = if head & HEAD_RAW != 0 {
-            self.stream.decompress(blocks, payload, max_raw_len)?
+        let raw = if head & HEAD_ALONE != 0 {
+            self.decode_alone(head & 3, payload, max_raw_len)?
+        } else if head & HEAD_RAW != 0 {
+            let raw = self.stream.decompress(blocks, payload, max_raw_len)?;
+            self.stream.remember(&raw);
+            raw
         } else {
             let limit = max_raw_len.saturating_add(BODY_SLACK);
             let body = self.stream.decompress(blocks, payload, limit)?;
+            self.stream.remember(&body);
             self.state.decode(&body, max_raw_len)?
         };
         self.position = next_position(self.position, &raw);
@@ -199,10 +270,7 @@ fn open_saved(saved: &[u8], limits: ChainLimits) -> Result<Vec<u8>, BatchError> 
     let packed = reader.bytes(reader.remaining())?;
     let plain = Decompressor::new()
         .and_then(|mut d| d.decompress(packed, len))
-        .map_err(|error| BatchError::Codec {
-            codec: CODEC_COLUMNAR,
-            error: error.to_string(),
-        })?;
+        .map_err(failed)?;
     let computed = crc32c::crc32c(&plain);
     if plain.len() != len || computed != crc {
         return Err(BatchError::Checksum {
@@ -226,6 +294,19 @@ fn table_bytes(limits: ChainLimits) -> usize {
     usize::try_from(bytes - bytes / 4).unwrap_or(0)
 }
 
+fn plain(raw: &[u8], level: i32) -> Result<Vec<u8>, BatchError> {
+    Compressor::new(level)
+        .and_then(|mut compressor| compressor.compress(raw))
+        .map_err(failed)
+}
+
+fn failed(error: impl std::fmt::Display) -> BatchError {
+    BatchError::Codec {
+        codec: CODEC_COLUMNAR,
+        error: error.to_string(),
+    }
+}
+
 /// Whether splitting pays: held against plain zstd now and then, and left alone for a while when it lost.
 #[derive(Debug, Default)]
 struct Worth {
@@ -233,10 +314,14 @@ struct Worth {
     losses: u32,
     /// Payloads that still go raw.
     pause: u32,
+    large_payloads: u32,
+    /// Comparisons that a large payload won in a row.
+    large_wins: u32,
 }
 
 /// Payloads between two comparisons, once it is known to pay.
 const COMPARE_EVERY: u32 = 64;
+const COMPARE_LARGE_EVERY: u32 = 8;
 const MAX_PAUSE_LOG: u32 = 10;
 /// Losses in a row before a pause.
 const MAX_LOSSES: u32 = 3;
@@ -250,18 +335,28 @@ impl Worth {
         false
     }
 
-    /// A payload became `len` bytes.
-    fn saw(&mut self, raw: &[u8], len: usize, level: i32, was_raw: bool) {
-        if was_raw || raw.is_empty() {
-            return;
-        }
+    /// True while large payloads do not win for sure.
+    fn should_compare_large(&mut self) -> bool {
+        self.large_payloads = self.large_payloads.wrapping_add(1);
+        self.large_wins < MAX_LOSSES || self.large_payloads.is_multiple_of(COMPARE_LARGE_EVERY)
+    }
+
+    fn saw_large(&mut self, is_lost: bool) {
+        self.large_wins = if is_lost {
+            0
+        } else {
+            self.large_wins.saturating_add(1)
+        };
+    }
+
+    /// A payload became columns of `len` bytes.
+    fn saw(&mut self, raw: &[u8], len: usize, level: i32) -> Result<(), BatchError> {
         self.payloads = self.payloads.wrapping_add(1);
         let looks_bad = len > raw.len() / 2;
         if !looks_bad && !self.payloads.is_multiple_of(COMPARE_EVERY) && self.losses == 0 {
-            return;
+            return Ok(());
         }
-        let plain = Compressor::new(level).and_then(|mut c| c.compress(raw));
-        if plain.is_ok_and(|plain| plain.len() + 4 < len) {
+        if plain(raw, level)?.len() + 4 < len {
             self.losses += 1;
             if self.losses >= MAX_LOSSES {
                 self.pause = 1 << self.losses.min(MAX_PAUSE_LOG);
@@ -269,5 +364,6 @@ impl Worth {
         } else {
             self.losses = 0;
         }
+        Ok(())
     }
 }

@@ -4,7 +4,14 @@
 //! until it is full. Each batch goes through every codec and back, and every byte is compared. What the
 //! first records cost while the codecs learn is told apart: it is paid once.
 
+mod recording;
+
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
+
+pub use recording::{RecordingError, RecordingOptions, read_recording, unpack};
 
 use bytes::Bytes;
 use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_end;
@@ -16,6 +23,7 @@ use super::{
     NoneCodec, Trainer, ZstdDecoder, ZstdEncoder, new_chain,
 };
 use crate::record::{HEADER_LEN, put_record, record_len};
+use crate::wire::{DataContent, DataHeader, Handle, RecordsHeader, SizeClass};
 
 /// One record of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,10 +73,6 @@ pub struct Estimate {
     /// See `encoding`.
     pub decoding: Duration,
 }
-
-/// What frames a payload on the link: kind, handle, offsets, codec, raw length and checksum of a data
-/// stream, and its share of the packet.
-pub const FRAMING_BYTES: usize = 8;
 
 /// Most raw bytes of a batch.
 const MAX_BATCH_BYTES: usize = 1 << 20;
@@ -205,7 +209,7 @@ fn count(
                 };
                 estimate.encoding += encoded.saturating_sub(start);
                 estimate.decoding += clock().saturating_sub(encoded);
-                payload.len() + FRAMING_BYTES
+                payload.len() + framing_len(batch.len(), encoder.codec(), &payload)
             }
             Way::Chain(encoder, decoder) => {
                 let raw = raw_payload(batch)?;
@@ -216,7 +220,7 @@ fn count(
                 estimate.encoding += encoded.saturating_sub(start);
                 estimate.decoding += clock().saturating_sub(encoded);
                 same(&decoded, &raw)?;
-                payload.len() + FRAMING_BYTES
+                payload.len() + framing_len(batch.len(), encoder.codec(), &raw)
             }
         };
         let len = u64::try_from(len).unwrap_or(u64::MAX);
@@ -245,6 +249,25 @@ fn extrapolate(estimate: &mut Estimate, samples: &[Sample]) {
         let months = MONTH.as_millis() as f64 / span_ms as f64;
         estimate.bytes_per_month = estimate.bytes_per_record * samples.len() as f64 * months;
     }
+}
+
+/// The header of the batch's data stream, in the midst of a session.
+fn framing_len(count: usize, codec: u8, raw: &[u8]) -> usize {
+    let header = DataHeader {
+        handle: Handle(1),
+        seq: 1,
+        is_restart: false,
+        count: u64::try_from(count).unwrap_or(u64::MAX),
+        chain: None,
+        content: DataContent::Records(RecordsHeader {
+            codec,
+            is_fresh: false,
+            is_anchor: false,
+            size: SizeClass::of(raw.len()),
+            check: 0,
+        }),
+    };
+    header.encode().len()
 }
 
 fn same(decoded: &[u8], raw: &[u8]) -> Result<(), BatchError> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{BatchError, CODEC_NONE, ChainCodec, Encoder};
 use crate::ids::Offset;
-use crate::wire::{RecordsHeader, SizeClass};
+use crate::wire::{MAX_EXPANSION, RecordsHeader, SizeClass};
 
 /// A payload ready for a data stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,11 +71,15 @@ impl Outgoing<'_> {
         codec: &mut dyn ChainCodec,
         is_fresh: bool,
     ) -> Result<Packed, BatchError> {
-        let payload = codec.encode(self.raw)?.into();
+        let payload: Bytes = codec.encode(self.raw)?.into();
+        let header = self.header(codec.codec());
+        // what does not shrink may grow by more than the size leaves room for
+        let least = SizeClass::of(payload.len().saturating_sub(MAX_EXPANSION));
         Ok(Packed {
             header: RecordsHeader {
                 is_fresh,
-                ..self.header(codec.codec())
+                size: header.size.max(least),
+                ..header
             },
             payload,
         })

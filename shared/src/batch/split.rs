@@ -19,12 +19,9 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use number::{Format, MAX_NUMBER_LEN, parse, print, rescale};
-pub(crate) use records::{BlockStart, PayloadWriter, RecordList, RecordView};
-pub(crate) use template::{
-    ColumnId, MAX_SLOTS, MAX_TEMPLATE_LEN, MAX_VALUE_LEN, Split, SplitLimits, Template, tokenize,
-    tokenize_within,
-};
+pub(crate) use number::{Format, parse, print, rescale};
+pub(crate) use records::{BlockStart, PayloadWriter, RecordList};
+pub(crate) use template::{Split, SplitLimits, Template, tokenize, tokenize_within};
 
 /// Mixes two numbers into a context; the same on every processor.
 #[inline]

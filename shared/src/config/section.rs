@@ -16,7 +16,7 @@ use toml::Value;
 
 use super::Problem;
 use super::document::{Notes, env_variable};
-use crate::units::{ByteSize, Span};
+use crate::units::{BitRate, ByteSize, Span};
 
 /// A table that is being read. Each getter takes its key out; what is left when the section goes is
 /// unknown and becomes a problem.
@@ -112,6 +112,29 @@ impl Section {
                 return Ok(None);
             }
             found.span().and_then(|span| within(span, &range)).map(Some)
+        };
+        self.get(key, read, &accepted).unwrap_or(default)
+    }
+
+    /// A bit rate within a range, or `"unlimited"`.
+    pub fn rate_limit(
+        &mut self,
+        key: &str,
+        default: Option<BitRate>,
+        range: RangeInclusive<BitRate>,
+    ) -> Option<BitRate> {
+        let accepted = format!(
+            "accepted: {} to {}, or \"unlimited\"",
+            range.start(),
+            range.end()
+        );
+        let read = |found: &Found| {
+            if found.is_unlimited() {
+                return Ok(None);
+            }
+            let rate = found.text()?.parse::<BitRate>();
+            let rate = rate.map_err(|error| error.to_string())?;
+            within(rate, &range).map(Some)
         };
         self.get(key, read, &accepted).unwrap_or(default)
     }
@@ -573,7 +596,7 @@ fn with_example(error: String) -> String {
 #[cfg(test)]
 mod tests {
     use crate::config::{ConfigError, Document, Pattern};
-    use crate::units::{ByteSize, Span};
+    use crate::units::{BitRate, ByteSize, Span};
 
     fn document(text: &str, env: &[(&str, &str)]) -> Document {
         let env = env
@@ -730,7 +753,7 @@ mod tests {
     #[test]
     fn limits_can_be_lifted() {
         let mut document = document(
-            "[t]\na = \"unlimited\"\nb = \"unlimited\"\nc = \"2s\"\n",
+            "[t]\na = \"unlimited\"\nb = \"unlimited\"\nc = \"2s\"\ne = \"unlimited\"\nf = \"256kbit\"\n",
             &[],
         );
         {
@@ -740,6 +763,11 @@ mod tests {
             assert_eq!(t.span_limit("b", Some(Span::secs(1)), spans.clone()), None);
             assert_eq!(t.span_limit("c", None, spans.clone()), Some(Span::secs(2)));
             assert_eq!(t.span_limit("d", None, spans), None);
+            let rates = BitRate::kbit(8)..=BitRate::mbit(1);
+            assert_eq!(t.rate_limit("e", Some(BitRate(1)), rates.clone()), None);
+            let rate = t.rate_limit("f", None, rates.clone());
+            assert_eq!(rate, Some(BitRate::kbit(256)));
+            assert_eq!(t.rate_limit("g", rate, rates), rate);
         }
         document.finish().unwrap();
     }

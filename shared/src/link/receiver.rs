@@ -21,6 +21,7 @@ use bytes::Bytes;
 use super::sender::millis;
 use super::window::ReceiveCredit;
 use super::{Close, broken};
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset, TopicPartition};
 use crate::wire::{
     Ack, CheckpointEntry, Code, DataContent, DataHeader, Farewell, Frame, FrameDecoder, Handle,
@@ -239,7 +240,9 @@ impl Receiver {
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
             | Frame::Credit(_)
-            | Frame::Restart(_) => self.fail(Code::BadFrame, "frame out of place"),
+            | Frame::Restart(_)
+            | Frame::Policy(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place"),
         }
     }
 
@@ -541,6 +544,11 @@ impl Receiver {
         }));
     }
 
+    /// Payloads refer to chunks that are not here: tell the site, before [`Receiver::restart`].
+    pub fn missing(&mut self, ids: Vec<ChunkId>) {
+        self.send(&Frame::Missing(ids));
+    }
+
     /// The lane committed everything of this log before `next_offset`. The acknowledgement comes with
     /// the next outputs, one frame for all logs. Unknown logs and lower offsets are ignored.
     pub fn handle_committed(&mut self, log: &TopicPartition, next_offset: Offset) {
@@ -571,6 +579,14 @@ impl Receiver {
     /// before: no new credit until enough is committed.
     pub fn set_window(&mut self, bytes: u64) {
         self.credit.set_window(bytes);
+    }
+
+    /// Tells an open session what its link may be used for; an empty text withdraws it. Before the welcome
+    /// nothing is told.
+    pub fn push_policy(&mut self, text: &str) {
+        if matches!(self.state, State::Open { .. }) {
+            self.send(&Frame::Policy(text.to_owned()));
+        }
     }
 
     /// Bytes that came and are not committed, as charged.

@@ -288,6 +288,8 @@ impl Sender {
             Frame::Ack(ack) if is_open => self.handle_ack(&ack),
             Frame::Credit(limit) if is_open => self.credit.raise(limit),
             Frame::Restart(restart) if is_open => self.handle_restart(restart),
+            Frame::Policy(text) if is_open => self.outputs.push_back(SenderOutput::Policy(text)),
+            Frame::Missing(ids) if is_open => self.outputs.push_back(SenderOutput::Missing(ids)),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -297,7 +299,9 @@ impl Sender {
             | Frame::Checkpoints(_)
             | Frame::Ack(_)
             | Frame::Credit(_)
-            | Frame::Restart(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Restart(_)
+            | Frame::Policy(_)
+            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 
@@ -386,6 +390,16 @@ impl Sender {
                 self.send(&Frame::Ping(self.pings));
             }
             State::Fresh | State::Connecting { .. } | State::Open(_) | State::Closed => {}
+        }
+    }
+
+    /// Pings out of turn: whether the hub is there, and what it said last, matters at once. Its answer makes
+    /// the hub's transport notice what was lost before it.
+    pub fn ping(&mut self, now: Duration) {
+        if let State::Open(session) = &mut self.state {
+            session.next_ping = now.saturating_add(session.keep_alive);
+            self.pings += 1;
+            self.send(&Frame::Ping(self.pings));
         }
     }
 

@@ -181,7 +181,9 @@ impl QuicConnection {
     }
 
     pub(super) fn remote_address(&self) -> SocketAddr {
-        self.inner.remote_address()
+        // a socket of both IP versions has IPv4 addresses in IPv6's form
+        let address = self.inner.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     pub(super) fn site(&self, wall_ms: i64) -> Result<SiteId, IdentityError> {

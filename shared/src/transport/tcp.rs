@@ -66,6 +66,9 @@ pub trait Pacer: fmt::Debug + Send + Sync {
 
     /// So many bytes left, without the headers of IP and TCP.
     fn sent(&self, bytes: usize);
+
+    /// What the kernel counted in all, whenever somebody asks for it: its own packets are in it.
+    fn observe(&self, stats: &LinkStats);
 }
 
 /// A connection over TCP.
@@ -91,6 +94,7 @@ struct Shared {
     peer: Peer,
     /// For its counters only; closed when the last handle is gone.
     socket: socket2::Socket,
+    pacer: Option<Arc<dyn Pacer>>,
 }
 
 struct State {
@@ -182,6 +186,7 @@ impl TcpConnection {
             remote,
             peer,
             socket: socket.into(),
+            pacer: pacer.clone(),
         });
         let (read, write) = tokio::io::split(stream);
         let mut tasks = JoinSet::new();
@@ -263,10 +268,14 @@ impl TcpConnection {
     }
 
     pub(super) fn stats(&self) -> LinkStats {
-        LinkStats {
+        let stats = LinkStats {
             unsent: self.shared.lock().outgoing.waiting(),
             ..socket::stats(self.shared.socket.as_fd(), self.shared.remote.ip())
+        };
+        if let Some(pacer) = &self.shared.pacer {
+            pacer.observe(&stats);
         }
+        stats
     }
 }
 

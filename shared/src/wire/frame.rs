@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 
-use super::hello::{put_checkpoints, put_logs, take_checkpoints, take_logs, take_offset};
+use super::hello::{put_checkpoints, put_logs, put_text, take_checkpoints, take_logs, take_offset};
 use super::varint::{Reader, put_varint};
 use super::{
-    CheckpointEntry, Farewell, Handle, Hello, LogEntry, MAX_FRAME_LEN, MAX_HELLO_LEN, Welcome,
-    WireError,
+    CheckpointEntry, Farewell, Handle, Hello, LogEntry, MAX_FRAME_LEN, MAX_HELLO_LEN,
+    MAX_POLICY_LEN, Welcome, WireError,
 };
+use crate::dedup::{ChunkId, put_missing, take_missing};
 use crate::ids::Offset;
 
 /// The hub holds everything before these offsets, and the site may send up to the credit limit.
@@ -54,6 +55,11 @@ pub enum Frame {
     Goodbye(Farewell),
     /// Hub to site: send a log again from here.
     Restart(Restart),
+    /// Hub to site: what the link may be used for, as the site's configuration would say it; empty to
+    /// withdraw it. At most [`MAX_POLICY_LEN`] bytes.
+    Policy(String),
+    /// Hub to site: it does not hold these chunks, do not refer to them.
+    Missing(Vec<ChunkId>),
 }
 
 impl Frame {
@@ -72,6 +78,8 @@ impl Frame {
             Self::Pong(_) => 9,
             Self::Goodbye(_) => 10,
             Self::Restart(_) => 11,
+            Self::Policy(_) => 12,
+            Self::Missing(_) => 13,
         }
     }
 
@@ -94,6 +102,8 @@ impl Frame {
                 put_varint(&mut payload, restart.handle.0.into());
                 put_varint(&mut payload, restart.next_offset);
             }
+            Self::Policy(text) => put_text(&mut payload, text, MAX_POLICY_LEN),
+            Self::Missing(ids) => put_missing(&mut payload, ids),
         }
         let mut out = Vec::with_capacity(payload.len() + 6);
         out.push(self.kind());
@@ -123,6 +133,8 @@ impl Frame {
                 handle: Handle(reader.varint_u32()?),
                 next_offset: take_offset(&mut reader)?,
             }),
+            12 => Self::Policy(reader.text(MAX_POLICY_LEN)?.to_owned()),
+            13 => Self::Missing(take_missing(&mut reader)?),
             other => return Err(WireError::UnknownFrame(other)),
         };
         reader.finish()?;
@@ -154,7 +166,7 @@ fn take_ack(reader: &mut Reader<'_>) -> Result<Ack, WireError> {
 fn limit_of(kind: u8) -> Result<usize, WireError> {
     match kind {
         1 | 2 => Ok(MAX_HELLO_LEN),
-        3..=11 => Ok(MAX_FRAME_LEN),
+        3..=13 => Ok(MAX_FRAME_LEN),
         other => Err(WireError::UnknownFrame(other)),
     }
 }

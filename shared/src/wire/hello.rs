@@ -411,7 +411,7 @@ impl Farewell {
 }
 
 /// Text behind its length, cut at a character boundary to at most `max_len` bytes.
-fn put_text(out: &mut Vec<u8>, text: &str, max_len: usize) {
+pub(super) fn put_text(out: &mut Vec<u8>, text: &str, max_len: usize) {
     let mut len = text.len().min(max_len);
     while !text.is_char_boundary(len) {
         len -= 1;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, TopicName, TopicPartition};
 
 fn log(partition: u32) -> TopicPartition {
@@ -106,6 +107,11 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
                 handle: Handle(300),
                 next_offset: 66_500,
             }),
+        ),
+        ("policy", Frame::Policy("rate_up = \"1Mbit\"".into())),
+        (
+            "missing",
+            Frame::Missing(vec![ChunkId([0xab; 16]), ChunkId::of(b"chunk")]),
         ),
     ]
 }
@@ -261,7 +267,7 @@ fn a_length_is_refused_before_its_bytes_come() {
         }
     }
     assert_eq!(decode_one(&[0]), Err(WireError::UnknownFrame(0)));
-    assert_eq!(decode_one(&[12]), Err(WireError::UnknownFrame(12)));
+    assert_eq!(decode_one(&[14]), Err(WireError::UnknownFrame(14)));
 }
 
 #[test]
@@ -512,7 +518,7 @@ fn fuzz_frame_payloads() {
         let Some((kind, payload)) = bytes.split_first() else {
             return;
         };
-        if let Ok(frame) = Frame::decode(kind % 13, payload) {
+        if let Ok(frame) = Frame::decode(kind % 15, payload) {
             assert_eq!(decode_one(&frame.encode()), Ok(Some(frame)));
         }
     });

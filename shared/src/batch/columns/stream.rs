@@ -100,7 +100,7 @@ impl Stream {
             + self.decoder.as_ref().map_or(0, DCtx::sizeof)
     }
 
-    /// Appends `body` to the stream and its blocks to `out`.
+    /// Appends `body` to the stream and its blocks to `out`. [`Self::remember`] or [`Self::restart`] follows.
     pub(super) fn compress(
         &mut self,
         body: &[u8],
@@ -145,11 +145,10 @@ impl Stream {
         };
         self.scratch.clear();
         self.scratch.shrink_to(OUT_STEP);
-        self.remember(body);
         Ok(kept)
     }
 
-    /// The body of a payload's blocks: at most `limit` bytes.
+    /// The body of a payload's blocks: at most `limit` bytes. [`Self::remember`] follows.
     pub(super) fn decompress(
         &mut self,
         blocks: Blocks,
@@ -216,7 +215,6 @@ impl Stream {
         }
         self.scratch.clear();
         self.scratch.shrink_to(OUT_STEP);
-        self.remember(&body);
         Ok(body)
     }
 
@@ -262,7 +260,16 @@ impl Stream {
         Ok(decoder)
     }
 
-    fn remember(&mut self, body: &[u8]) {
+    /// Begins the frame anew behind bytes that went beside it.
+    pub(super) fn restart(&mut self, bytes: &[u8]) {
+        self.remember(bytes);
+        self.encoder = None;
+        self.decoder = None;
+        self.is_fresh = true;
+    }
+
+    /// Keeps what went through, to begin anew from.
+    pub(super) fn remember(&mut self, body: &[u8]) {
         let window = 1_usize << self.window_log;
         let tail = body
             .get(body.len().saturating_sub(window)..)

@@ -225,6 +225,57 @@ fn a_payload_larger_than_allowed_is_refused() {
     assert!(decoder.decode(&bomb, 1 << 20).is_err());
 }
 
+#[test]
+fn a_payload_larger_than_the_window_is_not_worse_than_a_frame_of_its_own() {
+    let mut pair = Pair::new(LIMITS);
+    pair.send(&payload(&readings(0)));
+    let noise: Vec<u8> = (0..150_000_u64)
+        .map(|n| super::super::split::mix(n, n).to_le_bytes()[3])
+        .collect();
+    // comes again after more than a window
+    let raw = noise.repeat(3);
+    let len = pair.send(&raw);
+    assert!(len < noise.len() + 5_000, "{len}");
+    let record: Vec<Record> = (0..3)
+        .map(|n| (n, None, Some(noise.clone()), vec![]))
+        .collect();
+    let len = pair.send(&payload(&record));
+    assert!(len < noise.len() + 5_000, "{len}");
+    let after = pair.send(&payload(&readings(1)));
+    assert!(after < 300, "{after}");
+    pair.restart(LIMITS);
+    pair.send(&raw);
+}
+
+#[test]
+fn no_payload_grows_by_more_than_a_little() {
+    let mut pair = Pair::new(LIMITS);
+    for round in 0..40_i64 {
+        let mut value = Vec::new();
+        for n in 0..500 {
+            let number = super::super::split::mix(n, round.cast_unsigned());
+            let digits = [1, 17, 2, 16][usize::try_from(n % 4).unwrap()];
+            value.extend(number.to_string().bytes().take(digits));
+            value.push(b',');
+        }
+        let record = (number_of(round), None, Some(value), vec![]);
+        let raw = payload(&[record]);
+        let len = pair.send(&raw);
+        assert!(len <= raw.len() + PAYLOAD_SLACK, "{len} of {}", raw.len());
+    }
+    for len in [0_usize, 1, 5, 40, 200_000, 3_000_000] {
+        let noise: Vec<u8> = (0..len as u64)
+            .map(|n| super::super::split::mix(n, 99).to_le_bytes()[5])
+            .collect();
+        let sent = pair.send(&noise);
+        assert!(sent <= len + PAYLOAD_SLACK, "{sent} of {len}");
+    }
+}
+
+fn number_of(round: i64) -> i64 {
+    round.wrapping_mul(0x1234_5678_9abc_def1)
+}
+
 fn values() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         r#"\{"a":-?[0-9]{1,3}(\.[0-9]{1,2})?,"b":"[a-c]{0,2}","c":\[(\{"n":"[xy]","v":[0-9]\})?\]\}"#
@@ -306,8 +357,10 @@ proptest! {
                 let at = at.index(broken.len());
                 broken[at] ^= flip;
             }
-            let _ = decoder.clone().decode(&broken, 100_000);
-            let _ = decoder.clone().decode(&body[..cut.index(body.len())], 100_000);
+            for broken in [&broken[..], &body[..cut.index(body.len())]] {
+                let decoded = decoder.clone().decode(broken, 100_000);
+                prop_assert!(decoded.is_err() || decoded.is_ok_and(|raw| raw.len() <= 100_000));
+            }
             decoder.decode(&body, LIMIT).unwrap();
         }
     }

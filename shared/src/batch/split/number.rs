@@ -34,8 +34,11 @@ pub(crate) enum Format {
 /// Longest text of a number.
 pub(crate) const MAX_NUMBER_LEN: usize = 40;
 
-/// Most digits of a decimal number.
-const MAX_DIGITS: usize = 18;
+/// Most digits of a decimal number, if 63 bits hold them: nanoseconds since 1970 have as many.
+const MAX_DIGITS: usize = 19;
+/// Most digits to which a number is widened by decimals that it does not show.
+const MAX_WIDE_DIGITS: usize = 18;
+const MAX_SCALE: u8 = 18;
 const MAX_DECIMALS: u8 = 9;
 const MIN_HEX: usize = 4;
 const MAX_HEX: usize = 16;
@@ -127,10 +130,9 @@ impl Format {
 
     fn is_valid(self) -> bool {
         match self {
-            Self::Fixed(n) => usize::from(n) <= MAX_DIGITS,
-            Self::Padded(n) | Self::Trimmed(n) | Self::TrimmedToOne(n) => {
-                (1..=MAX_DIGITS).contains(&usize::from(n))
-            }
+            Self::Fixed(n) => n <= MAX_SCALE,
+            Self::Padded(n) => (1..=MAX_DIGITS).contains(&usize::from(n)),
+            Self::Trimmed(n) | Self::TrimmedToOne(n) => (1..=MAX_SCALE).contains(&n),
             Self::Hex { digits, .. } => (MIN_HEX..=MAX_HEX).contains(&usize::from(digits)),
             Self::TimeOfDay { decimals, .. } => decimals <= MAX_DECIMALS,
             Self::DateTime { decimals, zone, .. } => {
@@ -148,6 +150,24 @@ impl Format {
             Self::DateTime { decimals, .. } => 32 + decimals,
             Self::TimeOfDay { decimals, .. } => 64 + decimals,
             Self::Hex { .. } => 96,
+        }
+    }
+}
+
+impl Format {
+    /// How far a date's zone is east of Greenwich, in ms.
+    pub(crate) fn zone_ms(self) -> i64 {
+        match self {
+            Self::DateTime { zone, .. } if zone > ZONE_Z => {
+                (i64::from(zone) - i64::from(ZONE_0)) * 15 * 60_000
+            }
+            Self::DateTime { .. }
+            | Self::Fixed(_)
+            | Self::Padded(_)
+            | Self::Trimmed(_)
+            | Self::TrimmedToOne(_)
+            | Self::Hex { .. }
+            | Self::TimeOfDay { .. } => 0,
         }
     }
 }
@@ -219,7 +239,9 @@ fn parse_decimal(token: &[u8], preferred: Option<Format>) -> Option<(Format, i64
     for byte in token.get(usize::from(is_negative)..)? {
         match byte {
             b'0'..=b'9' if digits < MAX_DIGITS => {
-                mantissa = mantissa * 10 + i64::from(byte - b'0');
+                mantissa = mantissa
+                    .checked_mul(10)?
+                    .checked_add((byte - b'0').into())?;
                 digits += 1;
             }
             b'.' if dot.is_none() && digits > 0 => dot = Some(digits),
@@ -242,7 +264,7 @@ fn parse_decimal(token: &[u8], preferred: Option<Format>) -> Option<(Format, i64
     // the same number with more decimals, which the format drops when it prints
     let widened = |to: u8| {
         let to = to.max(scale);
-        (whole + usize::from(to) <= MAX_DIGITS).then(|| (to, mantissa * pow_10(to - scale)))
+        (whole + usize::from(to) <= MAX_WIDE_DIGITS).then(|| (to, mantissa * pow_10(to - scale)))
     };
     let trimmed = |to| widened(to).map(|(to, mantissa)| (Format::Trimmed(to), mantissa));
     let to_one = |to| widened(to).map(|(to, mantissa)| (Format::TrimmedToOne(to), mantissa));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::class::{Class, ClassRules};
+use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset};
 use crate::link::{Close, Mismatch};
 use crate::wire::{Anchor, DataContent, DataHeader, Handle, RecordsHeader};
@@ -133,8 +134,13 @@ pub enum SenderOutput {
     },
     /// Ask the store for its chain at this offset and answer with [`Sender::handle_chain`](super::Sender::handle_chain).
     Chain { handle: Handle, offset: Offset },
+    /// The hub says what the link may be used for; an empty text withdraws what it said before.
+    Policy(String),
     /// The hub holds everything before this offset.
     Acked { handle: Handle, next_offset: Offset },
+    /// The hub does not hold these chunks: encode nothing that refers to them. Comes before the reads of a log
+    /// that begins again because of it.
+    Missing(Vec<ChunkId>),
     /// The log is parked: the site needs a new incarnation. Nothing is sent any more; once it is known what
     /// the hub holds of the other logs, and that is told as [`SenderOutput::Acked`], the session closes
     /// with [`Code::HistoryMismatch`](crate::wire::Code::HistoryMismatch).

@@ -225,7 +225,7 @@ impl World {
         let base_offset = delivered.base_offset;
         let opened = match self.open(connection, incarnation, &delivered) {
             Ok(opened) => opened,
-            Err(OpenError::Lost(_)) => {
+            Err(OpenError::Lost(_) | OpenError::Missing(_)) => {
                 self.tally.restarts += 1;
                 if let Some(session) = self.hub.sessions.get_mut(&connection) {
                     session.receiver.restart(handle, base_offset);

@@ -197,10 +197,11 @@ impl World {
                         session.mismatch = Some((handle, mismatch));
                     }
                 }
+                SenderOutput::Missing(_) => return Err("chunks without a codec for them".into()),
                 SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
                 }
-                SenderOutput::Established { .. } => {}
+                SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}
                 SenderOutput::Close(close) => {
                     check_close(&close)?;
                     if close.code == Code::HistoryMismatch && !close.by_peer {

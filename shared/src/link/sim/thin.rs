@@ -243,7 +243,10 @@ impl Thin {
                     let result = self.read(handle, from, max_bytes);
                     self.sender.handle_read(handle, result);
                 }
-                SenderOutput::Established { .. } | SenderOutput::Acked { .. } => {}
+                SenderOutput::Established { .. }
+                | SenderOutput::Acked { .. }
+                | SenderOutput::Policy(_)
+                | SenderOutput::Missing(_) => {}
                 SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }

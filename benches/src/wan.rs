@@ -1,0 +1,53 @@
+//! What transports make of WAN links, in the laboratory of [`system_tests::wan`].
+//!
+//! Each transport fills each link from the site to the hub for twenty seconds, from the first byte that
+//! arrives. Two figures count: goodput, what the receiver's application got, by what the rate could have
+//! carried less the link's loss; and what was sent twice, which costs money on metered links. Several
+//! runs go on at once in laboratories of their own, as many as the machine carries.
+
+mod links;
+mod quic;
+mod run;
+mod table;
+mod tcp;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::results::Row;
+
+pub use links::{Cell, Transport};
+pub use run::Sample;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Kedge and TCP BBR once on each link, for a look.
+    Quick,
+    /// Every transport on each link three times; the median counts.
+    Full,
+}
+
+/// Measures goodput on the links whose name contains `only`, writes the table and the plots into the folder.
+///
+/// # Errors
+/// Without root, `ip` of iproute2 or TUN devices, or when a transport does not start.
+pub fn rows(extent: Extent, only: Option<&str>, folder: &Path) -> Result<Vec<Row>> {
+    let transports: &[Transport] = match extent {
+        Extent::Quick => &[Transport::Kedge, Transport::TcpBbr],
+        Extent::Full => &Transport::ALL,
+    };
+    let runs = match extent {
+        Extent::Quick => 1,
+        Extent::Full => 3,
+    };
+    let is_wanted = |cell: &Cell| only.is_none_or(|only| cell.to_string().contains(only));
+    let cells: Vec<_> = links::cells().into_iter().filter(is_wanted).collect();
+    let samples = run::all(&cells, transports, runs)?;
+    let medians = table::medians(&samples);
+    if only.is_none() {
+        table::write(folder, &medians)?;
+    }
+    Ok(table::rows(&medians))
+}

@@ -1,0 +1,190 @@
+//! `edge-node bytes`: what a user's own records would cost on the link, told before it is bought.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use shared::batch::ChainLimits;
+use shared::batch::estimate::{
+    Estimate, EstimateOptions, RecordingOptions, Sample, estimate, read_recording, unpack,
+};
+use shared::cli::{Output, Table, thousands};
+use shared::units::Span;
+
+/// Most bytes of a recording, unpacked: all of it is held in memory.
+const MAX_RECORDING_BYTES: u64 = 1 << 30;
+
+/// Length of a topic's name in the producer's requests: an ordinary one.
+const TOPIC_LEN: usize = 12;
+
+/// Options of `bytes`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BytesArgs {
+    /// Recording: JSON lines {"key": ..., "ts": ms, "value": "..."}, or lines that are values; may be packed
+    /// with zstd. `-` reads standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// How long a record may wait for company; may be given several times
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    delay: Vec<Span>,
+    /// Field of a JSON line that holds the time, such as `header.time`
+    #[arg(long, value_name = "FIELD")]
+    time_field: Option<String>,
+    /// Field of a JSON line that holds the key
+    #[arg(long, value_name = "FIELD")]
+    key_field: Option<String>,
+    /// Time between two lines that do not say theirs
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    interval: Span,
+    /// Level of zstd, in every codec that has it and in the producer
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+    /// For people, or as JSON
+    #[arg(long, short, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// One line of the answer.
+#[derive(Debug, Serialize)]
+struct Row {
+    codec: &'static str,
+    delay_ms: u64,
+    records_per_batch: f64,
+    bytes_per_record: f64,
+    /// To the Kafka producer with zstd.
+    ratio: f64,
+    bytes_per_month: f64,
+}
+
+/// Reads the recording, runs every codec over it and back, and tells what came out.
+///
+/// # Errors
+/// When the recording cannot be read, or a codec does not give it back byte for byte.
+pub fn report(args: &BytesArgs) -> anyhow::Result<String> {
+    let samples = read(args).with_context(|| args.file.display().to_string())?;
+    let mut rows = Vec::new();
+    for delay in &args.delay {
+        let delay_ms = delay.as_millis();
+        let options = EstimateOptions {
+            delay: delay.duration(),
+            level: args.level,
+            limits: ChainLimits::default(),
+            topic_len: TOPIC_LEN,
+        };
+        let start = Instant::now();
+        let estimates = estimate(&samples, &options, &|| start.elapsed())?;
+        rows.extend(estimates.iter().map(|estimate| row(estimate, delay_ms)));
+    }
+    Ok(match args.output {
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&rows)?),
+        Output::Text => table(&rows, samples.len()),
+    })
+}
+
+fn read(args: &BytesArgs) -> anyhow::Result<Vec<Sample>> {
+    let mut bytes = Vec::new();
+    let most = MAX_RECORDING_BYTES + 1;
+    if args.file.as_os_str() == "-" {
+        std::io::stdin().take(most).read_to_end(&mut bytes)?;
+    } else {
+        File::open(&args.file)?.take(most).read_to_end(&mut bytes)?;
+    }
+    let options = RecordingOptions {
+        time_field: args.time_field.clone(),
+        key_field: args.key_field.clone(),
+        interval: args.interval.duration(),
+    };
+    let text = unpack(bytes, MAX_RECORDING_BYTES)?;
+    Ok(read_recording(&text, &options)?)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an estimate: 53 bits are more than enough"
+)]
+fn row(estimate: &Estimate, delay_ms: u64) -> Row {
+    Row {
+        codec: estimate.codec,
+        delay_ms,
+        records_per_batch: estimate.records as f64 / estimate.batches.max(1) as f64,
+        bytes_per_record: estimate.bytes_per_record,
+        ratio: estimate.ratio,
+        bytes_per_month: estimate.bytes_per_month,
+    }
+}
+
+fn table(rows: &[Row], records: usize) -> String {
+    let mut table = Table::new(&[
+        "codec",
+        "delay",
+        "records/batch",
+        "bytes/record",
+        "ratio",
+        "MB/month",
+    ]);
+    for row in rows {
+        table.row([
+            row.codec.to_owned(),
+            Span::millis(row.delay_ms).to_string(),
+            format!("{:.1}", row.records_per_batch),
+            format!("{:.2}", row.bytes_per_record),
+            format!("{:.3}", row.ratio),
+            format!("{:.1}", row.bytes_per_month / 1e6),
+        ]);
+    }
+    let records = thousands(u64::try_from(records).unwrap_or(u64::MAX));
+    format!(
+        "{records} records; every byte was decoded again and compared\n{table}\
+         ratio: to a Kafka producer with zstd that sends the same batches; IP, UDP, TCP and TLS not counted\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(file: PathBuf, output: Output) -> BytesArgs {
+        BytesArgs {
+            file,
+            delay: vec![Span::secs(1), Span::secs(10)],
+            time_field: None,
+            key_field: None,
+            interval: Span::millis(250),
+            level: 3,
+            output,
+        }
+    }
+
+    #[test]
+    fn plain_lines_are_estimated_for_each_delay() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lines.txt");
+        let lines: String = (0..500).map(|n| format!("pump {n} ok\n")).collect();
+        std::fs::write(&file, lines).unwrap();
+        let json = report(&args(file.clone(), Output::Json)).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+        let of = |codec: &str, delay_ms: u64| {
+            rows.iter()
+                .find(|row| row["codec"] == codec && row["delay_ms"] == delay_ms)
+                .and_then(|row| row["bytes_per_record"].as_f64())
+                .unwrap()
+        };
+        assert!(of("columnar", 1000) < of("kafka-zstd", 1000));
+        assert!(of("columnar", 10_000) < of("columnar", 1000));
+        let text = report(&args(file, Output::Text)).unwrap();
+        let is_row = |line: &str| line.starts_with("columnar ") && line.contains(" 10s ");
+        assert!(text.lines().any(is_row), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = report(&args("no-such-recording".into(), Output::Text)).unwrap_err();
+        assert!(
+            format!("{error:#}").starts_with("no-such-recording: "),
+            "{error:#}"
+        );
+    }
+}

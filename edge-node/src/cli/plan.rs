@@ -1,0 +1,381 @@
+//! `edge-node plan`: when each topic will be caught up, and what that will cost.
+//!
+//! Backlog, arrivals and what the link carries come from the running node, policies from the configuration
+//! and from what the hub pushed; [`crate::uplink::plan`] plays them forward.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use shared::admin::fetch;
+use shared::class::ClassShares;
+use shared::cli::{Outcome, Output, STATUS_LIMIT, StatusArgs, Table, print, thousands};
+use shared::time::utc;
+use shared::units::{BitRate, ByteSize, Span};
+
+use super::CONFIG_FILE;
+use crate::config::Config;
+use crate::status::{PathStatus, Status};
+use crate::uplink::plan::{Account, Backlog, Measured, TopicPlan, plan};
+use crate::uplink::policy::{Charged, Policy};
+use crate::uplink::{FromHub, hub_policy_of};
+
+/// Nothing was sent yet: what a zstd producer's records come to in the mean, headers included.
+const ASSUMED_PER_MILLION: u64 = 300_000;
+/// Nothing was sent yet: a modest uplink.
+const ASSUMED_LINK: BitRate = BitRate::mbit(1);
+/// Fewer stored bytes say nothing about the rest.
+const ENOUGH_BYTES: u64 = 64 << 10;
+
+/// Options of `plan`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    status: StatusArgs,
+    /// What the link carries, instead of what was measured: 256kbit, 2Mbit
+    #[arg(long, value_name = "RATE")]
+    rate: Option<BitRate>,
+    /// The path to plan for, instead of the first that may be used
+    #[arg(long, value_name = "NAME")]
+    path: Option<String>,
+    /// How long to watch what arrives; 0s plans for what waits only
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    watch: Span,
+}
+
+/// What is printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PlanReport {
+    /// Wall clock of the plan, ms since the epoch.
+    pub(super) at_ms: i64,
+    /// The path that was planned for.
+    pub(super) path: String,
+    /// What it was taken to carry when no policy slows it, bits a second.
+    pub(super) link_bits: u64,
+    /// Whether that was measured or given; else assumed.
+    pub(super) link_is_known: bool,
+    /// Bytes in IP packets for a million stored bytes.
+    pub(super) wire_per_million: u64,
+    /// Whether that was measured; else assumed.
+    pub(super) cost_is_known: bool,
+    /// Every topic.
+    pub(super) topics: Vec<TopicPlan>,
+    /// Bytes of all.
+    pub(super) wire_bytes: u64,
+    /// When the last topic is caught up; absent when one never is.
+    pub(super) done_ms: Option<i64>,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
+    let config = Config::load(args.status.config.file(CONFIG_FILE).as_deref())?;
+    let address = args.status.admin.unwrap_or(config.admin.listen);
+    let ask = || -> anyhow::Result<Status> {
+        let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
+        serde_json::from_str(&text).context("read the status of the node")
+    };
+    let first = ask()?;
+    let watched = args.watch.duration().min(Duration::from_secs(60));
+    let last = if watched.is_zero() {
+        first.clone()
+    } else {
+        std::thread::sleep(watched);
+        ask()?
+    };
+    let hub = hub_policy_of(&config);
+    let path = chosen_path(&last, args.path.as_deref())?;
+    let report = report(&config, hub, &first, &last, &path, args.rate);
+    match args.status.output {
+        Output::Json => print(format_args!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        Output::Text => print(&report)?,
+    }
+    Ok(Outcome::Fine)
+}
+
+fn chosen_path(status: &Status, wanted: Option<&str>) -> anyhow::Result<PathStatus> {
+    let mut paths = status.policy.paths.iter();
+    let found = match wanted {
+        Some(name) => paths.find(|path| path.name == name),
+        None => paths
+            .find(|path| !path.classes.is_empty())
+            .or_else(|| status.policy.paths.first()),
+    };
+    let names = status.policy.paths.iter().map(|path| path.name.as_str());
+    found.cloned().with_context(|| {
+        let names: Vec<&str> = names.collect();
+        match names.as_slice() {
+            [] => "the uplink of the node is switched off".to_owned(),
+            names => format!("no such path; the node has {}", names.join(", ")),
+        }
+    })
+}
+
+fn report(
+    config: &Config,
+    hub: Option<Policy>,
+    first: &Status,
+    last: &Status,
+    path: &PathStatus,
+    rate: Option<BitRate>,
+) -> PlanReport {
+    let backlog: Vec<Backlog> = last
+        .topics
+        .iter()
+        .map(|topic| Backlog {
+            topic: topic.name.clone(),
+            class: config.topics.settings(&topic.name).class,
+            records: topic.ledger.queued,
+            bytes: topic.ledger.queued_bytes,
+            arriving: arriving(first, last, &topic.name),
+        })
+        .collect();
+    let measured_link = path.best_bytes_per_sec.saturating_mul(8);
+    let link = rate.or_else(|| (measured_link > 0).then_some(BitRate(measured_link)));
+    let cost = cost(last);
+    let measured = Measured {
+        wire_per_million: cost.unwrap_or(ASSUMED_PER_MILLION),
+        // a path that a policy slowed may carry more than was measured
+        link: link.map_or(ASSUMED_LINK, |link| {
+            let slowed = path.rate_up_bits.map(BitRate);
+            rate.unwrap_or_else(|| slowed.map_or(link, |slowed| slowed.max(link)))
+        }),
+        shares: config
+            .uplink
+            .as_ref()
+            .map_or_else(ClassShares::default, |uplink| uplink.classes.shares),
+    };
+    let accounts = accounts(config, hub, last, &path.name);
+    let topics = plan(&backlog, &accounts, last.wall_ms, measured);
+    let ends: Option<Vec<i64>> = topics.iter().map(|topic| topic.done_ms).collect();
+    PlanReport {
+        at_ms: last.wall_ms,
+        path: path.name.clone(),
+        link_bits: measured.link.bits(),
+        link_is_known: link.is_some(),
+        wire_per_million: measured.wire_per_million,
+        cost_is_known: cost.is_some(),
+        wire_bytes: topics.iter().map(|topic| topic.wire_bytes).sum(),
+        done_ms: ends.map(|ends| ends.into_iter().max().unwrap_or(last.wall_ms)),
+        topics,
+    }
+}
+
+/// Bytes in IP packets, both ways, for a million stored bytes, since the node started.
+fn cost(status: &Status) -> Option<u64> {
+    let uplink = &status.uplink;
+    let wire = u128::from(uplink.sent_bytes) + u128::from(uplink.received_bytes);
+    let raw = u128::from(uplink.raw_bytes);
+    (uplink.raw_bytes >= ENOUGH_BYTES)
+        .then(|| u64::try_from(wire * 1_000_000 / raw).unwrap_or(u64::MAX))
+}
+
+/// Stored bytes of a topic that arrive in a second.
+fn arriving(first: &Status, last: &Status, topic: &str) -> u64 {
+    let ledger = |status: &Status| {
+        let found = status.topics.iter().find(|it| it.name == topic);
+        found.map(|it| it.ledger)
+    };
+    let (Some(before), Some(after)) = (ledger(first), ledger(last)) else {
+        return 0;
+    };
+    let millis = last.uptime_ms.saturating_sub(first.uptime_ms);
+    let records = u128::from(after.accepted.saturating_sub(before.accepted));
+    let size = u128::from(after.queued_bytes) / u128::from(after.queued.max(1));
+    match millis {
+        0 => 0,
+        millis => u64::try_from(records * size * 1_000 / u128::from(millis)).unwrap_or(u64::MAX),
+    }
+}
+
+/// The policies that hold together on a path, with what was used of them.
+fn accounts(config: &Config, hub: Option<Policy>, status: &Status, path: &str) -> Vec<Account> {
+    let rules = config.rules();
+    let of_path = rules.paths.into_iter().find(|(name, _)| name == path);
+    let mut found = Vec::new();
+    let hub = hub.filter(|_| rules.from_hub != FromHub::Ignore);
+    if hub.is_none() || rules.from_hub == FromHub::Tighten {
+        found.push(("site".to_owned(), rules.site));
+    }
+    found.extend(hub.map(|policy| ("hub".to_owned(), policy)));
+    found.extend(of_path);
+    let charged = |of: &str| {
+        let allowance = status.policy.allowances.iter().find(|it| it.of == of);
+        allowance.map_or_else(Charged::default, |it| Charged {
+            used: it.used,
+            end_ms: it.end_ms,
+        })
+    };
+    found
+        .into_iter()
+        .map(|(of, policy)| Account {
+            charged: charged(&of),
+            of,
+            policy,
+        })
+        .collect()
+}
+
+impl fmt::Display for PlanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new(&[
+            "topic",
+            "class",
+            "records",
+            "bytes",
+            "on the link",
+            "of allowance",
+            "caught up in",
+            "at",
+        ]);
+        for topic in &self.topics {
+            let share = topic.share_of_allowance;
+            table.row([
+                topic.topic.clone(),
+                topic.class.clone(),
+                thousands(topic.records),
+                ByteSize(topic.bytes).rounded(),
+                ByteSize(topic.wire_bytes).rounded(),
+                share.map_or_else(
+                    || "-".to_owned(),
+                    |it| format!("{}.{:02} %", it / 100, it % 100),
+                ),
+                topic
+                    .takes_ms
+                    .map_or_else(|| "never".to_owned(), |it| Span::millis(it).rounded()),
+                topic.done_ms.map_or_else(String::new, utc),
+            ]);
+        }
+        writeln!(f, "{table}")?;
+        for topic in &self.topics {
+            if let Some(waits) = &topic.waits {
+                writeln!(f, "{} waits: {waits}", topic.topic)?;
+            }
+        }
+        let (all, link) = (
+            ByteSize(self.wire_bytes).rounded(),
+            BitRate(self.link_bits).rounded(),
+        );
+        let assumed = |is_known: bool| {
+            if is_known {
+                ""
+            } else {
+                ", assumed: nothing was measured yet"
+            }
+        };
+        writeln!(f, "In all {all} on the link by path {}", self.path)?;
+        writeln!(f, "Link {link}{}", assumed(self.link_is_known))?;
+        let (whole, part) = (
+            self.wire_per_million / 10_000,
+            self.wire_per_million / 100 % 100,
+        );
+        let cost = assumed(self.cost_is_known);
+        writeln!(
+            f,
+            "Cost {whole}.{part:02} bytes on the link for 100 bytes stored{cost}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::class::Class;
+    use shared::config::Document;
+
+    use super::*;
+    use crate::status::{AllowanceStatus, Ledger, PolicyStatus, TopicStatus, UplinkStatus};
+
+    fn config(policy: &str) -> Config {
+        let text = format!("[uplink]\nhubs = [\"h:1\"]\n{policy}");
+        Config::from_document(Document::parse(&text, "test.toml", []).unwrap()).unwrap()
+    }
+
+    fn status(uptime_ms: u64, accepted: u64) -> Status {
+        Status {
+            version: String::new(),
+            site: None,
+            incarnation: String::new(),
+            wall_ms: 1_795_780_800_000,
+            uptime_ms,
+            ready: true,
+            problems: Vec::new(),
+            uplink: UplinkStatus {
+                raw_bytes: 1_000_000,
+                sent_bytes: 190_000,
+                received_bytes: 10_000,
+                ..UplinkStatus::default()
+            },
+            policy: PolicyStatus {
+                paths: vec![PathStatus {
+                    name: "default".to_owned(),
+                    classes: vec!["normal".to_owned()],
+                    rate_up_bits: Some(80_000),
+                    best_bytes_per_sec: 9_000,
+                    ..PathStatus::default()
+                }],
+                allowances: vec![AllowanceStatus {
+                    of: "site".to_owned(),
+                    used: 1_000_000,
+                    end_ms: 1_796_083_200_000,
+                    ..AllowanceStatus::default()
+                }],
+                ..PolicyStatus::default()
+            },
+            topics: vec![TopicStatus {
+                name: "a".to_owned(),
+                class: Class::Normal,
+                ledger: Ledger {
+                    accepted,
+                    queued: 10_000,
+                    queued_bytes: 1_000_000,
+                    ..Ledger::default()
+                },
+            }],
+        }
+    }
+
+    #[test]
+    fn the_report_follows_what_was_measured_and_the_policy() {
+        let config =
+            config("[policy]\nrate_up = \"80kbit\"\n[policy.allowance]\nbytes = \"2MB\"\n");
+        let (first, last) = (status(1_000, 50_000), status(3_000, 50_040));
+        let path = chosen_path(&last, None).unwrap();
+        let report = report(&config, None, &first, &last, &path, None);
+        assert_eq!(
+            (report.link_bits, report.wire_per_million),
+            (80_000, 200_000)
+        );
+        assert!(report.link_is_known && report.cost_is_known);
+        // 200 kB at 10 kB/s, while 20 records of 100 bytes arrive in a second: 400 B/s on the link
+        let takes = report.topics[0].takes_ms.unwrap();
+        assert!((20_700..21_000).contains(&takes), "{takes}");
+        assert!(
+            (208_000..209_000).contains(&report.wire_bytes),
+            "{}",
+            report.wire_bytes
+        );
+        let text = report.to_string();
+        for part in [
+            "of allowance",
+            "10.41 %",
+            "20s",
+            "Cost 20.00 bytes",
+            "Link 80.0 kbit/s\n",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_said_to_be_assumed() {
+        let mut last = status(1_000, 1);
+        last.uplink = UplinkStatus::default();
+        last.policy.paths[0].best_bytes_per_sec = 0;
+        let path = chosen_path(&last, Some("default")).unwrap();
+        let report = report(&config(""), None, &last, &last, &path, None);
+        assert!(!report.link_is_known && !report.cost_is_known);
+        assert!(report.to_string().contains("assumed"));
+        let error = chosen_path(&last, Some("lte")).unwrap_err().to_string();
+        assert_eq!(error, "no such path; the node has default");
+    }
+}

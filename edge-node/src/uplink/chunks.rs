@@ -1,0 +1,255 @@
+//! Which chunks of large values the hub is believed to hold: kept in a file, shared by the codecs of all logs.
+//!
+//! The file is written now and then, when what it says has changed, and when a session ends. An old one, or none,
+//! costs bytes or a round trip and nothing else.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use shared::batch::{BatchError, CODEC_LONG, ChainCodec};
+use shared::crashsafe::{self, Access};
+use shared::dedup::{ChunkId, ChunkIndex, LongConfig, LongEncoder, Place};
+use shared::ids::Offset;
+use shared::wire::MIN_MAX_BATCH_BYTES;
+use tracing::debug;
+
+use crate::store::PartitionId;
+
+/// The file is written at most this often while a session goes on: it may have a megabyte.
+const WRITE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The index, and where the payload stands that is about to be encoded.
+#[derive(Debug)]
+struct Book {
+    index: ChunkIndex,
+    place: Place,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    book: Arc<Mutex<Book>>,
+    path: PathBuf,
+    config: LongConfig,
+    written: Duration,
+}
+
+impl Chunks {
+    /// Reads the file, if it can be read. `max_bytes`: of chunks, as many as the hub keeps for a site.
+    pub(super) fn open(path: PathBuf, max_bytes: u64, level: i32) -> Self {
+        let index = std::fs::read(&path)
+            .ok()
+            .and_then(|saved| ChunkIndex::restore(&saved, max_bytes).ok())
+            .unwrap_or_else(|| ChunkIndex::new(max_bytes));
+        let place = Place {
+            log: 0,
+            next_offset: 0,
+        };
+        Self {
+            book: Arc::new(Mutex::new(Book { index, place })),
+            path,
+            config: LongConfig {
+                level,
+                ..LongConfig::default()
+            },
+            written: shared::time::now(),
+        }
+    }
+
+    /// A chain that begins.
+    pub(super) fn fresh(&self) -> Result<Box<dyn ChainCodec>, BatchError> {
+        Ok(self.end(LongEncoder::new(self.config)?))
+    }
+
+    /// A chain that goes on from a saved state.
+    pub(super) fn load(&self, saved: &[u8]) -> Result<Box<dyn ChainCodec>, BatchError> {
+        Ok(self.end(LongEncoder::restore(saved, self.config)?))
+    }
+
+    fn end(&self, encoder: LongEncoder) -> Box<dyn ChainCodec> {
+        Box::new(SiteEnd {
+            encoder,
+            book: Arc::clone(&self.book),
+        })
+    }
+
+    /// Whether values are large enough for this codec; once it is in use, it takes more to leave it.
+    pub(super) fn suits(&self, raw_len: usize, records: u64, is_in_use: bool) -> bool {
+        let least = if is_in_use {
+            self.config.min_value_bytes / 4
+        } else {
+            self.config.min_value_bytes
+        };
+        // what does not shrink grows a little, and still has to be within what every hub takes
+        let is_small_enough = raw_len + raw_len / 256 <= MIN_MAX_BATCH_BYTES as usize;
+        is_small_enough && raw_len as u64 >= records.saturating_mul(least as u64)
+    }
+
+    /// The next payload to be encoded is of this log and ends there.
+    pub(super) fn at(&self, partition: PartitionId, next_offset: Offset) {
+        lock(&self.book).place = place(partition, next_offset);
+    }
+
+    /// The hub holds everything of a log before this offset.
+    pub(super) fn acknowledged(&mut self, partition: PartitionId, next_offset: Offset) {
+        lock(&self.book)
+            .index
+            .handle_acknowledged(place(partition, next_offset));
+        if shared::time::now().saturating_sub(self.written) >= WRITE_INTERVAL {
+            self.write();
+        }
+    }
+
+    /// A log begins anew.
+    pub(super) fn restarted(&self, partition: PartitionId) {
+        lock(&self.book).index.handle_restart(partition.0);
+    }
+
+    /// The hub does not hold these.
+    pub(super) fn missing(&self, ids: &[ChunkId]) {
+        debug!(chunks = ids.len(), "Hub misses chunks");
+        lock(&self.book).index.handle_missing(ids);
+    }
+
+    /// Writes the file, if it would say something else.
+    pub(super) fn write(&mut self) {
+        self.written = shared::time::now();
+        let saved = {
+            let mut book = lock(&self.book);
+            if !book.index.take_changed() {
+                return;
+            }
+            book.index.save()
+        };
+        if let Err(error) = crashsafe::replace(&self.path, &saved, Access::Private) {
+            debug!(%error, path = %self.path.display(), "Chunk index not written");
+        }
+    }
+}
+
+fn place(partition: PartitionId, next_offset: Offset) -> Place {
+    Place {
+        log: partition.0,
+        next_offset,
+    }
+}
+
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One log's end. Only the uplink's thread uses the book.
+#[derive(Debug)]
+struct SiteEnd {
+    encoder: LongEncoder,
+    book: Arc<Mutex<Book>>,
+}
+
+impl ChainCodec for SiteEnd {
+    fn codec(&self) -> u8 {
+        CODEC_LONG
+    }
+
+    fn encode(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
+        let mut book = lock(&self.book);
+        let place = book.place;
+        self.encoder.encode(raw, &mut book.index, place)
+    }
+
+    fn decode(&mut self, _payload: &[u8], _max_raw_len: usize) -> Result<Bytes, BatchError> {
+        Err(BatchError::Malformed("this end encodes"))
+    }
+
+    fn position(&self) -> u64 {
+        self.encoder.position()
+    }
+
+    fn save(&self) -> Vec<u8> {
+        // a state that cannot be saved cannot be loaded: the chain begins anew then
+        self.encoder.save().unwrap_or_default()
+    }
+
+    fn memory(&self) -> usize {
+        self.encoder.memory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::batch::{Block, BlockWriter};
+    use shared::record::put_record;
+
+    fn payload() -> Vec<u8> {
+        let mut state = 1_u32;
+        let value: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        })
+        .take(100_000)
+        .collect();
+        let mut records = Vec::new();
+        put_record(&mut records, 0, 0, None, Some(&value), &[]);
+        let mut writer = BlockWriter::default();
+        writer
+            .push(&Block {
+                base_offset: 0,
+                count: 1,
+                base_timestamp_ms: 0,
+                is_log_append_time: false,
+                records: records.into(),
+            })
+            .unwrap();
+        writer.finish()
+    }
+
+    #[test]
+    fn what_was_acknowledged_outlives_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Chunks::open(dir.path().join("index"), 1 << 20, 3);
+        let encoded = |chunks: &Chunks| {
+            chunks.at(PartitionId(7), 5);
+            chunks.fresh().unwrap().encode(&payload()).unwrap().len()
+        };
+        let mut chunks = open();
+        assert!(encoded(&chunks) > 90_000);
+        chunks.write();
+        assert!(encoded(&open()) > 90_000, "not acknowledged");
+        chunks.acknowledged(PartitionId(7), 5);
+        chunks.write();
+        assert!(encoded(&open()) < 1_000);
+        std::fs::write(dir.path().join("index"), b"damaged").unwrap();
+        assert!(encoded(&open()) > 90_000);
+    }
+
+    #[test]
+    fn what_the_hub_misses_is_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut chunks = Chunks::open(dir.path().join("index"), 1 << 20, 3);
+        let partition = PartitionId(1);
+        let encode = |chunks: &Chunks| {
+            chunks.at(partition, 1);
+            chunks.fresh().unwrap().encode(&payload()).unwrap().len()
+        };
+        encode(&chunks);
+        chunks.acknowledged(partition, 1);
+        assert!(encode(&chunks) < 1_000);
+        chunks.missing(&[ChunkId([0; 16]); 64]);
+        chunks.restarted(partition);
+        assert!(encode(&chunks) > 90_000);
+    }
+
+    #[test]
+    fn a_log_with_large_values_stays_with_the_codec_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let chunks = Chunks::open(dir.path().join("index"), 1 << 20, 3);
+        assert!(chunks.suits(2_000_000, 1, false));
+        assert!(!chunks.suits(4 << 20, 1, false));
+        assert!(!chunks.suits(2_000_000, 1_000, false));
+        assert!(!chunks.suits(10_000, 1, false));
+        assert!(chunks.suits(10_000, 1, true));
+        assert!(!chunks.suits(1_000, 1, true));
+    }
+}

@@ -1,0 +1,549 @@
+//! Carries out what the [`Steward`] decides: reads the clocks, the counters and the files, sets the rates and
+//! the fences, and tells everybody what holds.
+//!
+//! Every second, at the moment when another window begins, when a fence is met and when the hub pushes a
+//! policy. The configuration file is looked at every few seconds; of it only `[policy]` and the policies of
+//! the paths are taken while the node runs. A file that cannot be used changes nothing and is told in the
+//! status and, once, in the log.
+//!
+//! Files in the data directory: `uplink.counts` (see [`super::meter`]) and `hub-policy.toml`, what the hub
+//! pushed last: it holds from the start, also before the hub is reached. When `uplink.counts` cannot be
+//! written the node goes on, for a full disk is emptied by sending; the status says so, and a kill may then
+//! lose counts. A damaged file is set aside, and the counts begin anew.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use shared::crashsafe::{self, Access};
+use shared::units::BitRate;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::UplinkStats;
+use super::meter::Kept;
+use super::policy::{Clocks, Decision, Policy, Seen};
+use super::shaper::{Shaper, Traffic};
+use super::steward::{Draft, FromHub, Rules, Standing, Steward};
+use crate::config::{Config, hub_policy};
+
+/// Windows and allowances are looked at so often.
+const TICK: Duration = Duration::from_secs(1);
+/// And the configuration file.
+const FILE_TICKS: u32 = 3;
+/// Policies that the hub pushed and nobody has read; the last one counts.
+const PUSHED: usize = 4;
+/// Larger files of counts are none of ours.
+const MAX_COUNTS: u64 = 1 << 20;
+
+/// After the wish to stop, for saying goodbye.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+const COUNTS: &str = "uplink.counts";
+const HUB_POLICY: &str = "hub-policy.toml";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What holds, for everybody who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// For each path, the preferred first.
+    pub paths: Vec<PathView>,
+    /// How the allowances stand.
+    pub allowances: Vec<Standing>,
+    /// Whose policy it is: "file", "file and hub" or "hub".
+    pub source: &'static str,
+    /// What keeps a new policy from holding, or counts from being kept.
+    pub problems: Vec<String>,
+}
+
+/// What holds on a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathView {
+    /// As configured.
+    pub name: String,
+    /// What may leave, and why.
+    pub decision: Decision,
+    /// Bytes since the counts began.
+    pub traffic: Traffic,
+    /// Both ways in a second, of late.
+    pub bytes_per_sec: u64,
+    /// The most of that in the last minutes.
+    pub best_bytes_per_sec: u64,
+}
+
+/// The policy that the hub pushed last to the site with this configuration.
+#[must_use]
+pub fn hub_policy_of(config: &Config) -> Option<Policy> {
+    Files::new(config).read_hub_policy()
+}
+
+/// What others have of the keeper.
+#[derive(Debug, Clone)]
+pub struct Policies {
+    view: watch::Receiver<Arc<View>>,
+    pushed: mpsc::Sender<String>,
+    shapers: Arc<[Arc<Shaper>]>,
+}
+
+impl Policies {
+    /// The shaper of a path: for every socket of it. A path that there is not has the first one's.
+    #[must_use]
+    pub fn shaper(&self, path: usize) -> &Arc<Shaper> {
+        self.shapers.get(path).unwrap_or(&self.shapers[0])
+    }
+
+    /// Ends when records of some class may leave by a path; says in the status what it waits for.
+    pub(super) async fn allowed(&self, path: usize, stats: &UplinkStats) {
+        let mut view = self.view.clone();
+        loop {
+            let decision = decision(&view.borrow_and_update(), path);
+            if !decision.is_stopped() {
+                return;
+            }
+            stats.closed(&format!(
+                "the policy lets nothing leave: {}",
+                decision.reason
+            ));
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends with the reason when nothing may leave by a path any more.
+    pub(super) fn stopped(&self, path: usize) -> impl Future<Output = String> + Send + use<> {
+        let mut view = self.view.clone();
+        async move {
+            let found = view
+                .wait_for(|view| decision(view, path).is_stopped())
+                .await;
+            let reason = found.map(|view| decision(&view, path).reason);
+            match reason {
+                Ok(reason) => reason,
+                // the keeper goes last
+                Err(_closed) => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What holds.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// What holds, and news of it.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// What holds on a path; everything, when there is none of that number.
+    #[must_use]
+    pub fn decision(&self, path: usize) -> Decision {
+        decision(&self.view.borrow(), path)
+    }
+
+    /// Takes a policy that the hub pushed: the text of a `[policy]` section, an empty one to withdraw it.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words; the policies stay as they are.
+    pub fn push(&self, text: String) -> Result<(), String> {
+        hub_policy(&text).map_err(|error| error.to_string())?;
+        // a hub that pushes faster than a site can read is told to come again
+        self.pushed
+            .try_send(text)
+            .map_err(|_| "earlier policies are not read yet".to_owned())
+    }
+}
+
+fn decision(view: &View, path: usize) -> Decision {
+    let path = view.paths.get(path);
+    path.map_or_else(Decision::free, |path| path.decision.clone())
+}
+
+/// Held by whoever sends: until it is gone the last words may still leave and are counted.
+#[derive(Debug, Clone)]
+pub struct InUse {
+    _released: mpsc::Sender<()>,
+}
+
+/// The task that keeps the policies.
+#[derive(Debug)]
+pub struct Keeper {
+    steward: Steward,
+    rules: Rules,
+    shapers: Arc<[Arc<Shaper>]>,
+    files: Files,
+    boot_id: u128,
+    view: watch::Sender<Arc<View>>,
+    pushed: mpsc::Receiver<String>,
+    released: mpsc::Receiver<()>,
+    has_hub_policy: bool,
+    file_problem: Option<String>,
+    write_problem: Option<String>,
+    clock_problem: Option<String>,
+}
+
+#[derive(Debug)]
+struct Files {
+    counts: PathBuf,
+    hub_policy: PathBuf,
+    config: Option<PathBuf>,
+    /// When the configuration was changed last, as far as it was read.
+    changed: Option<SystemTime>,
+}
+
+impl Keeper {
+    /// Reads what was kept and decides for the first time. Blocks for a moment.
+    #[must_use]
+    pub fn new(config: &Config) -> (Self, Policies, InUse) {
+        let files = Files::new(config);
+        let boot_id = boot_id();
+        let now = clocks(boot_id);
+        let rules = config.rules();
+        let mut steward = Steward::new(rules.clone(), &files.read_counts(), now);
+        let hub = files.read_hub_policy();
+        let has_hub_policy = hub.is_some();
+        steward.set_hub(hub, now);
+        let shapers: Arc<[Arc<Shaper>]> =
+            steward.names().map(|_| Arc::new(Shaper::new())).collect();
+        // nothing leaves before the first counts are written
+        shapers.iter().for_each(|shaper| shaper.set_fence(0));
+        let (view, watched) = watch::channel(Arc::new(View::default()));
+        let (push, pushed) = mpsc::channel(PUSHED);
+        let (release, released) = mpsc::channel(1);
+        let policies = Policies {
+            view: watched,
+            pushed: push,
+            shapers: Arc::clone(&shapers),
+        };
+        let mut keeper = Self {
+            steward,
+            rules,
+            shapers,
+            files,
+            boot_id,
+            view,
+            pushed,
+            released,
+            has_hub_policy,
+            file_problem: None,
+            write_problem: None,
+            clock_problem: None,
+        };
+        keeper.publish(now);
+        (keeper, policies, InUse { _released: release })
+    }
+
+    /// Runs until stopped and until nobody sends any more, then writes the exact counts.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut ticks = 0_u32;
+        let over = async { (stop.cancelled().await, tokio::time::sleep(LAST_WORDS).await) };
+        let mut over = pin!(over);
+        loop {
+            let wait = self.look().await;
+            tokio::select! {
+                biased;
+                _ = &mut over => break,
+                // nothing is ever sent on it
+                _ = self.released.recv(), if stop.is_cancelled() => break,
+                Some(text) = self.pushed.recv() => self.take_pushed(text).await,
+                path = met(&self.shapers) => {
+                    self.count();
+                    self.steward.fence_met(path);
+                }
+                // the wish to stop is noticed by the next branch of the next round
+                () = stop.cancelled(), if !stop.is_cancelled() => {}
+                () = tokio::time::sleep(wait) => {
+                    ticks = ticks.wrapping_add(1);
+                    if ticks.is_multiple_of(FILE_TICKS) {
+                        self.reload().await;
+                    }
+                }
+            }
+        }
+        self.shapers.iter().for_each(|shaper| shaper.set_fence(0));
+        self.count();
+        let draft = self.steward.last_draft();
+        self.write(draft).await;
+    }
+
+    /// One look at everything; how long until the next.
+    async fn look(&mut self) -> Duration {
+        self.count();
+        if self.steward.wants_to_write() {
+            let draft = self.steward.draft();
+            self.write(draft).await;
+            self.count();
+        }
+        let now = clocks(self.boot_id);
+        self.clock_problem = None;
+        for (of, seen) in self.steward.handle_clocks(now) {
+            tell(&of, seen);
+            if seen == Seen::Withheld {
+                let text =
+                    format!("the clock was set forward: the allowance of {of} is not given anew");
+                self.clock_problem = Some(text);
+            }
+        }
+        for (path, shaper) in self.shapers.iter().enumerate() {
+            shaper.set_rate(self.steward.decide(path, now.wall_ms).rate_up);
+            shaper.set_fence(self.steward.fence(path, now.wall_ms));
+        }
+        self.publish(now)
+    }
+
+    fn count(&mut self) {
+        let running = shared::time::now();
+        for (path, shaper) in self.shapers.iter().enumerate() {
+            self.steward.handle_traffic(path, shaper.traffic(), running);
+        }
+    }
+
+    /// Tells everybody; how long until something else may hold.
+    fn publish(&mut self, now: Clocks) -> Duration {
+        let decide = |path| self.steward.decide(path, now.wall_ms);
+        let paths: Vec<PathView> = self
+            .steward
+            .names()
+            .enumerate()
+            .map(|(path, name)| {
+                let (bytes_per_sec, best_bytes_per_sec) = self.steward.speed(path);
+                PathView {
+                    name: name.to_owned(),
+                    decision: decide(path),
+                    traffic: self.steward.total(path),
+                    bytes_per_sec,
+                    best_bytes_per_sec,
+                }
+            })
+            .collect();
+        let changes = paths.iter().filter_map(|path| path.decision.next_change_ms);
+        let wait = changes.min().map_or(TICK, |at| {
+            let millis = at.saturating_sub(now.wall_ms);
+            Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+                .clamp(Duration::from_millis(1), TICK)
+        });
+        let problems = [&self.file_problem, &self.write_problem, &self.clock_problem];
+        let view = View {
+            paths,
+            allowances: self.steward.standings(),
+            source: match (self.has_hub_policy, self.rules.from_hub) {
+                (true, FromHub::Tighten) => "file and hub",
+                (true, FromHub::Replace) => "hub",
+                (true, FromHub::Ignore) | (false, _) => "file",
+            },
+            problems: problems.into_iter().flatten().cloned().collect(),
+        };
+        self.view.send_if_modified(|held| {
+            let is_news = **held != view;
+            if is_news {
+                log_changes(held, &view);
+                *held = Arc::new(view);
+            }
+            is_news
+        });
+        wait
+    }
+
+    async fn write(&mut self, draft: Draft) {
+        let (path, bytes) = (self.files.counts.clone(), draft.kept.encode());
+        let written = blocking(move || crashsafe::replace(&path, &bytes, Access::Public)).await;
+        match written {
+            Ok(()) => self.write_problem = None,
+            Err(error) => {
+                let text = format!("counts cannot be kept: {error}");
+                if self.write_problem.is_none() {
+                    warn!(%error, "Counts of the link cannot be kept");
+                }
+                self.write_problem = Some(text);
+            }
+        }
+        // a full disk is emptied by sending
+        self.steward.written(&draft);
+    }
+
+    async fn take_pushed(&mut self, text: String) {
+        // it was looked at when it was taken
+        let Ok(policy) = hub_policy(&text) else {
+            return;
+        };
+        let path = self.files.hub_policy.clone();
+        let kept =
+            blocking(move || crashsafe::replace(&path, text.as_bytes(), Access::Public)).await;
+        if let Err(error) = kept {
+            warn!(%error, "Policy of the hub cannot be kept, it holds until the next start");
+        }
+        let (is_set, rule) = (policy.is_some(), self.rules.from_hub);
+        info!(is_set, ?rule, "Policy pushed by the hub");
+        self.has_hub_policy = is_set;
+        self.steward.set_hub(policy, clocks(self.boot_id));
+    }
+
+    /// Takes over what changed in the configuration file.
+    async fn reload(&mut self) {
+        let Some(file) = self.files.config.clone() else {
+            return;
+        };
+        let changed = modified(&file);
+        if changed == self.files.changed {
+            return;
+        }
+        self.files.changed = changed;
+        let loaded = blocking(move || Ok(Config::load(Some(&file)))).await;
+        match loaded {
+            Ok(Ok(config)) => {
+                self.file_problem = None;
+                let rules = config.rules();
+                if rules != self.rules {
+                    info!("Policy of the configuration file changed");
+                    self.steward.set_rules(rules.clone(), clocks(self.boot_id));
+                    self.rules = rules;
+                }
+            }
+            Ok(Err(error)) => {
+                let text =
+                    format!("the configuration file cannot be used, the old policy holds: {error}");
+                warn!(%error, "Configuration file cannot be used, the old policy holds");
+                self.file_problem = Some(text);
+            }
+            Err(error) => warn!(%error, "Configuration file cannot be read"),
+        }
+    }
+}
+
+impl Files {
+    fn new(config: &Config) -> Self {
+        let dir = &config.node.data_dir;
+        Self {
+            counts: dir.join(COUNTS),
+            hub_policy: dir.join(HUB_POLICY),
+            changed: config.file.as_deref().and_then(modified),
+            config: config.file.clone(),
+        }
+    }
+
+    fn read_counts(&self) -> Kept {
+        let read = read_bounded(&self.counts);
+        let bytes = match read {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Kept::default(),
+            Err(error) => {
+                error!(%error, "Counts of the link cannot be read, they begin anew");
+                return Kept::default();
+            }
+        };
+        Kept::decode(&bytes).unwrap_or_else(|error| {
+            let aside = self.counts.with_extension("damaged");
+            error!(%error, file = %aside.display(), "Counts of the link are set aside and begin anew");
+            drop(std::fs::rename(&self.counts, aside));
+            Kept::default()
+        })
+    }
+
+    fn read_hub_policy(&self) -> Option<Policy> {
+        let text = read_bounded(&self.hub_policy).ok().flatten()?;
+        let text = String::from_utf8(text).ok()?;
+        hub_policy(&text)
+            .inspect_err(|error| warn!(%error, "Policy that the hub pushed earlier cannot be used"))
+            .ok()?
+    }
+}
+
+/// The first fence that somebody is held by.
+async fn met(shapers: &[Arc<Shaper>]) -> usize {
+    let mut waiting: Vec<_> = shapers
+        .iter()
+        .map(|shaper| Box::pin(shaper.reached_fence()))
+        .collect();
+    std::future::poll_fn(|context| {
+        let met = waiting
+            .iter_mut()
+            .position(|shaper| shaper.as_mut().poll(context).is_ready());
+        met.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let found = match std::fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if found.len() > MAX_COUNTS {
+        return Err(io::Error::other("too large"));
+    }
+    std::fs::read(path).map(Some)
+}
+
+fn modified(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file)
+        .and_then(|found| found.modified())
+        .ok()
+}
+
+fn clocks(boot_id: u128) -> Clocks {
+    Clocks {
+        wall_ms: shared::time::wall_ms(),
+        running: shared::time::now(),
+        boot_id,
+    }
+}
+
+/// Tells boots apart. Where the system doesn't say, each start counts as one.
+fn boot_id() -> u128 {
+    let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&hex, 16).unwrap_or_else(|_| rand::random())
+}
+
+fn tell(of: &str, seen: Seen) {
+    match seen {
+        Seen::Same | Seen::Withheld => {}
+        Seen::Renewed => info!(of, "Data allowance is given anew"),
+        Seen::RenewedUnproven => warn!(
+            of,
+            "Data allowance is given anew: the clock was set forward"
+        ),
+        Seen::Returned => warn!(of, "Clock came back: data used meanwhile counts"),
+    }
+}
+
+/// Once for each change of what holds.
+fn log_changes(old: &View, new: &View) {
+    for path in &new.paths {
+        let before = old.paths.iter().find(|before| before.name == path.name);
+        let held = before.map(|before| &before.decision);
+        let Decision {
+            rate_up,
+            rate_down,
+            classes,
+            reason,
+            ..
+        } = &path.decision;
+        let is_same = held.is_some_and(|held| {
+            (held.rate_up, held.rate_down, held.classes) == (*rate_up, *rate_down, *classes)
+        });
+        if !is_same {
+            let (up, down) = (shown(*rate_up), shown(*rate_down));
+            info!(path = path.name, up, down, %classes, reason, "Link policy");
+        }
+    }
+}
+
+fn shown(rate: Option<BitRate>) -> String {
+    rate.map_or_else(|| "unlimited".to_owned(), BitRate::rounded)
+}

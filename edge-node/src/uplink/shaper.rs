@@ -1,0 +1,463 @@
+//! What leaves and enters by one path: counted in bytes of IP packets, let go at the rate of the policy, and
+//! held where it says stop.
+//!
+//! One [`Shaper`] a path, shared by every socket of it: the sessions, the attempts that race them, the
+//! handshakes and the TCP fallback. So whatever leaves is counted and paced once, where it leaves.
+//!
+//! - The *rate* delays: see [`shared::pace`].
+//! - The *fence* holds: bytes of both directions up to which datagrams may leave. It lies no further than
+//!   what was written to disk beforehand (see [`super::meter`]) and than what an allowance still gives. What
+//!   comes in can't be held and moves up to the fence, too.
+//!
+//! Received bytes are counted as they come. The lock is held for a few lines and never over a wait.
+
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use shared::congestion::RateLimit;
+use shared::pace::Pace;
+use shared::units::BitRate;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+
+/// UDP's header.
+const UDP_HEADER: u64 = 8;
+const IPV4_HEADER: u64 = 20;
+const IPV6_HEADER: u64 = 40;
+/// TCP's header with the time stamps that every system sends (RFC 7323).
+const TCP_HEADER: u64 = 32;
+/// Largest packet on a link without jumbo frames.
+const PACKET: u64 = 1_500;
+/// So near to the fence datagrams leave one by one.
+const LAST_STEPS: u64 = 64 << 10;
+/// Connections that wait for the fence. They try again by themselves should there be more.
+const MAX_WAITING: usize = 64;
+
+/// Bytes that moved, in IP packets with their headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// From the site.
+    pub sent: u64,
+    /// To the site.
+    pub received: u64,
+    /// Packets from the site.
+    pub sent_packets: u64,
+    /// Packets to the site.
+    pub received_packets: u64,
+}
+
+impl Traffic {
+    /// Both ways.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.sent.saturating_add(self.received)
+    }
+}
+
+/// Shapes and counts the traffic of one path.
+#[derive(Debug)]
+pub struct Shaper {
+    origin: Instant,
+    state: Mutex<State>,
+    /// Somebody stands at the fence: whoever sets it should look.
+    at_fence: Notify,
+    /// The rate again, for controllers: they need not probe for more.
+    limit: RateLimit,
+}
+
+#[derive(Debug)]
+struct State {
+    gate: Gate,
+    /// Tasks that are held by the fence.
+    waiting: Vec<Waker>,
+}
+
+impl State {
+    fn wait(&mut self, waker: &Waker) {
+        if self.waiting.iter().any(|known| known.will_wake(waker)) {
+            return;
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.remove(0).wake();
+        }
+        self.waiting.push(waker.clone());
+    }
+}
+
+/// What a datagram may do that wants to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// Go.
+    Now,
+    /// Ask again at this time.
+    At(Duration),
+    /// Wait until the fence is moved.
+    Held,
+}
+
+/// Counts, rate and fence: plain code.
+#[derive(Debug)]
+struct Gate {
+    pace: Pace,
+    traffic: Traffic,
+    fence: u64,
+}
+
+impl Gate {
+    /// What may still move before the fence.
+    const fn room(&self) -> u64 {
+        self.fence.saturating_sub(self.traffic.bytes())
+    }
+
+    /// The size of what is to leave isn't asked: whoever was told that it may leave must be able to.
+    fn may_leave(&self, now: Duration) -> Leave {
+        if self.room() < PACKET {
+            Leave::Held
+        } else if self.pace.is_ready(now) {
+            Leave::Now
+        } else {
+            Leave::At(self.pace.ready_at())
+        }
+    }
+
+    fn take(&mut self, packets: Packets, now: Duration) -> bool {
+        let may = self.may_leave(now) == Leave::Now;
+        if may {
+            self.sent(packets, now);
+        }
+        may
+    }
+
+    fn sent(&mut self, packets: Packets, now: Duration) {
+        self.pace.sent(packets.bytes, now);
+        self.traffic.sent = self.traffic.sent.saturating_add(packets.bytes);
+        self.traffic.sent_packets = self.traffic.sent_packets.saturating_add(packets.count);
+    }
+
+    const fn received(&mut self, packets: Packets) {
+        self.traffic.received = self.traffic.received.saturating_add(packets.bytes);
+        self.traffic.received_packets = self.traffic.received_packets.saturating_add(packets.count);
+    }
+
+    /// Just before the fence one, so that none passes it.
+    fn max_segments(&self) -> usize {
+        if self.room() < LAST_STEPS {
+            1
+        } else {
+            self.pace.max_segments()
+        }
+    }
+}
+
+impl Shaper {
+    /// Lets everything go until told otherwise.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            origin: Instant::now(),
+            state: Mutex::new(State {
+                gate: Gate {
+                    pace: Pace::new(None),
+                    traffic: Traffic::default(),
+                    fence: u64::MAX,
+                },
+                waiting: Vec::new(),
+            }),
+            at_fence: Notify::new(),
+            limit: RateLimit::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Changes the rate; holds from the next datagram on.
+    pub fn set_rate(&self, rate: Option<BitRate>) {
+        self.limit
+            .set(rate.map_or(u64::MAX, BitRate::bytes_per_sec));
+        let now = self.now();
+        let mut state = self.lock();
+        if state.gate.pace.rate() != rate {
+            state.gate.pace.set_rate(rate, now);
+        }
+    }
+
+    /// The rate as it changes, for the congestion controllers of this path.
+    #[must_use]
+    pub fn limit(&self) -> RateLimit {
+        self.limit.clone()
+    }
+
+    /// The rate that is set.
+    #[must_use]
+    pub fn rate(&self) -> Option<BitRate> {
+        self.lock().gate.pace.rate()
+    }
+
+    /// Moves the fence; what waits behind it goes on.
+    pub fn set_fence(&self, fence: u64) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.gate.fence = fence;
+        if state.gate.may_leave(now) != Leave::Held {
+            let waiting = std::mem::take(&mut state.waiting);
+            drop(state);
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Ends when somebody is held by the fence.
+    pub async fn reached_fence(&self) {
+        self.at_fence.notified().await;
+    }
+
+    /// What moved since the start.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.lock().gate.traffic
+    }
+
+    /// Datagrams that may leave in one call.
+    #[must_use]
+    pub fn max_segments(&self) -> usize {
+        self.lock().gate.max_segments()
+    }
+
+    /// Counts and charges what is about to leave, if it may: false means to wait with [`Shaper::poll_ready`].
+    pub fn try_take(&self, packets: Packets) -> bool {
+        let now = self.now();
+        self.lock().gate.take(packets, now)
+    }
+
+    /// What was taken did not leave after all. The time that it was given is lost.
+    pub fn give_back(&self, packets: Packets) {
+        let traffic = &mut self.lock().gate.traffic;
+        traffic.sent = traffic.sent.saturating_sub(packets.bytes);
+        traffic.sent_packets = traffic.sent_packets.saturating_sub(packets.count);
+    }
+
+    /// Counts what came in.
+    pub fn received(&self, packets: Packets) {
+        self.lock().gate.received(packets);
+    }
+
+    /// Counts what the system sent on its own, as TCP's repetitions are; it can't be held any more, but what
+    /// follows waits for it.
+    pub fn sent_already(&self, packets: Packets) {
+        let now = self.now();
+        self.lock().gate.sent(packets, now);
+    }
+
+    /// Whether a datagram may leave, by the rate and the fence; else the task is woken when that may have
+    /// changed. `timer` is the task's own.
+    pub fn poll_ready(&self, timer: &mut Timer, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let now = self.now();
+            let mut state = self.lock();
+            let ready_at = match state.gate.may_leave(now) {
+                Leave::Now => return Poll::Ready(()),
+                Leave::At(ready_at) => ready_at,
+                Leave::Held => {
+                    state.wait(context.waker());
+                    self.at_fence.notify_one();
+                    return Poll::Pending;
+                }
+            };
+            drop(state);
+            if timer.poll(self.origin + ready_at, context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Waits until so many packets may leave, and takes them.
+    pub async fn admit(&self, packets: Packets) {
+        let mut timer = Timer::default();
+        loop {
+            poll_fn(|context| self.poll_ready(&mut timer, context)).await;
+            if self.try_take(packets) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Default for Shaper {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A timer that is set only while its task waits.
+#[derive(Debug, Default)]
+pub struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    fn poll(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if sleep.deadline() != until {
+            sleep.as_mut().reset(until);
+        }
+        sleep.as_mut().poll(context)
+    }
+}
+
+/// IP packets: how many, and their bytes with all headers from IP's on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Packets {
+    /// How many.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Packets {
+    /// UDP datagrams of one size, the last one shorter, to or from an address.
+    #[must_use]
+    pub fn udp(len: usize, segment: Option<usize>, peer: SocketAddr) -> Self {
+        let count = match segment {
+            Some(segment) if segment > 0 => len.div_ceil(segment).max(1),
+            Some(_) | None => 1,
+        };
+        let (count, len) = (count as u64, len as u64);
+        Self {
+            count,
+            bytes: len + count * (ip_header(peer.ip()) + UDP_HEADER),
+        }
+    }
+
+    /// A TCP connection's segments and the bytes in them.
+    #[must_use]
+    pub fn tcp(count: u64, payload: u64, peer: SocketAddr) -> Self {
+        Self {
+            count,
+            bytes: payload.saturating_add(count.saturating_mul(ip_header(peer.ip()) + TCP_HEADER)),
+        }
+    }
+}
+
+/// On a socket for both versions an IPv4 address comes as `::ffff:192.0.2.1`; its packets are IPv4's.
+fn ip_header(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(_) => IPV4_HEADER,
+        IpAddr::V6(_) => IPV6_HEADER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn packet(bytes: u64) -> Packets {
+        Packets { count: 1, bytes }
+    }
+
+    #[test]
+    fn headers_are_counted_by_version_and_for_each_segment() {
+        let v4 = "192.0.2.1:7443".parse().unwrap();
+        let mapped = "[::ffff:192.0.2.1]:7443".parse().unwrap();
+        let v6 = "[2001:db8::1]:7443".parse().unwrap();
+        for (len, segment, peer, count, bytes) in [
+            (1_200, None, v4, 1, 1_228),
+            (1_200, None, mapped, 1, 1_228),
+            (1_200, None, v6, 1, 1_248),
+            (3_700, Some(1_200), v4, 4, 3_812),
+            (3_600, Some(1_200), v6, 3, 3_744),
+            (0, Some(0), v4, 1, 28),
+        ] {
+            assert_eq!(
+                Packets::udp(len, segment, peer),
+                Packets { count, bytes },
+                "{len}"
+            );
+        }
+        assert_eq!(Packets::tcp(2, 2_000, v4).bytes, 2_104);
+    }
+
+    fn gate(rate: Option<BitRate>, fence: u64) -> Gate {
+        Gate {
+            pace: Pace::new(rate),
+            traffic: Traffic::default(),
+            fence,
+        }
+    }
+
+    #[test]
+    fn the_rate_holds_over_ten_seconds_and_is_reached() {
+        let mut gate = gate(Some(BitRate::kbit(100)), u64::MAX);
+        let mut now = Duration::ZERO;
+        while now < Duration::from_secs(10) {
+            match gate.may_leave(now) {
+                Leave::Now => assert!(gate.take(packet(1_250), now)),
+                Leave::At(at) => now = at,
+                Leave::Held => panic!("no fence"),
+            }
+        }
+        let sent = gate.traffic.sent;
+        assert!((122_500..=127_500).contains(&sent), "{sent}");
+        assert_eq!(gate.traffic.sent_packets * 1_250, sent);
+    }
+
+    #[test]
+    fn what_comes_in_moves_up_to_the_fence_too() {
+        let mut gate = gate(None, 5_000);
+        assert_eq!(gate.max_segments(), 1);
+        assert!(gate.take(packet(1_500), Duration::ZERO));
+        gate.received(packet(2_500));
+        assert_eq!(gate.may_leave(Duration::ZERO), Leave::Held);
+        assert!(!gate.take(packet(60), Duration::ZERO));
+        assert_eq!(gate.traffic.bytes(), 4_000);
+        gate.fence = 200_000;
+        assert!(gate.take(packet(60), Duration::ZERO) && gate.max_segments() > 1);
+    }
+
+    #[tokio::test]
+    async fn who_is_held_goes_on_when_the_fence_is_moved() {
+        let shaper = Arc::new(Shaper::new());
+        shaper.set_fence(0);
+        let mut waiting = tokio::task::JoinSet::new();
+        waiting.spawn({
+            let shaper = Arc::clone(&shaper);
+            async move { shaper.admit(packet(1_500)).await }
+        });
+        shaper.reached_fence().await;
+        assert_eq!(shaper.traffic().bytes(), 0);
+        shaper.set_fence(60_000);
+        waiting.join_next().await.unwrap().unwrap();
+        assert_eq!(shaper.traffic().sent, 1_500);
+        shaper.give_back(packet(1_500));
+        assert_eq!(shaper.traffic(), Traffic::default());
+    }
+
+    #[tokio::test]
+    async fn a_rate_is_waited_for() {
+        let shaper = Shaper::new();
+        shaper.set_rate(Some(BitRate::mbit(1)));
+        for _ in 0..8 {
+            shaper.admit(packet(1_250)).await;
+        }
+        // 10,000 bytes, of which the last and the tolerance need not be waited for
+        assert!(
+            shaper.now() >= Duration::from_millis(45),
+            "{:?}",
+            shaper.now()
+        );
+        assert_eq!(shaper.rate(), Some(BitRate::mbit(1)));
+    }
+}

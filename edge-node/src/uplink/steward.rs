@@ -1,0 +1,614 @@
+//! Keeps house for the link: charges what moved to every allowance that it concerns, decides what holds on
+//! each path, and says how far the fences may be.
+//!
+//! ```text
+//!  traffic of a path ──► its book, the site's, the hub's ──► decisions ──► the tightest holds
+//!                          │
+//!                          └──► what is kept: counted + ahead ──► written ──► fence
+//! ```
+//! The site's policy and the one that the hub pushed count what all paths move; a path's own counts its own.
+//!
+//! Plain code: it takes counters and clocks, and says what to write and what to set. [`super::keeper`] does
+//! it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shared::units::ByteSize;
+
+use super::meter::{Ahead, Kept};
+use super::policy::{
+    Action, Allowance, Book, Calendar, Charged, Clocks, Decision, Period, Policy, Seen,
+};
+use super::shaper::Traffic;
+
+/// Names of books; a path's is its name behind this.
+const SITE: &str = "site";
+const HUB: &str = "hub";
+const PATH: &str = "path ";
+
+/// The best speed of a path is forgotten by this part a second: by half in six minutes.
+const FADE: u64 = 512;
+
+/// What a policy that the hub pushes may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FromHub {
+    /// Allow less than the file does.
+    Tighten,
+    /// Stand in place of the file's.
+    Replace,
+    /// Nothing.
+    Ignore,
+}
+
+/// The policies of a site, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// For the site, over all paths.
+    pub site: Policy,
+    /// What the hub may change.
+    pub from_hub: FromHub,
+    /// For each path by name, the preferred first. At least one.
+    pub paths: Vec<(String, Policy)>,
+}
+
+/// How an allowance stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// `site`, `hub` or the path's name.
+    pub of: String,
+    /// So many a period.
+    pub bytes: ByteSize,
+    /// Which.
+    pub period: Period,
+    /// Of them.
+    pub used: u64,
+    /// What holds because of that.
+    pub action: Action,
+    /// When the period ends.
+    pub end_ms: i64,
+}
+
+/// A policy with what was used of its allowance.
+#[derive(Debug)]
+struct Account {
+    policy: Policy,
+    /// With the calendar that it is kept by; `None` without an allowance.
+    book: Option<(Calendar, Book)>,
+}
+
+impl Account {
+    fn new(policy: Policy, kept: Option<Book>, now: Clocks) -> Self {
+        let book = policy.calendar().map(|calendar| {
+            let mut book = kept.unwrap_or_else(|| Book::new(&calendar, now));
+            let _seen = book.look(&calendar, now);
+            (calendar, book)
+        });
+        Self { policy, book }
+    }
+
+    /// Another policy; what was used stays used.
+    fn replace(&mut self, policy: Policy, now: Clocks) {
+        let book = self.book.take().map(|(_, book)| book);
+        *self = Self::new(policy, book, now);
+    }
+
+    fn look(&mut self, now: Clocks) -> Seen {
+        self.book
+            .as_mut()
+            .map_or(Seen::Same, |(calendar, book)| book.look(calendar, now))
+    }
+
+    const fn charge(&mut self, bytes: u64) {
+        if let Some((_, book)) = &mut self.book {
+            book.charge(bytes);
+        }
+    }
+
+    fn decide(&self, wall_ms: i64) -> Decision {
+        let charged = self
+            .book
+            .as_ref()
+            .map_or_else(Charged::default, |(_, book)| Charged {
+                used: book.used(),
+                end_ms: book.end_ms(),
+            });
+        self.policy.decide(wall_ms, charged)
+    }
+
+    fn standing(&self, of: &str) -> Option<Standing> {
+        let (allowance, (_, book)): (&Allowance, _) =
+            self.policy.allowance.as_ref().zip(self.book.as_ref())?;
+        Some(Standing {
+            of: of.to_owned(),
+            bytes: allowance.bytes,
+            period: allowance.period,
+            used: book.used(),
+            action: allowance.action(book.used()),
+            end_ms: book.end_ms(),
+        })
+    }
+
+    /// As it is written down: with what may move before the next time.
+    fn keep(&self, ahead: u64) -> Option<Book> {
+        let (_, book) = self.book.as_ref()?;
+        let mut book = book.clone();
+        book.charge(ahead);
+        Some(book)
+    }
+}
+
+#[derive(Debug)]
+struct PathState {
+    name: String,
+    account: Account,
+    /// Counted before the process started.
+    before: Traffic,
+    /// Counted since.
+    seen: Traffic,
+    ahead: Ahead,
+    /// Somebody stood at the fence because too little was written ahead.
+    was_met: bool,
+    /// Bytes since the start that are written down.
+    written: u64,
+    /// Where the speed was measured from.
+    speed_from: (Duration, u64),
+    bytes_per_sec: u64,
+    best_bytes_per_sec: u64,
+}
+
+/// What to write down, and how far the fences may be moved then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Draft {
+    pub(super) kept: Kept,
+    written: Vec<u64>,
+}
+
+/// Decides for all paths of a site.
+#[derive(Debug)]
+pub(super) struct Steward {
+    from_hub: FromHub,
+    site: Account,
+    hub: Option<Account>,
+    /// The hub's counts are kept while it has no policy, for it may push the same one again.
+    hub_book: Option<Book>,
+    paths: Vec<PathState>,
+    /// Counts of paths that are not configured.
+    others: BTreeMap<String, Traffic>,
+}
+
+impl Steward {
+    pub(super) fn new(rules: Rules, kept: &Kept, now: Clocks) -> Self {
+        let book = |name: &str| kept.books.get(name).copied().map(Book::restore);
+        let paths = rules.paths.into_iter().map(|(name, policy)| PathState {
+            account: Account::new(policy, book(&format!("{PATH}{name}")), now),
+            before: kept.paths.get(&name).copied().unwrap_or_default(),
+            seen: Traffic::default(),
+            ahead: Ahead::new(),
+            was_met: false,
+            written: 0,
+            speed_from: (now.running, 0),
+            bytes_per_sec: 0,
+            best_bytes_per_sec: 0,
+            name,
+        });
+        let paths: Vec<PathState> = paths.collect();
+        let is_other = |name: &String| paths.iter().all(|path| path.name != *name);
+        let others = kept.paths.iter().filter(|(name, _)| is_other(name));
+        Self {
+            from_hub: rules.from_hub,
+            site: Account::new(rules.site, book(SITE), now),
+            hub: None,
+            hub_book: book(HUB),
+            others: others
+                .map(|(name, traffic)| (name.clone(), *traffic))
+                .collect(),
+            paths,
+        }
+    }
+
+    /// Other rules for the same paths; a path that the rules don't have keeps its own.
+    pub(super) fn set_rules(&mut self, rules: Rules, now: Clocks) {
+        self.from_hub = rules.from_hub;
+        self.site.replace(rules.site, now);
+        for (name, policy) in rules.paths {
+            if let Some(path) = self.paths.iter_mut().find(|path| path.name == name) {
+                path.account.replace(policy, now);
+            }
+        }
+    }
+
+    /// The policy that the hub pushed; `None`: it has none any more.
+    pub(super) fn set_hub(&mut self, policy: Option<Policy>, now: Clocks) {
+        if let Some(old) = self.hub.take().and_then(|account| account.keep(0)) {
+            self.hub_book = Some(old);
+        }
+        self.hub = policy.map(|policy| Account::new(policy, self.hub_book.take(), now));
+    }
+
+    /// What a path's shaper has counted since the start.
+    pub(super) fn handle_traffic(&mut self, path: usize, traffic: Traffic, running: Duration) {
+        let Some(path) = self.paths.get_mut(path) else {
+            return;
+        };
+        let moved = traffic.bytes().saturating_sub(path.seen.bytes());
+        path.seen = traffic;
+        path.account.charge(moved);
+        let (since, bytes) = path.speed_from;
+        let time = running.saturating_sub(since).as_millis();
+        if time >= 1_000 {
+            let moved = u128::from(traffic.bytes().saturating_sub(bytes));
+            let speed = u64::try_from(moved * 1_000 / time).unwrap_or(u64::MAX);
+            path.bytes_per_sec = (path.bytes_per_sec / 4).saturating_mul(3) + speed / 4;
+            // what a link once carried says less with every minute
+            let faded = path.best_bytes_per_sec - path.best_bytes_per_sec / FADE;
+            path.best_bytes_per_sec = faded.max(path.bytes_per_sec);
+            path.speed_from = (running, traffic.bytes());
+        }
+        self.site.charge(moved);
+        if let Some(hub) = &mut self.hub {
+            hub.charge(moved);
+        }
+    }
+
+    /// Looks at the clocks; what the books came to that is worth telling.
+    pub(super) fn handle_clocks(&mut self, now: Clocks) -> Vec<(String, Seen)> {
+        let mut seen = vec![(SITE.to_owned(), self.site.look(now))];
+        if let Some(hub) = &mut self.hub {
+            seen.push((HUB.to_owned(), hub.look(now)));
+        }
+        for path in &mut self.paths {
+            seen.push((path.name.clone(), path.account.look(now)));
+        }
+        seen.retain(|(_, seen)| *seen != Seen::Same);
+        seen
+    }
+
+    /// What holds on a path.
+    pub(super) fn decide(&self, path: usize, wall_ms: i64) -> Decision {
+        let shared = self.decide_shared(wall_ms);
+        match self.paths.get(path) {
+            Some(path) => shared.and(&path.account.decide(wall_ms), &path.name),
+            None => shared,
+        }
+    }
+
+    fn decide_shared(&self, wall_ms: i64) -> Decision {
+        let hub = self.hub.as_ref().map(|hub| hub.decide(wall_ms));
+        match (hub, self.from_hub) {
+            (Some(hub), FromHub::Tighten) => self.site.decide(wall_ms).and(&hub, HUB),
+            (Some(hub), FromHub::Replace) => Decision::free().and(&hub, HUB),
+            (_, FromHub::Ignore) | (None, FromHub::Tighten | FromHub::Replace) => {
+                self.site.decide(wall_ms)
+            }
+        }
+    }
+
+    /// Bytes since the start up to which datagrams may leave by a path.
+    pub(super) fn fence(&self, path: usize, wall_ms: i64) -> u64 {
+        let Some(path) = self.paths.get(path) else {
+            return 0;
+        };
+        // what all share is given out in parts, anew at every look
+        let paths = self.paths.len().max(1) as u64;
+        let shared = self
+            .decide_shared(wall_ms)
+            .hard_left
+            .map(|left| left / paths);
+        let own = path.account.decide(wall_ms).hard_left;
+        let left = shared.into_iter().chain(own).min();
+        let by_allowance = left.map_or(u64::MAX, |left| path.seen.bytes().saturating_add(left));
+        by_allowance.min(path.written)
+    }
+
+    /// Somebody stands at a path's fence: more must be written ahead.
+    pub(super) fn fence_met(&mut self, path: usize) {
+        if let Some(path) = self.paths.get_mut(path) {
+            path.was_met |= path
+                .ahead
+                .is_low(path.written.saturating_sub(path.seen.bytes()));
+        }
+    }
+
+    /// Whether it is time to write.
+    pub(super) fn wants_to_write(&self) -> bool {
+        self.paths.iter().any(|path| {
+            let left = path.written.saturating_sub(path.seen.bytes());
+            path.ahead.is_low(left)
+        })
+    }
+
+    /// What to write so that the fences can be moved.
+    pub(super) fn draft(&mut self) -> Draft {
+        for path in &mut self.paths {
+            let was_met = std::mem::take(&mut path.was_met);
+            path.ahead.follow(path.bytes_per_sec, was_met);
+        }
+        self.draft_with(|path| path.ahead.bytes())
+    }
+
+    /// What to write when nothing will move any more.
+    pub(super) fn last_draft(&self) -> Draft {
+        self.draft_with(|_| 0)
+    }
+
+    /// A draft is on the disk.
+    pub(super) fn written(&mut self, draft: &Draft) {
+        for (path, written) in self.paths.iter_mut().zip(&draft.written) {
+            path.written = *written;
+        }
+    }
+
+    fn draft_with(&self, ahead: impl Fn(&PathState) -> u64) -> Draft {
+        let mut kept = Kept {
+            paths: self.others.clone(),
+            books: BTreeMap::new(),
+        };
+        let mut keep = |name: String, book: Option<Book>| {
+            if let Some(book) = book {
+                kept.books.insert(name, book.entry());
+            }
+        };
+        let all = self.paths.iter().map(&ahead).fold(0, u64::saturating_add);
+        keep(SITE.to_owned(), self.site.keep(all));
+        let hub = self.hub.as_ref().and_then(|hub| hub.keep(all));
+        keep(HUB.to_owned(), hub.or_else(|| self.hub_book.clone()));
+        for path in &self.paths {
+            keep(
+                format!("{PATH}{}", path.name),
+                path.account.keep(ahead(path)),
+            );
+        }
+        for path in &self.paths {
+            let mut traffic = path.total();
+            // nobody knows which way it will go; together they are never too low
+            traffic.sent = traffic.sent.saturating_add(ahead(path));
+            kept.paths.insert(path.name.clone(), traffic);
+        }
+        let written = self.paths.iter();
+        Draft {
+            written: written
+                .map(|path| path.seen.bytes().saturating_add(ahead(path)))
+                .collect(),
+            kept,
+        }
+    }
+
+    /// Names of the paths, the preferred first.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.paths.iter().map(|path| path.name.as_str())
+    }
+
+    /// Bytes of a path since its counts began.
+    pub(super) fn total(&self, path: usize) -> Traffic {
+        self.paths
+            .get(path)
+            .map_or_else(Traffic::default, PathState::total)
+    }
+
+    /// Bytes a second of a path: of late, and the best of the last minutes.
+    pub(super) fn speed(&self, path: usize) -> (u64, u64) {
+        let path = self.paths.get(path);
+        path.map_or((0, 0), |path| (path.bytes_per_sec, path.best_bytes_per_sec))
+    }
+
+    /// How all allowances stand.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let site = self.site.standing(SITE);
+        let hub = self.hub.as_ref().and_then(|hub| hub.standing(HUB));
+        let paths = self.paths.iter();
+        let paths = paths.filter_map(|path| path.account.standing(&path.name));
+        site.into_iter().chain(hub).chain(paths).collect()
+    }
+}
+
+impl PathState {
+    const fn total(&self) -> Traffic {
+        Traffic {
+            sent: self.before.sent.saturating_add(self.seen.sent),
+            received: self.before.received.saturating_add(self.seen.received),
+            sent_packets: self
+                .before
+                .sent_packets
+                .saturating_add(self.seen.sent_packets),
+            received_packets: self
+                .before
+                .received_packets
+                .saturating_add(self.seen.received_packets),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared::class::ClassSet;
+    use shared::units::BitRate;
+
+    use super::*;
+    use crate::uplink::policy::{Limits, Zone};
+
+    const NOON: i64 = 1_795_780_800_000;
+
+    fn clocks(seconds: u64) -> Clocks {
+        Clocks {
+            wall_ms: NOON + i64::try_from(seconds * 1_000).unwrap(),
+            running: Duration::from_secs(seconds),
+            boot_id: 1,
+        }
+    }
+
+    fn metered(bytes: u64) -> Policy {
+        Policy {
+            allowance: Some(Allowance {
+                bytes: ByteSize(bytes),
+                period: Period::Day,
+                at_80: Action::CriticalOnly,
+                at_100: Action::Stop,
+            }),
+            zone: Zone::utc(),
+            ..Policy::default()
+        }
+    }
+
+    fn rules(site: Policy, cell: Policy) -> Rules {
+        Rules {
+            site,
+            from_hub: FromHub::Tighten,
+            paths: vec![("wifi".into(), Policy::default()), ("cell".into(), cell)],
+        }
+    }
+
+    fn sent(bytes: u64) -> Traffic {
+        Traffic {
+            sent: bytes,
+            ..Traffic::default()
+        }
+    }
+
+    #[test]
+    fn a_path_counts_its_own_bytes_and_the_site_counts_all() {
+        let rules = rules(metered(100_000_000), metered(10_000_000));
+        let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+        steward.handle_traffic(0, sent(50_000_000), Duration::ZERO);
+        steward.handle_traffic(1, sent(9_000_000), Duration::ZERO);
+        let used: Vec<_> = steward
+            .standings()
+            .into_iter()
+            .map(|it| (it.of, it.used))
+            .collect();
+        assert_eq!(
+            used,
+            [
+                ("site".to_owned(), 59_000_000),
+                ("cell".to_owned(), 9_000_000)
+            ]
+        );
+        assert_eq!(steward.decide(0, NOON).classes, ClassSet::ALL);
+        let cell = steward.decide(1, NOON);
+        assert_eq!(cell.classes, ClassSet::CRITICAL_ONLY);
+        assert!(
+            cell.reason.starts_with("cell: 90 % of 10MB a day used"),
+            "{}",
+            cell.reason
+        );
+        assert_eq!(steward.names().collect::<Vec<_>>(), ["wifi", "cell"]);
+    }
+
+    #[test]
+    fn the_hub_tightens_replaces_or_is_ignored() {
+        let slow = |kbit| Policy {
+            limits: Limits {
+                rate_up: Some(BitRate::kbit(kbit)),
+                ..Limits::default()
+            },
+            ..Policy::default()
+        };
+        for (from_hub, pushed, expected) in [
+            (FromHub::Tighten, 500, 100),
+            (FromHub::Tighten, 50, 50),
+            (FromHub::Replace, 500, 500),
+            (FromHub::Ignore, 50, 100),
+        ] {
+            let rules = Rules {
+                from_hub,
+                ..rules(slow(100), Policy::default())
+            };
+            let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+            steward.set_hub(Some(slow(pushed)), clocks(0));
+            let rate = steward.decide(0, NOON).rate_up;
+            assert_eq!(rate, Some(BitRate::kbit(expected)), "{from_hub:?}");
+            steward.set_hub(None, clocks(1));
+            assert_eq!(steward.decide(0, NOON).rate_up, Some(BitRate::kbit(100)));
+        }
+    }
+
+    #[test]
+    fn a_policy_that_is_withdrawn_and_pushed_again_is_no_new_allowance() {
+        let rules = rules(Policy::default(), Policy::default());
+        let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+        steward.set_hub(Some(metered(1_000_000)), clocks(0));
+        steward.handle_traffic(0, sent(900_000), Duration::ZERO);
+        steward.set_hub(None, clocks(1));
+        let draft = steward.last_draft();
+        let mut steward = Steward::new(
+            self::rules(Policy::default(), Policy::default()),
+            &draft.kept,
+            clocks(2),
+        );
+        steward.set_hub(Some(metered(2_000_000)), clocks(3));
+        assert_eq!(steward.standings()[0].used, 900_000);
+    }
+
+    #[test]
+    fn nothing_leaves_before_it_is_written_down() {
+        let rules = rules(Policy::default(), Policy::default());
+        let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+        assert!(steward.wants_to_write());
+        assert_eq!(steward.fence(0, NOON), 0);
+        let draft = steward.draft();
+        steward.written(&draft);
+        assert_eq!(steward.fence(0, NOON), 256 << 10);
+        assert!(!steward.wants_to_write());
+        steward.handle_traffic(0, sent(200 << 10), Duration::from_secs(1));
+        assert!(steward.wants_to_write());
+    }
+
+    #[test]
+    fn a_day_that_is_used_up_stops_the_site_until_the_next() {
+        let rules = rules(metered(1_000_000), Policy::default());
+        let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+        steward.handle_traffic(0, sent(999_000), Duration::ZERO);
+        assert!(steward.decide(0, NOON).is_stopped());
+        // 2026-11-28 00:00 is twelve hours later
+        let tomorrow = clocks(12 * 3_600);
+        assert_eq!(
+            steward.handle_clocks(tomorrow),
+            [("site".to_owned(), Seen::Renewed)]
+        );
+        assert!(!steward.decide(0, tomorrow.wall_ms).is_stopped());
+    }
+
+    proptest! {
+        /// A process that sends as much as its fence lets it, is killed at any time and starts again.
+        #[test]
+        fn however_often_it_is_killed_the_allowance_holds(
+            steps in prop::collection::vec((0_u64..900_000, 0_u8..10), 1..80),
+        ) {
+            const ALL: u64 = 5_000_000;
+            let mut kept = Kept::default();
+            let mut really = 0_u64;
+            let mut now = 0;
+            let mut steward = Steward::new(rules(metered(ALL), Policy::default()), &kept, clocks(now));
+            let mut since_start = 0_u64;
+            for (bytes, event) in steps {
+                now += 1;
+                if event == 0 {
+                    steward = Steward::new(rules(metered(ALL), Policy::default()), &kept, clocks(now));
+                    since_start = 0;
+                } else if event == 1 {
+                    steward.handle_traffic(0, sent(since_start), Duration::from_secs(now));
+                    let draft = steward.last_draft();
+                    kept = draft.kept;
+                    steward = Steward::new(rules(metered(ALL), Policy::default()), &kept, clocks(now));
+                    since_start = 0;
+                    prop_assert!(steward.total(0).bytes() >= really);
+                }
+                if steward.wants_to_write() {
+                    let draft = steward.draft();
+                    kept = draft.kept.clone();
+                    steward.written(&draft);
+                }
+                let moved = bytes.min(steward.fence(0, NOON).saturating_sub(since_start));
+                since_start += moved;
+                really += moved;
+                // the counters are read only now and then
+                if event > 3 {
+                    steward.handle_traffic(0, sent(since_start), Duration::from_secs(now));
+                }
+                prop_assert!(really <= ALL, "{}", really);
+                prop_assert!(kept.paths["wifi"].bytes() >= really);
+            }
+        }
+    }
+}

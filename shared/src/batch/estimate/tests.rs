@@ -1,0 +1,178 @@
+//! Recordings are read as they stand, and every way of sending gives them back.
+
+use super::*;
+
+const CLOCK: fn() -> Duration = || Duration::ZERO;
+
+fn plain() -> RecordingOptions {
+    RecordingOptions {
+        time_field: None,
+        key_field: None,
+        interval: Duration::from_secs(1),
+    }
+}
+
+fn options(delay: Duration) -> EstimateOptions {
+    EstimateOptions {
+        delay,
+        level: 3,
+        limits: ChainLimits::default(),
+        topic_len: 8,
+    }
+}
+
+fn sample(timestamp_ms: i64, key: Option<&str>, value: &str) -> Sample {
+    Sample {
+        timestamp_ms,
+        key: key.map(|key| key.as_bytes().to_vec()),
+        value: Some(value.as_bytes().to_vec()),
+    }
+}
+
+fn readings() -> Vec<Sample> {
+    (0..2000)
+        .map(|n| {
+            let device = n % 4;
+            let value = format!(
+                r#"{{"id":"pump-{device}","t":{}.{:02}}}"#,
+                20 + device,
+                n * n % 7
+            );
+            sample(
+                1_750_000_000_000 + n * 100,
+                Some(&format!("pump-{device}")),
+                &value,
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn every_way_gives_the_records_back_and_knowing_more_costs_less() {
+    let estimates = estimate(&readings(), &options(Duration::from_secs(1)), &CLOCK).unwrap();
+    let of = |codec: &str| {
+        let found = estimates.iter().find(|estimate| estimate.codec == codec);
+        found.unwrap_or_else(|| panic!("{codec} is missing"))
+    };
+    assert_eq!(of("kafka-zstd").ratio, 1.0);
+    assert_eq!(of("none").batches, 190);
+    assert_eq!(of("none").records, 1900);
+    assert!(of("zstd").ratio < 1.0);
+    assert!(of("zstd-dict").bytes < of("zstd").bytes);
+    assert!(of("columnar").bytes < of("zstd-dict").bytes);
+    assert!(of("columnar").bytes_per_record < 5.0);
+    // 2000 records in 199.9 s
+    let expected = of("none").bytes_per_record * 10.0 * 30.0 * 86_400.0;
+    assert!((of("none").bytes_per_month / expected - 1.0).abs() < 0.01);
+}
+
+#[test]
+fn a_longer_delay_costs_less() {
+    let bytes = |delay| {
+        let estimates = estimate(&readings(), &options(delay), &CLOCK).unwrap();
+        estimates
+            .iter()
+            .map(|e| e.bytes_per_record)
+            .collect::<Vec<_>>()
+    };
+    let (short, long) = (
+        bytes(Duration::from_millis(100)),
+        bytes(Duration::from_secs(60)),
+    );
+    for (short, long) in short.iter().zip(&long) {
+        assert!(short > long);
+    }
+}
+
+#[test]
+fn a_recording_of_one_record_is_estimated() {
+    let estimates = estimate(&readings()[..1], &options(Duration::ZERO), &CLOCK).unwrap();
+    assert!(
+        estimates
+            .iter()
+            .all(|e| e.records == 1 && e.bytes_per_month == 0.0)
+    );
+}
+
+#[test]
+fn lines_that_say_key_time_and_value_are_taken_apart() {
+    let text = b"{\"key\":\"a\",\"ts\":5,\"value\":\"x \\\"1\\\"\"}\r\n\n{\"key\":null,\"ts\":7,\"value\":null}\n";
+    let samples = read_recording(text, &plain()).unwrap();
+    let nothing = Sample {
+        timestamp_ms: 7,
+        key: None,
+        value: None,
+    };
+    assert_eq!(samples, [sample(5, Some("a"), "x \"1\""), nothing]);
+}
+
+#[test]
+fn other_lines_are_values_and_fields_may_be_named() {
+    let text = b"{\"d\":{\"id\":7,\"at\":\"2026-01-31T12:00:00.5+01:00\"}}\n{\"d\":{\"id\":\"b\",\"at\":1769860800}}";
+    let samples = read_recording(text, &plain()).unwrap();
+    assert_eq!(samples[1].timestamp_ms, 1000);
+    assert_eq!(samples[1].key, None);
+    let named = RecordingOptions {
+        time_field: Some("d.at".to_owned()),
+        key_field: Some("d.id".to_owned()),
+        ..plain()
+    };
+    let samples = read_recording(text, &named).unwrap();
+    assert_eq!(samples[0].timestamp_ms, 1_769_857_200_500);
+    assert_eq!(samples[0].key.as_deref(), Some(b"7".as_slice()));
+    assert_eq!(samples[1].timestamp_ms, 1_769_860_800_000);
+    assert_eq!(samples[1].key.as_deref(), Some(b"b".as_slice()));
+}
+
+#[test]
+fn times_are_told_by_their_size() {
+    for (time, ms) in [
+        ("1750000000", 1_750_000_000_000),
+        ("1750000000.25", 1_750_000_000_250),
+        ("1750000000123", 1_750_000_000_123),
+        ("1750000000123456", 1_750_000_000_123),
+        ("1750000000123456789", 1_750_000_000_123),
+        ("\"2025-06-15 15:06:40Z\"", 1_750_000_000_000),
+    ] {
+        let named = RecordingOptions {
+            time_field: Some("t".to_owned()),
+            ..plain()
+        };
+        let line = format!("{{\"t\":{time}}}");
+        let samples = read_recording(line.as_bytes(), &named).unwrap();
+        assert_eq!(samples[0].timestamp_ms, ms, "{time}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let named = RecordingOptions {
+        time_field: Some("t".to_owned()),
+        ..plain()
+    };
+    let error = read_recording(b"{\"t\":1}\n\n{\"x\":1}", &named).unwrap_err();
+    assert!(
+        error.to_string().starts_with("line 3: no time at `t`"),
+        "{error}"
+    );
+    assert!(matches!(
+        read_recording(b"\n", &plain()),
+        Err(RecordingError::Empty)
+    ));
+}
+
+#[test]
+fn recordings_are_unpacked_up_to_a_limit() {
+    let text = b"a record\n".repeat(100);
+    let packed = zstd::bulk::compress(&text, 3).unwrap();
+    assert_eq!(unpack(packed.clone(), 900).unwrap(), text);
+    assert!(matches!(
+        unpack(packed, 899),
+        Err(RecordingError::TooLarge(899))
+    ));
+    assert!(matches!(
+        unpack(text.clone(), 899),
+        Err(RecordingError::TooLarge(899))
+    ));
+    assert_eq!(unpack(text.clone(), 900).unwrap(), text);
+}

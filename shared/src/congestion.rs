@@ -1,0 +1,386 @@
+//! How much a connection may have in flight: measured, not guessed from loss.
+//!
+//! Loss on the links of this product says little: radio loses packets at any load, and a controller that
+//! halves for each lost packet starves at one in a thousand. So the window follows what the path was seen
+//! to deliver:
+//!
+//! ```text
+//! window = delivery rate (best of the last rounds) x round trip without queue x gain of this round
+//! ```
+//!
+//! A *round* ends when a packet that was sent after its beginning is acknowledged. The gains go in a
+//! cycle: probe above, drain below, cruise a little above, so that a path with more to give is noticed,
+//! the queue is empty once a cycle (that is when the round trip is measured) and the link is never idle.
+//! Loss is an answer only when it is much: more than [`HEAVY_LOSS`] of a round, or when probing caused it.
+//!
+//! quinn paces at 1.25 x window / smoothed round trip, in trains of at least ten packets. How far the
+//! bottleneck pulls a train apart tells its rate in the first round ([`train`]), so start-up neither takes
+//! many rounds nor floods a short queue.
+//!
+//! A [`RateLimit`] is what the policy allows: with one, nothing above it is probed for. The scheduler
+//! shapes by bytes; the window only bounds what is in flight.
+//!
+//! Integers only, no clock, a few hundred bytes a connection.
+
+mod rounds;
+mod train;
+
+#[cfg(test)]
+mod sim;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use quinn::congestion::{Controller, ControllerFactory};
+use quinn_proto::RttEstimator;
+
+use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
+use train::Trains;
+
+/// Window gain of each round of a cycle, percent: probe, drain, refill, cruise.
+const CYCLE: [u64; 10] = [118, 95, 105, 105, 105, 105, 105, 105, 105, 105];
+const PROBE: usize = 0;
+const DRAIN: usize = 1;
+/// From here on rounds acknowledge what cruising rounds sent.
+const CRUISE: usize = 3;
+/// Gain of the draining round when the round trip without queue was not seen for some time.
+const DEEP_DRAIN: u64 = 75;
+/// Loss of a round, in thousandths, from which on it is taken for congestion.
+const HEAVY_LOSS: u64 = 80;
+/// And without a queue.
+const RUINOUS_LOSS: u64 = 250;
+/// Fewer lost packets than this are chance, whatever their share.
+const FEW_PACKETS: u64 = 6;
+/// Rounds without growth of the rate after which the path is taken to be full: with a queue or loss, without.
+const FLAT_ROUNDS: u32 = 2;
+const FLAT_AND_QUIET_ROUNDS: u32 = 5;
+/// In flight before anything is known; trains tell more before it is used up.
+const INITIAL_PACKETS: u64 = 16;
+/// Beyond what fills the path: acknowledgements come for two packets at once, or later.
+const MARGIN_PACKETS: u64 = 3;
+/// Never less: a loss must be noticed by the packets that follow.
+const LEAST_PACKETS: u64 = 4;
+
+/// What a policy allows, in bytes per second; it may change at any time.
+#[derive(Debug, Clone)]
+pub struct RateLimit(Arc<AtomicU64>);
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU64::new(u64::MAX)))
+    }
+}
+
+impl RateLimit {
+    /// `u64::MAX` is no limit.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.0.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    fn bytes_per_second(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Makes a controller for each path of a connection.
+#[derive(Debug, Clone, Default)]
+pub struct MeasuredConfig {
+    limit: RateLimit,
+}
+
+impl MeasuredConfig {
+    /// Controllers that respect this limit.
+    #[must_use]
+    pub fn new(limit: RateLimit) -> Self {
+        Self { limit }
+    }
+}
+
+impl ControllerFactory for MeasuredConfig {
+    fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        Box::new(Measured::new(self.limit.clone(), now, mtu))
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    /// Growing until the rate does not.
+    Startup { best: u64, flat_rounds: u32 },
+    /// In the cycle, at this turn.
+    Cycle { turn: usize },
+}
+
+/// What a round tells.
+#[derive(Debug, Clone, Copy)]
+struct Signs {
+    /// Slower than without a queue, and than when nothing is probed for.
+    is_queueing: bool,
+    /// Loss that must be answered.
+    is_heavy: bool,
+    /// Clearly more than ever came through.
+    is_growing: bool,
+}
+
+/// The controller of one path.
+#[derive(Debug, Clone)]
+struct Measured {
+    limit: RateLimit,
+    mtu: u64,
+    window: u64,
+    /// Learnt from loss that congestion made.
+    ceiling: u64,
+    phase: Phase,
+    round: Round,
+    rates: Rates,
+    base: BaseRoundTrip,
+    trains: Trains,
+    /// The window of the last probe.
+    probed: u64,
+    /// A probe's that made no queue and cost nothing.
+    carried: u64,
+    calm: Calm,
+    /// The last round's loss was answered: this round's packets were sent before.
+    has_answered: bool,
+}
+
+impl Measured {
+    fn new(limit: RateLimit, now: Instant, mtu: u16) -> Self {
+        let mtu = u64::from(mtu);
+        Self {
+            window: first_window(&limit, mtu),
+            limit,
+            mtu,
+            ceiling: u64::MAX,
+            phase: Phase::STARTUP,
+            round: Round::new(now),
+            rates: Rates::default(),
+            base: BaseRoundTrip::default(),
+            trains: Trains::default(),
+            probed: 0,
+            carried: 0,
+            calm: Calm::default(),
+            has_answered: false,
+        }
+    }
+
+    /// What fills the path at this rate.
+    fn product(&self, rate: u64) -> u64 {
+        let micros = u64::try_from(self.base.get().as_micros()).unwrap_or(u64::MAX);
+        rate.saturating_mul(micros) / 1_000_000
+    }
+
+    /// Within what congestion and the policy allow. The policy's bound leaves room: the scheduler shapes.
+    fn set_window(&mut self, bytes: u64) {
+        let allowed = self.product(self.limit.bytes_per_second());
+        let allowed = (allowed / 4 * 5).saturating_add(MARGIN_PACKETS * self.mtu);
+        let bytes = bytes.min(self.ceiling).min(allowed);
+        self.window = bytes.max(LEAST_PACKETS * self.mtu);
+    }
+
+    /// In start-up, with each acknowledgement: threefold a round, in the way that trains show less.
+    fn grow(&mut self, acked: u64) {
+        let full = self.trains.rate().map(|rate| self.product(rate));
+        let wanted = match full {
+            // not at once all of it
+            Some(full) if self.window < full / 2 => (full / 4 * 3).min(self.window * 8),
+            Some(full) if self.window > full / 4 * 5 => self.window + acked / 4,
+            Some(_) | None => self.window + 2 * acked,
+        };
+        self.set_window(wanted);
+    }
+
+    fn end_round(&mut self, now: Instant) {
+        let next = self.round.next(now);
+        let round = std::mem::replace(&mut self.round, next);
+        let Some(summary) = round.end(now) else {
+            return;
+        };
+        self.base.add(now, &summary);
+        let signs = self.signs(&summary);
+        if !summary.is_app_limited || summary.rate > self.rates.best() {
+            self.rates.add(summary.rate);
+        }
+        let has_room = self.judge_probe(&summary, &signs);
+        self.answer_loss(&summary, &signs);
+        self.next_phase(&summary, &signs, has_room);
+        if let Phase::Cycle { turn } = self.phase {
+            let full = self.product(self.rates.best()).max(self.carried);
+            let is_deep = turn == DRAIN && self.base.is_stale(now);
+            let gain = if is_deep { DEEP_DRAIN } else { CYCLE[turn] };
+            let window = full / 100 * gain;
+            if turn == PROBE {
+                self.probed = window;
+            }
+            let margin = if turn == DRAIN { 0 } else { MARGIN_PACKETS };
+            self.set_window(window.saturating_add(margin * self.mtu));
+        }
+    }
+
+    fn signs(&self, summary: &Summary) -> Signs {
+        let is_slow = summary.round_trip > self.base.mean() / 16 * 17;
+        let is_much = summary.loss > RUINOUS_LOSS || summary.loss > HEAVY_LOSS && is_slow;
+        Signs {
+            is_queueing: is_slow && self.calm.is_exceeded(summary.longest),
+            is_heavy: is_much && summary.lost > FEW_PACKETS * self.mtu,
+            is_growing: summary.rate > self.rates.best() / 12 * 13,
+        }
+    }
+
+    /// The draining round acknowledges what the probing one sent: whether there is room for more.
+    fn judge_probe(&mut self, summary: &Summary, signs: &Signs) -> bool {
+        // whatever was carried, the path has less
+        if summary.round_trip > 2 * self.base.mean() {
+            self.carried = 0;
+        }
+        match self.phase {
+            Phase::Startup { .. } | Phase::Cycle { turn: CRUISE.. } => {
+                self.calm.add(summary);
+                false
+            }
+            Phase::Cycle { turn: DRAIN } => {
+                if signs.is_heavy || self.calm.is_costly(summary.loss) {
+                    self.carried = 0;
+                    return false;
+                }
+                if signs.is_queueing {
+                    self.carried = self.carried / 8 * 7;
+                    return false;
+                }
+                let has_room = !summary.is_app_limited && self.probed > 0;
+                if has_room {
+                    self.carried = self.carried.max(self.probed);
+                }
+                has_room
+            }
+            Phase::Cycle { .. } => false,
+        }
+    }
+
+    fn answer_loss(&mut self, summary: &Summary, signs: &Signs) {
+        // after an answer comes a round of packets that were sent before it
+        let is_answered = std::mem::take(&mut self.has_answered);
+        // what probing lost is over with the probe
+        let is_probe = matches!(
+            self.phase,
+            Phase::Cycle {
+                turn: PROBE | DRAIN
+            }
+        );
+        if signs.is_heavy && is_probe && summary.loss < RUINOUS_LOSS {
+        } else if signs.is_heavy && !is_answered {
+            let through = self.window / 1000 * (1000 - summary.loss);
+            let full = self.product(self.rates.best()).max(self.carried);
+            self.ceiling = through.max(full / 2);
+            self.has_answered = true;
+        } else if !signs.is_heavy && self.window >= self.ceiling / 10 * 9 {
+            self.ceiling = (self.ceiling / 8).saturating_mul(9);
+        }
+    }
+
+    fn next_phase(&mut self, summary: &Summary, signs: &Signs, has_room: bool) {
+        self.phase = match self.phase {
+            Phase::Startup { best, flat_rounds } => {
+                let rate = self.rates.best();
+                let (best, flat_rounds) = if rate > best / 4 * 5 {
+                    (rate, 0)
+                } else {
+                    (best, flat_rounds + u32::from(!summary.is_app_limited))
+                };
+                let full = self.trains.rate();
+                let is_full = full.is_some_and(|full| rate > full / 10 * 9) && signs.is_queueing;
+                let has_overflowed = signs.is_queueing || self.calm.is_costly(summary.loss);
+                let is_flat = flat_rounds >= FLAT_ROUNDS && has_overflowed
+                    || flat_rounds >= FLAT_AND_QUIET_ROUNDS;
+                if is_flat || is_full || signs.is_heavy {
+                    Phase::Cycle { turn: DRAIN }
+                } else {
+                    Phase::Startup { best, flat_rounds }
+                }
+            }
+            // there is more to have: probe on
+            Phase::Cycle { .. } if (signs.is_growing || has_room) && !signs.is_heavy => {
+                Phase::Cycle { turn: PROBE }
+            }
+            Phase::Cycle { turn } => Phase::Cycle {
+                turn: (turn + 1) % CYCLE.len(),
+            },
+        };
+    }
+
+    /// The link was away. Half of what it carried, and from there as at the beginning.
+    fn restart(&mut self, now: Instant) {
+        let half = self.product(self.rates.best()) / 2;
+        self.has_answered = false;
+        self.ceiling = u64::MAX;
+        self.set_window(half.max(self.initial_window()));
+        self.phase = Phase::STARTUP;
+        self.carried = 0;
+        self.calm = Calm::default();
+        self.rates = Rates::default();
+        self.trains = Trains::default();
+        self.round = Round::new(now);
+    }
+}
+
+/// With a limit, at most what it allows in half a second.
+fn first_window(limit: &RateLimit, mtu: u64) -> u64 {
+    let allowed = (limit.bytes_per_second() / 2).max(LEAST_PACKETS * mtu);
+    allowed.min(INITIAL_PACKETS * mtu)
+}
+
+impl Phase {
+    const STARTUP: Self = Self::Startup {
+        best: 0,
+        flat_rounds: 0,
+    };
+}
+
+impl Controller for Measured {
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        _: &RttEstimator,
+    ) {
+        self.round.add_acked(now, sent, bytes, app_limited);
+        self.trains.add_acked(now, sent, bytes);
+        self.base.bound(now.saturating_duration_since(sent));
+        if matches!(self.phase, Phase::Startup { .. }) && !app_limited {
+            self.grow(bytes);
+        }
+        if sent >= self.round.began() {
+            self.end_round(now);
+        }
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, _sent: Instant, persistent: bool, lost: u64) {
+        self.round.add_lost(lost);
+        if persistent {
+            self.restart(now);
+        }
+    }
+
+    fn on_mtu_update(&mut self, mtu: u16) {
+        self.mtu = u64::from(mtu);
+    }
+
+    fn window(&self) -> u64 {
+        self.window
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        first_window(&self.limit, self.mtu)
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
