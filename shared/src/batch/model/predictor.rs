@@ -88,10 +88,13 @@ impl Contexts {
         }
     }
 
-    /// Only the first.
+    /// Only the first `len`.
     #[inline]
-    pub(super) fn broadest(&self) -> Self {
-        Self { len: 1, ..*self }
+    pub(super) fn first(&self, len: usize) -> Self {
+        Self {
+            len: len.min(self.len),
+            ..*self
+        }
     }
 }
 

@@ -92,7 +92,7 @@ impl Predictor {
             len += 1;
         }
         let mut number = 1_u64;
-        let broadest = contexts.broadest();
+        let broadest = contexts.first(1);
         for depth in 0..len {
             let place = len - 1 - depth;
             let bit = size >> place & 1 != 0;

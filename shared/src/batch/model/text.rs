@@ -31,6 +31,12 @@ const ESCAPE: u8 = 1;
 /// The longest match is believed up to this many bytes of it.
 const MAX_TRUSTED: u32 = 24;
 
+/// Where a match is this long, or a column's bytes are foretold less often (of 65,536), the first
+/// contexts are enough.
+const PLAIN_MATCH: usize = 10;
+const MIN_SENSE: u16 = 6000;
+const PLAIN_CONTEXTS: usize = 5;
+
 /// Bytes that a match must share, and the length from which on no other is looked for.
 const MIN_MATCH: usize = 5;
 const MAX_SEARCHED: u32 = 16;
@@ -144,6 +150,13 @@ impl<'a> Cursor<'a> {
             None if self.was_last => last as u8,
             None => follower as u8,
         };
+        let column = mix(place.column, 6) as usize;
+        let is_plain = matched > PLAIN_MATCH || texts.noise.is_below(column, MIN_SENSE);
+        let contexts = if is_plain {
+            contexts.first(PLAIN_CONTEXTS)
+        } else {
+            contexts
+        };
         let gate = set | (mix(place.column, 5) as usize & 3) << 6;
         let byte = if texts.gates.is_open(gate) {
             let is = predictor.is_byte(coder, symbol == single, &contexts, single, trust, set);
@@ -160,6 +173,7 @@ impl<'a> Cursor<'a> {
             texts.gates.learn(gate, byte == single);
             byte
         };
+        texts.noise.learn(column, byte == single);
         self.was_last = last == u64::from(byte);
         self.was_follower = follower == u64::from(byte);
         self.advance(texts, byte);
@@ -181,15 +195,15 @@ impl<'a> Cursor<'a> {
             [
                 mix(column, 101),
                 mix(column, (b & 0xff) << 8 | 102),
-                mix(b & 0xffff, 103),
-                mix(b & 0xff_ffff, 104),
-                mix(b & 0xffff_ffff, 105),
-                mix(b & 0xffff_ffff_ffff, 106),
                 mix(mix(column, self.prefix), 107),
                 mix(
                     mix(column, last | next << 8 | u64::from(self.was_last) << 16),
                     108 + (len << 8),
                 ),
+                mix(b & 0xff_ffff, 104),
+                mix(b & 0xffff, 103),
+                mix(b & 0xffff_ffff, 105),
+                mix(b & 0xffff_ffff_ffff, 106),
                 mix(mix(here, follower | u64::from(self.was_follower) << 8), 109),
                 mix(mix(here, len << 8), mix(self.prefix, 110)),
                 mix(mix(column, element), mix(len, follower << 8 | b & 0xff)),

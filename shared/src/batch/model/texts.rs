@@ -36,6 +36,8 @@ pub(super) struct Texts {
     seen: Vec<u32>,
     uses: u32,
     pub(super) gates: Gates,
+    /// The same by column.
+    pub(super) noise: Gates,
 }
 
 /// How often one guess at the next byte is right: whether to ask for it first.
@@ -51,6 +53,11 @@ impl Gates {
     #[inline]
     pub(super) fn is_open(&self, gate: usize) -> bool {
         self.hits[gate & 255] > Self::MIN_HITS
+    }
+
+    #[inline]
+    pub(super) fn is_below(&self, gate: usize, hits: u16) -> bool {
+        self.hits[gate & 255] < hits
     }
 
     #[inline]
@@ -75,6 +82,9 @@ impl Texts {
             seen: vec![0; (seen_bytes / 4).next_power_of_two().max(1024)],
             uses: 0,
             gates: Gates {
+                hits: [32_768; 256],
+            },
+            noise: Gates {
                 hits: [32_768; 256],
             },
         }
@@ -234,7 +244,9 @@ impl Saved for Texts {
         to.u32(self.head);
         to.u32(self.uses);
         to.bytes(&self.ring);
-        self.gates.hits.iter().for_each(|hits| to.u16(*hits));
+        for gates in [&self.gates, &self.noise] {
+            gates.hits.iter().for_each(|hits| to.u16(*hits));
+        }
         save_sparse(
             to,
             &self.entries,
@@ -258,6 +270,7 @@ impl Saved for Texts {
         }
         self.ring.copy_from_slice(ring);
         self.gates.hits = from.u16s()?;
+        self.noise.hits = from.u16s()?;
         load_sparse(from, &mut self.entries, |from| {
             Ok(Entry {
                 hash: from.u32()?,
