@@ -175,12 +175,6 @@ pub(super) struct Predictor {
     by_node: Vec<Set>,
     by_column: Vec<Set>,
     refine: Vec<u16>,
-    #[cfg(feature = "model-cost")]
-    pub(super) cost: [f64; 16],
-    #[cfg(feature = "model-cost")]
-    pub(super) account: usize,
-    #[cfg(feature = "model-cost")]
-    log: Vec<f64>,
 }
 
 impl std::fmt::Debug for Predictor {
@@ -200,14 +194,6 @@ impl Predictor {
             refine: (0..REFINE_MAPS * REFINE_STEPS)
                 .map(|i| refine_start(i % REFINE_STEPS))
                 .collect(),
-            #[cfg(feature = "model-cost")]
-            cost: [0.0; 16],
-            #[cfg(feature = "model-cost")]
-            account: 0,
-            #[cfg(feature = "model-cost")]
-            log: (0..4097)
-                .map(|p| -((f64::from(p) + 0.5) / 4096.5).log2())
-                .collect(),
         }
     }
 
@@ -216,16 +202,6 @@ impl Predictor {
             + (self.by_node.len() + self.by_column.len()) * size_of::<Set>()
             + self.refine.len() * 2
     }
-
-    #[cfg(feature = "model-cost")]
-    pub(super) fn account(&mut self, account: usize) {
-        self.account = account;
-    }
-
-    #[cfg(not(feature = "model-cost"))]
-    #[inline]
-    #[expect(clippy::unused_self, reason = "counts only when costs are looked at")]
-    pub(super) fn account(&mut self, _account: usize) {}
 
     /// Codes one bit and learns it.
     #[inline]
@@ -267,11 +243,6 @@ impl Predictor {
         let (refined, step) = self.refined(column, logit);
         let p = ((mixed + refined) >> 1).clamp(6, 65_530);
         let bit = coder.code(bit, p);
-        #[cfg(feature = "model-cost")]
-        {
-            let q = if bit { p } else { 65_536 - p };
-            self.cost[self.account] += self.log[(q >> 4) as usize];
-        }
         let target = if bit { 65_535 } else { 0 };
         for input in &mut inputs {
             *input *= 8;
