@@ -325,19 +325,3 @@ impl ChainCodec for ModelChain {
         self.state.memory() + self.aside.memory()
     }
 }
-
-#[cfg(feature = "model-cost")]
-impl ModelChain {
-    /// Bytes per record by kind of decision.
-    pub fn costs(&self, records: usize) -> String {
-        let names = [
-            "flags", "kind", "alphabet", "residual", "text", "template", "key", "time", "block",
-            "whole", "headers",
-        ];
-        names
-            .iter()
-            .zip(self.state.predictor.cost)
-            .map(|(name, cost)| format!("{name} {:.3} ", cost / 8.0 / records as f64))
-            .collect()
-    }
-}

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, DParameter, compress_bound, get_error_name};
+use zstd::zstd_safe::{
+    CCtx, CParameter, DCtx, DParameter, compress_bound, get_error_name, get_frame_content_size,
+};
 
 use super::failed;
 use super::snapshot::{Reader, Saved, Writer};
@@ -76,7 +78,7 @@ impl Aside {
         zstd.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
             .map_err(named)?;
         zstd.ref_prefix(&self.window).map_err(named)?;
-        let len = zstd::zstd_safe::get_frame_content_size(frame)
+        let len = get_frame_content_size(frame)
             .ok()
             .flatten()
             .and_then(|len| usize::try_from(len).ok())

@@ -139,7 +139,6 @@ impl State {
                 value
             }
             None => {
-                self.predictor.account(1);
                 let kinds = Contexts::new(
                     slot.column,
                     [
@@ -261,7 +260,6 @@ impl State {
         if column.count >= 64 && column.hits <= MIN_HITS {
             return (CANDIDATES, None);
         }
-        self.predictor.account(0);
         let mut agree = 0_u64;
         for (i, candidate) in candidates.iter().enumerate() {
             let is_there = !candidate.is_none();
@@ -475,7 +473,6 @@ impl State {
                 .predictor
                 .flag(coder, target.is_ok(), &contexts, FLAG_KNOWN)
             {
-                self.predictor.account(2);
                 let contexts = guess.contexts(300, slot, seat, row, history, here, second);
                 let at = target.unwrap_or(0) as i64 - place as i64;
                 let at = self
@@ -489,7 +486,6 @@ impl State {
                 return (value, signed_class(value.wrapping_sub(guess.first)));
             }
         }
-        self.predictor.account(3);
         let second = guess
             .second
             .map_or(100, |second| signed_class(second.wrapping_sub(guess.first)));
@@ -548,7 +544,6 @@ impl State {
         limit: usize,
         out: &mut Vec<u8>,
     ) -> Result<Value, BatchError> {
-        self.predictor.account(4);
         let (mut last, mut follower) = (Vec::new(), Vec::new());
         let other = self.memo.last(seat.any_element);
         if let Some(id) = candidates[0].as_text().or(other.as_text()) {

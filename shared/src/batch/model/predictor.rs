@@ -29,9 +29,9 @@ pub(super) const NODE_SETS: usize = 688;
 const COLUMN_SETS: usize = 512;
 /// Refinement maps, each of [`REFINE_STEPS`] entries.
 const REFINE_MAPS: usize = 512;
-const REFINE_STEPS: usize = 33;
+const REFINE_STEPS: usize = 25;
 /// Logits between two entries.
-const REFINE_STEP: u32 = 192;
+const REFINE_STEP: u32 = 256;
 const REFINE_RATE: u32 = 6;
 
 /// Counters of one line of the cache.
@@ -88,10 +88,13 @@ impl Contexts {
         }
     }
 
-    /// Only the first.
+    /// Only the first `len`.
     #[inline]
-    pub(super) fn broadest(&self) -> Self {
-        Self { len: 1, ..*self }
+    pub(super) fn first(&self, len: usize) -> Self {
+        Self {
+            len: len.min(self.len),
+            ..*self
+        }
     }
 }
 
@@ -172,12 +175,6 @@ pub(super) struct Predictor {
     by_node: Vec<Set>,
     by_column: Vec<Set>,
     refine: Vec<u16>,
-    #[cfg(feature = "model-cost")]
-    pub(super) cost: [f64; 16],
-    #[cfg(feature = "model-cost")]
-    pub(super) account: usize,
-    #[cfg(feature = "model-cost")]
-    log: Vec<f64>,
 }
 
 impl std::fmt::Debug for Predictor {
@@ -197,14 +194,6 @@ impl Predictor {
             refine: (0..REFINE_MAPS * REFINE_STEPS)
                 .map(|i| refine_start(i % REFINE_STEPS))
                 .collect(),
-            #[cfg(feature = "model-cost")]
-            cost: [0.0; 16],
-            #[cfg(feature = "model-cost")]
-            account: 0,
-            #[cfg(feature = "model-cost")]
-            log: (0..4097)
-                .map(|p| -((f64::from(p) + 0.5) / 4096.5).log2())
-                .collect(),
         }
     }
 
@@ -213,16 +202,6 @@ impl Predictor {
             + (self.by_node.len() + self.by_column.len()) * size_of::<Set>()
             + self.refine.len() * 2
     }
-
-    #[cfg(feature = "model-cost")]
-    pub(super) fn account(&mut self, account: usize) {
-        self.account = account;
-    }
-
-    #[cfg(not(feature = "model-cost"))]
-    #[inline]
-    #[expect(clippy::unused_self, reason = "counts only when costs are looked at")]
-    pub(super) fn account(&mut self, _account: usize) {}
 
     /// Codes one bit and learns it.
     #[inline]
@@ -247,13 +226,11 @@ impl Predictor {
         hint: i16,
     ) -> bool {
         let len = contexts.len;
-        let at = self.find(contexts, node);
+        let found = self.find(contexts, node);
         let mut inputs = [0_i16; INPUTS];
-        for i in 0..len {
-            let counter = self.counters[at[i]];
-            let count = (counter >> 8) & 63;
-            let logit = stretch(counter >> 16);
-            inputs[i] = ((logit * i32::from(TRUST[count as usize])) >> 8) as i16;
+        for (input, (_, counter)) in inputs.iter_mut().zip(&found).take(len) {
+            let trust = TRUST[(counter >> 8) as usize & 63];
+            *input = ((stretch(counter >> 16) * i32::from(trust)) >> 8) as i16;
         }
         inputs[MAX_CONTEXTS] = hint;
         inputs[MAX_CONTEXTS + 1] = 256;
@@ -266,11 +243,6 @@ impl Predictor {
         let (refined, step) = self.refined(column, logit);
         let p = ((mixed + refined) >> 1).clamp(6, 65_530);
         let bit = coder.code(bit, p);
-        #[cfg(feature = "model-cost")]
-        {
-            let q = if bit { p } else { 65_536 - p };
-            self.cost[self.account] += self.log[(q >> 4) as usize];
-        }
         let target = if bit { 65_535 } else { 0 };
         for input in &mut inputs {
             *input *= 8;
@@ -280,9 +252,8 @@ impl Predictor {
         let entry = &mut self.refine[step];
         let off = target - i32::from(*entry);
         *entry = (i32::from(*entry) + (off >> REFINE_RATE)) as u16;
-        for slot in &at[..len] {
-            let counter = &mut self.counters[*slot];
-            *counter = learn_counter(*counter, bit);
+        for (at, counter) in found.iter().take(len) {
+            self.counters[*at as usize] = learn_counter(*counter, bit);
         }
         bit
     }
@@ -299,40 +270,45 @@ impl Predictor {
         (p, first + usize::from(part > REFINE_STEP / 2))
     }
 
-    /// The counters of all contexts; where there is none it takes the place of the less asked of two.
+    /// The counters of all contexts and their places; where there is none it takes the place of the less
+    /// asked of two.
     #[inline]
-    fn find(&mut self, contexts: &Contexts, node: Node) -> [usize; MAX_CONTEXTS] {
+    fn find(&self, contexts: &Contexts, node: Node) -> [(u32, u32); MAX_CONTEXTS] {
         let group = node.group.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let lines = (self.counters.len() / LINE) as u64;
-        let mut at = [0_usize; MAX_CONTEXTS];
-        let mut checks = [0_u32; MAX_CONTEXTS];
+        let mut found = [(0, 0); MAX_CONTEXTS];
         let mut pairs = [[0_u32; 2]; MAX_CONTEXTS];
         let len = contexts.len;
-        for i in 0..len {
-            let hash = (contexts.hashes[i] ^ group).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-            let line = ((hash >> 32) * lines) >> 32;
-            let pair = ((hash >> 24) as u32 ^ node.leaf) & 7;
-            at[i] = line as usize * LINE + 2 * pair as usize;
-            checks[i] = ((hash >> 12) as u32 ^ node.leaf.wrapping_mul(0x95)) & 0xff;
-        }
+        let leaf_check = node.leaf.wrapping_mul(0x95);
         // all loads before the first decision, so that they run side by side
-        for i in 0..len {
-            pairs[i] = [self.counters[at[i]], self.counters[at[i] + 1]];
-        }
-        for i in 0..len {
-            let [first, second] = pairs[i];
-            let check = checks[i];
-            if first & 0xff == check && first >= 0x100 {
-                continue;
+        for ((found, pair), context) in found
+            .iter_mut()
+            .zip(&mut pairs)
+            .zip(&contexts.hashes)
+            .take(len)
+        {
+            let hash = (context ^ group).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+            let line = ((hash >> 32) * lines) >> 32;
+            let place = ((hash >> 24) as u32 ^ node.leaf) & 7;
+            let at = line as usize * LINE + 2 * place as usize;
+            if let Some(both) = self.counters.get(at..at + 2) {
+                pair.copy_from_slice(both);
             }
-            if second & 0xff == check && second >= 0x100 {
-                at[i] += 1;
-                continue;
-            }
-            at[i] += usize::from((second >> 8) & 63 < (first >> 8) & 63);
-            self.counters[at[i]] = COUNTER_NEW | check;
+            *found = (at as u32, ((hash >> 12) as u32 ^ leaf_check) & 0xff);
         }
-        at
+        for (found, [first, second]) in found.iter_mut().zip(pairs).take(len) {
+            let (at, check) = *found;
+            let is = |counter: u32| counter & 0xff == check && counter >= 0x100;
+            let is_second = !is(first) && (is(second) || (second >> 8) & 63 < (first >> 8) & 63);
+            let counter = if is_second { second } else { first };
+            let counter = if is(counter) {
+                counter
+            } else {
+                COUNTER_NEW | check
+            };
+            *found = (at + u32::from(is_second), counter);
+        }
+        found
     }
 }
 
@@ -356,7 +332,7 @@ fn learn_counter(counter: u32, bit: bool) -> u32 {
 }
 
 fn refine_start(step: usize) -> u16 {
-    let logit = (i32::try_from(step).unwrap_or(0) - 16) * 192;
+    let logit = (i32::try_from(step).unwrap_or(0) - 12) * 256;
     u16::try_from(squash(logit)).unwrap_or(u16::MAX)
 }
 

@@ -179,7 +179,6 @@ impl State {
         count: u32,
         blocks: u32,
     ) -> Result<u32, BatchError> {
-        self.predictor.account(8);
         let last = u64::from(self.recent.block_len.min(64));
         let first = u64::from(blocks == 1);
         let contexts = Contexts::new(
@@ -212,7 +211,6 @@ impl State {
         blocks: u32,
         block_len: u32,
     ) -> bool {
-        self.predictor.account(8);
         let last = u64::from(self.recent.blocks);
         let now = u64::from(blocks);
         let elapsed = self
@@ -240,7 +238,6 @@ impl State {
     }
 
     fn base<C: Coder>(&mut self, coder: &mut C, base_ms: i64, first_ms: i64) -> i64 {
-        self.predictor.account(8);
         let contexts = Contexts::new(0, [931]);
         let off = base_ms.wrapping_sub(first_ms);
         let off = self.predictor.number(coder, off, &contexts, Domain::Base);
@@ -255,7 +252,6 @@ impl State {
         scratch: &mut Scratch,
         limit: usize,
     ) -> Result<(Option<Vec<u8>>, Option<u16>), BatchError> {
-        self.predictor.account(6);
         let key = key.flatten();
         let want = if C::ENCODES {
             self.devices.find(key)
@@ -408,7 +404,6 @@ impl State {
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<bool, BatchError> {
-        self.predictor.account(5);
         let value = value.flatten();
         let mut split = std::mem::take(&mut scratch.split);
         let can_split = C::ENCODES
@@ -450,7 +445,6 @@ impl State {
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<(), BatchError> {
-        self.predictor.account(9);
         let is_long = value.len() > MAX_MODELLED_LEN;
         let contexts = Contexts::new(0, [951]);
         if self.predictor.flag(coder, is_long, &contexts, FLAG_ASIDE) {
@@ -591,7 +585,6 @@ impl State {
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<Chosen, BatchError> {
-        self.predictor.account(5);
         let of_device = mix(device, 0x7e);
         let last = self.memo.last(of_device).as_text().unwrap_or(0);
         let before = self.memo.last(mix(of_device, 1)).as_text().unwrap_or(0);
@@ -821,7 +814,6 @@ impl State {
         at_ms: i64,
         budget: &mut Budget,
     ) -> Result<Vec<OwnedHeader>, BatchError> {
-        self.predictor.account(10);
         let contexts = Contexts::new(1, [941, mix(device, 942)]);
         let count = i64::try_from(headers.len()).unwrap_or(i64::MAX);
         let count = self

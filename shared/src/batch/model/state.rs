@@ -41,30 +41,36 @@ pub(super) struct State {
     pub(super) recent: Recent,
 }
 
+/// How the bytes are divided: measured on recordings of sensors, meters, vehicles, tills and logs.
+const PARTS: [usize; 12] = [17, 13, 6, 3, 2, 8, 4, 4, 3, 2, 1, 1];
+
 impl State {
     pub(super) fn new(limits: ChainLimits) -> Self {
         // sixty-fourths of the whole; the weights take four more
         let part = limits.state_bytes.max(256 << 10) as usize / 64;
-        #[cfg(feature = "model-cost")]
-        let parts: Vec<usize> = std::env::var("PARTS")
-            .unwrap_or("17,10,7,3,2,8,3,2,3,2,1,2".into())
-            .split(',')
-            .map(|n| (n.parse::<f64>().unwrap() * part as f64) as usize)
-            .collect();
-        #[cfg(not(feature = "model-cost"))]
-        let parts: Vec<usize> = [17, 10, 7, 3, 2, 8, 3, 2, 3, 2, 1, 2]
-            .iter()
-            .map(|n| n * part)
-            .collect();
+        let [
+            counters,
+            memo,
+            histories,
+            columns,
+            alphabets,
+            ring,
+            texts,
+            seen,
+            templates,
+            cells,
+            folds,
+            devices,
+        ] = PARTS.map(|parts| parts * part);
         Self {
-            predictor: Predictor::new(parts[0]),
-            memo: Memo::new(parts[1]),
-            histories: Histories::new(parts[2]),
-            columns: Columns::new(parts[3], parts[4]),
-            texts: Texts::new(parts[5], parts[6], parts[7]),
-            templates: Templates::new(parts[8], parts[9]),
-            folds: Folds::new(parts[10]),
-            devices: Devices::new(parts[11]),
+            predictor: Predictor::new(counters),
+            memo: Memo::new(memo),
+            histories: Histories::new(histories),
+            columns: Columns::new(columns, alphabets),
+            texts: Texts::new(ring, texts, seen),
+            templates: Templates::new(templates, cells),
+            folds: Folds::new(folds),
+            devices: Devices::new(devices),
             recent: Recent::default(),
         }
     }

@@ -92,7 +92,7 @@ impl Predictor {
             len += 1;
         }
         let mut number = 1_u64;
-        let broadest = contexts.broadest();
+        let broadest = contexts.first(1);
         for depth in 0..len {
             let place = len - 1 - depth;
             let bit = size >> place & 1 != 0;
@@ -104,7 +104,7 @@ impl Predictor {
                 let node = domain.node(2000 + u64::from(len), depth, DEEP_SET);
                 self.bit(coder, bit, &broadest, node)
             } else {
-                self.even(coder, bit)
+                coder.code(bit, 32_768)
             };
             number = number << 1 | u64::from(bit);
         }
@@ -198,13 +198,5 @@ impl Predictor {
             node = node << 1 | u32::from(bit);
         }
         (node & 0xff) as u8
-    }
-
-    fn even<C: Coder>(&mut self, coder: &mut C, bit: bool) -> bool {
-        #[cfg(feature = "model-cost")]
-        {
-            self.cost[self.account] += 1.0;
-        }
-        coder.code(bit, 32_768)
     }
 }

@@ -31,6 +31,16 @@ const ESCAPE: u8 = 1;
 /// The longest match is believed up to this many bytes of it.
 const MAX_TRUSTED: u32 = 24;
 
+/// Where a match is this long, or a column's bytes are foretold less often (of 65,536), the first
+/// contexts are enough.
+const PLAIN_MATCH: usize = 10;
+const MIN_SENSE: u16 = 6000;
+const PLAIN_CONTEXTS: usize = 5;
+
+/// Bytes that a match must share, and the length from which on no other is looked for.
+const MIN_MATCH: usize = 5;
+const MAX_SEARCHED: u32 = 16;
+
 /// Codes `text`, or decodes a text of at most `limit` bytes, which it appends to `out`. Returns where it
 /// begins among the texts.
 ///
@@ -124,6 +134,10 @@ impl<'a> Cursor<'a> {
         let at = |text: &[u8], at: usize| u64::from(text.get(at).copied().unwrap_or(0));
         let last = at(place.last, self.len);
         let follower = at(place.follower, self.len);
+        if self.len == 0 {
+            let situation = mix(mix(place.column, place.element), mix(place.previous, 9));
+            self.matched = texts.follow(situation).map(|at| (at, 1));
+        }
         let trust = self
             .matched
             .map_or(0, |(_, len)| 64 * (len.min(MAX_TRUSTED) as i16) + 128);
@@ -135,6 +149,13 @@ impl<'a> Cursor<'a> {
             Some(guess) => guess,
             None if self.was_last => last as u8,
             None => follower as u8,
+        };
+        let column = mix(place.column, 6) as usize;
+        let is_plain = matched > PLAIN_MATCH || texts.noise.is_below(column, MIN_SENSE);
+        let contexts = if is_plain {
+            contexts.first(PLAIN_CONTEXTS)
+        } else {
+            contexts
         };
         let gate = set | (mix(place.column, 5) as usize & 3) << 6;
         let byte = if texts.gates.is_open(gate) {
@@ -152,6 +173,7 @@ impl<'a> Cursor<'a> {
             texts.gates.learn(gate, byte == single);
             byte
         };
+        texts.noise.learn(column, byte == single);
         self.was_last = last == u64::from(byte);
         self.was_follower = follower == u64::from(byte);
         self.advance(texts, byte);
@@ -173,15 +195,15 @@ impl<'a> Cursor<'a> {
             [
                 mix(column, 101),
                 mix(column, (b & 0xff) << 8 | 102),
-                mix(b & 0xffff, 103),
-                mix(b & 0xff_ffff, 104),
-                mix(b & 0xffff_ffff, 105),
-                mix(b & 0xffff_ffff_ffff, 106),
                 mix(mix(column, self.prefix), 107),
                 mix(
                     mix(column, last | next << 8 | u64::from(self.was_last) << 16),
                     108 + (len << 8),
                 ),
+                mix(b & 0xff_ffff, 104),
+                mix(b & 0xffff, 103),
+                mix(b & 0xffff_ffff, 105),
+                mix(b & 0xffff_ffff_ffff, 106),
                 mix(mix(here, follower | u64::from(self.was_follower) << 8), 109),
                 mix(mix(here, len << 8), mix(self.prefix, 110)),
                 mix(mix(column, element), mix(len, follower << 8 | b & 0xff)),
@@ -198,10 +220,12 @@ impl<'a> Cursor<'a> {
         self.before = self.before << 8 | u64::from(byte);
         self.prefix = mix(self.prefix, u64::from(byte) + 1);
         self.len += 1;
-        if self.len >= 5 {
+        if self.len >= MIN_MATCH && self.matched.is_none_or(|(_, len)| len < MAX_SEARCHED) {
             let found = texts.follow(mix(self.before & 0xff_ffff_ffff, 8));
             if self.matched.is_none() {
-                self.matched = found.map(|at| (at, 1));
+                self.matched = found
+                    .map(|at| (at, texts.common(at, self.before)))
+                    .filter(|(_, len)| *len as usize >= MIN_MATCH);
             }
         }
     }

@@ -36,6 +36,8 @@ pub(super) struct Texts {
     seen: Vec<u32>,
     uses: u32,
     pub(super) gates: Gates,
+    /// The same by column.
+    pub(super) noise: Gates,
 }
 
 /// How often one guess at the next byte is right: whether to ask for it first.
@@ -51,6 +53,11 @@ impl Gates {
     #[inline]
     pub(super) fn is_open(&self, gate: usize) -> bool {
         self.hits[gate & 255] > Self::MIN_HITS
+    }
+
+    #[inline]
+    pub(super) fn is_below(&self, gate: usize, hits: u16) -> bool {
+        self.hits[gate & 255] < hits
     }
 
     #[inline]
@@ -75,6 +82,9 @@ impl Texts {
             seen: vec![0; (seen_bytes / 4).next_power_of_two().max(1024)],
             uses: 0,
             gates: Gates {
+                hits: [32_768; 256],
+            },
+            noise: Gates {
                 hits: [32_768; 256],
             },
         }
@@ -103,14 +113,22 @@ impl Texts {
         self.head = self.head.wrapping_add(1);
     }
 
-    /// Where the bytes after these were seen last, and from now on here.
+    /// Where what follows in this situation was seen last, and from now on here.
     #[inline]
-    pub(super) fn follow(&mut self, context: u64) -> Option<u32> {
-        let slot =
-            (context.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.seen.len() - 1);
+    pub(super) fn follow(&mut self, situation: u64) -> Option<u32> {
+        let hash = situation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let slot = hash as usize & (self.seen.len() - 1);
         let at = self.seen[slot];
         self.seen[slot] = self.head;
         (at != 0 && self.head.wrapping_sub(at) < self.ring.len() as u32).then_some(at)
+    }
+
+    /// How many of the last bytes, the last one lowest in `before`, stand before this place too; up to 8.
+    #[inline]
+    pub(super) fn common(&self, at: u32, before: u64) -> u32 {
+        (0..8)
+            .take_while(|i| self.byte(at.wrapping_sub(i + 1)) == (before >> (8 * i)) as u8)
+            .count() as u32
     }
 
     /// The number of a text, if it has one.
@@ -226,7 +244,9 @@ impl Saved for Texts {
         to.u32(self.head);
         to.u32(self.uses);
         to.bytes(&self.ring);
-        self.gates.hits.iter().for_each(|hits| to.u16(*hits));
+        for gates in [&self.gates, &self.noise] {
+            gates.hits.iter().for_each(|hits| to.u16(*hits));
+        }
         save_sparse(
             to,
             &self.entries,
@@ -250,6 +270,7 @@ impl Saved for Texts {
         }
         self.ring.copy_from_slice(ring);
         self.gates.hits = from.u16s()?;
+        self.noise.hits = from.u16s()?;
         load_sparse(from, &mut self.entries, |from| {
             Ok(Entry {
                 hash: from.u32()?,

@@ -140,7 +140,6 @@ impl State {
         device: Option<u16>,
         device_hash: u64,
     ) -> i64 {
-        self.predictor.account(7);
         let all = self.recent.timing;
         let own = device
             .and_then(|id| self.devices.at(id))
