@@ -27,6 +27,8 @@ mod train;
 
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::sync::Arc;
