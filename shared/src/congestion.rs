@@ -11,7 +11,11 @@
 //! A *round* ends when a packet that was sent after its beginning is acknowledged. The gains go in a
 //! cycle: probe above, drain below, cruise a little above, so that a path with more to give is noticed,
 //! the queue is empty once a cycle (that is when the round trip is measured) and the link is never idle.
-//! Loss is an answer only when it is much: more than [`HEAVY_LOSS`] of a round, or when probing caused it.
+//! Loss is congestion only when it is much ([`HEAVY_LOSS`] of a round with a queue, [`RUINOUS_LOSS`] without).
+//!
+//! Where the delay varies, rate and round trip mislead: acknowledgements come in clumps, and the least round
+//! trip is one that was lucky. So a probe is judged by itself: when the round that acknowledges it had neither
+//! a longer longest round trip nor more loss than [`Calm`] rounds, what it had in flight stays in flight.
 //!
 //! quinn paces at 1.25 x window / smoothed round trip, in trains of at least ten packets. How far the
 //! bottleneck pulls a train apart tells its rate in the first round ([`train`]), so start-up neither takes
@@ -263,22 +267,27 @@ impl Measured {
     fn answer_loss(&mut self, summary: &Summary, signs: &Signs) {
         // after an answer comes a round of packets that were sent before it
         let is_answered = std::mem::take(&mut self.has_answered);
-        // what probing lost is over with the probe
+        if !signs.is_heavy {
+            if self.window >= self.ceiling / 10 * 9 {
+                self.ceiling = (self.ceiling / 8).saturating_mul(9);
+            }
+            return;
+        }
+        // what a probe lost is over with the probe
         let is_probe = matches!(
             self.phase,
             Phase::Cycle {
                 turn: PROBE | DRAIN
             }
         );
-        if signs.is_heavy && is_probe && summary.loss < RUINOUS_LOSS {
-        } else if signs.is_heavy && !is_answered {
-            let through = self.window / 1000 * (1000 - summary.loss);
-            let full = self.product(self.rates.best()).max(self.carried);
-            self.ceiling = through.max(full / 2);
-            self.has_answered = true;
-        } else if !signs.is_heavy && self.window >= self.ceiling / 10 * 9 {
-            self.ceiling = (self.ceiling / 8).saturating_mul(9);
+        if is_answered || is_probe && summary.loss < RUINOUS_LOSS {
+            return;
         }
+        // not more than what got through
+        let through = self.window / 1000 * (1000 - summary.loss);
+        let full = self.product(self.rates.best()).max(self.carried);
+        self.ceiling = through.max(full / 2);
+        self.has_answered = true;
     }
 
     fn next_phase(&mut self, summary: &Summary, signs: &Signs, has_room: bool) {
