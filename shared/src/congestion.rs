@@ -46,7 +46,7 @@ use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
 
 /// Window gain of each round of a cycle, percent: probe, drain, refill, cruise.
-const CYCLE: [u64; 10] = [118, 95, 105, 105, 105, 105, 105, 105, 105, 105];
+const CYCLE: [u64; 10] = [118, 95, 107, 107, 107, 107, 107, 107, 107, 107];
 const PROBE: usize = 0;
 const DRAIN: usize = 1;
 /// From here on rounds acknowledge what cruising rounds sent.
@@ -65,7 +65,7 @@ const FLAT_AND_QUIET_ROUNDS: u32 = 5;
 /// In flight before anything is known; trains tell more before it is used up.
 const INITIAL_PACKETS: u64 = 16;
 /// Beyond what fills the path: acknowledgements come for two packets at once, or later.
-const MARGIN_PACKETS: u64 = 3;
+const MARGIN_PACKETS: u64 = 2;
 /// Never less: a loss must be noticed by the packets that follow.
 const LEAST_PACKETS: u64 = 4;
 
@@ -147,6 +147,8 @@ struct Measured {
     /// A probe's that made no queue and cost nothing.
     carried: u64,
     calm: Calm,
+    /// The last round was slower than it would be without a queue.
+    is_slow: bool,
     /// The last round's loss was answered: this round's packets were sent before.
     has_answered: bool,
 }
@@ -167,6 +169,7 @@ impl Measured {
             probed: 0,
             carried: 0,
             calm: Calm::default(),
+            is_slow: false,
             has_answered: false,
         }
     }
@@ -191,7 +194,8 @@ impl Measured {
         let wanted = match full {
             // not at once all of it
             Some(full) if self.window < full / 2 => (full / 4 * 3).min(self.window * 8),
-            Some(full) if self.window > full / 4 * 5 => self.window + acked / 4,
+            Some(full) if self.window > full / 4 * 5 && self.is_slow => self.window + acked / 4,
+            Some(full) if self.window > full / 4 * 5 => self.window + acked,
             Some(_) | None => self.window + 2 * acked,
         };
         self.set_window(wanted);
@@ -204,6 +208,7 @@ impl Measured {
             return;
         };
         self.base.add(now, &summary);
+        self.is_slow = summary.round_trip > self.base.mean() / 16 * 17;
         let signs = self.signs(&summary);
         if !summary.is_app_limited || summary.rate > self.rates.best() {
             self.rates.add(summary.rate);
@@ -225,10 +230,9 @@ impl Measured {
     }
 
     fn signs(&self, summary: &Summary) -> Signs {
-        let is_slow = summary.round_trip > self.base.mean() / 16 * 17;
-        let is_much = summary.loss > RUINOUS_LOSS || summary.loss > HEAVY_LOSS && is_slow;
+        let is_much = summary.loss > RUINOUS_LOSS || summary.loss > HEAVY_LOSS && self.is_slow;
         Signs {
-            is_queueing: is_slow && self.calm.is_exceeded(summary.longest),
+            is_queueing: self.is_slow && self.calm.is_exceeded(summary.longest),
             is_heavy: is_much && summary.lost > FEW_PACKETS * self.mtu,
             is_growing: summary.rate > self.rates.best() / 12 * 13,
         }
