@@ -1,0 +1,98 @@
+//! Promises of the controller, on simulated links.
+
+use std::time::Duration;
+
+use quinn_proto::congestion::CubicConfig;
+
+use super::sim::{Link, Setup, run};
+use super::{MeasuredConfig, RateLimit};
+
+const MBIT: u64 = 1_000_000;
+/// In millionths.
+const PERCENT: u64 = 10_000;
+
+fn ours(link: Link, seconds: u64) -> Setup {
+    Setup::new(link, MeasuredConfig::default(), seconds)
+}
+
+#[test]
+fn lost_packets_cost_themselves_and_little_else() {
+    for (rate, round_trip_ms) in [(MBIT, 600), (10 * MBIT, 100)] {
+        for queue_percent in [25, 100] {
+            let link = Link::path(rate, round_trip_ms, PERCENT, queue_percent);
+            let outcome = run(&ours(link, 20));
+            assert!(outcome.goodput > 0.86, "{link:?}: {outcome:?}");
+            assert!(outcome.resent < 0.05, "{link:?}: {outcome:?}");
+        }
+    }
+    let link = Link::path(10 * MBIT, 100, PERCENT, 100);
+    let cubic = run(&Setup::new(link, CubicConfig::default(), 20));
+    assert!(cubic.goodput < 0.4, "nothing to win here: {cubic:?}");
+}
+
+#[test]
+fn a_short_queue_is_not_flooded_and_a_long_one_stays_short() {
+    let short = run(&ours(Link::path(10 * MBIT, 100, 0, 25), 10));
+    assert!(short.goodput > 0.88 && short.resent < 0.03, "{short:?}");
+    let long = run(&ours(Link::path(10 * MBIT, 100, 0, 400), 10));
+    assert!(long.goodput > 0.88 && long.resent < 0.01, "{long:?}");
+    assert!(long.queue < 0.25, "{long:?}");
+}
+
+#[test]
+fn a_path_that_changes_is_followed() {
+    let mut slower = ours(Link::path(10 * MBIT, 100, 0, 100), 20);
+    slower.new_rate = Some((10, 2 * MBIT));
+    let outcome = run(&slower);
+    assert!(
+        outcome.goodput > 0.53,
+        "of 0.6 that it carries: {outcome:?}"
+    );
+    assert!(outcome.resent < 0.05, "{outcome:?}");
+    let mut faster = ours(Link::path(2 * MBIT, 40, 0, 400), 20);
+    faster.new_rate = Some((10, 20 * MBIT));
+    let outcome = run(&faster);
+    assert!(outcome.goodput > 4.4, "of 5.5 that it carries: {outcome:?}");
+}
+
+#[test]
+fn a_policy_is_not_exceeded_by_much_before_anybody_shapes() {
+    let limit = RateLimit::default();
+    limit.set(MBIT / 8);
+    let link = Link::path(10 * MBIT, 100, 0, 100);
+    let outcome = run(&Setup::new(link, MeasuredConfig::new(limit), 5));
+    assert!((0.08..0.2).contains(&outcome.goodput), "{outcome:?}");
+}
+
+#[test]
+fn after_an_outage_the_rate_comes_back() {
+    let mut setup = ours(Link::path(10 * MBIT, 100, PERCENT, 100), 30);
+    setup.outage = Some((5, 3));
+    let outcome = run(&setup);
+    // QUIC's own timers decide when the first packet is tried
+    assert!(
+        outcome
+            .back
+            .is_some_and(|back| back < Duration::from_secs(5)),
+        "{outcome:?}"
+    );
+    assert!(outcome.goodput > 0.65, "{outcome:?}");
+}
+
+#[test]
+fn delay_that_varies_and_a_receiver_that_stalls_are_not_congestion() {
+    let mut link = Link::path(10 * MBIT, 100, 0, 100);
+    link.jitter = Duration::from_millis(10);
+    let outcome = run(&ours(link, 10));
+    assert!(
+        outcome.goodput > 0.7 && outcome.resent < 0.03,
+        "{outcome:?}"
+    );
+    link.jitter = Duration::ZERO;
+    link.stall = (Duration::from_millis(50), Duration::from_millis(317));
+    let outcome = run(&ours(link, 10));
+    assert!(
+        outcome.goodput > 0.7 && outcome.resent < 0.05,
+        "{outcome:?}"
+    );
+}
