@@ -181,7 +181,6 @@ async fn session(
                 | SenderOutput::Policy(_)
                 | SenderOutput::Missing(_) => {}
                 other @ (SenderOutput::Chain { .. }
-                | SenderOutput::Missing(_)
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
                 | SenderOutput::TooLarge { .. }

@@ -5,6 +5,7 @@
 //! under the same conditions. A row that misses its goal says so.
 
 pub mod append;
+pub mod bytes;
 pub mod crowd;
 pub mod drain;
 pub mod fleet;

@@ -11,6 +11,8 @@ mod run;
 mod table;
 mod tcp;
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::results::Row;
@@ -27,11 +29,11 @@ pub enum Extent {
     Full,
 }
 
-/// Measures goodput, writes the table and the plots into the folder.
+/// Measures goodput on the links whose name contains `only`, writes the table and the plots into the folder.
 ///
 /// # Errors
 /// Without root, `ip` of iproute2 or TUN devices, or when a transport does not start.
-pub fn rows(extent: Extent, folder: &std::path::Path) -> Result<Vec<Row>> {
+pub fn rows(extent: Extent, only: Option<&str>, folder: &Path) -> Result<Vec<Row>> {
     let transports: &[Transport] = match extent {
         Extent::Quick => &[Transport::Kedge, Transport::TcpBbr],
         Extent::Full => &Transport::ALL,
@@ -40,8 +42,12 @@ pub fn rows(extent: Extent, folder: &std::path::Path) -> Result<Vec<Row>> {
         Extent::Quick => 1,
         Extent::Full => 3,
     };
-    let samples = run::all(&links::cells(), transports, runs)?;
+    let is_wanted = |cell: &Cell| only.is_none_or(|only| cell.to_string().contains(only));
+    let cells: Vec<_> = links::cells().into_iter().filter(is_wanted).collect();
+    let samples = run::all(&cells, transports, runs)?;
     let medians = table::medians(&samples);
-    table::write(folder, &medians)?;
+    if only.is_none() {
+        table::write(folder, &medians)?;
+    }
     Ok(table::rows(&medians))
 }

@@ -274,7 +274,8 @@ fn start_uplink(
         let most = limits.max_uncompressed_bytes;
         let make = || Uplink::new(&uplink, &topics, &store, &told, &policies, most, &data_dir);
         if let Some(uplink) = until_possible(make, &told, &stop).await {
-            uplink.run(stop).await;
+            // the state of a session is large, and there is one
+            Box::pin(uplink.run(stop)).await;
         }
         drop(in_use);
         Ok(())

@@ -42,6 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use shared::batch::CODEC_LONG;
 use shared::link::{Close, Unsettled};
 use shared::retry::{Retry, RetryConfig};
 use shared::transport::{Connection, Lost, LostKind, TransportKind};

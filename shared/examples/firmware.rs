@@ -5,6 +5,7 @@
 //! cargo run --release -p shared --example firmware [-- WINDOW_LOG LEVEL]
 //! ```
 #![allow(clippy::print_stdout, reason = "an example tells its figures")]
+#![expect(clippy::disallowed_methods, reason = "it measures time")]
 
 use std::time::Instant;
 

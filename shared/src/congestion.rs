@@ -40,7 +40,7 @@ use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
 
 /// Window gain of each round of a cycle, percent: probe, drain, refill, cruise.
-const CYCLE: [u64; 8] = [125, 97, 105, 105, 105, 105, 105, 105];
+const CYCLE: [u64; 10] = [118, 95, 105, 105, 105, 105, 105, 105, 105, 105];
 const PROBE: usize = 0;
 const DRAIN: usize = 1;
 /// From here on rounds acknowledge what cruising rounds sent.
@@ -118,7 +118,7 @@ struct Signs {
     is_queueing: bool,
     /// Loss that must be answered.
     is_heavy: bool,
-    /// A tenth more than ever came through.
+    /// Clearly more than ever came through.
     is_growing: bool,
 }
 
@@ -191,7 +191,8 @@ impl Measured {
     }
 
     fn end_round(&mut self, now: Instant) {
-        let round = std::mem::replace(&mut self.round, Round::new(now));
+        let next = self.round.next(now);
+        let round = std::mem::replace(&mut self.round, next);
         let Some(summary) = round.end(now) else {
             return;
         };
@@ -211,7 +212,8 @@ impl Measured {
             if turn == PROBE {
                 self.probed = window;
             }
-            self.set_window(window.saturating_add(MARGIN_PACKETS * self.mtu));
+            let margin = if turn == DRAIN { 0 } else { MARGIN_PACKETS };
+            self.set_window(window.saturating_add(margin * self.mtu));
         }
     }
 
@@ -221,7 +223,7 @@ impl Measured {
         Signs {
             is_queueing: is_slow && self.calm.is_exceeded(summary.longest),
             is_heavy: is_much && summary.lost > FEW_PACKETS * self.mtu,
-            is_growing: summary.rate > self.rates.best() / 10 * 11,
+            is_growing: summary.rate > self.rates.best() / 12 * 13,
         }
     }
 
@@ -237,7 +239,11 @@ impl Measured {
                 false
             }
             Phase::Cycle { turn: DRAIN } => {
-                if signs.is_queueing || signs.is_heavy || self.calm.is_costly(summary.loss) {
+                if signs.is_heavy || self.calm.is_costly(summary.loss) {
+                    self.carried = 0;
+                    return false;
+                }
+                if signs.is_queueing {
                     self.carried = self.carried / 8 * 7;
                     return false;
                 }
@@ -254,15 +260,21 @@ impl Measured {
     fn answer_loss(&mut self, summary: &Summary, signs: &Signs) {
         // after an answer comes a round of packets that were sent before it
         let is_answered = std::mem::take(&mut self.has_answered);
-        if signs.is_heavy && !is_answered {
+        // what probing lost is over with the probe
+        let is_probe = matches!(
+            self.phase,
+            Phase::Cycle {
+                turn: PROBE | DRAIN
+            }
+        );
+        if signs.is_heavy && is_probe && summary.loss < RUINOUS_LOSS {
+        } else if signs.is_heavy && !is_answered {
             let through = self.window / 1000 * (1000 - summary.loss);
             let full = self.product(self.rates.best()).max(self.carried);
             self.ceiling = through.max(full / 2);
             self.has_answered = true;
         } else if !signs.is_heavy && self.window >= self.ceiling / 10 * 9 {
-            let is_probe = matches!(self.phase, Phase::Cycle { turn: PROBE });
-            let percent = if is_probe { 125 } else { 102 };
-            self.ceiling = (self.ceiling / 100).saturating_mul(percent);
+            self.ceiling = (self.ceiling / 8).saturating_mul(9);
         }
     }
 
@@ -330,8 +342,7 @@ impl Controller for Measured {
         app_limited: bool,
         _: &RttEstimator,
     ) {
-        self.round
-            .add_acked(now.saturating_duration_since(sent), bytes, app_limited);
+        self.round.add_acked(now, sent, bytes, app_limited);
         self.trains.add_acked(now, sent, bytes);
         self.base.bound(now.saturating_duration_since(sent));
         if matches!(self.phase, Phase::Startup { .. }) && !app_limited {

@@ -107,7 +107,7 @@ mod tests {
     fn the_history_after_plain_batches_follows_from_their_blocks() {
         let (block, header) = built(None);
         let known = after_batch(5, header.crc, header.count);
-        assert_eq!(after_plain(5, &[block.clone()]), Some(known));
+        assert_eq!(after_plain(5, std::slice::from_ref(&block)), Some(known));
         assert_eq!(after_plain(0, &[block]), None, "nothing is known before");
     }
 

@@ -20,28 +20,63 @@ const ONE_WAY: Duration = Duration::from_millis(300);
 /// One bandwidth-delay product.
 const QUEUE: Duration = Duration::from_millis(600);
 const RECORD: usize = 1_000;
-/// An hour and a half of the link.
-const BACKLOG: u64 = 160_000;
+/// More than the link carries while the alarms come.
+const BACKLOG: u64 = 12_000;
 const ALARMS: u64 = 60;
 
-/// Time from the site's acknowledgement of an alarm until a reader at the centre sees it, while a backlog
-/// drains; and what the backlog gets of the link.
+/// A site that knows what its link carries fills no queue on the way.
 #[test]
 #[ignore = "system test: make test"]
 fn an_alarm_behind_a_backlog_is_not_late() -> Result<()> {
+    let site = Settings::default().with("policy.rate_up", "250kbit");
+    let found = alarms_behind_a_backlog("with the rate configured", &site)?;
+    ensure!(found.p90 < Duration::from_millis(1_500), "{found:?}");
+    ensure!(found.p99 < Duration::from_secs(3), "{found:?}");
+    ensure!(found.share > 0.8, "{found:?}");
+    Ok(())
+}
+
+/// One that does not know it has what the congestion controller lets queue up besides.
+#[test]
+#[ignore = "system test: make test"]
+fn an_alarm_waits_for_no_more_than_the_queue_on_the_way() -> Result<()> {
+    let found = alarms_behind_a_backlog("with the rate unknown", &Settings::default())?;
+    ensure!(found.p50 < Duration::from_millis(1_500), "{found:?}");
+    ensure!(found.p90 < Duration::from_secs(3), "{found:?}");
+    ensure!(found.share > 0.8, "{found:?}");
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Found {
+    p50: Duration,
+    p90: Duration,
+    p99: Duration,
+    /// What the backlog has of the link.
+    share: f64,
+}
+
+/// Time from the site's acknowledgement of an alarm until a reader at the centre sees it, while a backlog
+/// drains.
+fn alarms_behind_a_backlog(what: &str, site: &Settings) -> Result<Found> {
     let class = |pattern: &str, class: &str| {
         let mut rule = Table::new();
         rule.insert("match".to_owned(), Value::from(pattern));
         rule.insert("class".to_owned(), Value::from(class));
         rule
     };
-    let site = Settings::default()
+    let site = site
+        .clone()
         .with("uplink.connect_timeout", "10s")
         .with("uplink.idle_timeout", "20s")
         .with("uplink.codec", "none")
         .with_rule("topics", class("alarms*", "critical"))
         .with_rule("topics", class("backlog*", "bulk"));
-    let stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;
+    // a round trip with a full queue takes longer than the harness's short timers allow
+    let hub = Settings::default()
+        .with("listen.keep_alive", "10s")
+        .with("listen.idle_timeout", "30s");
+    let stage = Stage::start_with(Broker::shared(), &hub, &site)?;
     let (backlog, alarms) = (stage.topic("backlog"), stage.topic("alarms"));
     // the topic exists at the centre, and its reader has found it
     let reader = stage.reader(&[&alarms])?;
@@ -63,7 +98,9 @@ fn an_alarm_behind_a_backlog_is_not_late() -> Result<()> {
         size: RECORD,
         ..Pace::default()
     };
-    Writer::kafka("bulk", &stage.site.bootstrap(), &backlog, bulk, &[])?.complete(LIMIT)?;
+    // half a second of the link each: what is committed is looked at minutes later
+    let batches = [("batch.size", "16384")];
+    Writer::kafka("bulk", &stage.site.bootstrap(), &backlog, bulk, &batches)?.complete(LIMIT)?;
     wait::until_true("the backlog drains", LIMIT, || {
         stage.site.ledger(&backlog).is_ok_and(|l| l.committed > 300)
     })?;
@@ -85,17 +122,15 @@ fn an_alarm_behind_a_backlog_is_not_late() -> Result<()> {
     let at = |percent: usize| ages[(ages.len() * percent / 100).min(ages.len() - 1)];
     let bytes = (after - before) as f64 * RECORD as f64;
     let share = bytes / (elapsed.as_secs_f64() * RATE as f64);
-    seed::say(&format!(
-        "alarms behind a backlog: p50 {:?}, p90 {:?}, p99 {:?}; the backlog has {share:.2} of the link",
-        at(50),
-        at(90),
-        at(99)
-    ));
-    ensure!(at(50) > ONE_WAY, "the link is shorter than it should be");
-    ensure!(at(90) < Duration::from_millis(1_500), "{ages:?}");
-    ensure!(at(99) < Duration::from_secs(3), "{ages:?}");
-    ensure!(share > 0.8, "the backlog has {share:.2} of the link");
-    Ok(())
+    let found = Found {
+        p50: at(50),
+        p90: at(90),
+        p99: at(99),
+        share,
+    };
+    seed::say(&format!("alarms behind a backlog, {what}: {found:?}"));
+    ensure!(found.p50 > ONE_WAY, "the link is shorter than it should be");
+    Ok(found)
 }
 
 fn ages(written: &Ledger, reader: &Reader) -> Vec<Duration> {

@@ -23,7 +23,12 @@ impl Field {
     fn start(broker: &Broker, over: &Settings) -> Result<Self> {
         let run = seed::fresh().to_string();
         let certs = Certs::make()?;
-        let mut hub = Hub::prepare(&run, broker.bootstrap(), &certs.hub(), over)?;
+        // hundreds of sites share this process and a busy machine with the hub
+        let settings = Settings::default()
+            .with("listen.keep_alive", "4s")
+            .with("listen.idle_timeout", "15s")
+            .over(over);
+        let mut hub = Hub::prepare(&run, broker.bootstrap(), &certs.hub(), &settings)?;
         hub.start()?;
         Ok(Self { run, certs, hub })
     }
@@ -82,8 +87,8 @@ fn two_hundred_sites_come_back_to_a_killed_hub() -> Result<()> {
         "{} sites are connected",
         flock.open()
     );
-    // 8 s at 25 a second, a hint's jitter, a lane's acquisition
-    ensure!(back - ready < Duration::from_secs(40), "{back:?}");
+    // 12 s to notice, 8 s at 25 a second, a hint's jitter, a lane's acquisition
+    ensure!(back - ready < Duration::from_secs(60), "{back:?}");
     ensure!(peak < 300 << 20, "{peak} bytes");
     Ok(())
 }

@@ -82,10 +82,7 @@ fn an_allowance_is_never_exceeded_and_outlives_kills() -> Result<()> {
     let mut stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;
     let topic = stage.topic("allowance");
     write(&stage, &topic, 20_000)?;
-    let used = |stage: &Stage| {
-        let found = policy(stage).ok()?["allowances"][0]["used"].as_u64();
-        found
-    };
+    let used = |stage: &Stage| policy(stage).ok()?["allowances"][0]["used"].as_u64();
     wait::until_true("a part is used", LIMIT, || used(&stage) > Some(300_000))?;
     let before = used(&stage).context("the allowance is told")?;
     stage.site.kill();

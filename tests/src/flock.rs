@@ -38,7 +38,7 @@ const RETRY: RetryConfig = RetryConfig {
     max: Duration::from_secs(5),
 };
 /// What a site reads at once.
-const READ_BYTES: u32 = 256 << 10;
+const READ_BYTES: u32 = 64 << 10;
 
 /// The sites.
 #[derive(Debug)]
@@ -233,9 +233,8 @@ impl Drop for Flock {
     fn drop(&mut self) {
         self.tasks.abort_all();
         self.endpoint.close(VarInt::from_u32(0), b"");
-        let closed = tokio::time::timeout(Duration::from_secs(1), async {
-            self.endpoint.wait_idle().await;
-        });
+        let closed =
+            async { tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await };
         let _late = self.runtime.block_on(closed);
     }
 }
@@ -406,11 +405,15 @@ impl Dialler {
         sender.add_log(LOG, self.log.clone(), Class::Normal, range, member.acked());
         sender.start(started.elapsed());
         let mut buffer = vec![0; 16 << 10];
+        // a stream that the hub holds back must not hold back pings; credit bounds them
+        let mut streams = JoinSet::new();
         loop {
             while let Some(output) = sender.poll_output() {
                 match output {
                     SenderOutput::Control(bytes) => control.write_chunk(bytes).await?,
-                    SenderOutput::Data(stream) => send(connection, stream).await?,
+                    SenderOutput::Data(stream) => {
+                        streams.spawn(send(connection.clone(), stream));
+                    }
                     SenderOutput::Read {
                         from, max_bytes, ..
                     } => sender.handle_read(LOG, member.read(from, max_bytes)?),
@@ -424,8 +427,7 @@ impl Dialler {
                     }
                     SenderOutput::Policy(_) | SenderOutput::Missing(_) => {}
                     SenderOutput::Close(close) => return Ok(close),
-                    other @ (SenderOutput::Missing(_)
-                    | SenderOutput::HistoryMismatch { .. }
+                    other @ (SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
                     | SenderOutput::TooLarge { .. }) => {
                         sender.close(Code::Internal, None, &format!("{other:?}"));
@@ -439,6 +441,7 @@ impl Dialler {
                     let len = read?.context("the hub ended the session")?;
                     sender.handle_control(&buffer[..len], started.elapsed());
                 }
+                Some(sent) = streams.join_next() => sent??,
                 grown = end.changed() => {
                     grown?;
                     sender.log_grew(LOG, *end.borrow_and_update(), started.elapsed());
@@ -451,7 +454,7 @@ impl Dialler {
     }
 }
 
-async fn send(connection: &Connection, stream: DataStream) -> Result<()> {
+async fn send(connection: Connection, stream: DataStream) -> Result<()> {
     let mut data = connection.open_uni().await?;
     data.write_chunk(stream.head).await?;
     data.write_chunk(stream.payload).await?;

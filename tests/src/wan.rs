@@ -28,4 +28,4 @@ pub mod tcp;
 pub use conditions::{Bursts, Conditions, PERCENT, Queue};
 pub use direction::Counters;
 pub use emulator::{Change, Way};
-pub use lab::{End, Lab, Plan};
+pub use lab::{End, Lab, Link, Plan};

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use benches::results::Row;
 use benches::wan::{self, Extent};
-use benches::{append, drain, hub, latency, memory, results};
+use benches::{append, bytes, drain, hub, latency, memory, results};
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: append, drain, hub, latency, memory, wan; all when none is named
+    /// Which: append, bytes, drain, hub, latency, memory, wan; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -21,17 +21,23 @@ struct Args {
     /// Everything that a benchmark can measure: the WAN links take an hour then
     #[arg(long)]
     full: bool,
+    /// Of the WAN links those whose name contains this, such as `50 Mbit/s`; their table is not written then
+    #[arg(long)]
+    only: Option<String>,
 }
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 6] = [
+const ALL: [Bench; 7] = [
     ("append", |_| append::rows()),
+    ("bytes", |args| bytes::rows(&args.folder)),
     ("drain", |_| drain::rows()),
     ("hub", |_| hub::rows()),
     ("latency", |_| latency::rows()),
     ("memory", |_| memory::rows()),
-    ("wan", |args| wan::rows(args.extent(), &args.folder)),
+    ("wan", |args| {
+        wan::rows(args.extent(), args.only.as_deref(), &args.folder)
+    }),
 ];
 
 impl Args {

@@ -78,7 +78,7 @@ pub(super) fn rows(medians: &Medians) -> Vec<Row> {
             Goal::Above(least),
         )
     };
-    vec![
+    let rows = vec![
         goodput("goodput on the worst link from 10 Mbit/s up", &wide, 0.91),
         goodput("goodput on the worst satellite link", &thin, 0.87),
         Row::new(
@@ -105,7 +105,11 @@ pub(super) fn rows(medians: &Medians) -> Vec<Row> {
             None,
             Goal::Below(6.0),
         ),
-    ]
+    ];
+    // of links that were not measured there is nothing to say
+    rows.into_iter()
+        .filter(|row| row.ours.is_finite())
+        .collect()
 }
 
 /// `tables/wan.md` and `plots/goodput.svg`.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use shared::class::{Class, ClassSet};
+use shared::class::Class;
 use shared::config::{ConfigError, Document, Section};
 use shared::units::{BitRate, ByteSize};
 
@@ -263,6 +263,7 @@ impl std::str::FromStr for Interface {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::class::ClassSet;
 
     const PUSHED: &str = r#"
         [policy]

@@ -215,8 +215,8 @@ impl Chains {
             Begin::Fresh => None,
             Begin::Anchor(anchor) => {
                 let pending = log.pending.as_ref().map(|(_, saved)| saved);
-                let known = pending.into_iter().chain(&log.settled);
-                known.filter(|saved| saved.anchor == anchor).next().cloned()
+                let mut known = pending.into_iter().chain(&log.settled);
+                known.find(|saved| saved.anchor == anchor).cloned()
             }
         };
         // what was sent with a session that is over counts if the hub says so now

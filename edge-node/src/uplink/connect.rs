@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::congestion::{ControllerFactory, CubicConfig};
+use quinn::congestion::ControllerFactory;
 use quinn::{ClientConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rand::RngExt as _;
 use shared::config::HostPort;
+use shared::congestion::{MeasuredConfig, RateLimit};
 use shared::tls::{ClientTls, Peer, TlsError};
 use shared::transport::{Connection, Lost, LostKind, NudgeHandle, QuicConnection};
 use tokio::time::Instant;
@@ -386,7 +387,7 @@ impl Connector {
         address: SocketAddr,
     ) -> Result<Connection, ConnectError> {
         self.refresh_certificates();
-        let (transport, nudge) = self.transport();
+        let (transport, nudge) = self.transport(outlet.limit());
         let mut config = ClientConfig::new(self.tls.config());
         config.transport_config(Arc::new(transport));
         let endpoint = outlet.udp()?.endpoint;
@@ -427,9 +428,10 @@ impl Connector {
         }
     }
 
-    fn transport(&self) -> (TransportConfig, NudgeHandle) {
+    fn transport(&self, limit: RateLimit) -> (TransportConfig, NudgeHandle) {
         let mut transport = TransportConfig::default();
-        let controller: Arc<dyn ControllerFactory + Send + Sync> = Arc::new(CubicConfig::default());
+        let controller: Arc<dyn ControllerFactory + Send + Sync> =
+            Arc::new(MeasuredConfig::new(limit));
         let nudge = NudgeHandle::prepare(&mut transport, controller, RECEIVE_WINDOW);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.interval(MTU_LOOK);

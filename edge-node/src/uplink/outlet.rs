@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use shared::congestion::RateLimit;
 use shared::transport::{ProbeSocket, tune_tcp};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
@@ -71,6 +72,11 @@ impl Outlet {
             shaper,
             udp: Mutex::new(None),
         }
+    }
+
+    /// What its policy allows, for congestion controllers.
+    pub(super) fn limit(&self) -> RateLimit {
+        self.shaper.limit()
     }
 
     /// What holds TCP back here, for a connection to this address.
@@ -146,11 +152,6 @@ impl Outlet {
             Some(local) => local.is_ipv4() == address.is_ipv4(),
             None => true,
         }
-    }
-
-    /// What holds TCP connections to this peer back, and counts them.
-    pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<dyn Pacer> {
-        Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
     }
 
     /// A TCP connection from here.

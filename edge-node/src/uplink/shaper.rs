@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use shared::congestion::RateLimit;
 use shared::pace::Pace;
 use shared::units::BitRate;
 use tokio::sync::Notify;
@@ -64,6 +65,8 @@ pub struct Shaper {
     state: Mutex<State>,
     /// Somebody stands at the fence: whoever sets it should look.
     at_fence: Notify,
+    /// The rate again, for controllers: they need not probe for more.
+    limit: RateLimit,
 }
 
 #[derive(Debug)]
@@ -184,6 +187,7 @@ impl Shaper {
                 waiting: Vec::new(),
             }),
             at_fence: Notify::new(),
+            limit: RateLimit::default(),
         }
     }
 
@@ -197,11 +201,19 @@ impl Shaper {
 
     /// Changes the rate; holds from the next datagram on.
     pub fn set_rate(&self, rate: Option<BitRate>) {
+        self.limit
+            .set(rate.map_or(u64::MAX, BitRate::bytes_per_sec));
         let now = self.now();
         let mut state = self.lock();
         if state.gate.pace.rate() != rate {
             state.gate.pace.set_rate(rate, now);
         }
+    }
+
+    /// The rate as it changes, for the congestion controllers of this path.
+    #[must_use]
+    pub fn limit(&self) -> RateLimit {
+        self.limit.clone()
     }
 
     /// The rate that is set.

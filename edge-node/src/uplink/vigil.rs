@@ -446,6 +446,7 @@ mod tests {
     #[test]
     fn a_hub_that_answers_no_probes_is_dialled_within_the_budget() {
         let mut vigil = Vigil::new(BUDGET, PROBE, false, ms(0));
+        vigil.observe((5, 5), RTT, false, ms(0));
         let dials = acts(&mut vigil, 0, 60_000)
             .iter()
             .filter(|(_, act)| *act == Act::Dial)

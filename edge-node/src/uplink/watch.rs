@@ -26,6 +26,10 @@ const LOOK_CLOSELY: Duration = Duration::from_millis(100);
 const MAX_ATTEMPTS: usize = 3;
 /// Probes whose answers are still taken.
 const MAX_TOKENS: usize = 64;
+/// A connection over TCP that is up shows that the link is there; UDP, which was asked at the same time, must
+/// be silent for so much longer, or for some round trips, before it counts as blocked.
+const UDP_GRACE: Duration = Duration::from_millis(1_500);
+const UDP_GRACE_ROUNDS: u32 = 3;
 /// Over TCP, QUIC is looked for this often at first and in the end.
 const UDP_SOON: Duration = Duration::from_secs(5);
 const UDP_SELDOM: Duration = Duration::from_secs(5 * 60);
@@ -83,6 +87,7 @@ async fn when_silent(
     let others = connector.others().await;
     vigil.set_others(others.len());
     let mut attempts: Vec<Attempt<'_>> = Vec::new();
+    let mut over_tcp: Option<(Better, Duration)> = None;
     let mut was_silent = false;
     loop {
         let now = origin.elapsed();
@@ -102,6 +107,14 @@ async fn when_silent(
         }
         if !is_silent {
             attempts.clear();
+            over_tcp = None;
+        }
+        let grace = UDP_GRACE.max(stats.rtt * UDP_GRACE_ROUNDS);
+        if let Some((better, up)) = over_tcp.take() {
+            if now >= up + grace {
+                return better;
+            }
+            over_tcp = Some((better, up));
         }
         let remote = connection.remote_address();
         while let Some(act) = vigil.poll(now) {
@@ -131,9 +144,16 @@ async fn when_silent(
         let pause = if vigil.is_owed() { LOOK_CLOSELY } else { LOOK };
         tokio::select! {
             biased;
-            better = first_up(&mut attempts) => return better,
+            better = first_up(&mut attempts) => match better.connection.kind() {
+                TransportKind::Quic => return better,
+                TransportKind::Tcp => over_tcp = Some((better, origin.elapsed())),
+            },
             (other, instance) = echoes.next() => match other {
-                None => vigil.handle_echo(instance, origin.elapsed()),
+                None => {
+                    // UDP is not blocked
+                    over_tcp = None;
+                    vigil.handle_echo(instance, origin.elapsed());
+                }
                 Some(other) => vigil.handle_other(other, origin.elapsed()),
             },
             () = tokio::time::sleep(pause) => {}

@@ -7,8 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use shared::batch::{
-    BatchError, CODEC_LONG, CODEC_NONE, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder,
-    remembers,
+    BatchError, CODEC_LONG, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder, remembers,
 };
 use shared::dedup::ChunkId;
 use shared::ids::Offset;
@@ -253,9 +252,8 @@ fn run(
                     };
                     let records = next_offset - base_offset;
                     let codec = encoders.choice.pick(&codecs, is_backlog, link);
-                    // a link that carries everything as it is needs no codec for large values either
-                    let is_large = codec != CODEC_NONE
-                        && codecs.contains(&CODEC_LONG)
+                    // whatever the link: what repeats costs less to find than to send
+                    let is_large = codecs.contains(&CODEC_LONG)
                         && encoders.chains.are_large(partition, raw.len(), records);
                     let codec = if is_large { CODEC_LONG } else { codec };
                     let packed = encoders.pack(partition, codec, &outgoing);

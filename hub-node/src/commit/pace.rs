@@ -9,6 +9,10 @@ use std::time::Duration;
 
 /// What a transaction may take.
 const TARGET: Duration = Duration::from_millis(500);
+/// What it may take where even a small one takes long.
+const SLOW_TARGET: Duration = Duration::from_secs(2);
+/// The first; each one that is over soon makes the next twice as large.
+const FIRST: usize = 1 << 20;
 /// One turn of one site; its time is what any transaction takes.
 const SMALL: usize = 256 << 10;
 
@@ -26,7 +30,7 @@ impl Pace {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
-            bytes: most,
+            bytes: most.min(FIRST),
             small: Duration::ZERO,
         }
     }
@@ -45,7 +49,7 @@ impl Pace {
                 (self.small * 3 + took) / 4
             };
         }
-        let target = TARGET.max(self.small * 2);
+        let target = (self.small * 2).clamp(TARGET, SLOW_TARGET);
         let least = SMALL.min(self.most);
         if took > target {
             if bytes > SMALL {
@@ -103,6 +107,17 @@ mod tests {
         let fixed = Duration::from_secs(1);
         let (bytes, took) = settle(&mut pace, fixed, 20_000_000);
         assert!(bytes >= 8 << 20, "{bytes} take {took:?}");
+    }
+
+    #[test]
+    fn one_that_pushes_back_with_delays_is_not_answered_with_larger_ones() {
+        let mut pace = Pace::new(MOST);
+        // what is beyond the quota is paid for by whatever comes next
+        for _ in 0..50 {
+            pace.committed(1_000, Duration::from_secs(8));
+            pace.committed(pace.bytes(), Duration::from_secs(8));
+        }
+        assert_eq!(pace.bytes(), SMALL);
     }
 
     #[test]

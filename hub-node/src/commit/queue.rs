@@ -61,6 +61,8 @@ pub(crate) struct FairQueue {
     lines: HashMap<SiteId, VecDeque<Queued>>,
     /// Sites with a line, the next one to be served first.
     turns: VecDeque<SiteId>,
+    /// Bytes that the first of them has had of its turn: a turn goes on in the next transaction.
+    turn_bytes: usize,
     bytes: usize,
 }
 
@@ -88,21 +90,21 @@ impl FairQueue {
             .lines
             .get_mut(site)
             .expect("a site with a turn has a line");
-        let mut turn_bytes = 0;
         while let Some(head) = line.front() {
             let cost = head.cost();
+            if self.turn_bytes > 0 && self.turn_bytes + cost.bytes > QUANTUM_BYTES {
+                break;
+            }
             if !taken.is_empty() && (cost.bytes > left.bytes || cost.records > left.records) {
                 return false;
             }
-            if turn_bytes > 0 && turn_bytes + cost.bytes > QUANTUM_BYTES {
-                break;
-            }
-            turn_bytes += cost.bytes;
+            self.turn_bytes += cost.bytes;
             left.bytes = left.bytes.saturating_sub(cost.bytes);
             left.records = left.records.saturating_sub(cost.records);
             self.bytes -= head.delivery.bytes;
             taken.extend(line.pop_front());
         }
+        self.turn_bytes = 0;
         self.turns.pop_front();
         if line.is_empty() {
             self.lines.remove(site);
@@ -139,6 +141,9 @@ impl FairQueue {
         self.bytes -= before - bytes_of(line);
         if line.is_empty() {
             self.lines.remove(site);
+            if self.turns.front() == Some(site) {
+                self.turn_bytes = 0;
+            }
             self.turns.retain(|turn| turn != site);
         }
     }
@@ -197,6 +202,25 @@ mod tests {
             names(&taken),
             ["busy-0", "busy-1", "quiet-0", "busy-2", "busy-3"]
         );
+    }
+
+    #[test]
+    fn a_turn_that_a_full_transaction_cuts_short_goes_on_and_is_not_had_twice() {
+        let mut queue = FairQueue::default();
+        for i in 0..20 {
+            queue.push(queued("a", i, 100_000));
+            queue.push(queued("b", i, 100_000));
+        }
+        let tight = Cost {
+            bytes: 350_000,
+            records: 1_000,
+        };
+        let taken: Vec<_> = (0..8).flat_map(|_| queue.take(tight)).collect();
+        let of_a = names(&taken)
+            .iter()
+            .filter(|name| name.starts_with('a'))
+            .count();
+        assert_eq!((of_a, taken.len()), (12, 24));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! windows can add up to more than the budget. What counts is what really came: a session that holds as
 //! much as is free takes no further data stream until something is committed, and QUIC's flow control
 //! holds its site back. So `n` sessions that want more get a part in `n + 1` each, there is room for one
-//! that comes later, and the process holds at most the budget, one batch for each session, and QUIC's
+//! that comes later, and the process holds at most the budget, what each session has begun, and QUIC's
 //! receive windows, which shrink as sessions become more.
 
 use std::sync::Arc;
@@ -67,6 +67,11 @@ impl Budget {
     pub fn window(&self) -> u64 {
         let open = self.sessions.load(Ordering::Acquire).max(1);
         (self.total / open).clamp(self.least, self.most)
+    }
+
+    /// The largest window that any session is ever granted.
+    pub(super) const fn most(&self) -> u64 {
+        self.most
     }
 
     /// Bytes that each session's connection may hold before they are read: a quarter of the budget for

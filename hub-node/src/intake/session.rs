@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use super::budget::Share;
 use super::ingress::Allowance;
 use super::memories::LogMemories;
+use super::partial::{Part, Partial};
 use super::slow_start::SlowStart;
 use super::states::{Saved, StateKey};
 use super::{Intake, IntakeStats};
@@ -42,8 +43,10 @@ use crate::config::{SiteRule, SitesConfig};
 const CONTROL_QUEUE: usize = 1024;
 /// Events of the lane waiting for the session.
 const EVENT_QUEUE: usize = 1024;
-/// Data streams that are read at once. Each holds at most one batch; the transport holds back the others.
-const READERS: usize = 32;
+/// Data streams that are read at once: all that the transport lets a site begin ([`super::partial`]).
+const READERS: usize = 256;
+/// What streams of a site may have on their way beyond its credit: their headers.
+const HEADERS: u64 = 64 << 10;
 /// How long a lane may take to let a session in: it may have to end an older one or reach Kafka.
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
@@ -117,6 +120,7 @@ pub(super) async fn run(
         questions: VecDeque::new(),
         share: context.intake.budget.join(),
         room: context.intake.lanes.room_of(context.site),
+        partial: Arc::new(Partial::new(context.intake.budget.most() + HEADERS)),
         allowance: Arc::new(ingress.join(context.site, own_limit)),
         received: Arc::default(),
         slow_start: SlowStart::new(),
@@ -164,6 +168,7 @@ struct Session<'a> {
     questions: VecDeque<PendingAnswer>,
     share: Share,
     room: RoomShare,
+    partial: Arc<Partial>,
     allowance: Arc<Allowance>,
     /// Bytes of data streams, for the register.
     received: Arc<AtomicU64>,
@@ -201,7 +206,8 @@ impl Session<'_> {
             if let Some(close) = self.carry_out() {
                 break close;
             }
-            self.share.update(self.receiver.held_bytes());
+            let held = self.receiver.held_bytes() + self.partial.held();
+            self.share.update(held);
             let wake = self.receiver.poll_timeout().map(|at| self.origin + at);
             let raise = self
                 .slow_start
@@ -240,7 +246,8 @@ impl Session<'_> {
                     match accepted {
                         Ok(stream) => {
                             let allowance = Arc::clone(&self.allowance);
-                            readers.spawn(read_stream(stream, max_len, allowance));
+                            let part = self.partial.begin();
+                            readers.spawn(read_stream(stream, max_len, part, allowance));
                         }
                         Err(error) => break lost(&error.to_string()),
                     }
@@ -701,11 +708,13 @@ async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) 
 async fn read_stream(
     stream: DataStreamIn,
     max_len: usize,
+    part: Part,
     allowance: Arc<Allowance>,
 ) -> Result<Bytes, ReadError> {
-    let pay = |bytes| {
-        let allowance = Arc::clone(&allowance);
-        async move { allowance.pay(bytes).await }
+    let (part, allowance) = (&part, &allowance);
+    let pay = |bytes| async move {
+        part.came(bytes as u64).await;
+        allowance.pay(bytes).await;
     };
     stream.read_paid(max_len, pay).await
 }

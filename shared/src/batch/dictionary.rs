@@ -3,6 +3,9 @@
 //! A payload is a frame (RFC 8878) without its magic number and without the dictionary's id: both ends know
 //! them. It decodes without any other payload.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use bytes::Bytes;

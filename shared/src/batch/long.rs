@@ -125,6 +125,9 @@ impl SavedWindow {
             .and_then(|mut zstd| zstd.decompress(frame, len))
             .map_err(refused)?;
         let computed = crc32c::crc32c(&bytes);
+        if bytes.len() != len {
+            return Err(BatchError::Malformed("saved window is too short"));
+        }
         if computed != crc {
             return Err(BatchError::Checksum {
                 found: crc,

@@ -147,10 +147,14 @@ impl Memory {
             .decode(incoming.payload, size)
             .and_then(|raw| incoming.check(&raw));
         // a memory that was empty cannot be another than the site's
-        let failed = |error| match error {
-            BatchError::Missing(ids) => OpenError::Missing(ids),
-            error if header.is_fresh => OpenError::Broken(error),
-            error => OpenError::Lost(error),
+        let failed = |error| {
+            if let BatchError::Missing(ids) = error {
+                OpenError::Missing(ids)
+            } else if header.is_fresh {
+                OpenError::Broken(error)
+            } else {
+                OpenError::Lost(error)
+            }
         };
         let opened = opened.map_err(failed)?;
         if header.is_anchor {
@@ -165,9 +169,8 @@ impl Incoming<'_> {
     fn check(&self, raw: &Bytes) -> Result<Opened, BatchError> {
         let blocks = read_blocks(raw, self.base_offset, self.next_offset)?;
         let followed = || history::after_plain(self.chain_before, &blocks);
-        let chain = match self.chain.or_else(followed) {
-            Some(chain) => chain,
-            None => return Err(BatchError::Malformed("history does not follow")),
+        let Some(chain) = self.chain.or_else(followed) else {
+            return Err(BatchError::Malformed("history does not follow"));
         };
         let computed = seal(raw, self.next_offset, chain);
         if computed != self.header.check {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Rounds whose best rate counts: a cycle, and a little more.
-const RATES: usize = 10;
+const RATES: usize = 12;
 /// A round trip that was not seen again for so long is forgotten: paths change.
 const BASE_MEMORY: Duration = Duration::from_secs(10);
 /// Not seen for so long, it is looked for.
@@ -18,6 +18,9 @@ const BASES: usize = 32;
 #[derive(Debug, Clone)]
 pub(super) struct Round {
     began: Instant,
+    /// The last packet that the round before acknowledged left then, and this round's last.
+    sent_from: Instant,
+    sent_to: Instant,
     acked: u64,
     lost: u64,
     round_trips: Duration,
@@ -48,6 +51,8 @@ impl Round {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             began: now,
+            sent_from: now,
+            sent_to: now,
             acked: 0,
             lost: 0,
             round_trips: Duration::ZERO,
@@ -58,11 +63,28 @@ impl Round {
         }
     }
 
+    /// The one that follows.
+    pub(super) fn next(&self, now: Instant) -> Self {
+        Self {
+            sent_from: self.sent_to,
+            sent_to: self.sent_to,
+            ..Self::new(now)
+        }
+    }
+
     pub(super) fn began(&self) -> Instant {
         self.began
     }
 
-    pub(super) fn add_acked(&mut self, round_trip: Duration, bytes: u64, is_app_limited: bool) {
+    pub(super) fn add_acked(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        is_app_limited: bool,
+    ) {
+        let round_trip = now.saturating_duration_since(sent);
+        self.sent_to = self.sent_to.max(sent);
         self.acked += bytes;
         self.round_trips += round_trip;
         self.least = self.least.min(round_trip);
@@ -78,10 +100,10 @@ impl Round {
     /// Nothing when it has no sample.
     pub(super) fn end(&self, now: Instant) -> Option<Summary> {
         let round_trip = self.round_trips.checked_div(self.samples)?;
-        let micros = now
-            .saturating_duration_since(self.began)
-            .as_micros()
-            .max(100);
+        // acknowledgements that were held up come together, faster than the path is
+        let sending = self.sent_to.saturating_duration_since(self.sent_from);
+        let time = now.saturating_duration_since(self.began).max(sending);
+        let micros = time.as_micros().max(100);
         let rate = u128::from(self.acked) * 1_000_000 / micros;
         Some(Summary {
             rate: u64::try_from(rate).unwrap_or(u64::MAX),
@@ -134,7 +156,7 @@ impl BaseRoundTrip {
 
     pub(super) fn add(&mut self, now: Instant, summary: &Summary) {
         let mean = summary.round_trip;
-        if mean <= self.mean() + self.mean() / 32 {
+        if mean <= self.mean() + self.mean() / 16 {
             self.confirmed = Some(now);
         }
         while self
@@ -196,7 +218,7 @@ impl Calm {
 
     /// More than chance makes it.
     pub(super) fn is_exceeded(&self, longest: Duration) -> bool {
-        let calm = |mean: Duration| mean + (mean / 16).max(2 * self.deviation);
+        let calm = |mean: Duration| mean + (2 * self.deviation).clamp(mean / 16, mean / 4);
         self.longest.is_some_and(|mean| longest > calm(mean))
     }
 

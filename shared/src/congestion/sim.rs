@@ -29,6 +29,8 @@ pub struct Link {
     pub jitter: Duration,
     /// In millionths, after the rate.
     pub loss: u64,
+    /// The receiver sleeps so long in each so long.
+    pub stall: (Duration, Duration),
 }
 
 impl Link {
@@ -39,12 +41,14 @@ impl Link {
             delay: Duration::from_millis(round_trip_ms / 2),
             jitter: Duration::ZERO,
             loss,
+            stall: (Duration::ZERO, Duration::from_secs(1)),
         }
     }
 }
 
 struct Wire {
     link: Link,
+    began: Instant,
     free_from: Instant,
     flight: BTreeMap<(Instant, u64), Vec<u8>>,
     count: u64,
@@ -62,6 +66,7 @@ impl Wire {
     fn new(link: Link, now: Instant, seed: u64) -> Self {
         Self {
             link,
+            began: now,
             free_from: now,
             flight: BTreeMap::new(),
             count: 0,
@@ -105,6 +110,11 @@ impl Wire {
         if !self.link.jitter.is_zero() {
             let spread = u64::try_from(self.link.jitter.as_nanos()).unwrap() * 2;
             release = release + Duration::from_nanos(self.below(spread)) - self.link.jitter;
+        }
+        let (asleep, every) = self.link.stall;
+        let phase = (release - self.began).as_nanos() % every.as_nanos();
+        if phase < asleep.as_nanos() {
+            release += asleep - Duration::from_nanos(u64::try_from(phase).unwrap());
         }
         self.last = self.last.max(release);
         self.count += 1;

@@ -1,6 +1,6 @@
 //! The hub's end of a chain.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -92,6 +92,9 @@ fn assemble(
     let mut raw = Vec::with_capacity(parts.raw_len);
     let mut rest = literals;
     let mut missing = Missing::default();
+    // a payload may repeat its own chunks, and the store may have no room even for those
+    let mut own = HashMap::new();
+    let mut carried = Vec::new();
     for part in &parts.parts {
         match part {
             Part::Plain(len) | Part::Chunk(len) => {
@@ -101,15 +104,24 @@ fn assemble(
                 rest = tail;
                 raw.extend_from_slice(bytes);
                 if matches!(part, Part::Chunk(_)) {
-                    store.insert(ChunkId::of(bytes), bytes);
+                    let id = ChunkId::of(bytes);
+                    own.insert(id, bytes);
+                    carried.push((id, bytes));
                 }
             }
-            Part::Reference(len, id) => match store.chunk(id) {
-                Some(chunk) if chunk.len() == *len => raw.extend_from_slice(&chunk),
-                Some(_) => return Err(BatchError::Malformed("reference of another length")),
-                None => missing.add(*id),
-            },
+            Part::Reference(len, id) => {
+                let stored = store.chunk(id);
+                match stored.as_deref().or_else(|| own.get(id).copied()) {
+                    Some(chunk) if chunk.len() == *len => raw.extend_from_slice(chunk),
+                    Some(_) => return Err(BatchError::Malformed("reference of another length")),
+                    None => missing.add(*id),
+                }
+            }
         }
+    }
+    // last, so that they drive out nothing that this payload refers to
+    for (id, bytes) in carried {
+        store.insert(id, bytes);
     }
     if missing.ids.is_empty() {
         Ok(raw)

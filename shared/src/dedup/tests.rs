@@ -156,7 +156,7 @@ fn what_the_hub_holds_is_named_instead_of_sent() {
 
 #[test]
 fn what_changed_a_little_is_found_in_the_window() {
-    let image = noise(7, 200_000);
+    let image = noise(7, 100_000);
     let mut changed = image.clone();
     for at in (0..changed.len()).step_by(1_000) {
         changed[at] ^= 1;

@@ -638,11 +638,13 @@ fn a_hub_puts_streams_in_order_and_drops_repeated_ones() {
 const CHARGE: u64 = 104 + 256;
 
 fn restarts(sender_or_hub: &[Frame]) -> Vec<Restart> {
-    let restart = |frame: &Frame| match frame {
-        Frame::Restart(restart) => Some(*restart),
-        _ => None,
-    };
-    sender_or_hub.iter().filter_map(restart).collect()
+    let mut restarts = Vec::new();
+    for frame in sender_or_hub {
+        if let Frame::Restart(restart) = frame {
+            restarts.push(*restart);
+        }
+    }
+    restarts
 }
 
 #[test]

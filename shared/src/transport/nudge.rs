@@ -153,6 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant does")]
     fn a_nudge_lets_one_flight_out_and_forgives_what_was_lost_before() {
         let nudge = Arc::new(Nudge::default());
         let factory = Arc::new(NudgeFactory {

@@ -233,7 +233,8 @@ async fn a_higher_priority_overtakes_what_is_on_its_way(kind: TransportKind) {
         std::future::poll_fn(|context| {
             reads.retain_mut(|read| match read.as_mut().poll(context) {
                 std::task::Poll::Ready(bytes) => {
-                    first.get_or_insert(bytes.unwrap().len());
+                    let len = bytes.unwrap().len();
+                    first.get_or_insert(len);
                     false
                 }
                 std::task::Poll::Pending => true,

@@ -172,7 +172,8 @@ impl Direction {
             let bytes = packet.len() as u64;
             let start = self.free_from.max(*arrived);
             let sending = self.conditions.sending_time(bytes);
-            let done = *self.head_done.get_or_insert(start.saturating_add(sending));
+            let end = start.saturating_add(sending);
+            let done = *self.head_done.get_or_insert(end);
             if done > now {
                 return;
             }

@@ -45,6 +45,8 @@ pub(super) struct Column {
     /// How often one of the candidates was right, of 65,536.
     pub(super) hits: u16,
     pub(super) step: i64,
+    /// Most significant digits of a number.
+    pub(super) digits: u8,
     pub(super) errors: [u16; PREDICTORS],
     pub(super) alphabet: Alphabet,
 }
@@ -220,6 +222,7 @@ impl Saved for Columns {
                 to.u16(entry.count);
                 to.u16(entry.hits);
                 to.i64(entry.step);
+                to.u8(entry.digits);
                 entry.errors.iter().for_each(|error| to.u16(*error));
                 to.u8(entry.alphabet.unit);
                 to.u8(u8::from(entry.alphabet.is_off));
@@ -244,6 +247,7 @@ impl Saved for Columns {
                 _ => Kind::Text,
             };
             let (count, hits, step) = (from.u16()?, from.u16()?, from.i64()?);
+            let digits = from.u8()?;
             let errors = from.u16s()?;
             let (unit, is_off) = (from.u8()?, from.u8()? != 0);
             let (total, known) = (from.u32()?, from.u32()?);
@@ -258,6 +262,7 @@ impl Saved for Columns {
                 count,
                 hits,
                 step,
+                digits,
                 errors,
                 alphabet: Alphabet {
                     unit,

@@ -1,5 +1,9 @@
 //! One slot of a record: first whether it is what one of five situations suggests, else a number by its
 //! distance from the best prediction, else a text.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
 
 use super::coder::Coder;
 use super::columns::Kind;
@@ -26,6 +30,7 @@ const FLAG_IS_NUMBER: usize = 16;
 const FLAG_SAME_FORMAT: usize = 20;
 const FLAG_FORMAT: usize = 21;
 const FLAG_KNOWN: usize = 22;
+const FLAG_COARSE: usize = 23;
 
 /// The record around a slot, as far as it was coded.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ pub(super) struct Row {
     pub(super) timestamp_ms: i64,
     /// Hash of the value before.
     previous: u64,
+    /// The same, or how far off the last two numbers were when it is never the same twice.
+    previous_trait: u64,
     previous_class: i8,
     /// Which candidate was right in the slot before.
     previous_hit: usize,
@@ -49,6 +56,7 @@ impl Row {
             device,
             timestamp_ms,
             previous: 0,
+            previous_trait: 0,
             previous_class: 0,
             previous_hit: 0,
             previous_number: None,
@@ -155,9 +163,15 @@ impl State {
             }
         };
         self.learn(&slot, &seat, row, &history, &candidates, value);
+        row.previous = value.hash();
+        row.previous_trait = if hit < CANDIDATES || value.as_number().is_none() {
+            row.previous
+        } else {
+            let classes = [row.previous_class, class].map(i8::cast_unsigned);
+            mix(u64::from(u16::from_le_bytes(classes)), 0x7a)
+        };
         row.previous_class = class;
         row.previous_hit = hit;
-        row.previous = value.hash();
         if let Some((format, number)) = value.as_number() {
             row.previous_number = Some((format.unit(), number));
         }
@@ -476,12 +490,48 @@ impl State {
         let second = guess
             .second
             .map_or(100, |second| signed_class(second.wrapping_sub(guess.first)));
+        let quantum = self.quantum(seat, format, guess.first);
+        let mut is_coarse = false;
+        if quantum > 1 {
+            let contexts = Contexts::new(
+                slot.column,
+                [mix(slot.column, 75), mix(seat.statistics, 76)],
+            );
+            let is = number % quantum == 0;
+            is_coarse = self.predictor.flag(coder, is, &contexts, FLAG_COARSE);
+        }
+        if is_coarse {
+            let first = guess.first / quantum;
+            let log = u64::from(quantum.ilog10());
+            let guess = guess.coarser(13 * log);
+            let contexts = guess.contexts(500, slot, seat, row, history, 0, second);
+            let off = number / quantum - first;
+            let off = self
+                .predictor
+                .number(coder, off, &contexts, Domain::Residual);
+            let value = first.wrapping_add(off).wrapping_mul(quantum);
+            return (value, signed_class(off));
+        }
         let contexts = guess.contexts(500, slot, seat, row, history, 0, second);
         let off = number.wrapping_sub(guess.first);
         let off = self
             .predictor
             .number(coder, off, &contexts, Domain::Residual);
         (guess.first.wrapping_add(off), signed_class(off))
+    }
+
+    /// What numbers near this one are multiples of, when the column's have so many significant digits.
+    fn quantum(&self, seat: &Seat, format: Format, near: i64) -> i64 {
+        let digits = u32::from(self.columns.at(seat.element_column).digits);
+        let has_point = matches!(format, Format::Trimmed(_) | Format::TrimmedToOne(_));
+        let len = near
+            .unsigned_abs()
+            .checked_ilog10()
+            .map_or(0, |log| log + 1);
+        if !has_point || digits == 0 || len <= digits {
+            return 1;
+        }
+        10_i64.pow((len - digits).min(17))
     }
 
     fn textual<C: Coder>(
@@ -560,6 +610,10 @@ impl State {
             if kind == Kind::Number {
                 own.format = format;
             }
+        }
+        if let Some((_, number)) = value.as_number() {
+            let own = self.columns.at_mut(seat.element_column);
+            own.digits = own.digits.max(significant(number));
         }
         if self.histories.is_passing(seat.history) {
             self.memo.put(seat.own, value);
@@ -657,6 +711,8 @@ struct Guess {
     second: Option<i64>,
     /// Quarter of the mean size of its error.
     error: u64,
+    /// Where other predictions lie from the best, roughly.
+    views: [u64; 2],
 }
 
 impl Guess {
@@ -674,10 +730,26 @@ impl Guess {
                 second = Some((*error, *prediction));
             }
         }
+        let (error, best) = first.unwrap_or((0, 0));
+        let view = |i: usize| {
+            found[i].map_or(100, |other| {
+                signed_class(other.wrapping_sub(best)).cast_unsigned()
+            })
+        };
+        let views = |a, b| u64::from(u16::from_le_bytes([view(a), view(b)]));
         Self {
-            first: first.map_or(0, |(_, prediction)| prediction),
+            first: best,
             second: second.map(|(_, prediction)| prediction),
-            error: first.map_or(0, |(error, _)| u64::from(error) / 4),
+            error: u64::from(error) / 4,
+            views: [views(0, 12), views(3, 11)],
+        }
+    }
+
+    /// The same among numbers so much coarser.
+    fn coarser(&self, by: u64) -> Self {
+        Self {
+            error: self.error.saturating_sub(by),
+            ..*self
         }
     }
 
@@ -706,10 +778,21 @@ impl Guess {
                 ),
                 mix(seat.statistics, mix(here.cast_unsigned(), domain + 5)),
                 mix(mix(slot.column, class(second)), mix(error / 2, domain + 6)),
-                mix(mix(slot.column, row.previous), domain + 7),
+                mix(mix(slot.column, row.previous_trait), domain + 7),
+                mix(mix(slot.column, self.views[0]), mix(error / 4, domain + 8)),
+                mix(mix(seat.statistics, self.views[1]), domain + 9),
             ],
         )
     }
+}
+
+/// Decimal digits without the zeros at the end.
+fn significant(number: i64) -> u8 {
+    let mut rest = number.unsigned_abs();
+    while rest >= 10 && rest.is_multiple_of(10) {
+        rest /= 10;
+    }
+    rest.checked_ilog10().map_or(0, |log| log as u8 + 1)
 }
 
 /// Place of the number that is nearest; the alphabet is not empty.

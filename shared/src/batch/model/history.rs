@@ -3,6 +3,10 @@
 //! Numbers are mantissas in the unit of their format. Everything here only predicts, so differences that
 //! don't fit are cut short, the same at both ends. Four entries to a bucket; the one that was not used for
 //! longest makes room.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
 
 use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
 use super::value::Value;

@@ -8,6 +8,12 @@
 //! live in a table of fixed size, two to a bucket, found by eight check bits; the one that was asked less
 //! makes room. Weights move against the error of their set, fast at first. The refinement maps the mixed
 //! logit to what followed on such logits before.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::needless_range_loop,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
 
 use super::coder::Coder;
 use super::logistic::{LOGIT_MAX, squash, stretch};

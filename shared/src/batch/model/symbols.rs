@@ -1,4 +1,8 @@
 //! Flags, numbers and bytes as decisions of one bit each.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
 
 use super::coder::Coder;
 use super::predictor::{Contexts, NODE_SETS, Node, Predictor};

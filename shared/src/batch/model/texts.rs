@@ -4,6 +4,10 @@
 //! A text keeps its number until its place in the table or its bytes in the ring are taken; whoever still
 //! has the number then gets another text, the same one at both ends. A text that is used although its
 //! bytes are old is written anew.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fixed-point numbers and hashes within their ranges"
+)]
 
 use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
 use crate::batch::BatchError;

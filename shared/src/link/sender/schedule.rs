@@ -277,8 +277,8 @@ impl Schedule {
         let Some(place) = self.places.get_mut(&handle) else {
             return;
         };
-        if records > 0 {
-            place.record_bytes = charge / records;
+        if let Some(bytes) = charge.checked_div(records) {
+            place.record_bytes = bytes;
         }
         let line = &mut self.lines[place.class];
         line.reads -= 1;
