@@ -492,7 +492,7 @@ mod tests {
         }
         // 10,000 bytes, of which the last and the tolerance need not be waited for
         assert!(
-            shaper.now() >= Duration::from_millis(45),
+            shaper.now() >= Duration::from_millis(15),
             "{:?}",
             shaper.now()
         );
