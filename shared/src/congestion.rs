@@ -25,9 +25,6 @@
 mod rounds;
 mod train;
 
-#[cfg(test)]
-mod sim;
-
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,8 +50,9 @@ const HEAVY_LOSS: u64 = 80;
 const RUINOUS_LOSS: u64 = 250;
 /// Fewer lost packets than this are chance, whatever their share.
 const FEW_PACKETS: u64 = 6;
-/// Rounds without growth of the rate after which the path is taken to be full.
+/// Rounds without growth of the rate after which the path is taken to be full: with a queue or loss, without.
 const FLAT_ROUNDS: u32 = 2;
+const FLAT_AND_QUIET_ROUNDS: u32 = 5;
 /// In flight before anything is known; trains tell more before it is used up.
 const INITIAL_PACKETS: u64 = 16;
 /// Beyond what fills the path: acknowledgements come for two packets at once, or later.
@@ -289,7 +287,10 @@ impl Measured {
                 };
                 let full = self.trains.rate();
                 let is_full = full.is_some_and(|full| rate > full / 10 * 9) && signs.is_queueing;
-                if flat_rounds >= FLAT_ROUNDS || is_full || signs.is_heavy {
+                let has_overflowed = signs.is_queueing || self.calm.is_costly(summary.loss);
+                let is_flat = flat_rounds >= FLAT_ROUNDS && has_overflowed
+                    || flat_rounds >= FLAT_AND_QUIET_ROUNDS;
+                if is_flat || is_full || signs.is_heavy {
                     Phase::Cycle { turn: DRAIN }
                 } else {
                     Phase::Startup { best, flat_rounds }

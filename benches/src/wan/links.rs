@@ -63,7 +63,7 @@ impl fmt::Display for Cell {
 
 /// Every link: rate and round trip, with their losses, each with a short and a long queue.
 #[must_use]
-pub fn cells() -> Vec<Cell> {
+pub(super) fn cells() -> Vec<Cell> {
     const LINKS: [(u64, u64, &[u32]); 4] = [
         (1_000_000, 600, &[0, 10_000]),
         (10_000_000, 100, &[0, 10_000, 30_000]),

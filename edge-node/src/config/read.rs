@@ -9,8 +9,8 @@ use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    ClassesConfig, Codec, Config, HttpConfig, KafkaConfig, NodeConfig, StoreConfig, TopicRule,
-    TopicSettings, TopicsConfig, UplinkConfig, policy,
+    ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig, StoreConfig,
+    TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
 use crate::uplink::policy::Zone;
@@ -222,6 +222,10 @@ fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
         ("zstd", Codec::Zstd),
         ("none", Codec::None),
     ];
+    let controllers = [
+        ("cubic", Congestion::Cubic),
+        ("measured", Congestion::Measured),
+    ];
     let memory = ByteSize::mib(1)..=ByteSize::gib(16);
     let chunks = ByteSize::kib(0)..=ByteSize::gib(64);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
@@ -249,6 +253,7 @@ fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
         codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, memory),
         hub_chunks: section.size("hub_chunks", DEFAULT_HUB_CHUNKS, chunks),
         level: section.number("level", 3, 1..=19),
+        congestion: section.choice("congestion", Congestion::Cubic, &controllers),
         max_read: section.size("max_read", ByteSize::kib(256), read),
         max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,
         classes: ClassesConfig::read(section.section("classes")),

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::congestion::ControllerFactory;
+use quinn::congestion::{ControllerFactory, CubicConfig};
 use quinn::{ClientConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rand::RngExt as _;
 use shared::config::HostPort;
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 use super::outlet::{Binding, Outlet, Udp};
 use super::{Policies, watch};
-use crate::config::UplinkConfig;
+use crate::config::{Congestion, UplinkConfig};
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -113,6 +113,7 @@ pub(super) struct Connector {
     connect_timeout: Duration,
     idle_timeout: Duration,
     nat_keep_alive: Duration,
+    congestion: Congestion,
     is_tcp_allowed: bool,
     /// Since when nothing was heard over UDP from the hub that is being dialled, over several races.
     unanswered: Mutex<Option<Instant>>,
@@ -145,6 +146,7 @@ impl Connector {
             connect_timeout: config.connect_timeout.duration(),
             idle_timeout: config.idle_timeout.duration(),
             nat_keep_alive: config.nat_keep_alive.duration(),
+            congestion: config.congestion,
             is_tcp_allowed: config.tcp_fallback,
             unanswered: Mutex::default(),
         })
@@ -430,8 +432,10 @@ impl Connector {
 
     fn transport(&self, limit: RateLimit) -> (TransportConfig, NudgeHandle) {
         let mut transport = TransportConfig::default();
-        let controller: Arc<dyn ControllerFactory + Send + Sync> =
-            Arc::new(MeasuredConfig::new(limit));
+        let controller: Arc<dyn ControllerFactory + Send + Sync> = match self.congestion {
+            Congestion::Cubic => Arc::new(CubicConfig::default()),
+            Congestion::Measured => Arc::new(MeasuredConfig::new(limit)),
+        };
         let nudge = NudgeHandle::prepare(&mut transport, controller, RECEIVE_WINDOW);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.interval(MTU_LOOK);

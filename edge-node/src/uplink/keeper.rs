@@ -211,7 +211,7 @@ impl Keeper {
         steward.set_hub(hub, now);
         let shapers: Arc<[Arc<Shaper>]> =
             steward.names().map(|_| Arc::new(Shaper::new())).collect();
-        // nothing leaves before the first counts are written
+        // nothing leaves before the first look
         shapers.iter().for_each(|shaper| shaper.set_fence(0));
         let (view, watched) = watch::channel(Arc::new(View::default()));
         let (push, pushed) = mpsc::channel(PUSHED);

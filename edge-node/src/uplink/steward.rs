@@ -239,6 +239,7 @@ impl Steward {
         };
         let moved = traffic.bytes().saturating_sub(path.seen.bytes());
         path.seen = traffic;
+        path.is_used |= moved > 0;
         path.account.charge(moved);
         let (since, bytes) = path.speed_from;
         let time = running.saturating_sub(since).as_millis();
@@ -295,9 +296,10 @@ impl Steward {
         let Some(path) = self.paths.get(path) else {
             return 0;
         };
-        let left = self.hard_left(path, wall_ms);
-        let by_allowance = left.map_or(u64::MAX, |left| path.seen.bytes().saturating_add(left));
-        by_allowance.min(path.written)
+        // where nothing is held to an allowance, a disk that takes no counts holds up no records
+        self.hard_left(path, wall_ms).map_or(u64::MAX, |left| {
+            path.seen.bytes().saturating_add(left).min(path.written)
+        })
     }
 
     /// What a path may still move by all allowances.
@@ -559,7 +561,7 @@ mod tests {
 
     #[test]
     fn nothing_leaves_before_it_is_written_down_nor_is_written_before_it_wants_to_leave() {
-        let rules = rules(Policy::default(), Policy::default());
+        let rules = rules(metered(100_000_000), Policy::default());
         let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
         assert_eq!(steward.draft(clocks(0)), None);
         assert_eq!(steward.fence(0, NOON), 0);
@@ -573,6 +575,16 @@ mod tests {
         assert_eq!(steward.draft(clocks(6)), None);
         steward.handle_traffic(0, sent(50 << 10), Duration::from_secs(1));
         assert!(steward.draft(clocks(6)).is_some());
+    }
+
+    #[test]
+    fn without_an_allowance_a_disk_that_takes_nothing_holds_nothing_up() {
+        let rules = rules(Policy::default(), Policy::default());
+        let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+        assert_eq!(steward.fence(0, NOON), u64::MAX);
+        assert_eq!(steward.draft(clocks(0)), None);
+        steward.handle_traffic(0, sent(1_000), Duration::ZERO);
+        assert!(steward.draft(clocks(1)).is_some());
     }
 
     #[test]

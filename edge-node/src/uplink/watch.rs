@@ -209,7 +209,7 @@ async fn when_udp_works(connector: &Connector, udp: &Udp, hub: SocketAddr) -> Be
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(UDP_SELDOM);
         looks = looks.wrapping_add(1);
-        if !answers(udp, hub).await && looks % DIAL_ANYWAY != 0 {
+        if !answers(udp, hub).await && !looks.is_multiple_of(DIAL_ANYWAY) {
             continue;
         }
         match connector.dial_quic(hub).await {

@@ -70,8 +70,9 @@ const MODES: u8 = MODE_ZSTD | MODE_LEARN | MODE_ASIDE;
 
 const ZSTD_LEVEL: i32 = 3;
 
-/// Payloads in a row for which zstd was better, before the model rests.
+/// Payloads in a row for which zstd was as good but for an eighth, and their bytes, before the model rests.
 const MAX_LOSSES: u32 = 4;
+const MAX_LOST_BYTES: usize = 4096;
 /// The first rest, in payloads; each following one is twice as long.
 const FIRST_REST: u32 = 16;
 const MAX_REST: u32 = 256;
@@ -95,6 +96,7 @@ pub struct ModelChain {
 #[derive(Debug, Clone, Copy, Default)]
 struct Effort {
     losses: u32,
+    lost_bytes: usize,
     /// Payloads that it still rests, and for how long it rested last.
     resting: u32,
     rest: u32,
@@ -105,9 +107,10 @@ impl Effort {
         *self = Self::default();
     }
 
-    fn lost(&mut self) {
+    fn lost(&mut self, bytes: usize) {
         self.losses += 1;
-        if self.losses >= MAX_LOSSES {
+        self.lost_bytes = self.lost_bytes.saturating_add(bytes);
+        if self.losses >= MAX_LOSSES && self.lost_bytes >= MAX_LOST_BYTES {
             self.rest = (self.rest * 2).clamp(FIRST_REST, MAX_REST);
             self.resting = self.rest;
             // one more loss after the rest and it rests again
@@ -197,13 +200,16 @@ impl ModelChain {
             return Ok(modelled);
         }
         let whole = whole(raw, MODE_LEARN)?;
-        if whole.len() < modelled.len() {
-            self.effort.lost();
-            Ok(whole)
-        } else {
+        if modelled.len() < whole.len() / 8 * 7 {
             self.effort.won();
-            Ok(modelled)
+        } else {
+            self.effort.lost(raw.len());
         }
+        Ok(if whole.len() < modelled.len() {
+            whole
+        } else {
+            modelled
+        })
     }
 
     fn opened(&mut self, payload: &[u8], max_raw_len: usize) -> Result<Vec<u8>, BatchError> {

@@ -82,10 +82,7 @@ fn open_at(packed: &Packed, base_offset: u64, next_offset: u64) -> Result<Vec<Bl
         max_raw: LIMIT,
     };
     let opened = Memory::default().open(&incoming, &mut Decoders::default(), &mut Nothing);
-    opened.map(|opened| {
-        assert_eq!(opened.chain, 9);
-        opened.blocks
-    })
+    opened.map(|opened| opened.blocks)
 }
 
 fn unpack(packed: &Packed) -> Result<Vec<Block>, OpenError> {

@@ -372,7 +372,7 @@ mod tests {
         assert!(run(jittery.clone()).is_sorted());
         let overtaking = Conditions {
             keeps_order: false,
-            ..jittery.clone()
+            ..jittery
         };
         assert!(!run(overtaking).is_sorted());
         let reordering = Conditions {

@@ -435,7 +435,8 @@ mod tests {
                 total += left;
             }
             let periods = u64::try_from(running / DAY).unwrap();
-            prop_assert!(total <= (2 * periods + 2) * ALL, "{} in {} days", total, periods);
+            // two a period and two at its ends are given anew, and some was left of the first
+            prop_assert!(total <= (2 * periods + 3) * ALL, "{} in {} days", total, periods);
         }
     }
 }

@@ -43,11 +43,6 @@ impl Encoder {
         }
     }
 
-    /// Bytes so far.
-    pub(super) fn len(&self) -> usize {
-        self.out.len()
-    }
-
     /// The bytes, ended so that no shorter string decodes to the same bits.
     pub(super) fn finish(mut self) -> Vec<u8> {
         for bytes in 0..=8_u32 {

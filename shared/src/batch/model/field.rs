@@ -1,8 +1,8 @@
 //! One slot of a record: first whether it is what one of five situations suggests, else a number by its
 //! distance from the best prediction, else a text.
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
-    reason = "fixed-point numbers and hashes within their ranges"
+    reason = "places in alphabets and digits of a number"
 )]
 
 use super::coder::Coder;
@@ -24,6 +24,9 @@ const ORDER: [usize; CANDIDATES] = [4, 1, 0, 2, 3];
 const MAX_ASKED: usize = 3;
 /// Candidates are not asked in columns where they are right less often, of 65,536.
 const MIN_HITS: u16 = 1300;
+
+/// Situations are not added for such columns, but for one value in eight.
+const MIN_HITS_TO_ADD: u16 = 6500;
 
 const FLAG_CANDIDATE: usize = 0;
 const FLAG_IS_NUMBER: usize = 16;
@@ -619,16 +622,19 @@ impl State {
             self.memo.put(seat.own, value);
         }
         self.histories.at_mut(seat.history).update(value);
+        // a situation is worth an entry when nothing else foretold the value, and the column's values are
+        // foretold now and then
+        let column = self.columns.at(seat.column);
+        let is_new = column.count < 64 || column.count.is_multiple_of(8);
+        let is_open = column.hits > MIN_HITS_TO_ADD || is_new;
+        let may_add = !was_candidate && is_open;
         if slot.element != 0 {
             self.memo.put(seat.any_element, value);
         }
-        self.memo.put(seat.after_previous, value);
         self.memo.put(seat.any_device, value);
-        let column = self.columns.at(seat.column);
-        if column.count < 64 || column.hits > MIN_HITS || column.count % 8 == 0 {
-            self.memo.put(seat.after_last, value);
-            self.memo.put(seat.after_two, value);
-        }
+        self.memo.put_if(seat.after_previous, value, may_add);
+        self.memo.put_if(seat.after_last, value, may_add);
+        self.memo.put_if(seat.after_two, value, may_add);
         let cell = match value.as_number() {
             Some((format, number)) => (format.unit(), number),
             None => (TEXT_UNIT, value.as_text().map_or(-1, i64::from)),

@@ -3,9 +3,9 @@
 //! Numbers are mantissas in the unit of their format. Everything here only predicts, so differences that
 //! don't fit are cut short, the same at both ends. Four entries to a bucket; the one that was not used for
 //! longest makes room.
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
-    reason = "fixed-point numbers and hashes within their ranges"
+    reason = "sizes in bits and hashes cut to tags"
 )]
 
 use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};

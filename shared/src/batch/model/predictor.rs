@@ -8,11 +8,10 @@
 //! live in a table of fixed size, two to a bucket, found by eight check bits; the one that was asked less
 //! makes room. Weights move against the error of their set, fast at first. The refinement maps the mixed
 //! logit to what followed on such logits before.
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    clippy::needless_range_loop,
-    reason = "fixed-point numbers and hashes within their ranges"
+    reason = "fixed-point numbers within the ranges that their tables give"
 )]
 
 use super::coder::Coder;
@@ -51,10 +50,7 @@ const fn rates() -> [u16; 64] {
     let mut table = [0; 64];
     let mut n = 0;
     while n < 64 {
-        #[expect(clippy::cast_possible_truncation, reason = "at most 43,690")]
-        {
-            table[n] = (2 * 65_536 / (2 * n + 3)) as u16;
-        }
+        table[n] = (2 * 65_536 / (2 * n + 3)) as u16;
         n += 1;
     }
     table
@@ -137,10 +133,12 @@ impl Set {
 
     #[inline]
     fn dot(&self, inputs: &[i16; INPUTS]) -> i32 {
-        let mut sum = 0;
-        for i in 0..INPUTS {
-            sum += i32::from(self.weights[i]) * i32::from(inputs[i]);
-        }
+        let sum: i32 = self
+            .weights
+            .iter()
+            .zip(inputs)
+            .map(|(weight, input)| i32::from(*weight) * i32::from(*input))
+            .sum();
         (sum >> WEIGHT_BITS).clamp(-LOGIT_MAX, LOGIT_MAX)
     }
 
@@ -157,9 +155,9 @@ impl Set {
         // 0.08 at first, 0.006 in the end
         let rate = (RATE_FIRST * 32 / (32 + seen)).max(RATE_LAST);
         let step = ((error * rate) >> 13).clamp(-32_767, 32_767);
-        for i in 0..INPUTS {
-            let change = (((i32::from(inputs[i]) * step) >> 16) as i16 + 1) >> 1;
-            self.weights[i] = self.weights[i].saturating_add(change);
+        for (weight, input) in self.weights.iter_mut().zip(inputs) {
+            let change = (((i32::from(*input) * step) >> 16) as i16 + 1) >> 1;
+            *weight = weight.saturating_add(change);
         }
     }
 }

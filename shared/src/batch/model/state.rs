@@ -43,17 +43,28 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(limits: ChainLimits) -> Self {
-        // sixty-fourths of the whole; the weights take about six more
+        // sixty-fourths of the whole; the weights take four more
         let part = limits.state_bytes.max(256 << 10) as usize / 64;
+        #[cfg(feature = "model-cost")]
+        let parts: Vec<usize> = std::env::var("PARTS")
+            .unwrap_or("17,10,7,3,2,8,3,2,3,2,1,2".into())
+            .split(',')
+            .map(|n| (n.parse::<f64>().unwrap() * part as f64) as usize)
+            .collect();
+        #[cfg(not(feature = "model-cost"))]
+        let parts: Vec<usize> = [17, 10, 7, 3, 2, 8, 3, 2, 3, 2, 1, 2]
+            .iter()
+            .map(|n| n * part)
+            .collect();
         Self {
-            predictor: Predictor::new(26 * part),
-            memo: Memo::new(6 * part),
-            histories: Histories::new(10 * part),
-            columns: Columns::new(5 * part, 2 * part),
-            texts: Texts::new(8 * part),
-            templates: Templates::new(4 * part, 3 * part),
-            folds: Folds::new(part),
-            devices: Devices::new(2 * part),
+            predictor: Predictor::new(parts[0]),
+            memo: Memo::new(parts[1]),
+            histories: Histories::new(parts[2]),
+            columns: Columns::new(parts[3], parts[4]),
+            texts: Texts::new(parts[5], parts[6], parts[7]),
+            templates: Templates::new(parts[8], parts[9]),
+            folds: Folds::new(parts[10]),
+            devices: Devices::new(parts[11]),
             recent: Recent::default(),
         }
     }

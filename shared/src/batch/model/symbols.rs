@@ -1,7 +1,7 @@
 //! Flags, numbers and bytes as decisions of one bit each.
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
-    reason = "fixed-point numbers and hashes within their ranges"
+    reason = "numbers of the bits that their loops count"
 )]
 
 use super::coder::Coder;

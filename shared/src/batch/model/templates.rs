@@ -97,7 +97,8 @@ impl Known {
     }
 
     fn memory(&self) -> usize {
-        self.template.memory() + self.depth * 8 + 64
+        // itself, its devices and its place among the hashes
+        self.template.memory() + size_of::<Option<Self>>() + self.depth * 8 + 32
     }
 }
 
@@ -128,10 +129,7 @@ impl Templates {
     }
 
     pub(super) fn memory(&self) -> usize {
-        self.bytes
-            + (self.max_cells - self.spare_cells) * 9
-            + self.known.capacity() * size_of::<Option<Known>>()
-            + self.by_hash.capacity() * 16
+        self.bytes + (self.max_cells - self.spare_cells) * 9
     }
 
     /// Numbers given so far: all numbers are below.

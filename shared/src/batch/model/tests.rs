@@ -257,7 +257,7 @@ fn random_payloads_cost_a_few_bytes_and_then_no_time() {
 fn long_values_see_those_before_them() {
     let (mut from, mut to) = pair();
     let image: Vec<u8> = (0..40_000_u32)
-        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .map(|i| (i.wrapping_mul(i) >> 7).to_le_bytes()[0])
         .collect();
     let first = pass(&mut from, &mut to, &payload(&[(1, None, Some(&image))]));
     let second = pass(&mut from, &mut to, &payload(&[(2, None, Some(&image))]));

@@ -1,9 +1,9 @@
 //! Text byte by byte: what came before in it, what stood here before, and the longest match in all text.
 //!
 //! Symbol 0 ends a text; symbol 1 is followed by one of the bytes 0 and 1, two higher.
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
-    reason = "fixed-point numbers and hashes within their ranges"
+    reason = "bytes, and lengths cut to a few bits"
 )]
 
 use super::coder::Coder;

@@ -4,9 +4,9 @@
 //! A text keeps its number until its place in the table or its bytes in the ring are taken; whoever still
 //! has the number then gets another text, the same one at both ends. A text that is used although its
 //! bytes are old is written anew.
-#![allow(
+#![expect(
     clippy::cast_possible_truncation,
-    reason = "fixed-point numbers and hashes within their ranges"
+    reason = "places in a ring and a table of at most 4 GiB"
 )]
 
 use super::snapshot::{Reader, Saved, Writer, load_sparse, save_sparse};
@@ -65,14 +65,14 @@ impl Gates {
 }
 
 impl Texts {
-    /// About half of `bytes` for the ring, a quarter for each table.
-    pub(super) fn new(bytes: usize) -> Self {
-        let ring = (bytes / 2).next_power_of_two().max(8192);
+    /// The ring takes a power of two.
+    pub(super) fn new(ring_bytes: usize, entry_bytes: usize, seen_bytes: usize) -> Self {
+        let entries = entry_bytes / size_of::<Entry>();
         Self {
-            ring: vec![0; ring],
+            ring: vec![0; ring_bytes.next_power_of_two().max(8192)],
             head: 0,
-            entries: vec![Entry::default(); (bytes / 4 / 12).next_multiple_of(WAYS).max(WAYS)],
-            seen: vec![0; (bytes / 16).next_power_of_two().max(1024)],
+            entries: vec![Entry::default(); entries.next_multiple_of(WAYS).max(WAYS)],
+            seen: vec![0; (seen_bytes / 4).next_power_of_two().max(1024)],
             uses: 0,
             gates: Gates {
                 hits: [32_768; 256],
@@ -129,9 +129,15 @@ impl Texts {
     pub(super) fn insert(&mut self, text: &[u8], start: u32) -> u32 {
         if let Some(id) = self.find(text) {
             let clock = self.clock();
+            let half = self.ring.len() as u32 / 2;
             let entry = &mut self.entries[id as usize];
-            entry.start = start;
             entry.clock = clock;
+            if start.wrapping_sub(entry.start) < half {
+                // it is there already: what was pushed is not needed
+                self.head = start;
+            } else {
+                entry.start = start;
+            }
             return id;
         }
         let hash = short_hash(text);
