@@ -30,8 +30,8 @@ pub const EXCESS_PERCENT: u64 = 2;
 const PACKET: u64 = 1_500;
 /// A burst is at most what the rate carries in so long: what a critical record may have to wait behind.
 const BURST_MS: u64 = 10;
-/// A timer may be so late and the rate is reached all the same.
-const LATENESS_MS: u64 = 20;
+/// A timer may be so late, on a busy machine, and the rate is reached all the same.
+const LATENESS_MS: u64 = 50;
 /// Datagrams that the kernel takes in one call, at most.
 const MAX_SEGMENTS: u64 = 10;
 
@@ -228,7 +228,8 @@ mod tests {
         let at_once = sent
             .iter()
             .take_while(|(at, _)| *at == Duration::from_secs(3_600));
-        assert_eq!(at_once.count(), 2);
+        // 50 ms and the one that makes it more
+        assert_eq!(at_once.count(), 5);
     }
 
     #[test]

@@ -93,7 +93,7 @@ fn an_allowance_is_never_exceeded_and_outlives_kills() -> Result<()> {
         "{after} used after a kill, {before} before"
     );
     ensure!(
-        after <= before + 600_000,
+        after <= before + 100_000,
         "{after} used after a kill, {before} before"
     );
     let is_stopped = || {

@@ -275,8 +275,7 @@ impl Keeper {
     /// One look at everything; how long until the next.
     async fn look(&mut self) -> Duration {
         self.count();
-        if self.steward.wants_to_write() {
-            let draft = self.steward.draft();
+        if let Some(draft) = self.steward.draft(clocks(self.boot_id)) {
             self.write(draft).await;
             self.count();
         }
@@ -364,7 +363,7 @@ impl Keeper {
             }
         }
         // a full disk is emptied by sending
-        self.steward.written(&draft);
+        self.steward.written(&draft, shared::time::now());
     }
 
     async fn take_pushed(&mut self, text: String) {

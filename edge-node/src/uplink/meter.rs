@@ -211,12 +211,16 @@ impl Input<'_> {
 pub(super) struct Ahead(u64);
 
 impl Ahead {
-    /// A quiet site writes a few times a day.
-    const LEAST: u64 = 256 << 10;
+    /// A site with nothing to say, which sends 1 MB a day, writes 32 times.
+    const LEAST: u64 = 64 << 10;
     /// Four seconds of 128 Mbit/s.
     const MOST: u64 = 64 << 20;
     /// Seconds of traffic at the speed that was seen.
     const SECONDS: u64 = 4;
+    /// Of an allowance, at most: a period takes 200 writes, and a kill 1 %.
+    const PART: u64 = 100;
+    /// A few packets, however small the allowance.
+    const PACKETS: u64 = 8 << 10;
 
     pub(super) const fn new() -> Self {
         Self(Self::LEAST)
@@ -226,16 +230,17 @@ impl Ahead {
         self.0
     }
 
-    /// At the speed of late; a fence that was met says that it was too little.
-    pub(super) fn follow(&mut self, bytes_per_sec: u64, was_met: bool) {
+    /// At the speed of late; when it is used up at once, the speed isn't known yet. `allowance` is the
+    /// smallest that it counts against.
+    pub(super) fn follow(&mut self, bytes_per_sec: u64, is_used_up: bool, allowance: Option<u64>) {
         let wanted = bytes_per_sec.saturating_mul(Self::SECONDS);
-        let grown = if was_met { self.0.saturating_mul(4) } else { 0 };
-        self.0 = wanted.max(grown).clamp(Self::LEAST, Self::MOST);
-    }
-
-    /// Whether it is time to write again.
-    pub(super) const fn is_low(self, left: u64) -> bool {
-        left < self.0 / 2
+        let grown = if is_used_up {
+            self.0.saturating_mul(4)
+        } else {
+            0
+        };
+        let part = allowance.map_or(u64::MAX, |bytes| (bytes / Self::PART).max(Self::PACKETS));
+        self.0 = wanted.max(grown).clamp(Self::LEAST, Self::MOST).min(part);
     }
 }
 
@@ -320,15 +325,18 @@ mod tests {
     #[test]
     fn what_is_ahead_follows_the_speed_within_bounds() {
         let mut ahead = Ahead::new();
-        assert!(ahead.is_low(100_000) && !ahead.is_low(200_000));
-        ahead.follow(0, true);
-        assert_eq!(ahead.bytes(), 1 << 20);
-        ahead.follow(12_500_000, false);
-        assert_eq!(ahead.bytes(), 50_000_000);
-        ahead.follow(u64::MAX, true);
-        assert_eq!(ahead.bytes(), 64 << 20);
-        ahead.follow(10, false);
+        ahead.follow(0, true, None);
         assert_eq!(ahead.bytes(), 256 << 10);
+        ahead.follow(12_500_000, false, None);
+        assert_eq!(ahead.bytes(), 50_000_000);
+        ahead.follow(u64::MAX, true, None);
+        assert_eq!(ahead.bytes(), 64 << 20);
+        ahead.follow(12_500_000, true, Some(1_000_000_000));
+        assert_eq!(ahead.bytes(), 10_000_000);
+        ahead.follow(12_500_000, true, Some(100_000));
+        assert_eq!(ahead.bytes(), 8 << 10);
+        ahead.follow(10, false, None);
+        assert_eq!(ahead.bytes(), 64 << 10);
     }
 
     proptest! {

@@ -105,9 +105,27 @@ struct Gate {
     pace: Pace,
     traffic: Traffic,
     fence: u64,
+    /// Half the way to the fence: whoever moves it is told, so that nobody has to stand at it.
+    early: u64,
 }
 
 impl Gate {
+    fn set_fence(&mut self, fence: u64) {
+        if fence != self.fence {
+            self.fence = fence;
+            self.early = self.traffic.bytes().saturating_add(self.room() / 2);
+        }
+    }
+
+    /// True once on the way to a fence.
+    const fn passed_early(&mut self) -> bool {
+        let has_passed = self.traffic.bytes() >= self.early;
+        if has_passed {
+            self.early = u64::MAX;
+        }
+        has_passed
+    }
+
     /// What may still move before the fence.
     const fn room(&self) -> u64 {
         self.fence.saturating_sub(self.traffic.bytes())
@@ -164,6 +182,7 @@ impl Shaper {
                     pace: Pace::new(None),
                     traffic: Traffic::default(),
                     fence: u64::MAX,
+                    early: u64::MAX,
                 },
                 waiting: Vec::new(),
             }),
@@ -207,7 +226,7 @@ impl Shaper {
     pub fn set_fence(&self, fence: u64) {
         let now = self.now();
         let mut state = self.lock();
-        state.gate.fence = fence;
+        state.gate.set_fence(fence);
         if state.gate.may_leave(now) != Leave::Held {
             let waiting = std::mem::take(&mut state.waiting);
             drop(state);
@@ -215,7 +234,7 @@ impl Shaper {
         }
     }
 
-    /// Ends when somebody is held by the fence.
+    /// Ends when somebody is held by the fence, or will be soon.
     pub async fn reached_fence(&self) {
         self.at_fence.notified().await;
     }
@@ -235,7 +254,12 @@ impl Shaper {
     /// Counts and charges what is about to leave, if it may: false means to wait with [`Shaper::poll_ready`].
     pub fn try_take(&self, packets: Packets) -> bool {
         let now = self.now();
-        self.lock().gate.take(packets, now)
+        let mut state = self.lock();
+        let is_taken = state.gate.take(packets, now);
+        if is_taken && state.gate.passed_early() {
+            self.at_fence.notify_one();
+        }
+        is_taken
     }
 
     /// What was taken did not leave after all. The time that it was given is lost.
@@ -395,6 +419,7 @@ mod tests {
             pace: Pace::new(rate),
             traffic: Traffic::default(),
             fence,
+            early: u64::MAX,
         }
     }
 
@@ -423,8 +448,21 @@ mod tests {
         assert_eq!(gate.may_leave(Duration::ZERO), Leave::Held);
         assert!(!gate.take(packet(60), Duration::ZERO));
         assert_eq!(gate.traffic.bytes(), 4_000);
-        gate.fence = 200_000;
+        gate.set_fence(200_000);
         assert!(gate.take(packet(60), Duration::ZERO) && gate.max_segments() > 1);
+    }
+
+    #[test]
+    fn half_way_to_the_fence_is_told_once() {
+        let mut gate = gate(None, 0);
+        gate.set_fence(10_000);
+        let passed: Vec<bool> = (0..6)
+            .map(|_| gate.take(packet(1_500), Duration::ZERO) && gate.passed_early())
+            .collect();
+        assert_eq!(passed, [false, false, false, true, false, false]);
+        // the same again is no news
+        gate.set_fence(10_000);
+        assert!(!gate.passed_early());
     }
 
     #[tokio::test]
@@ -454,7 +492,7 @@ mod tests {
         }
         // 10,000 bytes, of which the last and the tolerance need not be waited for
         assert!(
-            shaper.now() >= Duration::from_millis(45),
+            shaper.now() >= Duration::from_millis(15),
             "{:?}",
             shaper.now()
         );

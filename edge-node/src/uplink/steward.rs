@@ -30,6 +30,9 @@ const PATH: &str = "path ";
 /// The best speed of a path is forgotten by this part a second: by half in six minutes.
 const FADE: u64 = 512;
 
+/// What was to last for seconds and is used up so soon was too little.
+const SOON: Duration = Duration::from_secs(1);
+
 /// What a policy that the hub pushes may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FromHub {
@@ -147,10 +150,12 @@ struct PathState {
     /// Counted since.
     seen: Traffic,
     ahead: Ahead,
-    /// Somebody stood at the fence because too little was written ahead.
-    was_met: bool,
-    /// Bytes since the start that are written down.
+    /// Something wanted to leave since the start: until then nothing is written, so that a process that
+    /// is started in vain again and again uses up nothing.
+    is_used: bool,
+    /// Bytes since the start that are written down, and when that was.
     written: u64,
+    written_at: Duration,
     /// Where the speed was measured from.
     speed_from: (Duration, u64),
     bytes_per_sec: u64,
@@ -185,8 +190,9 @@ impl Steward {
             before: kept.paths.get(&name).copied().unwrap_or_default(),
             seen: Traffic::default(),
             ahead: Ahead::new(),
-            was_met: false,
+            is_used: false,
             written: 0,
+            written_at: Duration::ZERO,
             speed_from: (now.running, 0),
             bytes_per_sec: 0,
             best_bytes_per_sec: 0,
@@ -233,6 +239,7 @@ impl Steward {
         };
         let moved = traffic.bytes().saturating_sub(path.seen.bytes());
         path.seen = traffic;
+        path.is_used |= moved > 0;
         path.account.charge(moved);
         let (since, bytes) = path.speed_from;
         let time = running.saturating_sub(since).as_millis();
@@ -289,44 +296,54 @@ impl Steward {
         let Some(path) = self.paths.get(path) else {
             return 0;
         };
-        // what all share is given out in parts, anew at every look
-        let paths = self.paths.len().max(1) as u64;
-        let shared = self
-            .decide_shared(wall_ms)
-            .hard_left
-            .map(|left| left / paths);
-        let own = path.account.decide(wall_ms).hard_left;
-        let left = shared.into_iter().chain(own).min();
         // where nothing is held to an allowance, a disk that takes no counts holds up no records
-        left.map_or(u64::MAX, |left| {
+        self.hard_left(path, wall_ms).map_or(u64::MAX, |left| {
             path.seen.bytes().saturating_add(left).min(path.written)
         })
     }
 
-    /// Somebody stands at a path's fence: more must be written ahead.
+    /// What a path may still move by all allowances.
+    fn hard_left(&self, path: &PathState, wall_ms: i64) -> Option<u64> {
+        // what all share is given out in parts, anew at every look
+        let paths = self.paths.len().max(1) as u64;
+        let shared = self.decide_shared(wall_ms).hard_left;
+        let own = path.account.decide(wall_ms).hard_left;
+        shared.map(|left| left / paths).into_iter().chain(own).min()
+    }
+
+    /// Something stands at a path's fence, or will soon.
     pub(super) fn fence_met(&mut self, path: usize) {
         if let Some(path) = self.paths.get_mut(path) {
-            path.was_met |= path
-                .ahead
-                .is_low(path.written.saturating_sub(path.seen.bytes()));
+            path.is_used = true;
         }
     }
 
-    /// Whether it is time to write.
-    pub(super) fn wants_to_write(&self) -> bool {
-        self.paths.iter().any(|path| {
-            let left = path.written.saturating_sub(path.seen.bytes());
-            path.ahead.is_low(left)
-        })
-    }
-
-    /// What to write so that the fences can be moved.
-    pub(super) fn draft(&mut self) -> Draft {
-        for path in &mut self.paths {
-            let was_met = std::mem::take(&mut path.was_met);
-            path.ahead.follow(path.bytes_per_sec, was_met);
+    /// What to write so that the fences can be moved; `None` while there is enough ahead.
+    pub(super) fn draft(&mut self, now: Clocks) -> Option<Draft> {
+        let smallest = |account: &Account| account.policy.allowance.map(|it| it.bytes.bytes());
+        let shared = smallest(&self.site).into_iter();
+        let shared = shared.chain(self.hub.as_ref().and_then(smallest)).min();
+        let wants = |path: &PathState| {
+            let ahead = path.ahead.bytes();
+            let most = self
+                .hard_left(path, now.wall_ms)
+                .map_or(ahead, |left| left.min(ahead));
+            path.is_used && path.written.saturating_sub(path.seen.bytes()) < most / 2
+        };
+        let wanting: Vec<bool> = self.paths.iter().map(wants).collect();
+        if !wanting.contains(&true) {
+            return None;
         }
-        self.draft_with(|path| path.ahead.bytes())
+        for (path, wants) in self.paths.iter_mut().zip(wanting) {
+            let is_used_up = wants && now.running.saturating_sub(path.written_at) < SOON;
+            let allowance = smallest(&path.account).into_iter().chain(shared).min();
+            path.ahead.follow(path.bytes_per_sec, is_used_up, allowance);
+        }
+        Some(self.draft_with(|path| {
+            let ahead = if path.is_used { path.ahead.bytes() } else { 0 };
+            self.hard_left(path, now.wall_ms)
+                .map_or(ahead, |left| left.min(ahead))
+        }))
     }
 
     /// What to write when nothing will move any more.
@@ -335,9 +352,9 @@ impl Steward {
     }
 
     /// A draft is on the disk.
-    pub(super) fn written(&mut self, draft: &Draft) {
+    pub(super) fn written(&mut self, draft: &Draft, running: Duration) {
         for (path, written) in self.paths.iter_mut().zip(&draft.written) {
-            path.written = *written;
+            (path.written, path.written_at) = (*written, running);
         }
     }
 
@@ -543,17 +560,47 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leaves_before_it_is_written_down() {
+    fn nothing_leaves_before_it_is_written_down_nor_is_written_before_it_wants_to_leave() {
+        let rules = rules(metered(100_000_000), Policy::default());
+        let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
+        assert_eq!(steward.draft(clocks(0)), None);
+        assert_eq!(steward.fence(0, NOON), 0);
+        steward.fence_met(0);
+        let draft = steward.draft(clocks(5)).unwrap();
+        steward.written(&draft, Duration::from_secs(5));
+        assert_eq!(
+            (steward.fence(0, NOON), steward.fence(1, NOON)),
+            (64 << 10, 0)
+        );
+        assert_eq!(steward.draft(clocks(6)), None);
+        steward.handle_traffic(0, sent(50 << 10), Duration::from_secs(1));
+        assert!(steward.draft(clocks(6)).is_some());
+    }
+
+    #[test]
+    fn without_an_allowance_a_disk_that_takes_nothing_holds_nothing_up() {
         let rules = rules(Policy::default(), Policy::default());
         let mut steward = Steward::new(rules, &Kept::default(), clocks(0));
-        assert!(steward.wants_to_write());
-        assert_eq!(steward.fence(0, NOON), 0);
-        let draft = steward.draft();
-        steward.written(&draft);
-        assert_eq!(steward.fence(0, NOON), 256 << 10);
-        assert!(!steward.wants_to_write());
-        steward.handle_traffic(0, sent(200 << 10), Duration::from_secs(1));
-        assert!(steward.wants_to_write());
+        assert_eq!(steward.fence(0, NOON), u64::MAX);
+        assert_eq!(steward.draft(clocks(0)), None);
+        steward.handle_traffic(0, sent(1_000), Duration::ZERO);
+        assert!(steward.draft(clocks(1)).is_some());
+    }
+
+    #[test]
+    fn starting_over_and_over_takes_a_little_and_nothing_beyond_the_end() {
+        let mut kept = Kept::default();
+        for _ in 0..1_000 {
+            let rules = rules(metered(10_000_000), Policy::default());
+            let mut steward = Steward::new(rules, &kept, clocks(0));
+            steward.fence_met(0);
+            if let Some(draft) = steward.draft(clocks(1)) {
+                kept = draft.kept;
+            }
+        }
+        let rules = rules(metered(10_000_000), Policy::default());
+        let used = Steward::new(rules, &kept, clocks(0)).standings()[0].used;
+        assert!((9_000_000..=10_000_000).contains(&used), "{used}");
     }
 
     #[test]
@@ -596,10 +643,10 @@ mod tests {
                     since_start = 0;
                     prop_assert!(steward.total(0).bytes() >= really);
                 }
-                if steward.wants_to_write() {
-                    let draft = steward.draft();
+                steward.fence_met(0);
+                if let Some(draft) = steward.draft(clocks(now)) {
                     kept = draft.kept.clone();
-                    steward.written(&draft);
+                    steward.written(&draft, Duration::from_secs(now));
                 }
                 let moved = bytes.min(steward.fence(0, NOON).saturating_sub(since_start));
                 since_start += moved;
@@ -609,7 +656,7 @@ mod tests {
                     steward.handle_traffic(0, sent(since_start), Duration::from_secs(now));
                 }
                 prop_assert!(really <= ALL, "{}", really);
-                prop_assert!(kept.paths["wifi"].bytes() >= really);
+                prop_assert!(kept.paths.get("wifi").map_or(0, Traffic::bytes) >= really);
             }
         }
     }
