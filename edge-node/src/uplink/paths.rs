@@ -384,7 +384,8 @@ mod tests {
                     }
                     Some(Step::Probe(path)) => paths.probed(path, is_good(path), *now),
                     Some(Step::Leave) | None => {
-                        *now = paths.poll_timeout().map_or(*now + secs(1), |at| at.max(*now + secs(1)));
+                        let soonest = *now + secs(1);
+                        *now = paths.poll_timeout().map_or(soonest, |at| at.max(soonest));
                     }
                 }
             };
