@@ -26,6 +26,15 @@ const LARGE_VALUES: [&str; 2] = ["firmware", "snapshots"];
 const DELAYS: [u64; 3] = [1, 10, 60];
 const LEVEL: i32 = 3;
 
+/// Records of a site, by a name that can be a topic's.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    /// The file's, without what follows the first dot.
+    pub name: String,
+    /// In the order of the file.
+    pub samples: Vec<Sample>,
+}
+
 /// A recording, and what it costs.
 struct Set {
     name: String,
@@ -53,7 +62,7 @@ impl Set {
 /// When a recording cannot be read, or a codec does not give back what it was given.
 pub fn rows(folder: &Path) -> Result<Vec<Row>> {
     let mut sets = Vec::new();
-    for (name, samples) in recordings()? {
+    for Recording { name, samples } in recordings()? {
         println!("    {name}: {} records", samples.len());
         sets.push(measure(name, &samples)?);
     }
@@ -64,7 +73,11 @@ pub fn rows(folder: &Path) -> Result<Vec<Row>> {
     Ok(summarise(&sets))
 }
 
-fn recordings() -> Result<Vec<(String, Vec<Sample>)>> {
+/// All recordings that are there, or the one that is made.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn recordings() -> Result<Vec<Recording>> {
     let folder = std::env::var_os("KEDGE_BENCH_DATA")
         .map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
     let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
@@ -80,7 +93,10 @@ fn recordings() -> Result<Vec<(String, Vec<Sample>)>> {
             "    no recordings in {}: a made one instead",
             folder.display()
         );
-        return Ok(vec![("made".to_owned(), made())]);
+        return Ok(vec![Recording {
+            name: "made".to_owned(),
+            samples: made(),
+        }]);
     }
     let options = RecordingOptions {
         time_field: None,
@@ -91,8 +107,9 @@ fn recordings() -> Result<Vec<(String, Vec<Sample>)>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.split('.').next().unwrap_or_default().to_owned();
         let bytes = unpack(fs::read(&path)?, MAX_RECORDING)?;
-        let samples = read_recording(&bytes, &options);
-        Ok((name, samples.with_context(|| path.display().to_string())?))
+        let samples =
+            read_recording(&bytes, &options).with_context(|| path.display().to_string())?;
+        Ok(Recording { name, samples })
     };
     paths.into_iter().map(read).collect()
 }

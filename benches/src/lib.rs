@@ -4,16 +4,21 @@
 //! `benches/results.json` and the table of `benches/README.md`. What counts is the ratio: both sides ran
 //! under the same conditions. A row that misses its goal says so.
 
+pub mod alarm;
 pub mod append;
 pub mod bytes;
 pub mod crowd;
 pub mod drain;
+pub mod field;
 pub mod fleet;
 pub mod hub;
 pub mod latency;
 pub mod load;
 pub mod memory;
 pub mod mirror;
+pub mod outage;
 pub mod plot;
+pub mod rates;
 pub mod results;
 pub mod wan;
+pub mod wire;

@@ -90,3 +90,58 @@ pub fn produce(bootstrap: &str, topic: &str, records: u64, pace: Option<u64>) ->
     }
     Ok(records as f64 / seconds)
 }
+
+/// Puts so many records that do not compress into a topic, as fast as they are acknowledged.
+///
+/// # Errors
+/// When one is refused.
+pub fn fill(bootstrap: &str, topic: &str, records: u64, size: usize) -> Result<()> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", bootstrap)
+        .set("linger.ms", "5")
+        .set("batch.size", "65536");
+    let (producer, count) = fill_queue(&config, topic, records, size)?;
+    producer.flush(Duration::from_secs(600))?;
+    if count.delivered() != records {
+        bail!(
+            "{} of {records} records were acknowledged",
+            count.delivered()
+        );
+    }
+    Ok(())
+}
+
+/// The same, without waiting for what fits into the producer's queue.
+///
+/// # Errors
+/// When the producer cannot be made or takes no record.
+pub fn fill_queue(
+    config: &ClientConfig,
+    topic: &str,
+    records: u64,
+    size: usize,
+) -> Result<(ThreadedProducer<Count>, Count)> {
+    let count = Count::default();
+    let producer: ThreadedProducer<Count> = config.create_with_context(count.clone())?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut value = vec![0; size];
+    for _ in 0..records {
+        for word in value.chunks_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+        }
+        loop {
+            match producer.send(BaseRecord::<(), [u8]>::to(topic).payload(&value)) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err((error, _)) => return Err(error.into()),
+            }
+        }
+    }
+    Ok((producer, count))
+}

@@ -15,7 +15,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tempfile::TempDir;
 
+use crate::hub::Identity;
 use crate::process::{self, Process};
+use crate::wan::{self, Place};
 use crate::{paths, ports, wait};
 
 /// Start, stop and answer limits; generous, since the machine may be busy.
@@ -35,7 +37,17 @@ struct Local {
     dir: TempDir,
     port: u16,
     log: PathBuf,
+    place: Option<Place>,
     process: Option<Process>,
+}
+
+/// A listener for clients from elsewhere, over TLS.
+#[derive(Debug, Clone)]
+pub struct TlsListener {
+    /// What clients dial, and are told.
+    pub address: SocketAddr,
+    /// Certificate chain and key.
+    pub identity: Identity,
 }
 
 impl Broker {
@@ -62,14 +74,23 @@ impl Broker {
             broker.wait_ready(START_LIMIT)?;
             return Ok(broker);
         }
+        Self::start_at(None, None)
+    }
+
+    /// A broker of one's own at a place. Whoever talks to it has to be there too, or to use its TLS listener.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_at(place: Option<Place>, tls: Option<&TlsListener>) -> Result<Self> {
         let dir = paths::scratch("kafka")?;
         let port = ports::free();
-        write_settings(dir.path(), port, ports::free())?;
+        write_settings(dir.path(), port, ports::free(), tls)?;
         format(dir.path())?;
         let local = Local {
             dir,
             port,
             log: paths::log_file("kafka")?,
+            place,
             process: None,
         };
         let broker = Self {
@@ -139,6 +160,7 @@ impl Broker {
         let dir = local.dir.path();
         let mut java = java("512m")?;
         java.arg("kafka.Kafka").arg(dir.join("server.properties"));
+        let java = wan::at(local.place.as_ref(), java);
         local.process = Some(Process::spawn("kafka", java, &local.log)?);
         Ok(())
     }
@@ -251,17 +273,26 @@ fn format(dir: &Path) -> Result<()> {
 
 /// A quota is kept over two seconds and not over eleven, or a slow cluster would stand still for so long.
 /// Retention is enforced all the time, so that a test which depends on records it has outlived fails always.
-fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf> {
+fn write_settings(
+    dir: &Path,
+    port: u16,
+    controller_port: u16,
+    tls: Option<&TlsListener>,
+) -> Result<PathBuf> {
     let path = dir.join("server.properties");
     let logs = dir.join("logs");
+    let (also, tls) = match tls {
+        Some(tls) => tls_settings(dir, tls)?,
+        None => (String::new(), String::new()),
+    };
     let text = format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
          controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}\n\
          controller.listener.names=CONTROLLER\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
-         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{also}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{also}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,REMOTE:SSL\n\
          inter.broker.listener.name=PLAINTEXT\n\
          log.dirs={}\n\
          offsets.topic.replication.factor=1\n\
@@ -279,9 +310,26 @@ fn write_settings(dir: &Path, port: u16, controller_port: u16) -> Result<PathBuf
          quota.window.num=2\n\
          log.cleaner.dedupe.buffer.size=16777216\n\
          log.initial.task.delay.ms=100\n\
-         log.retention.check.interval.ms=100\n",
+         log.retention.check.interval.ms=100\n\
+         {tls}",
         logs.display()
     );
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
+}
+
+/// The listener, and what else it needs.
+fn tls_settings(dir: &Path, tls: &TlsListener) -> Result<(String, String)> {
+    let store = dir.join("remote.pem");
+    let read =
+        |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let pem = read(&tls.identity.key)? + &read(&tls.identity.certificate)?;
+    fs::write(&store, pem).context("write Kafka's certificate")?;
+    let settings = format!(
+        "listener.name.remote.ssl.keystore.type=PEM\n\
+         listener.name.remote.ssl.keystore.location={}\n\
+         listener.name.remote.ssl.client.auth=none\n",
+        store.display()
+    );
+    Ok((format!(",REMOTE://{}", tls.address), settings))
 }

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::admin::Admin;
 use crate::process::{self, Process};
 use crate::settings::Settings;
+use crate::wan::{self, Place};
 use crate::{paths, ports};
 
 /// How long a hub may take until it is ready: its lanes wait for Kafka's coordinators.
@@ -86,6 +87,7 @@ pub struct Hub {
     admin: u16,
     log: PathBuf,
     args: Vec<String>,
+    place: Option<Place>,
     process: Option<Process>,
 }
 
@@ -127,6 +129,7 @@ impl Hub {
             admin,
             log,
             args: Vec::new(),
+            place: None,
             process: None,
         })
     }
@@ -136,6 +139,11 @@ impl Hub {
     pub fn with_args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(ToString::to_string));
         self
+    }
+
+    /// Where it runs from its next start on; whoever talks to it has to be there too.
+    pub fn set_place(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// Starts it without waiting.
@@ -148,6 +156,7 @@ impl Hub {
             .args(["run", "--config"])
             .arg(self.dir.path().join("hub.toml"))
             .args(&self.args);
+        let command = wan::at(self.place.as_ref(), command);
         self.process = Some(Process::spawn("hub-node", command, &self.log())?);
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::admin::Admin;
 use crate::hub::{Identity, text};
 use crate::process::{self, Process};
 use crate::settings::Settings;
+use crate::wan::{self, Place};
 use crate::{paths, ports};
 
 /// How long a site may take until it accepts records.
@@ -49,6 +50,7 @@ pub struct Site {
     admin: u16,
     log: PathBuf,
     environment: Vec<(String, String)>,
+    place: Option<Place>,
     process: Option<Process>,
 }
 
@@ -112,6 +114,7 @@ impl Site {
             admin,
             log,
             environment,
+            place: None,
             process: None,
         })
     }
@@ -120,6 +123,11 @@ impl Site {
     pub fn set_environment(&mut self, name: &str, value: impl Into<String>) {
         self.environment.retain(|(key, _)| key != name);
         self.environment.push((name.to_owned(), value.into()));
+    }
+
+    /// Where it runs from its next start on; whoever talks to it has to be there too.
+    pub fn set_place(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// Starts it without waiting.
@@ -132,6 +140,7 @@ impl Site {
             .args(["run", "--config"])
             .arg(self.dir.path().join("edge.toml"));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        let command = wan::at(self.place.as_ref(), command);
         self.process = Some(Process::spawn("edge-node", command, &self.log())?);
         Ok(())
     }

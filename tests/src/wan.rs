@@ -29,3 +29,4 @@ pub use conditions::{Bursts, Conditions, PERCENT, Queue};
 pub use direction::Counters;
 pub use emulator::{Change, Way};
 pub use lab::{End, Lab, Link, Plan};
+pub use namespace::{Place, at};

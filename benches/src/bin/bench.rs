@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use benches::results::Row;
 use benches::wan::{self, Extent};
-use benches::{append, bytes, drain, hub, latency, memory, results};
+use benches::{alarm, append, bytes, drain, hub, latency, memory, outage, rates, results, wire};
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: append, bytes, drain, hub, latency, memory, wan; all when none is named
+    /// Which: alarm, append, bytes, drain, hub, latency, memory, outage, rates, wan, wire; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -28,16 +28,20 @@ struct Args {
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 7] = [
+const ALL: [Bench; 11] = [
+    ("alarm", |_| alarm::rows()),
     ("append", |_| append::rows()),
     ("bytes", |args| bytes::rows(&args.folder)),
     ("drain", |_| drain::rows()),
     ("hub", |_| hub::rows()),
     ("latency", |_| latency::rows()),
     ("memory", |_| memory::rows()),
+    ("outage", |args| outage::rows(args.extent())),
+    ("rates", |_| rates::rows()),
     ("wan", |args| {
         wan::rows(args.extent(), args.only.as_deref(), &args.folder)
     }),
+    ("wire", |_| wire::rows()),
 ];
 
 impl Args {

@@ -16,7 +16,7 @@ use super::device;
 use super::direction::Counters;
 use super::emulator::{Change, Emulator, Way};
 use super::forward::{self, Shared};
-use super::namespace::{self, Namespace};
+use super::namespace::{self, Namespace, Place};
 
 const MTU: &str = "1500";
 
@@ -98,21 +98,10 @@ impl Lab {
         self.namespace(end).command(program)
     }
 
-    /// The same command, with its arguments, environment and folder, at this end.
+    /// For processes that will run at this end.
     #[must_use]
-    pub fn wrap(&self, end: End, command: &Command) -> Command {
-        let mut wrapped = self.command(end, command.get_program());
-        wrapped.args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        wrapped
+    pub fn place(&self, end: End) -> Place {
+        self.namespace(end).place()
     }
 
     /// Runs it on a thread at this end: sockets that it opens belong there for good.

@@ -1,5 +1,6 @@
 //! Network namespaces that go when their owner goes.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{fs, thread};
@@ -66,14 +67,59 @@ impl Namespace {
     }
 
     /// A program that runs inside.
-    pub(super) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).arg(program);
-        command
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.place().command(program)
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place {
+            namespace: self.name.clone(),
+        }
     }
 
     fn path(&self) -> PathBuf {
         Path::new(FOLDER).join(&self.name)
+    }
+}
+
+/// Where processes are to run.
+#[derive(Debug, Clone)]
+pub struct Place {
+    namespace: String,
+}
+
+impl Place {
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.namespace])
+            .arg(program);
+        command
+    }
+
+    /// The same command, with its arguments, environment and folder, there.
+    fn wrap(&self, command: &Command) -> Command {
+        let mut wrapped = self.command(command.get_program());
+        wrapped.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => wrapped.env(name, value),
+                None => wrapped.env_remove(name),
+            };
+        }
+        if let Some(folder) = command.get_current_dir() {
+            wrapped.current_dir(folder);
+        }
+        wrapped
+    }
+}
+
+/// The command as it runs at a place, or here.
+#[must_use]
+pub fn at(place: Option<&Place>, command: Command) -> Command {
+    match place {
+        Some(place) => place.wrap(&command),
+        None => command,
     }
 }
 
