@@ -14,6 +14,7 @@ mod gate;
 mod ingress;
 mod limits;
 mod memories;
+mod opener;
 mod partial;
 mod quiet;
 mod session;

@@ -18,6 +18,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::admission::Admission;
 use super::gate::GateConfig;
 use super::ingress::Ingress;
+use super::opener::Turns;
 use super::quiet::{Quiet, Takeovers};
 use super::session::{self, SessionContext};
 use super::tcp_door::{Knock, TcpDoor};
@@ -73,6 +74,8 @@ pub struct Intake {
     pub(super) ingress: Arc<Ingress>,
     handshakes: Arc<Admission>,
     pub(super) admission: Arc<Admission>,
+    /// Who decodes.
+    pub(super) turns: Turns,
     sites: watch::Sender<Arc<SitesConfig>>,
     next_session: AtomicU64,
     /// Refusals that were logged lately, by address and reason.
@@ -106,6 +109,7 @@ impl Intake {
             ingress: Arc::new(Ingress::new(config.ingress)),
             handshakes: Arc::new(Admission::new(handshakes)),
             admission: Arc::new(Admission::new(admission)),
+            turns: Turns::default(),
             sites: watch::Sender::new(sites),
             config,
             lanes,

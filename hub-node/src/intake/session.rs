@@ -1,7 +1,7 @@
 //! One session: the loop between `link::Receiver`, a connection and the site's lane.
 //!
 //! Order of the branches: everything that comes out is carried out first; then the lane's answers and
-//! events, the control stream, room in the lane's queue, data streams, the timers, changed rules, the
+//! events, the control stream, room in the lane's queue, what was decoded, data streams, the timers, changed rules, the
 //! connection's end, and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
 //! nothing for minutes, and keep-alives are answered all the same.
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
-use shared::ids::{Incarnation, SiteId};
+use shared::ids::{Incarnation, Offset, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
 use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use super::budget::Share;
 use super::ingress::Allowance;
 use super::memories::LogMemories;
+use super::opener::{Begin, Opener, Outcome};
 use super::partial::{Part, Partial};
 use super::slow_start::SlowStart;
 use super::states::{Saved, StateKey};
@@ -103,6 +104,11 @@ pub(super) async fn run(
     let own_limit = sites.borrow_and_update().ingress_of(context.site.as_str());
     let ingress = &context.intake.ingress;
     let received = Arc::<AtomicU64>::default();
+    let memories = LogMemories::new(
+        Arc::clone(&context.intake.states),
+        SiteStore::new(Arc::clone(&context.intake.chunks), context.site.clone()),
+        usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
+    );
     let session = Session {
         context,
         receiver: Receiver::new(receiver_config(context.intake), Duration::ZERO),
@@ -111,11 +117,7 @@ pub(super) async fn run(
         control_out,
         writer,
         events_in,
-        memories: LogMemories::new(
-            Arc::clone(&context.intake.states),
-            SiteStore::new(Arc::clone(&context.intake.chunks), context.site.clone()),
-            usize::try_from(context.intake.config.max_batch_bytes).unwrap_or(usize::MAX),
-        ),
+        opener: Opener::new(memories, context.intake.turns.clone()),
         lane: context.intake.lanes.lane_of(context.site),
         undelivered: VecDeque::new(),
         questions: VecDeque::new(),
@@ -163,7 +165,7 @@ struct Session<'a> {
     control_out: mpsc::Sender<Bytes>,
     writer: JoinSet<()>,
     events_in: mpsc::Sender<LaneEvent>,
-    memories: LogMemories,
+    opener: Opener,
     lane: LaneHandle,
     /// What has no room in the lane's queue yet, in order. The receiver bounds what it delivers.
     undelivered: VecDeque<Delivery>,
@@ -244,6 +246,11 @@ impl Session<'_> {
                         (Ok(_), None) => {}
                     }
                 }
+                // `next` is cancel-safe: what is at work or waits stays in its place
+                opened = self.opener.next() => match opened {
+                    Ok(outcome) => self.handle_opened(outcome),
+                    Err(error) => self.receiver.close(Code::Internal, None, &error.to_string()),
+                },
                 Some(stream) = readers.join_next() => self.handle_stream(stream),
                 // `accept_data` is cancel-safe: a stream that is not taken stays in the queue
                 accepted = self.connection.accept_data(), if may_read => {
@@ -316,7 +323,7 @@ impl Session<'_> {
                     let limit = self.context.intake.config.max_logs;
                     warn!(logs, limit, "More logs than one session may have: denied");
                 }
-                ReceiverOutput::Deliver(delivered) => self.deliver(delivered),
+                ReceiverOutput::Deliver(delivered) => self.opener.open(delivered),
                 ReceiverOutput::Close(close) => return Some(close),
             }
         }
@@ -437,8 +444,12 @@ impl Session<'_> {
                         LogReply::At(checkpoint) => checkpoint.chain,
                         LogReply::Absent | LogReply::Denied => 0,
                     };
-                    self.memories
-                        .begin(told.handle, told.key, chain, told.agreed);
+                    self.opener.begin(Begin {
+                        handle: told.handle,
+                        key: told.key,
+                        chain,
+                        agreed: told.agreed,
+                    });
                 }
                 let now = self.now();
                 let arrival = self.arrival.take();
@@ -558,21 +569,21 @@ impl Session<'_> {
         }
     }
 
-    fn deliver(&mut self, delivered: Delivered) {
+    fn handle_opened(&mut self, (delivered, opened): Outcome) {
         let stats = &self.context.intake.stats;
         let (base_offset, next_offset) = (delivered.base_offset, delivered.next_offset);
-        let Opened { blocks, chain } = match self.memories.open(&delivered) {
+        let Opened { blocks, chain } = match opened {
             Ok(opened) => opened,
             Err(OpenError::Lost(error)) => {
                 debug!(log = %delivered.log, base_offset, %error, "Log begins again");
                 IntakeStats::add(&stats.restarts, 1);
-                return self.receiver.restart(delivered.header.handle, base_offset);
+                return self.restart(delivered.header.handle, base_offset);
             }
             Err(OpenError::Missing(ids)) => {
                 debug!(log = %delivered.log, base_offset, chunks = ids.len(), "Chunks are missing");
                 IntakeStats::add(&stats.restarts, 1);
                 self.receiver.missing(ids);
-                return self.receiver.restart(delivered.header.handle, base_offset);
+                return self.restart(delivered.header.handle, base_offset);
             }
             Err(OpenError::Broken(error)) => {
                 return self
@@ -603,6 +614,11 @@ impl Session<'_> {
         };
         self.undelivered.push_back(delivery);
         self.hand_over();
+    }
+
+    fn restart(&mut self, handle: Handle, from: Offset) {
+        self.opener.forget(handle);
+        self.receiver.restart(handle, from);
     }
 
     /// Hands to the lane what it takes at once.
