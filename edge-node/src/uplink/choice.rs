@@ -3,7 +3,8 @@
 //!
 //! Of a backlog, a codec sends `min(speed, link / ratio)` raw bytes a second: what it can encode, and what
 //! the link carries of what it makes. The codec that sends most is taken. Records that come no faster than
-//! they are sent get the codec that makes least of them. Speeds and ratios are what was measured here.
+//! they are sent get the codec that makes least of them, as long as that takes a processor a small part of its
+//! time: the hub, which decodes for many sites, spends as much. Speeds and ratios are what was measured here.
 
 use std::time::Duration;
 
@@ -13,6 +14,13 @@ use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD};
 const ADVANTAGE: f64 = 1.3;
 /// Weight of a new measurement, by raw bytes: after so many, half of what is known comes from them.
 const MEMORY_BYTES: f64 = 256.0 * 1024.0;
+
+/// A codec may have this part of a processor's time while nothing waits for it, and this part more once it has
+/// been taken.
+const LOAD: f64 = 0.15;
+const LOAD_SLACK: f64 = 0.1;
+/// Over which the load is looked at.
+const LOAD_SPAN: Duration = Duration::from_secs(2);
 
 /// What is known of one codec.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +38,9 @@ pub(super) struct Choice {
     /// Best ratio first.
     known: [Known; 4],
     last: u8,
+    /// Raw bytes that came, fading over [`LOAD_SPAN`], as of a time.
+    came: f64,
+    as_of: Duration,
 }
 
 impl Default for Choice {
@@ -48,21 +59,38 @@ impl Default for Choice {
                 known(CODEC_NONE, 4e9, 1.0),
             ],
             last: CODEC_MODELLED,
+            came: 0.0,
+            as_of: Duration::ZERO,
         }
     }
 }
 
 impl Choice {
     /// The codec for the next payload, of those that are `allowed` (codec 0 always is). `link` is what the
-    /// link carries, in bytes a second, if it is known.
-    pub(super) fn pick(&mut self, allowed: &[u8], is_backlog: bool, link: Option<u64>) -> u8 {
+    /// link carries, in bytes a second, if it is known; `raw` the bytes that have come.
+    pub(super) fn pick(
+        &mut self,
+        allowed: &[u8],
+        raw: usize,
+        is_backlog: bool,
+        link: Option<u64>,
+        now: Duration,
+    ) -> u8 {
+        self.arrive(raw, now);
         let is_allowed =
             |known: &&Known| known.codec == CODEC_NONE || allowed.contains(&known.codec);
         let usable = || self.known.iter().filter(is_allowed);
-        let best = usable().next().map_or(CODEC_NONE, |known| known.codec);
         let Some(link) = link.filter(|_| is_backlog) else {
-            return best;
+            let rate = self.came / LOAD_SPAN.as_secs_f64();
+            let is_light = |known: &&Known| {
+                let slack = f64::from(known.codec == self.last) * LOAD_SLACK;
+                rate <= known.speed * (LOAD + slack)
+            };
+            let light = usable().find(is_light);
+            self.last = light.map_or(CODEC_NONE, |known| known.codec);
+            return self.last;
         };
+        let best = usable().next().map_or(CODEC_NONE, |known| known.codec);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let link = link.max(1) as f64;
         let sends = |known: &Known| known.speed.min(link / known.ratio);
@@ -76,6 +104,14 @@ impl Choice {
             (None, _) => best,
         };
         self.last
+    }
+
+    fn arrive(&mut self, raw: usize, now: Duration) {
+        let passed = now.saturating_sub(self.as_of);
+        self.as_of = now;
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let raw = raw as f64;
+        self.came = self.came * (-passed.as_secs_f64() / LOAD_SPAN.as_secs_f64()).exp() + raw;
     }
 
     /// A payload of `raw` bytes became `encoded` bytes in this time.
@@ -98,6 +134,7 @@ impl Choice {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::from_secs(9);
     const ALL: [u8; 3] = [CODEC_MODELLED, CODEC_COLUMNAR, CODEC_ZSTD];
 
     #[test]
@@ -110,7 +147,7 @@ mod tests {
             (10_000_000_000, CODEC_NONE),
         ] {
             assert_eq!(
-                Choice::default().pick(&ALL, true, Some(link)),
+                Choice::default().pick(&ALL, 100_000, true, Some(link), NOW),
                 codec,
                 "{link}"
             );
@@ -120,10 +157,30 @@ mod tests {
     #[test]
     fn records_that_come_slowly_get_the_least_bytes_on_any_link() {
         let mut choice = Choice::default();
-        assert_eq!(choice.pick(&ALL, false, Some(1 << 40)), CODEC_MODELLED);
-        assert_eq!(choice.pick(&ALL, true, None), CODEC_MODELLED);
-        assert_eq!(choice.pick(&[CODEC_ZSTD], false, None), CODEC_ZSTD);
-        assert_eq!(choice.pick(&[], true, Some(1)), CODEC_NONE);
+        let mut pick =
+            |allowed: &[u8], is_backlog, link| choice.pick(allowed, 1_000, is_backlog, link, NOW);
+        assert_eq!(pick(&ALL, false, Some(1 << 40)), CODEC_MODELLED);
+        assert_eq!(pick(&ALL, true, None), CODEC_MODELLED);
+        assert_eq!(pick(&[CODEC_ZSTD], false, None), CODEC_ZSTD);
+        assert_eq!(pick(&[], true, Some(1)), CODEC_NONE);
+    }
+
+    #[test]
+    fn records_that_come_fast_get_the_codec_that_has_time_for_them() {
+        for (bytes_a_second, codec) in [
+            (100_000, CODEC_MODELLED),
+            (500_000, CODEC_MODELLED),
+            (3_000_000, CODEC_COLUMNAR),
+            (20_000_000, CODEC_ZSTD),
+        ] {
+            let mut choice = Choice::default();
+            let mut picked = 0;
+            for tenth in 0..200 {
+                let now = NOW + Duration::from_millis(100 * tenth);
+                picked = choice.pick(&ALL, bytes_a_second / 10, false, Some(1 << 30), now);
+            }
+            assert_eq!(picked, codec, "{bytes_a_second}");
+        }
     }
 
     #[test]
@@ -134,17 +191,20 @@ mod tests {
                 choice.observe(codec, 100_000, 100_020, Duration::from_millis(20));
             }
         }
-        assert_eq!(choice.pick(&ALL, true, Some(20_000_000)), CODEC_NONE);
+        assert_eq!(
+            choice.pick(&ALL, 100_000, true, Some(20_000_000), NOW),
+            CODEC_NONE
+        );
     }
 
     #[test]
     fn a_choice_near_the_border_does_not_swing() {
         let mut choice = Choice::default();
         let mut changes = 0;
-        let mut last = choice.pick(&ALL, true, Some(500_000));
+        let mut last = choice.pick(&ALL, 100_000, true, Some(500_000), NOW);
         for n in 0..100 {
             let link = if n % 2 == 0 { 480_000 } else { 560_000 };
-            let codec = choice.pick(&ALL, true, Some(link));
+            let codec = choice.pick(&ALL, 100_000, true, Some(link), NOW);
             changes += u32::from(codec != last);
             last = codec;
         }

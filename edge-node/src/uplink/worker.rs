@@ -251,7 +251,10 @@ fn run(
                         chain,
                     };
                     let records = next_offset - base_offset;
-                    let codec = encoders.choice.pick(&codecs, is_backlog, link);
+                    let now = shared::time::now();
+                    let codec = encoders
+                        .choice
+                        .pick(&codecs, raw.len(), is_backlog, link, now);
                     // whatever the link: what repeats costs less to find than to send
                     let is_large = codecs.contains(&CODEC_LONG)
                         && encoders.chains.are_large(partition, raw.len(), records);
