@@ -18,6 +18,7 @@ mod disk;
 mod hostile;
 mod identity;
 mod kills;
+mod large_values;
 mod links;
 mod main_path;
 mod policy;

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use shared::batch::{
@@ -184,6 +185,11 @@ impl Chains {
     /// What the hub is believed to hold.
     pub(super) fn chunks(&self) -> &Chunks {
         &self.chunks
+    }
+
+    /// How long [`Chains::write_chunks`] may still wait; `None`: there is nothing to write.
+    pub(super) fn chunks_due(&self) -> Option<Duration> {
+        self.chunks.due()
     }
 
     /// Makes what the hub is believed to hold outlive the process.

@@ -1,7 +1,7 @@
 //! Which chunks of large values the hub is believed to hold: kept in a file, shared by the codecs of all logs.
 //!
-//! The file is written now and then, when what it says has changed, and when a session ends. An old one, or none,
-//! costs bytes or a round trip and nothing else.
+//! The file is written once a part of what it says is new, otherwise now and then, and when a session ends: what a
+//! kill takes from it is sent again. An old one, or none, costs bytes or a round trip and nothing else.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,12 @@ use tracing::debug;
 
 use crate::store::PartitionId;
 
-/// The file is written at most this often while a session goes on: it may have a megabyte.
+/// The file is written when one chunk in so many is new: 18 bytes a chunk of 8 KiB for each of them make about a
+/// seventh of the chunks' own bytes at the worst.
+const NEW_PART: usize = 64;
+/// Writing takes at most one part in so many of the thread's time, however slow the disk is.
+const TIME_PART: u32 = 10;
+/// What is less than that part waits so long.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The index, and where the payload stands that is about to be encoded.
@@ -34,6 +39,8 @@ pub(super) struct Chunks {
     path: PathBuf,
     config: LongConfig,
     written: Duration,
+    /// How long that took.
+    took: Duration,
 }
 
 impl Chunks {
@@ -55,6 +62,7 @@ impl Chunks {
                 ..LongConfig::default()
             },
             written: shared::time::now(),
+            took: Duration::ZERO,
         }
     }
 
@@ -97,9 +105,23 @@ impl Chunks {
         lock(&self.book)
             .index
             .handle_acknowledged(place(partition, next_offset));
-        if shared::time::now().saturating_sub(self.written) >= WRITE_INTERVAL {
+        if self.due().is_some_and(|wait| wait.is_zero()) {
             self.write();
         }
+    }
+
+    /// How long the file may still wait; `None`: it says all that there is to say.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let book = lock(&self.book);
+        let index = &book.index;
+        let wait = if index.gained() * NEW_PART >= index.len().max(1) {
+            self.took * TIME_PART
+        } else {
+            WRITE_INTERVAL
+        };
+        let at = self.written.saturating_add(wait);
+        let wait = at.saturating_sub(shared::time::now());
+        index.is_changed().then_some(wait)
     }
 
     /// A log begins anew.
@@ -115,7 +137,8 @@ impl Chunks {
 
     /// Writes the file, if it would say something else.
     pub(super) fn write(&mut self) {
-        self.written = shared::time::now();
+        let started = shared::time::now();
+        self.written = started;
         let saved = {
             let mut book = lock(&self.book);
             if !book.index.take_changed() {
@@ -126,6 +149,8 @@ impl Chunks {
         if let Err(error) = crashsafe::replace(&self.path, &saved, Access::Private) {
             debug!(%error, path = %self.path.display(), "Chunk index not written");
         }
+        self.written = shared::time::now();
+        self.took = self.written.saturating_sub(started);
     }
 }
 
@@ -218,10 +243,31 @@ mod tests {
         chunks.write();
         assert!(encoded(&open()) > 90_000, "not acknowledged");
         chunks.acknowledged(PartitionId(7), 5);
-        chunks.write();
+        // a kill asks nobody to write
+        drop(chunks);
         assert!(encoded(&open()) < 1_000);
         std::fs::write(dir.path().join("index"), b"damaged").unwrap();
         assert!(encoded(&open()) > 90_000);
+    }
+
+    #[test]
+    fn the_file_waits_for_a_part_that_is_new_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut chunks = Chunks::open(dir.path().join("index"), 1 << 20, 3);
+        let partition = PartitionId(1);
+        assert_eq!(chunks.due(), None);
+        // a slow disk
+        chunks.took = Duration::from_secs(2);
+        chunks.at(partition, 1);
+        chunks.fresh().unwrap().encode(&payload()).unwrap();
+        assert_eq!(chunks.due(), None, "not acknowledged");
+        chunks.acknowledged(partition, 1);
+        let due = |chunks: &Chunks| chunks.due().unwrap().as_secs();
+        assert!((15..=20).contains(&due(&chunks)), "{}", due(&chunks));
+        chunks.write();
+        assert_eq!(chunks.due(), None);
+        chunks.missing(&[ChunkId([0; 16])]);
+        assert!((55..=60).contains(&due(&chunks)), "{}", due(&chunks));
     }
 
     #[test]

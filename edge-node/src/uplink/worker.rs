@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 
 use shared::batch::{
@@ -175,7 +175,20 @@ fn work(
     config: &WorkerConfig,
     mut encoders: Encoders,
 ) {
-    while let Ok((job, done)) = queue.recv() {
+    loop {
+        // ends when the last handle is gone, or at the time
+        let next = match encoders.chains.chunks_due() {
+            Some(wait) => queue.recv_timeout(wait),
+            None => queue.recv().map_err(RecvTimeoutError::from),
+        };
+        let (job, done) = match next {
+            Ok(next) => next,
+            Err(RecvTimeoutError::Timeout) => {
+                encoders.chains.write_chunks();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let answer =
             run(job, store, config, &mut encoders).unwrap_or_else(|e| Some(Done::Failed(e)));
         if let Some(answer) = answer {

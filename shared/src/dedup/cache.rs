@@ -169,6 +169,8 @@ pub struct ChunkIndex {
     unproven: BTreeMap<Place, Vec<ChunkId>>,
     misses: u32,
     is_changed: bool,
+    /// Acknowledged since [`ChunkIndex::take_changed`].
+    gained: usize,
 }
 
 impl ChunkIndex {
@@ -181,6 +183,7 @@ impl ChunkIndex {
             unproven: BTreeMap::new(),
             misses: 0,
             is_changed: false,
+            gained: 0,
         }
     }
 
@@ -212,6 +215,7 @@ impl ChunkIndex {
                 {
                     known.sent_in = None;
                     self.is_changed = true;
+                    self.gained += 1;
                     self.misses = 0;
                 }
             }
@@ -268,8 +272,21 @@ impl ChunkIndex {
         self.len() == 0
     }
 
+    /// Whether what [`ChunkIndex::save`] says became another since [`ChunkIndex::take_changed`].
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// Chunks that were acknowledged since then.
+    #[must_use]
+    pub fn gained(&self) -> usize {
+        self.gained
+    }
+
     /// True once for every time that what [`ChunkIndex::save`] says became another.
     pub fn take_changed(&mut self) -> bool {
+        self.gained = 0;
         std::mem::take(&mut self.is_changed)
     }
 
