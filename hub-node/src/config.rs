@@ -128,7 +128,7 @@ pub struct ListenConfig {
     pub max_batch: ByteSize,
     /// Most logs (topic partitions) of one site.
     pub max_logs: usize,
-    /// Bytes that the codecs of open sessions may remember, and that saved states may take besides.
+    /// Bytes that the codecs of open sessions may remember, saved states in memory included.
     pub codec_memory: ByteSize,
     /// Where saved states and chunks outlive the process.
     pub codec_dir: Option<PathBuf>,

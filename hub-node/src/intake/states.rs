@@ -1,10 +1,10 @@
 //! What codecs remember of logs, beyond sessions: the states that sites and this hub saved at the same
 //! places, so that a connection that comes back need not learn anew.
 //!
-//! A state lost costs bytes and nothing else, so this is a cache: bounded in bytes, the least recently used
-//! goes first, and with a directory it survives the process. The two newest states of a log are kept: the
-//! site may have lost the newest. A state is found by site, log and position, never by what a message says
-//! about another site.
+//! A state lost costs bytes and nothing else, so this is a cache. With a directory states are there and take no
+//! memory; without one they take what the codecs of open sessions leave of one bound, and the least recently used
+//! goes first. The two newest states of a log are kept: the site may have lost the newest. A state is found by
+//! site, log and position, never by what a message says about another site.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -63,9 +63,9 @@ struct Log {
 }
 
 impl CodecStates {
-    /// `limit` bytes of saved states in memory; `live_limit` bytes of codecs of open sessions, above which
-    /// new sessions are offered only codecs that remember nothing. With a directory, states outlive the
-    /// process.
+    /// `limit` bytes of codecs of open sessions and of saved states in memory, together; `live_limit` bytes
+    /// of codecs of open sessions, above which new sessions are offered only codecs that remember nothing. With
+    /// a directory, states outlive the process and are not in memory.
     #[must_use]
     pub fn new(limit: usize, live_limit: u64, directory: Option<PathBuf>) -> Self {
         Self {
@@ -88,23 +88,32 @@ impl CodecStates {
             return None;
         }
         let mut states = self.lock().touch(key);
-        if states.is_empty() {
+        let is_on_disk = states.is_empty();
+        if is_on_disk {
             states = self.load(key);
         }
         (1..).zip(anchors).find_map(|(place, anchor)| {
             let saved = states.iter().find(|saved| saved.anchor == *anchor)?;
-            Some((place, saved.clone()))
+            let mut saved = saved.clone();
+            if is_on_disk {
+                // without the rest of its file
+                saved.state = Bytes::copy_from_slice(&saved.state);
+            }
+            Some((place, saved))
         })
     }
 
     /// Keeps a state. Blocks when there is a directory.
     pub(super) fn keep(&self, key: &StateKey, saved: Saved) {
-        let states = self.lock().put(key, saved, self.limit);
-        if let Some(path) = self.path(key)
-            && let Err(error) = std::fs::write(&path, encode(&states))
-        {
-            debug!(%error, path = %path.display(), "Codec state not written");
+        if let Some(path) = self.path(key) {
+            let states = newest(self.load(key), saved.clone());
+            match std::fs::write(&path, encode(&states)) {
+                Ok(()) => return self.lock().remove(key),
+                Err(error) => debug!(%error, path = %path.display(), "Codec state not written"),
+            }
         }
+        let live = usize::try_from(self.live_bytes()).unwrap_or(usize::MAX);
+        self.lock().put(key, saved, self.limit.saturating_sub(live));
     }
 
     fn load(&self, key: &StateKey) -> Vec<Saved> {
@@ -162,7 +171,14 @@ impl Shelf {
         log.states.clone()
     }
 
-    fn put(&mut self, key: &StateKey, saved: Saved, limit: usize) -> Vec<Saved> {
+    fn remove(&mut self, key: &StateKey) {
+        if let Some(log) = self.logs.remove(key) {
+            self.order.remove(&log.used);
+            self.bytes -= bytes_of(&log.states);
+        }
+    }
+
+    fn put(&mut self, key: &StateKey, saved: Saved, limit: usize) {
         self.touch(key);
         let log = self.logs.entry(key.clone()).or_insert_with(|| {
             let used = self.next;
@@ -173,22 +189,29 @@ impl Shelf {
                 states: Vec::new(),
             }
         });
-        log.states.retain(|other| other.anchor != saved.anchor);
-        log.states.insert(0, saved);
-        let before: usize = log.states.iter().skip(1).map(|s| s.state.len()).sum();
-        log.states.truncate(PER_LOG);
-        let after: usize = log.states.iter().map(|s| s.state.len()).sum();
-        let states = log.states.clone();
-        self.bytes = self.bytes + after - before;
+        let before = bytes_of(&log.states);
+        log.states = newest(std::mem::take(&mut log.states), saved);
+        self.bytes = self.bytes + bytes_of(&log.states) - before;
         while self.bytes > limit
             && let Some((_, oldest)) = self.order.pop_first()
         {
             if let Some(log) = self.logs.remove(&oldest) {
-                self.bytes -= log.states.iter().map(|s| s.state.len()).sum::<usize>();
+                self.bytes -= bytes_of(&log.states);
             }
         }
-        states
     }
+}
+
+fn bytes_of(states: &[Saved]) -> usize {
+    states.iter().map(|saved| saved.state.len()).sum()
+}
+
+/// With this one in front.
+fn newest(mut states: Vec<Saved>, saved: Saved) -> Vec<Saved> {
+    states.retain(|other| other.anchor != saved.anchor);
+    states.insert(0, saved);
+    states.truncate(PER_LOG);
+    states
 }
 
 fn encode(states: &[Saved]) -> Vec<u8> {
@@ -298,6 +321,30 @@ mod tests {
         assert_eq!(agreed(&after, "a", &[2, 1]), Some((1, 2)));
         assert_eq!(agreed(&after, "a", &[1]), Some((1, 1)));
         assert_eq!(agreed(&after, "b", &[1]), None);
+        after.keep(&key("a"), saved(3, 70));
+        assert_eq!(agreed(&after, "a", &[1, 3]), Some((2, 3)), "the third");
+        assert_eq!(after.saved_bytes(), 0);
+    }
+
+    #[test]
+    fn saved_states_take_what_codecs_in_use_leave() {
+        let states = CodecStates::new(1_000, 1_000, None);
+        states.keep(&key("a"), saved(1, 300));
+        states.keep(&key("b"), saved(2, 300));
+        states.account(0, 500);
+        states.keep(&key("c"), saved(3, 100));
+        assert_eq!(agreed(&states, "a", &[1]), None);
+        assert!(agreed(&states, "b", &[2]).is_some());
+        assert_eq!(states.saved_bytes(), 400);
+        assert!(states.has_room());
+    }
+
+    #[test]
+    fn a_directory_that_takes_nothing_leaves_them_in_memory() {
+        let states = CodecStates::new(1_000, 0, Some(PathBuf::from("/proc/nowhere")));
+        states.keep(&key("a"), saved(1, 100));
+        assert!(agreed(&states, "a", &[1]).is_some());
+        assert_eq!(states.saved_bytes(), 100);
     }
 
     #[test]
