@@ -35,6 +35,14 @@ pub struct Recording {
     pub samples: Vec<Sample>,
 }
 
+impl Recording {
+    /// Whether its values are large.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        LARGE_VALUES.contains(&self.name.as_str())
+    }
+}
+
 /// A recording, and what it costs.
 struct Set {
     name: String,

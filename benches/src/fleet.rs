@@ -133,7 +133,7 @@ fn pack<'a>(records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<Batch
     })
 }
 
-async fn connect(hub: SocketAddr, config: quinn::ClientConfig) -> Result<Connection> {
+pub(crate) async fn connect(hub: SocketAddr, config: quinn::ClientConfig) -> Result<Connection> {
     let mut endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     endpoint.set_default_client_config(config);
     let connecting = endpoint.connect(hub, "localhost")?;
@@ -205,7 +205,7 @@ async fn session(
     }
 }
 
-async fn send(connection: &Connection, stream: DataStream) -> Result<()> {
+pub(crate) async fn send(connection: &Connection, stream: DataStream) -> Result<()> {
     let mut data = connection.open_uni().await?;
     data.write_chunk(stream.head).await?;
     data.write_chunk(stream.payload).await?;

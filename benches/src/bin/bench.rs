@@ -7,13 +7,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 use benches::results::Row;
 use benches::wan::{self, Extent};
-use benches::{alarm, append, bytes, drain, hub, latency, memory, outage, rates, results, wire};
+use benches::{
+    alarm, append, bytes, drain, hub, images, latency, memory, outage, rates, results, streams,
+    wire,
+};
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: alarm, append, bytes, drain, hub, latency, memory, outage, rates, wan, wire; all when none is named
+    /// Which: alarm, append, bytes, drain, hub, images, latency, memory, outage, rates, streams, wan,
+    /// wire; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -28,16 +32,18 @@ struct Args {
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 11] = [
+const ALL: [Bench; 13] = [
     ("alarm", |_| alarm::rows()),
     ("append", |_| append::rows()),
     ("bytes", |args| bytes::rows(&args.folder)),
     ("drain", |_| drain::rows()),
     ("hub", |_| hub::rows()),
+    ("images", |_| images::rows()),
     ("latency", |_| latency::rows()),
     ("memory", |_| memory::rows()),
     ("outage", |args| outage::rows(args.extent())),
     ("rates", |_| rates::rows()),
+    ("streams", |_| streams::rows()),
     ("wan", |args| {
         wan::rows(args.extent(), args.only.as_deref(), &args.folder)
     }),
