@@ -253,7 +253,7 @@ fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
         codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, memory),
         hub_chunks: section.size("hub_chunks", DEFAULT_HUB_CHUNKS, chunks),
         level: section.number("level", 3, 1..=19),
-        congestion: section.choice("congestion", Congestion::Cubic, &controllers),
+        congestion: section.choice("congestion", Congestion::Measured, &controllers),
         max_read: section.size("max_read", ByteSize::kib(256), read),
         max_reads: section.number("max_reads", 4_u32, 1..=256) as usize,
         classes: ClassesConfig::read(section.section("classes")),
