@@ -106,8 +106,8 @@ impl Connection {
         }
     }
 
-    /// Sends one data stream: `head` and `payload` behind each other. Streams of a higher priority overtake
-    /// those of a lower one at any byte.
+    /// Sends one data stream: `head` and `payload` behind each other. Streams of a higher priority (0 to 7)
+    /// overtake those of a lower one at any byte; equals go one after the other.
     #[must_use]
     pub fn send(&self, head: Bytes, payload: Bytes, priority: i32) -> Sending {
         match self {

@@ -98,8 +98,8 @@ fn alarms_behind_a_backlog(what: &str, site: &Settings) -> Result<Found> {
         size: RECORD,
         ..Pace::default()
     };
-    // half a second of the link each: what is committed is looked at minutes later
-    let batches = [("batch.size", "16384")];
+    // two seconds of the link each: an alarm must not wait for the rest of one that is on its way
+    let batches = [("batch.size", "65536")];
     Writer::kafka("bulk", &stage.site.bootstrap(), &backlog, bulk, &batches)?.complete(LIMIT)?;
     wait::until_true("the backlog drains", LIMIT, || {
         stage.site.ledger(&backlog).is_ok_and(|l| l.committed > 300)

@@ -173,7 +173,6 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(WINDOW))
         .receive_window(VarInt::from_u32(WINDOW))
         .send_window(u64::from(WINDOW))
-        .send_fairness(false)
         .keep_alive_interval(Some(Duration::from_secs(5)));
     transport
 }

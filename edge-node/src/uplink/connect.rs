@@ -447,8 +447,6 @@ impl Connector {
             .mtu_discovery_config(Some(discovery))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
             .send_window(SEND_WINDOW)
-            // batches in the order in which they were read: one that is whole can be committed
-            .send_fairness(false)
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None);

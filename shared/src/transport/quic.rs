@@ -1,7 +1,7 @@
 //! The connection over QUIC: one QUIC stream for each of its streams.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -39,7 +39,8 @@ pub struct NudgeHandle {
 }
 
 impl NudgeHandle {
-    /// Sets up a configuration: its controller, which is `controller` but for nudges, and its receive window.
+    /// Sets up a configuration: its controller, which is `controller` but for nudges, its receive window, and the
+    /// order of its streams.
     #[must_use]
     pub fn prepare(
         transport: &mut quinn::TransportConfig,
@@ -48,6 +49,7 @@ impl NudgeHandle {
     ) -> Self {
         let nudge = Arc::new(Nudge::default());
         transport
+            .send_fairness(true)
             .receive_window(VarInt::from_u32(receive_window))
             .congestion_controller_factory(Arc::new(NudgeFactory {
                 inner: controller,
@@ -64,7 +66,22 @@ impl NudgeHandle {
 struct Shared {
     /// Ends when the stream before is open: streams are opened in the order of the calls.
     opening: Mutex<Option<oneshot::Receiver<()>>>,
+    /// Data streams so far.
+    count: AtomicU32,
     unsent: AtomicU64,
+}
+
+/// Priorities of data streams that callers tell apart.
+const LEVELS: i32 = 8;
+/// quinn's for each of them.
+const STEPS: i32 = i32::MAX / LEVELS;
+
+/// quinn's priority of a data stream: those that began earlier go before later ones of the same priority, and
+/// one under way is interrupted for a higher one. quinn can do the first without this (`send_fairness`), but
+/// then not the second.
+fn level(priority: i32, count: u32) -> i32 {
+    let age = i32::try_from(count % STEPS.unsigned_abs()).unwrap_or(0);
+    (priority.clamp(0, LEVELS - 1) + 1) * STEPS - 1 - age
 }
 
 impl QuicConnection {
@@ -142,6 +159,8 @@ impl QuicConnection {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(turn_of_next);
+        let count = self.shared.count.fetch_add(1, Ordering::Relaxed);
+        let level = level(priority, count);
         let unsent = Unsent::new(&self.shared, head.len() + payload.len());
         let connection = self.clone();
         Box::pin(async move {
@@ -151,7 +170,7 @@ impl QuicConnection {
             let opened = connection.inner.open_uni().await;
             drop(is_open);
             let stream = opened.map_err(|error| connection.lost(&error))?;
-            let _closed = stream.set_priority(priority);
+            let _closed = stream.set_priority(level);
             let mut stream = Unfinished(Some(stream));
             stream.write(head, &connection).await?;
             stream.write(payload, &connection).await?;

@@ -1,6 +1,7 @@
 //! What a connection promises, held against both transports over loopback.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,14 +49,19 @@ async fn over_quic(world: &World, client: &ClientTls) -> Result<Pair, (Lost, Los
     let server = quinn::ServerConfig::with_crypto(world.good_hub().config());
     let hub = quinn::Endpoint::server(server, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let site = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let config = quinn::ClientConfig::new(client.config());
+    let mut transport = quinn::TransportConfig::default();
+    let cubic = Arc::new(quinn::congestion::CubicConfig::default());
+    let nudge = NudgeHandle::prepare(&mut transport, cubic, 1 << 20);
+    let mut config = quinn::ClientConfig::new(client.config());
+    config.transport_config(Arc::new(transport));
     let address = hub.local_addr().unwrap();
     let dial = async {
         let connecting = site.connect_with(config, address, "127.0.0.1").unwrap();
         let connection = connecting
             .await
             .map_err(|error| Lost::from((&error, Peer::Hub)))?;
-        Ok::<_, Lost>(Connection::Quic(QuicConnection::new(connection, Peer::Hub)))
+        let connection = QuicConnection::new(connection, Peer::Hub).with_nudge(nudge);
+        Ok::<_, Lost>(Connection::Quic(connection))
     };
     let accept = async {
         let connection = hub.accept().await.unwrap().await;
@@ -224,12 +230,20 @@ async fn a_higher_priority_overtakes_what_is_on_its_way(kind: TransportKind) {
     let bulk = pair
         .site
         .send(Bytes::new(), Bytes::from(vec![0; 4 << 20]), 0);
-    let alarm = pair.site.send(Bytes::new(), Bytes::from_static(b"fire"), 5);
+    // it is on its way, and stands still while nobody reads it
+    let (begun, may_follow) = tokio::sync::oneshot::channel();
+    let alarm = async {
+        may_follow.await.unwrap();
+        let alarm = pair.site.send(Bytes::new(), Bytes::from_static(b"fire"), 5);
+        alarm.await
+    };
     let receive = async {
         let mut first = None;
-        let reads =
-            (0..2).map(|_| async { pair.hub.accept_data().await.unwrap().read(MAX_LEN).await });
-        let mut reads: Vec<_> = reads.map(Box::pin).collect();
+        let bulk = pair.hub.accept_data().await.unwrap();
+        begun.send(()).unwrap();
+        let alarm = pair.hub.accept_data().await.unwrap();
+        let reads = [bulk, alarm].map(|stream| stream.read(MAX_LEN));
+        let mut reads: Vec<_> = reads.into_iter().map(Box::pin).collect();
         std::future::poll_fn(|context| {
             reads.retain_mut(|read| match read.as_mut().poll(context) {
                 std::task::Poll::Ready(bytes) => {
