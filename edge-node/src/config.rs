@@ -16,7 +16,9 @@ mod topics;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use shared::batch::{CODEC_COLUMNAR, CODEC_MODELLED, CODEC_ZSTD, supported_codecs};
+use shared::batch::{
+    CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_MODELLED, CODEC_ZSTD, supported_codecs,
+};
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
@@ -213,7 +215,7 @@ pub enum Codec {
     Modelled,
     /// Columns and zstd with history.
     Columnar,
-    /// zstd, each batch on its own.
+    /// zstd, with a dictionary where the hub takes one.
     Zstd,
     /// Uncompressed.
     None,
@@ -227,7 +229,7 @@ impl Codec {
             Self::Auto => supported_codecs(),
             Self::Modelled => vec![CODEC_MODELLED],
             Self::Columnar => vec![CODEC_COLUMNAR],
-            Self::Zstd => vec![CODEC_ZSTD],
+            Self::Zstd => vec![CODEC_DICTIONARY, CODEC_ZSTD],
             Self::None => Vec::new(),
         }
     }

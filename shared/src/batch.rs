@@ -36,13 +36,11 @@ mod tests;
 pub use blocks::{Block, BlockWriter, read_blocks};
 pub use chain::{ChainCodec, ChainLimits, load_chain, new_chain, next_position, remembers};
 pub use codec::{
-    CODEC_COLUMNAR, CODEC_LONG, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, CODEC_ZSTD_DICT, Decoder,
+    CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_LONG, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, Decoder,
     Encoder, NoneCodec, supported_codecs,
 };
 pub use columns::ColumnarCodec;
-pub use dictionary::{
-    DictDecoder, DictEncoder, Dictionary, MAX_DICTIONARY_BYTES, MIN_DICTIONARY_BYTES, Trainer,
-};
+pub use dictionary::DictionaryCodec;
 pub(crate) use long::{LongReader, LongWriter, SavedWindow};
 pub use model::ModelChain;
 pub use open::{Decoders, Incoming, Memories, Memory, OpenError, Opened};

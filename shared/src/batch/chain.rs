@@ -7,13 +7,17 @@
 //!
 //! After an error the state is not that of the other end any more: drop it.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use bytes::Bytes;
 
 use super::BatchError;
-use super::codec::{CODEC_COLUMNAR, CODEC_LONG, CODEC_MODELLED};
+use super::codec::{CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_LONG, CODEC_MODELLED};
 use super::columns::ColumnarCodec;
+use super::dictionary::DictionaryCodec;
 use super::model::ModelChain;
 
 /// What one chain may hold in memory and take in.
@@ -78,7 +82,10 @@ pub fn next_position(position: u64, raw: &[u8]) -> u64 {
 /// Whether a codec remembers.
 #[must_use]
 pub fn remembers(codec: u8) -> bool {
-    matches!(codec, CODEC_COLUMNAR | CODEC_MODELLED | CODEC_LONG)
+    matches!(
+        codec,
+        CODEC_DICTIONARY | CODEC_COLUMNAR | CODEC_MODELLED | CODEC_LONG
+    )
 }
 
 /// A chain of this codec that begins. `level` (1 to 19, see zstd) is what an encoder spends; a decoder need
@@ -92,6 +99,7 @@ pub fn new_chain(
     level: i32,
 ) -> Result<Box<dyn ChainCodec>, BatchError> {
     match codec {
+        CODEC_DICTIONARY => Ok(Box::new(DictionaryCodec::new(level))),
         CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::new(limits, level))),
         CODEC_MODELLED => Ok(Box::new(ModelChain::new(limits))),
         other => Err(BatchError::UnknownCodec(other)),
@@ -109,6 +117,7 @@ pub fn load_chain(
     level: i32,
 ) -> Result<Box<dyn ChainCodec>, BatchError> {
     match codec {
+        CODEC_DICTIONARY => Ok(Box::new(DictionaryCodec::load(saved, level)?)),
         CODEC_COLUMNAR => Ok(Box::new(ColumnarCodec::load(saved, limits, level)?)),
         CODEC_MODELLED => Ok(Box::new(ModelChain::load(saved, limits)?)),
         other => Err(BatchError::UnknownCodec(other)),

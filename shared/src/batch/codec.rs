@@ -8,8 +8,8 @@ use super::BatchError;
 pub const CODEC_NONE: u8 = 0;
 /// One zstd frame a payload (RFC 8878), with its content size, without a checksum.
 pub const CODEC_ZSTD: u8 = 1;
-/// One zstd frame a payload with a dictionary that both ends hold.
-pub const CODEC_ZSTD_DICT: u8 = 2;
+/// One zstd frame a payload, with a dictionary that went through the same chain.
+pub const CODEC_DICTIONARY: u8 = 2;
 /// Columns and zstd with history; a chain.
 pub const CODEC_COLUMNAR: u8 = 3;
 /// Columns and a model of each symbol; a chain.
@@ -21,7 +21,7 @@ pub const CODEC_LONG: u8 = 5;
 /// Codec ids that this build decodes, for hello and welcome: least bytes first. Codec 0 always is.
 #[must_use]
 pub fn supported_codecs() -> Vec<u8> {
-    vec![CODEC_MODELLED, CODEC_COLUMNAR, CODEC_ZSTD]
+    vec![CODEC_MODELLED, CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_ZSTD]
 }
 
 /// Shrinks raw payloads. May keep a context between calls, but each payload decodes on its own.

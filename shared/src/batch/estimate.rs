@@ -18,9 +18,9 @@ use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_end;
 use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer, compress_bound, get_error_name};
 
 use super::{
-    BatchError, Block, BlockWriter, CODEC_COLUMNAR, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD,
-    CODEC_ZSTD_DICT, ChainCodec, ChainLimits, Decoder, DictDecoder, DictEncoder, Encoder,
-    NoneCodec, Trainer, ZstdDecoder, ZstdEncoder, new_chain,
+    BatchError, Block, BlockWriter, CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_MODELLED, CODEC_NONE,
+    CODEC_ZSTD, ChainCodec, ChainLimits, Decoder, Encoder, NoneCodec, ZstdDecoder, ZstdEncoder,
+    new_chain,
 };
 use crate::record::{HEADER_LEN, put_record, record_len};
 use crate::wire::{DataContent, DataHeader, Handle, RecordsHeader, SizeClass};
@@ -52,7 +52,7 @@ pub struct EstimateOptions {
 /// What one way of sending would cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
-    /// `kafka-zstd`, `none`, `zstd`, `zstd-dict`, `columnar`, `modelled`.
+    /// `kafka-zstd`, `none`, `zstd`, `dictionary`, `columnar`, `modelled`.
     pub codec: &'static str,
     /// Batches that were counted.
     pub batches: u64,
@@ -104,8 +104,7 @@ pub fn estimate(
             Box::new(ZstdDecoder::default()),
         ),
     ];
-    ways.extend(dictionary_way(samples, &batches, options)?);
-    for codec in [CODEC_COLUMNAR, CODEC_MODELLED] {
+    for codec in [CODEC_DICTIONARY, CODEC_COLUMNAR, CODEC_MODELLED] {
         let chain = || new_chain(codec, options.limits, options.level);
         match (chain(), chain()) {
             (Ok(encoder), Ok(decoder)) => ways.push(Way::Chain(encoder, decoder)),
@@ -140,7 +139,7 @@ impl Way {
         match codec {
             CODEC_NONE => "none",
             CODEC_ZSTD => "zstd",
-            CODEC_ZSTD_DICT => "zstd-dict",
+            CODEC_DICTIONARY => "dictionary",
             CODEC_COLUMNAR => "columnar",
             CODEC_MODELLED => "modelled",
             _ => "unknown",
@@ -309,27 +308,6 @@ fn raw_payload(batch: &[Sample]) -> Result<Vec<u8>, BatchError> {
         records: records.into(),
     })?;
     Ok(writer.finish())
-}
-
-fn dictionary_way(
-    samples: &[Sample],
-    batches: &[Range],
-    options: &EstimateOptions,
-) -> Result<Option<Way>, BatchError> {
-    let learning = samples.len() / LEARNING_SHARE;
-    let mut trainer = Trainer::new(super::MAX_DICTIONARY_BYTES);
-    for range in batches.iter().filter(|range| range.end <= learning) {
-        trainer.sample(&raw_payload(
-            samples.get(range.clone()).unwrap_or_default(),
-        )?);
-    }
-    let Some(dictionary) = trainer.train() else {
-        return Ok(None);
-    };
-    Ok(Some(Way::Stateless(
-        Box::new(DictEncoder::new(&dictionary, options.level)?),
-        Box::new(DictDecoder::new(&dictionary)?),
-    )))
 }
 
 fn kafka_failed(code: usize) -> BatchError {

@@ -58,8 +58,8 @@ fn every_way_gives_the_records_back_and_knowing_more_costs_less() {
     assert_eq!(of("none").batches, 190);
     assert_eq!(of("none").records, 1900);
     assert!(of("zstd").ratio < 1.0);
-    assert!(of("zstd-dict").bytes < of("zstd").bytes);
-    assert!(of("columnar").bytes < of("zstd-dict").bytes);
+    assert!(of("dictionary").bytes < of("zstd").bytes);
+    assert!(of("columnar").bytes < of("dictionary").bytes);
     assert!(of("columnar").bytes_per_record < 5.0);
     // 2000 records in 199.9 s
     let expected = of("none").bytes_per_record * 10.0 * 30.0 * 86_400.0;
