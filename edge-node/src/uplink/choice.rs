@@ -18,8 +18,8 @@ const MEMORY_BYTES: f64 = 256.0 * 1024.0;
 
 /// A codec may have this part of a processor's time while nothing waits for it, and this part more once it has
 /// been taken.
-const LOAD: f64 = 0.15;
-const LOAD_SLACK: f64 = 0.1;
+const LOAD: f64 = 0.35;
+const LOAD_SLACK: f64 = 0.15;
 /// Over which the load is looked at.
 const LOAD_SPAN: Duration = Duration::from_secs(2);
 
@@ -80,8 +80,10 @@ impl Choice {
     ) -> u8 {
         self.arrive(raw, now);
         let has_dictionary = allowed.contains(&CODEC_DICTIONARY);
+        // a codec that was set for good is not left
+        let is_free = allowed.is_empty() || allowed.contains(&CODEC_COLUMNAR) && allowed.len() > 1;
         let is_allowed = |known: &&Known| match known.codec {
-            CODEC_NONE => true,
+            CODEC_NONE => is_free,
             CODEC_ZSTD if has_dictionary => false,
             codec => allowed.contains(&codec),
         };
@@ -92,7 +94,7 @@ impl Choice {
                 let slack = f64::from(known.codec == self.last) * LOAD_SLACK;
                 rate <= known.speed * (LOAD + slack)
             };
-            let light = usable().find(is_light);
+            let light = usable().find(is_light).or_else(|| usable().next_back());
             self.last = light.map_or(CODEC_NONE, |known| known.codec);
             return self.last;
         };
@@ -175,7 +177,7 @@ mod tests {
     fn plain_zstd_is_for_hubs_that_take_no_dictionary() {
         let both = [CODEC_DICTIONARY, CODEC_ZSTD];
         for (link, is_backlog) in [(Some(1_000), true), (Some(50_000_000), true), (None, false)] {
-            let mut pick =
+            let pick =
                 |allowed: &[u8]| Choice::default().pick(allowed, 1_000, is_backlog, link, NOW);
             assert_eq!(pick(&both), CODEC_DICTIONARY);
             assert_eq!(pick(&[CODEC_ZSTD]), CODEC_ZSTD);
@@ -197,6 +199,20 @@ mod tests {
                 picked = choice.pick(&ALL, bytes_a_second / 10, false, Some(1 << 30), now);
             }
             assert_eq!(picked, codec, "{bytes_a_second}");
+        }
+    }
+
+    #[test]
+    fn a_codec_that_is_set_stays() {
+        for set in [&[CODEC_MODELLED][..], &[CODEC_DICTIONARY, CODEC_ZSTD]] {
+            for (is_backlog, link) in [(false, None), (true, Some(1 << 40))] {
+                let mut choice = Choice::default();
+                for second in 0..9 {
+                    let now = Duration::from_secs(second);
+                    let picked = choice.pick(set, 500_000_000, is_backlog, link, now);
+                    assert_eq!(picked, set[0]);
+                }
+            }
         }
     }
 
