@@ -8,7 +8,7 @@ use shared::batch::{
     load_chain, new_chain,
 };
 use shared::link::Delivered;
-use shared::wire::{DataContent, Handle};
+use shared::wire::{Anchor, DataContent, Handle};
 
 use super::states::{CodecStates, Saved, StateKey};
 use crate::chunks::SiteStore;
@@ -35,8 +35,8 @@ pub(super) struct LogMemories {
 struct LogMemory {
     key: StateKey,
     memory: Memory,
-    /// What both ends agreed on, until it is used.
-    agreed: Option<Saved>,
+    /// What both ends agreed on, until it is used. Its state stays where it is kept.
+    agreed: Option<Anchor>,
     /// The history before what comes next; 0: not known.
     chain: u64,
     bytes: usize,
@@ -57,13 +57,13 @@ impl LogMemories {
         }
     }
 
-    /// A log was told where to go on: with this history, and this state of its codec.
+    /// A log was told where to go on: with this history, and this place of its codec.
     pub(super) fn begin(
         &mut self,
         handle: Handle,
         key: StateKey,
         chain: u64,
-        agreed: Option<Saved>,
+        agreed: Option<Anchor>,
     ) {
         let log = LogMemory {
             key,
@@ -156,7 +156,7 @@ struct Kept<'a> {
     states: &'a CodecStates,
     chunks: &'a mut SiteStore,
     key: &'a StateKey,
-    agreed: &'a mut Option<Saved>,
+    agreed: &'a mut Option<Anchor>,
 }
 
 impl Memories for Kept<'_> {
@@ -169,10 +169,8 @@ impl Memories for Kept<'_> {
     }
 
     fn agreed(&mut self, codec: u8) -> Option<Box<dyn ChainCodec>> {
-        let saved = self
-            .agreed
-            .take()
-            .filter(|saved| saved.anchor.codec == codec)?;
+        let anchor = self.agreed.take().filter(|anchor| anchor.codec == codec)?;
+        let (_, saved) = self.states.agree(self.key, &[anchor])?;
         let limits = ChainLimits::default();
         let loaded = if codec == CODEC_LONG {
             self.chunks.load(&saved.state)?
@@ -184,7 +182,7 @@ impl Memories for Kept<'_> {
 
     fn keep(&mut self, codec: &dyn ChainCodec) {
         let saved = Saved {
-            anchor: shared::wire::Anchor {
+            anchor: Anchor {
                 codec: codec.codec(),
                 position: codec.position(),
             },

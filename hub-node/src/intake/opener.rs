@@ -5,17 +5,17 @@
 //! dead; so it has threads of its own, at most one for each processor, which sessions take in turns. What
 //! decodes in a moment is decoded at once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use shared::batch::{OpenError, Opened, remembers};
 use shared::link::Delivered;
-use shared::wire::{DataContent, Handle};
+use shared::wire::{Anchor, DataContent, Handle};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
 use super::memories::LogMemories;
-use super::states::{Saved, StateKey};
+use super::states::StateKey;
 
 /// What was delivered, and what it decoded to.
 pub(super) type Outcome = (Delivered, Result<Opened, OpenError>);
@@ -37,7 +37,9 @@ pub(super) struct Opener {
     turns: Turns,
     /// Away while a batch is decoded.
     memories: Option<LogMemories>,
-    waiting: VecDeque<Work>,
+    /// In the order of each log; logs take turns, so that an alarm does not wait behind a window of bulk.
+    waiting: BTreeMap<Handle, VecDeque<Work>>,
+    line: VecDeque<Handle>,
     at_work: JoinSet<(LogMemories, Outcome)>,
 }
 
@@ -54,8 +56,8 @@ pub(super) struct Begin {
     pub(super) key: StateKey,
     /// The history before what comes next; 0: not known.
     pub(super) chain: u64,
-    /// The state that both ends have of its codec.
-    pub(super) agreed: Option<Saved>,
+    /// The place whose state both ends have of its codec.
+    pub(super) agreed: Option<Anchor>,
 }
 
 impl Opener {
@@ -63,23 +65,50 @@ impl Opener {
         Self {
             turns,
             memories: Some(memories),
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            line: VecDeque::new(),
             at_work: JoinSet::new(),
         }
     }
 
     pub(super) fn begin(&mut self, begin: Begin) {
-        self.waiting.push_back(Work::Begin(Box::new(begin)));
+        self.push(begin.handle, Work::Begin(Box::new(begin)));
     }
 
     pub(super) fn open(&mut self, delivered: Delivered) {
-        self.waiting.push_back(Work::Open(delivered));
+        self.push(delivered.header.handle, Work::Open(delivered));
+    }
+
+    fn push(&mut self, handle: Handle, work: Work) {
+        let queue = self.waiting.entry(handle).or_insert_with(|| {
+            self.line.push_back(handle);
+            VecDeque::new()
+        });
+        queue.push_back(work);
+    }
+
+    /// The next of the log whose turn it is, which goes to the end of the line.
+    fn pop(&mut self) -> Option<Work> {
+        let handle = self.line.pop_front()?;
+        let queue = self.waiting.get_mut(&handle)?;
+        let work = queue.pop_front();
+        if queue.is_empty() {
+            self.waiting.remove(&handle);
+        } else {
+            self.line.push_back(handle);
+        }
+        work
     }
 
     /// The log begins again: what waits of it is void.
     pub(super) fn forget(&mut self, handle: Handle) {
-        self.waiting
-            .retain(|work| !matches!(work, Work::Open(it) if it.header.handle == handle));
+        if let Some(queue) = self.waiting.get_mut(&handle) {
+            queue.retain(|work| matches!(work, Work::Begin(_)));
+            if queue.is_empty() {
+                self.waiting.remove(&handle);
+                self.line.retain(|waiting| *waiting != handle);
+            }
+        }
     }
 
     /// What is decoded next, without end while there is nothing to decode. Cancel-safe.
@@ -97,7 +126,7 @@ impl Opener {
             let Some(mut memories) = self.memories.take() else {
                 return std::future::pending().await;
             };
-            match self.waiting.pop_front() {
+            match self.pop() {
                 None => {
                     self.memories = Some(memories);
                     return std::future::pending().await;
@@ -120,8 +149,10 @@ impl Opener {
         let turns = Arc::clone(&self.turns.0);
         self.at_work.spawn(async move {
             // never closed
-            let _turn = turns.acquire_owned().await;
+            let turn = turns.acquire_owned().await;
             let decoding = tokio::task::spawn_blocking(move || {
+                // it goes on when the session is gone
+                let _turn = turn;
                 let opened = memories.open(&delivered);
                 (memories, (delivered, opened))
             });

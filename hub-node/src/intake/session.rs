@@ -17,7 +17,9 @@ use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
 use shared::ids::{Incarnation, Offset, SiteId};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
-use shared::wire::{Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply};
+use shared::wire::{
+    Anchor, Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply,
+};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -31,7 +33,7 @@ use super::memories::LogMemories;
 use super::opener::{Begin, Opener, Outcome};
 use super::partial::{Part, Partial};
 use super::slow_start::SlowStart;
-use super::states::{Saved, StateKey};
+use super::states::StateKey;
 use super::{Intake, IntakeStats};
 use crate::chunks::SiteStore;
 use crate::commit::{
@@ -71,7 +73,7 @@ struct Told {
     key: StateKey,
     answer: LogAnswer,
     /// The state of its codec that both ends have.
-    agreed: Option<Saved>,
+    agreed: Option<Anchor>,
 }
 
 /// What the lane said instead of checkpoints.
@@ -420,7 +422,7 @@ impl Session<'_> {
                         reply,
                         anchor: agreed.as_ref().map_or(0, |(place, _)| *place),
                     },
-                    agreed: agreed.map(|(_, saved)| saved),
+                    agreed: agreed.map(|(_, saved)| saved.anchor),
                     key,
                 }
             };
@@ -592,6 +594,8 @@ impl Session<'_> {
             }
         };
         let Delivered { log, header, .. } = delivered;
+        let is_remembered =
+            matches!(header.content, DataContent::Records(header) if remembers(header.codec));
         let records = next_offset - base_offset;
         let content = match header.content {
             DataContent::Gap { reason } => {
@@ -614,6 +618,11 @@ impl Session<'_> {
         };
         self.undelivered.push_back(delivery);
         self.hand_over();
+        if is_remembered && self.context.intake.states.is_over() {
+            // it comes back with codecs that remember nothing
+            let after = self.context.intake.admission.hint();
+            self.later(after, "codecs of all sites take more memory than they may");
+        }
     }
 
     fn restart(&mut self, handle: Handle, from: Offset) {

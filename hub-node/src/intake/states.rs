@@ -64,7 +64,8 @@ struct Log {
 
 impl CodecStates {
     /// `limit` bytes of codecs of open sessions and of saved states in memory, together; `live_limit` bytes
-    /// of codecs of open sessions, above which new sessions are offered only codecs that remember nothing. With
+    /// of codecs of open sessions: from three quarters of it on new sessions are offered only codecs that remember
+    /// nothing, and beyond it those that grow are ended, until it holds again. With
     /// a directory, states outlive the process and are not in memory.
     #[must_use]
     pub fn new(limit: usize, live_limit: u64, directory: Option<PathBuf>) -> Self {
@@ -142,9 +143,14 @@ impl CodecStates {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Whether a session that begins may use codecs that remember.
+    /// Whether a session that begins may use codecs that remember: what is left is for those that have begun.
     pub(super) fn has_room(&self) -> bool {
-        self.live_bytes() < self.live_limit
+        self.live_bytes() < self.live_limit / 4 * 3
+    }
+
+    /// Whether a session whose codecs have just grown must end: who comes back finds no room.
+    pub(super) fn is_over(&self) -> bool {
+        self.live_bytes() > self.live_limit
     }
 
     /// A session's codecs take so many bytes instead of so many before.
