@@ -226,7 +226,8 @@ fn uplink(mut section: Section, zone: &Zone) -> Option<UplinkConfig> {
         ("cubic", Congestion::Cubic),
         ("measured", Congestion::Measured),
     ];
-    let memory = ByteSize::mib(1)..=ByteSize::gib(16);
+    // a hub remembers no more of one site
+    let memory = ByteSize::mib(1)..=ByteSize::mib(64);
     let chunks = ByteSize::kib(0)..=ByteSize::gib(64);
     let read = ByteSize::kib(4)..=ByteSize::mib(4);
     let connect = Span::secs(1)..=Span::minutes(5);

@@ -227,7 +227,9 @@ impl Session {
     /// What the transport is given, and how long records wait, as the path is found to be.
     fn follow_path(&mut self) {
         let path = self.connection.stats();
-        self.buffer.observe_path(path.window, path.rtt);
+        let granted = self.granted.map(|rate| share_of(rate, path.rtt));
+        let window = granted.map_or(path.window, |granted| path.window.min(granted));
+        self.buffer.observe_path(window, path.rtt);
         self.sender.set_send_budget(self.buffer.budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
@@ -454,6 +456,12 @@ impl Session {
             was_open: self.was_open,
         }
     }
+}
+
+/// What is on its way at this rate, in bytes a second.
+fn share_of(rate: u64, rtt: Duration) -> u64 {
+    let bytes = u128::from(rate) * rtt.as_micros() / 1_000_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX).max(1)
 }
 
 /// The end of a session whose connection is gone, or of which a stream said so. Streams see no more than
