@@ -2,7 +2,8 @@
 //!
 //! Records are batched by their own timestamps: a batch is open from its first record for the delay, or
 //! until it is full. Each batch goes through every codec and back, and every byte is compared. What the
-//! first records cost while the codecs learn is told apart: it is paid once.
+//! first records cost while the codecs learn is told apart: it is paid once. Where no batch comes after them,
+//! all are counted: a figure with the learning in it is too high, but one.
 
 mod recording;
 
@@ -56,7 +57,8 @@ pub struct Estimate {
     pub codec: &'static str,
     /// Batches that were counted.
     pub batches: u64,
-    /// Records that were counted: all but those that were there for learning.
+    /// Records that were counted: all but those that were there for learning, or all where no batch begins
+    /// after those.
     pub records: u64,
     /// Bytes of their batches, framing included.
     pub bytes: u64,
@@ -66,8 +68,9 @@ pub struct Estimate {
     pub bytes_per_record: f64,
     /// To the same of the Kafka producer.
     pub ratio: f64,
-    /// Bytes in 30 days at the recording's own rate; 0 when it has no length.
-    pub bytes_per_month: f64,
+    /// Bytes in 30 days at the recording's own rate; absent when it has no length. Packet headers and
+    /// keep-alives come on top.
+    pub bytes_per_month: Option<f64>,
     /// What the clock said that encoding and decoding took.
     pub encoding: Duration,
     /// See `encoding`.
@@ -86,7 +89,8 @@ const PRODUCE_REQUEST_BYTES: usize = 4 + 8 + 2 + 7 + 2 + 2 + 4 + 4 + 2 + 4 + 4 +
 
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
-/// Runs all codecs over a recording. `clock` tells the time that was spent, from any start.
+/// Runs all codecs over a recording, by its times: those of the same time stay in the order that they have.
+/// `clock` tells the time that was spent, from any start.
 ///
 /// # Errors
 /// [`BatchError`]; also when a codec does not give back what it was given.
@@ -95,7 +99,9 @@ pub fn estimate(
     options: &EstimateOptions,
     clock: &dyn Fn() -> Duration,
 ) -> Result<Vec<Estimate>, BatchError> {
-    let batches = batches(samples, options.delay);
+    let mut samples: Vec<&Sample> = samples.iter().collect();
+    samples.sort_by_key(|sample| sample.timestamp_ms);
+    let batches = batches(&samples, options.delay);
     let mut ways: Vec<Way> = vec![
         Way::Kafka(kafka_context(options.level)?),
         Way::Stateless(Box::new(NoneCodec), Box::new(NoneCodec)),
@@ -115,7 +121,7 @@ pub fn estimate(
     let mut estimates = Vec::new();
     let mut kafka_bytes_per_record = None;
     for way in &mut ways {
-        let mut estimate = count(way, samples, &batches, options, clock)?;
+        let mut estimate = count(way, &samples, &batches, options, clock)?;
         let kafka = *kafka_bytes_per_record.get_or_insert(estimate.bytes_per_record);
         estimate.ratio = estimate.bytes_per_record / kafka;
         estimates.push(estimate);
@@ -150,7 +156,7 @@ impl Way {
 /// Records of a batch: first, and one after the last.
 type Range = std::ops::Range<usize>;
 
-fn batches(samples: &[Sample], delay: Duration) -> Vec<Range> {
+fn batches(samples: &[&Sample], delay: Duration) -> Vec<Range> {
     let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
     let mut batches = Vec::new();
     let (mut first, mut bytes) = (0, 0);
@@ -172,12 +178,12 @@ fn batches(samples: &[Sample], delay: Duration) -> Vec<Range> {
 
 fn count(
     way: &mut Way,
-    samples: &[Sample],
+    samples: &[&Sample],
     batches: &[Range],
     options: &EstimateOptions,
     clock: &dyn Fn() -> Duration,
 ) -> Result<Estimate, BatchError> {
-    let learning = samples.len() / LEARNING_SHARE;
+    let counted_from = counted_from(samples.len(), batches);
     let mut estimate = Estimate {
         codec: way.name(),
         batches: 0,
@@ -186,7 +192,7 @@ fn count(
         all_bytes: 0,
         bytes_per_record: 0.0,
         ratio: 1.0,
-        bytes_per_month: 0.0,
+        bytes_per_month: None,
         encoding: Duration::ZERO,
         decoding: Duration::ZERO,
     };
@@ -224,7 +230,7 @@ fn count(
         };
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         estimate.all_bytes += len;
-        if range.start >= learning {
+        if range.start >= counted_from {
             estimate.batches += 1;
             estimate.records += u64::try_from(batch.len()).unwrap_or(0);
             estimate.bytes += len;
@@ -234,11 +240,20 @@ fn count(
     Ok(estimate)
 }
 
+/// The first record whose batch may be counted: that after those for learning, if a batch begins there or later.
+fn counted_from(records: usize, batches: &[Range]) -> usize {
+    let learning = records / LEARNING_SHARE;
+    match batches.last() {
+        Some(last) if last.start >= learning => learning,
+        Some(_) | None => 0,
+    }
+}
+
 #[expect(
     clippy::cast_precision_loss,
     reason = "an estimate: 53 bits of bytes are more than enough"
 )]
-fn extrapolate(estimate: &mut Estimate, samples: &[Sample]) {
+fn extrapolate(estimate: &mut Estimate, samples: &[&Sample]) {
     estimate.bytes_per_record = estimate.bytes as f64 / (estimate.records.max(1)) as f64;
     let (first, last) = (samples.first(), samples.last());
     let span_ms = first
@@ -246,7 +261,7 @@ fn extrapolate(estimate: &mut Estimate, samples: &[Sample]) {
         .map_or(0, |(a, b)| b.timestamp_ms.saturating_sub(a.timestamp_ms));
     if span_ms > 0 {
         let months = MONTH.as_millis() as f64 / span_ms as f64;
-        estimate.bytes_per_month = estimate.bytes_per_record * samples.len() as f64 * months;
+        estimate.bytes_per_month = Some(estimate.bytes_per_record * samples.len() as f64 * months);
     }
 }
 
@@ -279,7 +294,7 @@ fn same(decoded: &[u8], raw: &[u8]) -> Result<(), BatchError> {
     })
 }
 
-fn put_records(batch: &[Sample], out: &mut Vec<u8>) -> i64 {
+fn put_records(batch: &[&Sample], out: &mut Vec<u8>) -> i64 {
     let base_timestamp_ms = batch.first().map_or(0, |sample| sample.timestamp_ms);
     for (at, sample) in (0..).zip(batch) {
         let delta_ms = sample.timestamp_ms.wrapping_sub(base_timestamp_ms);
@@ -296,7 +311,7 @@ fn put_records(batch: &[Sample], out: &mut Vec<u8>) -> i64 {
 }
 
 /// A batch as the site's batcher makes it of a producer that sent it at once.
-fn raw_payload(batch: &[Sample]) -> Result<Vec<u8>, BatchError> {
+fn raw_payload(batch: &[&Sample]) -> Result<Vec<u8>, BatchError> {
     let mut records = Vec::new();
     let base_timestamp_ms = put_records(batch, &mut records);
     let mut writer = BlockWriter::default();
@@ -328,7 +343,7 @@ fn kafka_context(level: i32) -> Result<CCtx<'static>, BatchError> {
 /// A produce request with the batch, its records in one zstd frame as the clients write it: a stream,
 /// without the content's size.
 fn kafka_len(
-    batch: &[Sample],
+    batch: &[&Sample],
     options: &EstimateOptions,
     context: &mut CCtx<'static>,
 ) -> Result<usize, BatchError> {

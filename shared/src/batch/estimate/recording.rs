@@ -1,8 +1,10 @@
 //! Recordings: text lines, each a record, perhaps with its time and key.
 //!
-//! Either every line is an object `{"key": …, "ts": ms, "value": "…"}`, as recorders of other systems' topics
+//! Either every line is an object `{"key": …, "ts": ms, "value": …}`, as recorders of other systems' topics
 //! write them, or every line is a value as it stands. Of those that are JSON, fields may be named that hold
 //! the time and the key.
+//!
+//! The first line decides which; one that differs is an error and never changes how the others are read.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -14,6 +16,26 @@ use crate::batch::split::{Format, parse};
 
 /// Magic of a zstd frame (RFC 8878, section 3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// A line that says key, time and value.
+const RECORDED: &str = "{\"key\": …, \"ts\": ms, \"value\": …}";
+
+/// Fields that recorders write. One that has others beside a value that is no text is a value itself, such as
+/// `{"ts":1750000000000,"sensor":"inlet","value":21.5}`: its other fields would be lost.
+const RECORDED_FIELDS: [&str; 7] = [
+    "key",
+    "ts",
+    "value",
+    "topic",
+    "partition",
+    "offset",
+    "headers",
+];
+
+const KEYS: &str = "a string, a number or null";
+
+/// Most characters of a line that an error shows.
+const SHOWN_CHARS: usize = 60;
 
 /// How lines become records.
 #[derive(Debug, Clone)]
@@ -38,12 +60,22 @@ pub enum RecordingError {
     /// The zstd frame is broken.
     #[error("it does not unpack: {0}")]
     Unpack(std::io::Error),
-    /// A line that lacks the field.
-    #[error("line {line}: no {what} at `{field}`; expected: {expected}")]
+    /// A line that is none of those that the first one announced.
+    #[error(
+        "line {line}: `{found}` is not a JSON object ({error}); expected: {RECORDED}, as in the first line"
+    )]
+    NotAnObject {
+        line: usize,
+        found: String,
+        error: String,
+    },
+    /// A line that lacks the field, or has something else there.
+    #[error("line {line}: no {what} at `{field}`: {found}; expected: {expected}")]
     Field {
         line: usize,
         what: &'static str,
         field: String,
+        found: String,
         expected: &'static str,
     },
 }
@@ -88,38 +120,104 @@ pub fn read_recording(
             .filter(|(_, line)| !line.is_empty())
     };
     let names_fields = options.time_field.is_some() || options.key_field.is_some();
-    let recorded = if names_fields {
-        None
-    } else {
-        lines().map(|(_, line)| recorded(line)).collect()
-    };
-    let samples: Vec<Sample> = match recorded {
-        Some(samples) => samples,
-        None => lines()
-            .zip(0_i64..)
-            .map(|((at, line), index)| sample(at + 1, line, index, options))
-            .collect::<Result<_, _>>()?,
-    };
+    let is_recorded = !names_fields && lines().next().is_some_and(|(_, line)| is_recorded(line));
+    let samples: Vec<Sample> = lines()
+        .zip(0_i64..)
+        .map(|((at, line), index)| {
+            if is_recorded {
+                recorded(at + 1, line)
+            } else {
+                sample(at + 1, line, index, options)
+            }
+        })
+        .collect::<Result<_, _>>()?;
     if samples.is_empty() {
         return Err(RecordingError::Empty);
     }
     Ok(samples)
 }
 
-/// A line that says key, time and value.
-fn recorded(line: &[u8]) -> Option<Sample> {
-    let line: Value = serde_json::from_slice(line).ok()?;
-    let text = |name: &str| match line.get(name) {
-        None | Some(Value::Null) => Some(None),
-        Some(Value::String(text)) => Some(Some(text.as_bytes().to_vec())),
-        Some(_) => None,
+/// Whether a recording that begins with this line has key, time and value in each.
+fn is_recorded(line: &[u8]) -> bool {
+    let Ok(Value::Object(fields)) = serde_json::from_slice(line) else {
+        return false;
     };
-    line.get("value")?;
-    Some(Sample {
-        timestamp_ms: line.get("ts")?.as_i64()?,
-        key: text("key")?,
-        value: text("value")?,
+    let is_text = matches!(fields.get("value"), Some(Value::String(_) | Value::Null));
+    let are_known = || {
+        fields
+            .keys()
+            .all(|name| RECORDED_FIELDS.contains(&name.as_str()))
+    };
+    fields.contains_key("ts") && fields.contains_key("value") && (is_text || are_known())
+}
+
+fn recorded(line: usize, bytes: &[u8]) -> Result<Sample, RecordingError> {
+    let no_object = |error: String| RecordingError::NotAnObject {
+        line,
+        found: shortened(&String::from_utf8_lossy(bytes)),
+        error,
+    };
+    let json: Value =
+        serde_json::from_slice(bytes).map_err(|error| no_object(error.to_string()))?;
+    if !json.is_object() {
+        return Err(no_object("another JSON value".to_owned()));
+    }
+    let wrong = |what, field: &str, expected| wrong(line, &json, what, field, expected);
+    let time = json.get("ts").and_then(Value::as_i64);
+    Ok(Sample {
+        timestamp_ms: time.ok_or_else(|| {
+            let expected = "ms since 1970, a whole number; --time-field takes other times";
+            wrong("time", "ts", expected)
+        })?,
+        key: match json.get("key") {
+            None => None,
+            Some(key) => key_text(key).ok_or_else(|| wrong("key", "key", KEYS))?,
+        },
+        value: match json.get("value") {
+            None => return Err(wrong("value", "value", "a string, null or any JSON")),
+            Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.as_bytes().to_vec()),
+            Some(value) => Some(value.to_string().into()),
+        },
     })
+}
+
+/// A key as records have it: absent when null. Nothing when it can be none.
+fn key_text(key: &Value) -> Option<Option<Vec<u8>>> {
+    match key {
+        Value::Null => Some(None),
+        Value::String(text) => Some(Some(text.as_bytes().to_vec())),
+        Value::Number(_) | Value::Bool(_) => Some(Some(key.to_string().into())),
+        Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+fn wrong(
+    line: usize,
+    json: &Value,
+    what: &'static str,
+    field: &str,
+    expected: &'static str,
+) -> RecordingError {
+    let found = match field_of(json, field) {
+        Some(value) => format!("found {}", shortened(&value.to_string())),
+        None if json.is_object() => "it is missing".to_owned(),
+        None => "the line is not a JSON object".to_owned(),
+    };
+    RecordingError::Field {
+        line,
+        what,
+        field: field.to_owned(),
+        found,
+        expected,
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
 }
 
 fn sample(
@@ -134,12 +232,7 @@ fn sample(
     } else {
         Value::Null
     };
-    let missing = |what, field: &str, expected| RecordingError::Field {
-        line,
-        what,
-        field: field.to_owned(),
-        expected,
-    };
+    let missing = |what, field: &str, expected| wrong(line, &json, what, field, expected);
     let interval_ms = i64::try_from(options.interval.as_millis()).unwrap_or(i64::MAX);
     let timestamp_ms = match &options.time_field {
         None => index.saturating_mul(interval_ms),
@@ -150,14 +243,9 @@ fn sample(
     };
     let key = match &options.key_field {
         None => None,
-        Some(field) => match field_of(&json, field) {
-            Some(Value::String(text)) => Some(text.as_bytes().to_vec()),
-            Some(value @ (Value::Number(_) | Value::Bool(_))) => Some(value.to_string().into()),
-            Some(Value::Null) => None,
-            Some(Value::Array(_) | Value::Object(_)) | None => {
-                return Err(missing("key", field, "a string, a number or null"));
-            }
-        },
+        Some(field) => field_of(&json, field)
+            .and_then(key_text)
+            .ok_or_else(|| missing("key", field, KEYS))?,
     };
     Ok(Sample {
         timestamp_ms,

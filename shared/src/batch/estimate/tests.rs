@@ -63,7 +63,7 @@ fn every_way_gives_the_records_back_and_knowing_more_costs_less() {
     assert!(of("columnar").bytes_per_record < 5.0);
     // 2000 records in 199.9 s
     let expected = of("none").bytes_per_record * 10.0 * 30.0 * 86_400.0;
-    assert!((of("none").bytes_per_month / expected - 1.0).abs() < 0.01);
+    assert!((of("none").bytes_per_month.unwrap() / expected - 1.0).abs() < 0.01);
 }
 
 #[test]
@@ -90,8 +90,38 @@ fn a_recording_of_one_record_is_estimated() {
     assert!(
         estimates
             .iter()
-            .all(|e| e.records == 1 && e.bytes_per_month == 0.0)
+            .all(|e| e.records == 1 && e.bytes_per_month.is_none())
     );
+}
+
+#[test]
+fn a_recording_that_is_one_batch_is_counted_as_a_whole() {
+    let hour = options(Duration::from_secs(3600));
+    let at_once: Vec<Sample> = (0..100).map(|n| sample(5, None, &n.to_string())).collect();
+    for samples in [&readings(), &at_once] {
+        for e in estimate(samples, &hour, &CLOCK).unwrap() {
+            assert_eq!(e.batches, 1, "{e:?}");
+            assert_eq!(e.records, u64::try_from(samples.len()).unwrap());
+            assert!(e.bytes > 0 && e.bytes == e.all_bytes, "{e:?}");
+            assert!(e.ratio > 0.0 && e.ratio.is_finite(), "{e:?}");
+        }
+    }
+    let estimates = estimate(&at_once, &hour, &CLOCK).unwrap();
+    assert!(estimates.iter().all(|e| e.bytes_per_month.is_none()));
+}
+
+#[test]
+fn the_order_of_a_recording_changes_nothing_but_records_of_one_time() {
+    let sorted = readings();
+    let mut backwards = sorted.clone();
+    backwards.reverse();
+    let mut turned = sorted.clone();
+    turned.rotate_left(777);
+    let second = options(Duration::from_secs(1));
+    let expected = estimate(&sorted, &second, &CLOCK).unwrap();
+    for samples in [backwards, turned] {
+        assert_eq!(estimate(&samples, &second, &CLOCK).unwrap(), expected);
+    }
 }
 
 #[test]
@@ -104,6 +134,70 @@ fn lines_that_say_key_time_and_value_are_taken_apart() {
         value: None,
     };
     assert_eq!(samples, [sample(5, Some("a"), "x \"1\""), nothing]);
+}
+
+#[test]
+fn keys_and_values_may_be_other_json_than_text() {
+    let text = br#"{"ts":1,"value":"x"}
+{"key":17,"ts":2,"value":{"b": [1, true]}}
+{"key":null,"ts":3,"value":4,"offset":9}
+{"key":"a","ts":4,"value":[]}
+{"ts":5,"value":null}"#;
+    let samples = read_recording(text, &plain()).unwrap();
+    let expected = [
+        sample(1, None, "x"),
+        sample(2, Some("17"), r#"{"b":[1,true]}"#),
+        sample(3, None, "4"),
+        sample(4, Some("a"), "[]"),
+    ];
+    assert_eq!(samples[..4], expected);
+    assert_eq!(samples[4].value, None);
+    // the first line may have such a value as well
+    let samples = read_recording(br#"{"key":1,"ts":2,"value":3.5}"#, &plain()).unwrap();
+    assert_eq!(samples, [sample(2, Some("1"), "3.5")]);
+}
+
+#[test]
+fn a_reading_whose_value_is_one_field_of_several_stands_as_it_is() {
+    let text = r#"{"ts":1750000000000,"sensor":"inlet","value":21.5}"#;
+    let samples = read_recording(text.as_bytes(), &plain()).unwrap();
+    assert_eq!(samples, [sample(0, None, text)]);
+}
+
+#[test]
+fn one_odd_line_is_an_error_that_says_what_is_wrong_with_it() {
+    let first = r#"{"key":"a","ts":1,"value":"x"}"#;
+    for (odd, parts) in [
+        (
+            r#"{"key":"a","ts":2,"val"#,
+            [r#"`{"key":"a","ts":2,"val` is not"#, "EOF", "\"ts\": ms"],
+        ),
+        ("7", ["`7`", "not a JSON object", "\"value\": …"]),
+        (
+            r#"{"ts":12.5,"value":"x"}"#,
+            ["no time at `ts`", "found 12.5", "ms since 1970"],
+        ),
+        (
+            r#"{"value":"x"}"#,
+            ["no time at `ts`", "it is missing", "ms since 1970"],
+        ),
+        (
+            r#"{"ts":2}"#,
+            ["no value at `value`", "it is missing", "any JSON"],
+        ),
+        (
+            r#"{"key":[1],"ts":2,"value":"x"}"#,
+            ["no key at `key`", "found [1]", "a string, a number or null"],
+        ),
+    ] {
+        let text = format!("\n{first}\n{odd}\n{first}\n");
+        let error = read_recording(text.as_bytes(), &plain()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("line 3: "), "{error}");
+        for part in parts {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
 }
 
 #[test]
@@ -155,6 +249,9 @@ fn what_is_missing_is_said() {
         error.to_string().starts_with("line 3: no time at `t`"),
         "{error}"
     );
+    let error = read_recording(b"{\"t\":1}\n{\"t\":2", &named).unwrap_err();
+    let expected = "line 2: no time at `t`: the line is not a JSON object; expected: ";
+    assert!(error.to_string().starts_with(expected), "{error}");
     assert!(matches!(
         read_recording(b"\n", &plain()),
         Err(RecordingError::Empty)
