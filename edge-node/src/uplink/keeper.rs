@@ -9,7 +9,8 @@
 //! Files in the data directory: `uplink.counts` (see [`super::meter`]) and `hub-policy.toml`, what the hub
 //! pushed last: it holds from the start, also before the hub is reached. When `uplink.counts` cannot be
 //! written the node goes on, for a full disk is emptied by sending; the status says so, and a kill may then
-//! lose counts. A damaged file is set aside, and the counts begin anew.
+//! lose counts. A damaged file is set aside, and its allowances count as used up until their next periods: the
+//! status says so.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -80,11 +81,14 @@ pub fn hub_policy_of(config: &Config) -> Option<Policy> {
     Files::new(config).read_hub_policy()
 }
 
+/// What the hub pushed: the text of a policy that can be used, or what is wrong with one that cannot.
+type Pushed = Result<String, String>;
+
 /// What others have of the keeper.
 #[derive(Debug, Clone)]
 pub struct Policies {
     view: watch::Receiver<Arc<View>>,
-    pushed: mpsc::Sender<String>,
+    pushed: mpsc::Sender<Pushed>,
     shapers: Arc<[Arc<Shaper>]>,
 }
 
@@ -152,11 +156,12 @@ impl Policies {
     /// # Errors
     /// What is wrong with it, in words; the policies stay as they are.
     pub fn push(&self, text: String) -> Result<(), String> {
-        hub_policy(&text).map_err(|error| error.to_string())?;
+        let checked = hub_policy(&text).map_err(|error| error.to_string());
+        let pushed = checked.map(|_policy| text);
         // a hub that pushes faster than a site can read is told to come again
-        self.pushed
-            .try_send(text)
-            .map_err(|_| "earlier policies are not read yet".to_owned())
+        let taken = self.pushed.try_send(pushed.clone());
+        pushed?;
+        taken.map_err(|_| "earlier policies are not read yet".to_owned())
     }
 }
 
@@ -180,10 +185,12 @@ pub struct Keeper {
     files: Files,
     boot_id: u128,
     view: watch::Sender<Arc<View>>,
-    pushed: mpsc::Receiver<String>,
+    pushed: mpsc::Receiver<Pushed>,
     released: mpsc::Receiver<()>,
     has_hub_policy: bool,
     file_problem: Option<String>,
+    hub_problem: Option<String>,
+    counts_problem: Option<String>,
     write_problem: Option<String>,
     clock_problem: Option<String>,
 }
@@ -205,10 +212,16 @@ impl Keeper {
         let boot_id = boot_id();
         let now = clocks(boot_id);
         let rules = config.rules();
-        let mut steward = Steward::new(rules.clone(), &files.read_counts(), now);
+        let read = files.read_counts();
+        let is_lost = read.is_none();
+        let mut steward = Steward::new(rules.clone(), &read.unwrap_or_default(), now);
         let hub = files.read_hub_policy();
         let has_hub_policy = hub.is_some();
         steward.set_hub(hub, now);
+        if is_lost {
+            steward.handle_lost_counts();
+            files.set_counts_aside(&steward.last_draft().kept);
+        }
         let shapers: Arc<[Arc<Shaper>]> =
             steward.names().map(|_| Arc::new(Shaper::new())).collect();
         // nothing leaves before the first look
@@ -232,9 +245,14 @@ impl Keeper {
             released,
             has_hub_policy,
             file_problem: None,
+            hub_problem: None,
+            counts_problem: None,
             write_problem: None,
             clock_problem: None,
         };
+        if is_lost && keeper.steward.lost().is_empty() {
+            keeper.counts_problem = Some("the counts were damaged and begin anew".to_owned());
+        }
         keeper.publish(now);
         (keeper, policies, InUse { _released: release })
     }
@@ -251,7 +269,7 @@ impl Keeper {
                 _ = &mut over => break,
                 // nothing is ever sent on it
                 _ = self.released.recv(), if stop.is_cancelled() => break,
-                Some(text) = self.pushed.recv() => self.take_pushed(text).await,
+                Some(pushed) = self.pushed.recv() => self.take_pushed(pushed).await,
                 path = met(&self.shapers) => {
                     self.count();
                     self.steward.fence_met(path);
@@ -322,12 +340,16 @@ impl Keeper {
             })
             .collect();
         let changes = paths.iter().filter_map(|path| path.decision.next_change_ms);
-        let wait = changes.min().map_or(TICK, |at| {
-            let millis = at.saturating_sub(now.wall_ms);
-            Duration::from_millis(u64::try_from(millis).unwrap_or(0))
-                .clamp(Duration::from_millis(1), TICK)
-        });
-        let problems = [&self.file_problem, &self.write_problem, &self.clock_problem];
+        let wait = until_next(changes, now.wall_ms);
+        let lost_problem = lost_problem(&self.steward.lost());
+        let problems = [
+            &self.file_problem,
+            &self.hub_problem,
+            &self.counts_problem,
+            &lost_problem,
+            &self.write_problem,
+            &self.clock_problem,
+        ];
         let view = View {
             paths,
             allowances: self.steward.standings(),
@@ -366,11 +388,20 @@ impl Keeper {
         self.steward.written(&draft, shared::time::now());
     }
 
-    async fn take_pushed(&mut self, text: String) {
-        // it was looked at when it was taken
-        let Ok(policy) = hub_policy(&text) else {
-            return;
+    async fn take_pushed(&mut self, pushed: Pushed) {
+        let read = pushed.and_then(|text| match hub_policy(&text) {
+            Ok(policy) => Ok((text, policy)),
+            Err(error) => Err(error.to_string()),
+        });
+        let (text, policy) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                let text = format!("the hub's policy cannot be used, the old one holds: {error}");
+                self.hub_problem = Some(text);
+                return;
+            }
         };
+        self.hub_problem = None;
         let path = self.files.hub_policy.clone();
         let kept =
             blocking(move || crashsafe::replace(&path, text.as_bytes(), Access::Public)).await;
@@ -426,22 +457,34 @@ impl Files {
         }
     }
 
-    fn read_counts(&self) -> Kept {
-        let read = read_bounded(&self.counts);
-        let bytes = match read {
+    /// What was kept, or nothing yet; `None`: there is a file, and it says nothing.
+    fn read_counts(&self) -> Option<Kept> {
+        let bytes = match read_bounded(&self.counts) {
             Ok(Some(bytes)) => bytes,
-            Ok(None) => return Kept::default(),
+            Ok(None) => return Some(Kept::default()),
             Err(error) => {
-                error!(%error, "Counts of the link cannot be read, they begin anew");
-                return Kept::default();
+                error!(%error, "Counts of the link cannot be read, allowances count as used up");
+                return None;
             }
         };
-        Kept::decode(&bytes).unwrap_or_else(|error| {
-            let aside = self.counts.with_extension("damaged");
-            error!(%error, file = %aside.display(), "Counts of the link are set aside and begin anew");
-            drop(std::fs::rename(&self.counts, aside));
-            Kept::default()
-        })
+        Kept::decode(&bytes)
+            .inspect_err(|error| {
+                error!(%error, "Counts of the link are damaged, allowances count as used up");
+            })
+            .ok()
+    }
+
+    /// Puts others in the place of damaged counts. There is a file at every moment: a kill in between must
+    /// not make a start without counts of the next one.
+    fn set_counts_aside(&self, kept: &Kept) {
+        let aside = self.counts.with_extension("damaged");
+        drop(std::fs::remove_file(&aside));
+        if let Err(error) = std::fs::hard_link(&self.counts, &aside) {
+            warn!(%error, "Damaged counts of the link cannot be set aside");
+        }
+        if let Err(error) = crashsafe::replace(&self.counts, &kept.encode(), Access::Public) {
+            warn!(%error, "Counts of the link cannot be kept");
+        }
     }
 
     fn read_hub_policy(&self) -> Option<Policy> {
@@ -451,6 +494,26 @@ impl Files {
             .inspect_err(|error| warn!(%error, "Policy that the hub pushed earlier cannot be used"))
             .ok()?
     }
+}
+
+/// How long to wait for the first change that is still to come. One that should have been, such as the end of
+/// a period that the clock is not believed to have reached, is looked at with every tick.
+fn until_next(changes: impl Iterator<Item = i64>, now_ms: i64) -> Duration {
+    let next = changes.filter(|at| *at > now_ms).min();
+    next.map_or(TICK, |at| {
+        let millis = at.saturating_sub(now_ms);
+        Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+            .clamp(Duration::from_millis(1), TICK)
+    })
+}
+
+fn lost_problem(lost: &[&str]) -> Option<String> {
+    let names = lost.join(", ");
+    (!lost.is_empty()).then(|| {
+        format!(
+            "the counts were damaged: the allowance of {names} counts as used up until its next period"
+        )
+    })
 }
 
 /// The first fence that somebody is held by.
@@ -546,3 +609,6 @@ fn log_changes(old: &View, new: &View) {
 fn shown(rate: Option<BitRate>) -> String {
     rate.map_or_else(|| "unlimited".to_owned(), BitRate::rounded)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,12 +15,12 @@
 //!                      u8 length and name, u64 sent, u64 received, u64 packets sent, u64 packets received
 //!      u16           books, then for each:
 //!                      u8 length and name, u64 calendar, i64 start, i64 end, u64 used, u128 boot,
-//!                      i64 mark (wall), u64 mark (running), u8 flags (1: unproven, 2: left),
+//!                      i64 mark (wall), u64 mark (running), u8 flags (1: unproven, 2: left, 4: lost),
 //!                      u64 unproven, i64 left start, u64 left used
 //!      u32           CRC-32C of all before
 //! ```
-//! Numbers are big endian. A file that can't be read is set aside and the counts begin anew from the end of
-//! their allowances: see [`crate::uplink::steward`].
+//! Numbers are big endian. A file that can't be read is set aside, and the counts begin anew at the end of
+//! their allowances: all count as used up (*lost*) until their next period.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,7 @@ const CRC_LEN: usize = 4;
 const MAX_ENTRIES: usize = 256;
 const HAS_UNPROVEN: u8 = 1;
 const HAS_LEFT: u8 = 2;
+const IS_LOST: u8 = 4;
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -142,7 +143,8 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     out.extend_from_slice(&entry.boot_id.to_be_bytes());
     out.extend_from_slice(&entry.mark_wall_ms.to_be_bytes());
     out.extend_from_slice(&entry.mark_running_ms.to_be_bytes());
-    out.push(unproven | has_left);
+    let is_lost = if entry.is_lost { IS_LOST } else { 0 };
+    out.push(unproven | has_left | is_lost);
     out.extend_from_slice(&entry.unproven_ms.unwrap_or(0).to_be_bytes());
     out.extend_from_slice(&left.start_ms.to_be_bytes());
     out.extend_from_slice(&left.used.to_be_bytes());
@@ -194,10 +196,12 @@ impl Input<'_> {
             mark_running_ms: self.u64()?,
             unproven_ms: None,
             left: None,
+            is_lost: false,
         };
         let [flags] = self.array()?;
         let (unproven_ms, start_ms, used) = (self.u64()?, self.i64()?, self.u64()?);
         entry.unproven_ms = (flags & HAS_UNPROVEN != 0).then_some(unproven_ms);
+        entry.is_lost = flags & IS_LOST != 0;
         entry.left = (flags & HAS_LEFT != 0).then_some(Left { start_ms, used });
         Ok(entry)
     }
@@ -261,6 +265,7 @@ mod tests {
             mark_running_ms: 86_400_000,
             unproven_ms: None,
             left: None,
+            is_lost: false,
         };
         let unproven = Entry {
             unproven_ms: Some(7),

@@ -11,6 +11,8 @@
 //! Plain code: it takes counters and clocks, and says what to write and what to set. [`super::keeper`] does
 //! it.
 
+mod idle;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use super::policy::{
     Action, Allowance, Book, Calendar, Charged, Clocks, Decision, Period, Policy, Seen,
 };
 use super::shaper::Traffic;
+use idle::Idle;
 
 /// Names of books; a path's is its name behind this.
 const SITE: &str = "site";
@@ -81,8 +84,10 @@ struct Account {
 }
 
 impl Account {
-    fn new(policy: Policy, kept: Option<Book>, now: Clocks) -> Self {
+    /// With the book of this name, when there is one.
+    fn new(policy: Policy, name: &str, idle: &mut Idle, now: Clocks) -> Self {
         let book = policy.calendar().map(|calendar| {
+            let kept = idle.take(name);
             let mut book = kept.unwrap_or_else(|| Book::new(&calendar, now));
             let _seen = book.look(&calendar, now);
             (calendar, book)
@@ -90,10 +95,24 @@ impl Account {
         Self { policy, book }
     }
 
-    /// Another policy; what was used stays used.
-    fn replace(&mut self, policy: Policy, now: Clocks) {
-        let book = self.book.take().map(|(_, book)| book);
-        *self = Self::new(policy, book, now);
+    /// Another policy; what was used stays used, also when an allowance comes back only later.
+    fn replace(&mut self, policy: Policy, name: &str, idle: &mut Idle, now: Clocks) {
+        self.release(name, idle);
+        *self = Self::new(policy, name, idle, now);
+    }
+
+    fn release(&mut self, name: &str, idle: &mut Idle) {
+        if let Some((_, book)) = self.book.take() {
+            idle.put(name.to_owned(), book);
+        }
+    }
+
+    /// What was used is not known: all of it.
+    fn take_for_used(&mut self) {
+        let bytes = self.policy.allowance.map_or(0, |it| it.bytes.bytes());
+        if let Some((_, book)) = &mut self.book {
+            book.take_for_used(bytes);
+        }
     }
 
     fn look(&mut self, now: Clocks) -> Seen {
@@ -175,18 +194,25 @@ pub(super) struct Steward {
     from_hub: FromHub,
     site: Account,
     hub: Option<Account>,
-    /// The hub's counts are kept while it has no policy, for it may push the same one again.
-    hub_book: Option<Book>,
     paths: Vec<PathState>,
+    idle: Idle,
     /// Counts of paths that are not configured.
     others: BTreeMap<String, Traffic>,
 }
 
 impl Steward {
     pub(super) fn new(rules: Rules, kept: &Kept, now: Clocks) -> Self {
-        let book = |name: &str| kept.books.get(name).copied().map(Book::restore);
+        let mut idle = Idle::default();
+        let mut books = kept.books.clone();
+        let mut account = |policy: Policy, of: String| {
+            if let Some(entry) = books.remove(&of) {
+                idle.put(of.clone(), Book::restore(entry));
+            }
+            Account::new(policy, &of, &mut idle, now)
+        };
+        let site = account(rules.site, SITE.to_owned());
         let paths = rules.paths.into_iter().map(|(name, policy)| PathState {
-            account: Account::new(policy, book(&format!("{PATH}{name}")), now),
+            account: account(policy, path_book(&name)),
             before: kept.paths.get(&name).copied().unwrap_or_default(),
             seen: Traffic::default(),
             ahead: Ahead::new(),
@@ -199,37 +225,70 @@ impl Steward {
             name,
         });
         let paths: Vec<PathState> = paths.collect();
+        for (of, entry) in books {
+            idle.put(of, Book::restore(entry));
+        }
         let is_other = |name: &String| paths.iter().all(|path| path.name != *name);
         let others = kept.paths.iter().filter(|(name, _)| is_other(name));
         Self {
             from_hub: rules.from_hub,
-            site: Account::new(rules.site, book(SITE), now),
+            site,
             hub: None,
-            hub_book: book(HUB),
             others: others
                 .map(|(name, traffic)| (name.clone(), *traffic))
                 .collect(),
             paths,
+            idle,
         }
+    }
+
+    /// The counts were damaged. They are no way to an allowance that was used already: all in force count
+    /// as used up until their periods end.
+    pub(super) fn handle_lost_counts(&mut self) {
+        let hub = self.hub.iter_mut();
+        let paths = self.paths.iter_mut().map(|path| &mut path.account);
+        for account in [&mut self.site].into_iter().chain(hub).chain(paths) {
+            account.take_for_used();
+        }
+    }
+
+    /// Allowances that are taken for used up because their counts were damaged.
+    pub(super) fn lost(&self) -> Vec<&str> {
+        let hub = self.hub.iter().map(|hub| (HUB, hub));
+        let paths = self.paths.iter();
+        let paths = paths.map(|path| (path.name.as_str(), &path.account));
+        [(SITE, &self.site)]
+            .into_iter()
+            .chain(hub)
+            .chain(paths)
+            .filter(|(_, account)| {
+                account
+                    .book
+                    .as_ref()
+                    .is_some_and(|(_, book)| book.is_lost())
+            })
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Other rules for the same paths; a path that the rules don't have keeps its own.
     pub(super) fn set_rules(&mut self, rules: Rules, now: Clocks) {
         self.from_hub = rules.from_hub;
-        self.site.replace(rules.site, now);
+        self.site.replace(rules.site, SITE, &mut self.idle, now);
         for (name, policy) in rules.paths {
             if let Some(path) = self.paths.iter_mut().find(|path| path.name == name) {
-                path.account.replace(policy, now);
+                let account = &mut path.account;
+                account.replace(policy, &path_book(&name), &mut self.idle, now);
             }
         }
     }
 
     /// The policy that the hub pushed; `None`: it has none any more.
     pub(super) fn set_hub(&mut self, policy: Option<Policy>, now: Clocks) {
-        if let Some(old) = self.hub.take().and_then(|account| account.keep(0)) {
-            self.hub_book = Some(old);
+        if let Some(mut old) = self.hub.take() {
+            old.release(HUB, &mut self.idle);
         }
-        self.hub = policy.map(|policy| Account::new(policy, self.hub_book.take(), now));
+        self.hub = policy.map(|policy| Account::new(policy, HUB, &mut self.idle, now));
     }
 
     /// What a path's shaper has counted since the start.
@@ -361,7 +420,7 @@ impl Steward {
     fn draft_with(&self, ahead: impl Fn(&PathState) -> u64) -> Draft {
         let mut kept = Kept {
             paths: self.others.clone(),
-            books: BTreeMap::new(),
+            books: self.idle.entries(),
         };
         let mut keep = |name: String, book: Option<Book>| {
             if let Some(book) = book {
@@ -370,13 +429,12 @@ impl Steward {
         };
         let all = self.paths.iter().map(&ahead).fold(0, u64::saturating_add);
         keep(SITE.to_owned(), self.site.keep(all));
-        let hub = self.hub.as_ref().and_then(|hub| hub.keep(all));
-        keep(HUB.to_owned(), hub.or_else(|| self.hub_book.clone()));
+        keep(
+            HUB.to_owned(),
+            self.hub.as_ref().and_then(|hub| hub.keep(all)),
+        );
         for path in &self.paths {
-            keep(
-                format!("{PATH}{}", path.name),
-                path.account.keep(ahead(path)),
-            );
+            keep(path_book(&path.name), path.account.keep(ahead(path)));
         }
         for path in &self.paths {
             let mut traffic = path.total();
@@ -419,6 +477,10 @@ impl Steward {
         let paths = paths.filter_map(|path| path.account.standing(&path.name));
         site.into_iter().chain(hub).chain(paths).collect()
     }
+}
+
+fn path_book(name: &str) -> String {
+    format!("{PATH}{name}")
 }
 
 impl PathState {
@@ -557,6 +619,73 @@ mod tests {
         );
         steward.set_hub(Some(metered(2_000_000)), clocks(3));
         assert_eq!(steward.standings()[0].used, 900_000);
+    }
+
+    /// Used of the allowance that the test is about.
+    fn used(steward: &Steward) -> u64 {
+        steward.standings()[0].used
+    }
+
+    #[test]
+    fn an_allowance_that_is_taken_out_and_put_back_goes_on() {
+        let free = || rules(Policy::default(), Policy::default());
+        let set = || rules(metered(1_000_000), Policy::default());
+        let mut steward = Steward::new(set(), &Kept::default(), clocks(0));
+        steward.handle_traffic(0, sent(700_000), Duration::ZERO);
+        steward.set_rules(free(), clocks(1));
+        assert!(steward.standings().is_empty());
+        steward.set_rules(set(), clocks(6));
+        assert_eq!(used(&steward), 700_000);
+        // and over starts, with and without it
+        steward.set_rules(free(), clocks(7));
+        let kept = steward.last_draft().kept;
+        let kept = Steward::new(free(), &kept, clocks(8)).last_draft().kept;
+        assert_eq!(used(&Steward::new(set(), &kept, clocks(9))), 700_000);
+        let tomorrow = clocks(13 * 3_600);
+        assert_eq!(used(&Steward::new(set(), &kept, tomorrow)), 0);
+    }
+
+    #[test]
+    fn a_pushed_policy_without_an_allowance_between_two_is_no_new_one() {
+        let free = rules(Policy::default(), Policy::default());
+        let mut steward = Steward::new(free, &Kept::default(), clocks(0));
+        steward.set_hub(Some(metered(1_000_000)), clocks(0));
+        steward.handle_traffic(0, sent(900_000), Duration::ZERO);
+        steward.set_hub(Some(Policy::default()), clocks(1));
+        steward.set_hub(Some(metered(1_000_000)), clocks(2));
+        assert_eq!(used(&steward), 900_000);
+    }
+
+    #[test]
+    fn a_path_that_is_not_configured_for_a_while_keeps_its_count() {
+        let set = || rules(Policy::default(), metered(1_000_000));
+        let mut steward = Steward::new(set(), &Kept::default(), clocks(0));
+        steward.handle_traffic(1, sent(300_000), Duration::ZERO);
+        let mut without = set();
+        without.paths.truncate(1);
+        let kept = steward.last_draft().kept;
+        let kept = Steward::new(without, &kept, clocks(1)).last_draft().kept;
+        assert_eq!(used(&Steward::new(set(), &kept, clocks(2))), 300_000);
+    }
+
+    #[test]
+    fn after_damage_an_allowance_counts_as_used_up_until_its_next_period() {
+        let set = || rules(metered(1_000_000), metered(2_000_000));
+        let mut steward = Steward::new(set(), &Kept::default(), clocks(0));
+        steward.set_hub(Some(metered(3_000_000)), clocks(0));
+        steward.handle_lost_counts();
+        assert_eq!(steward.lost(), ["site", "hub", "cell"]);
+        let used: Vec<u64> = steward.standings().iter().map(|it| it.used).collect();
+        assert_eq!(used, [1_000_000, 3_000_000, 2_000_000]);
+        assert!(steward.decide(0, NOON).is_stopped());
+        // the next start knows it, too
+        let kept = Kept::decode(&steward.last_draft().kept.encode()).unwrap();
+        let mut steward = Steward::new(set(), &kept, clocks(1));
+        assert_eq!(steward.lost(), ["site", "cell"]);
+        let tomorrow = clocks(13 * 3_600);
+        let _seen = steward.handle_clocks(tomorrow);
+        assert!(steward.lost().is_empty());
+        assert!(!steward.decide(0, tomorrow.wall_ms).is_stopped());
     }
 
     #[test]

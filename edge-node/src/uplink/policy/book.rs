@@ -101,6 +101,8 @@ pub(in crate::uplink) struct Entry {
     /// Running clock at the last renewal without proof.
     pub(in crate::uplink) unproven_ms: Option<u64>,
     pub(in crate::uplink) left: Option<Left>,
+    /// The counts were damaged: `used` is what is assumed.
+    pub(in crate::uplink) is_lost: bool,
 }
 
 /// What a look at the clocks came to.
@@ -140,8 +142,20 @@ impl Book {
                 mark_running_ms: millis(now.running),
                 unproven_ms: None,
                 left: None,
+                is_lost: false,
             },
         }
+    }
+
+    /// Nobody knows what was used: at least so much.
+    pub(in crate::uplink) fn take_for_used(&mut self, bytes: u64) {
+        self.entry.used = self.entry.used.max(bytes);
+        self.entry.is_lost = true;
+    }
+
+    /// Whether what was used is only assumed.
+    pub(in crate::uplink) const fn is_lost(&self) -> bool {
+        self.entry.is_lost
     }
 
     /// As it was kept.
@@ -263,6 +277,7 @@ impl Book {
     const fn renew(&mut self, term: Term, now: Clocks) {
         self.open(term);
         self.entry.used = 0;
+        self.entry.is_lost = false;
         self.mark(now);
     }
 

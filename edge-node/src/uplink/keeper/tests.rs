@@ -1,0 +1,81 @@
+//! What is kept in files, and what is told of it.
+
+use shared::config::Document;
+
+use super::*;
+
+const NOW: i64 = 1_795_780_800_000;
+
+/// A site in a directory, with an allowance.
+fn config(dir: &Path) -> Config {
+    let text = format!(
+        "[node]\ndata_dir = {dir:?}\n[uplink]\nhubs = [\"hub.example.com:7443\"]\n\
+         [policy.allowance]\nbytes = \"100MB\"\n"
+    );
+    Config::from_document(Document::parse(&text, "test.toml", []).unwrap()).unwrap()
+}
+
+#[test]
+fn a_change_that_should_have_been_is_not_waited_for() {
+    let second = TICK;
+    assert_eq!(until_next([NOW - 5, NOW].into_iter(), NOW), second);
+    assert_eq!(
+        until_next([NOW - 5, NOW + 20, NOW + 30].into_iter(), NOW),
+        Duration::from_millis(20)
+    );
+    assert_eq!(until_next([NOW + 86_400_000].into_iter(), NOW), second);
+}
+
+#[test]
+fn damaged_counts_use_up_the_allowance_and_are_told_over_every_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let counts = dir.path().join(COUNTS);
+    for damage in [Some(&b"KDGM\x00\x01 torn"[..]), None] {
+        if let Some(bytes) = damage {
+            std::fs::write(&counts, bytes).unwrap();
+        }
+        let (_keeper, policies, _in_use) = Keeper::new(&config);
+        let view = policies.view();
+        assert_eq!(view.allowances[0].used, 100_000_000);
+        assert!(policies.decision(0).is_stopped());
+        assert!(
+            view.problems[0].contains("the allowance of site counts as used up"),
+            "{:?}",
+            view.problems
+        );
+    }
+    let aside = std::fs::read(counts.with_extension("damaged")).unwrap();
+    assert_eq!(aside, b"KDGM\x00\x01 torn");
+}
+
+#[test]
+fn a_site_that_starts_for_the_first_time_has_all_of_its_allowance() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_keeper, policies, _in_use) = Keeper::new(&config(dir.path()));
+    let view = policies.view();
+    assert_eq!(view.allowances[0].used, 0);
+    assert_eq!(view.problems, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_pushed_policy_that_is_refused_is_told_until_another_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut keeper, policies, _in_use) = Keeper::new(&config(dir.path()));
+    policies.push("[link]".to_owned()).unwrap_err();
+    let pushed = keeper.pushed.recv().await.unwrap();
+    keeper.take_pushed(pushed).await;
+    keeper.publish(clocks(1));
+    let problems = policies.view().problems.clone();
+    assert!(
+        problems[0].contains("hub's policy") && problems[0].contains("link"),
+        "{problems:?}"
+    );
+    policies
+        .push("[policy]\nrate_up = \"1Mbit\"\n".to_owned())
+        .unwrap();
+    let pushed = keeper.pushed.recv().await.unwrap();
+    keeper.take_pushed(pushed).await;
+    keeper.publish(clocks(1));
+    assert_eq!(policies.view().problems, Vec::<String>::new());
+}
