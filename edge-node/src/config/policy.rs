@@ -148,6 +148,11 @@ fn window(mut section: Section, default: Limits) -> Window {
             "to",
             format!("the same as `from` = {from}; for all day leave out both"),
         );
+    } else if from == TimeOfDay::END && to == TimeOfDay::START {
+        section.problem(
+            "to",
+            "never holds from 24:00 to 00:00; for all day leave out both",
+        );
     }
     Window {
         days,
@@ -163,6 +168,15 @@ fn allowance(mut section: Section) -> Option<Allowance> {
         ("critical-only", Action::CriticalOnly),
         ("stop", Action::Stop),
     ];
+    let is_given = |key: &&str| section.has(key);
+    let others = ["period", "reset_day", "at_80", "at_100"];
+    if !section.has("bytes") && others.iter().any(is_given) {
+        // an allowance that is none would be taken for one
+        section.problem(
+            "bytes",
+            "missing; for example bytes = \"2GB\", or \"unlimited\"",
+        );
+    }
     let bytes = section.size_limit("bytes", None, LEAST_ALLOWANCE..=MOST_ALLOWANCE);
     let period = period(&mut section);
     let has_end = section.has("at_100");
@@ -330,6 +344,40 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(problems(&"#".repeat(40_000)).contains("longer than"));
+    }
+
+    #[test]
+    fn an_allowance_without_bytes_is_refused() {
+        for key in ["at_80 = \"stop\"", "at_100 = \"stop\"", "period = \"day\""] {
+            let text = problems(&format!("[policy.allowance]\n{key}\n"));
+            assert!(text.contains("policy.allowance.bytes: missing"), "{text}");
+        }
+        let unlimited = "[policy.allowance]\nbytes = \"unlimited\"\nat_80 = \"stop\"\n";
+        assert_eq!(hub_policy(unlimited).unwrap().unwrap().allowance, None);
+    }
+
+    #[test]
+    fn a_window_that_never_holds_is_refused() {
+        let window = |from: &str, to: &str| {
+            hub_policy(&format!(
+                "[[policy.window]]\nfrom = \"{from}\"\nto = \"{to}\"\n"
+            ))
+        };
+        let text = window("24:00", "00:00").unwrap_err().to_string();
+        assert!(text.contains("policy.window[0].to: never holds"), "{text}");
+        window("24:00", "06:00").unwrap();
+        window("00:00", "24:00").unwrap();
+    }
+
+    #[test]
+    fn whatever_is_no_class_is_told_which_there_are() {
+        let text = problems("[policy]\nclasses = [\"bulk\", 5]\n");
+        assert!(
+            text.contains(
+                "policy.classes[1] = 5: not a text; `5` is not a class; accepted: critical"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

@@ -241,10 +241,7 @@ impl Section {
                 value: item,
                 variable: found.variable.clone(),
             };
-            match item
-                .text()
-                .and_then(|text| text.parse::<T>().map_err(|error| error.to_string()))
-            {
+            match item_of(&item) {
                 Ok(value) => parsed.push(value),
                 Err(message) => self.note(&format!("{key}[{index}]"), Some(&item), message),
             }
@@ -534,6 +531,17 @@ fn plain_text(value: &Value) -> Option<String> {
         Value::Float(number) => Some(number.to_string()),
         Value::Boolean(flag) => Some(flag.to_string()),
         Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
+    }
+}
+
+/// An item of a list. One that is no text is told what its type accepts, too.
+fn item_of<T: FromStr<Err: Display>>(item: &Found) -> Result<T, String> {
+    match item.text() {
+        Ok(text) => text.parse().map_err(|error: T::Err| error.to_string()),
+        Err(why) => match plain_text(&item.value).map(|text| text.parse::<T>()) {
+            Some(Err(error)) => Err(format!("not a text; {error}")),
+            Some(Ok(_)) | None => Err(why),
+        },
     }
 }
 
