@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
+use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig, Pattern, Section};
 use shared::ids::TopicName;
 use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
@@ -306,7 +306,7 @@ fn site_rule(mut section: Section, site_ingress: Option<ByteSize>) -> Option<Sit
     })
 }
 
-/// The link policy of sites, as TOML: what it says is for them to judge.
+/// The link policy of sites, as TOML with nothing beside `[policy]`: what it says there is for them to judge.
 struct PolicyText(Arc<str>);
 
 impl FromStr for PolicyText {
@@ -316,9 +316,19 @@ impl FromStr for PolicyText {
         if text.len() > MAX_POLICY_LEN {
             return Err(format!("longer than {MAX_POLICY_LEN} bytes"));
         }
-        match Document::parse(text, "the policy", []) {
-            Ok(_) => Ok(Self(text.into())),
+        let mut document =
+            Document::parse(text, "the policy", []).map_err(|error| error.to_string())?;
+        drop(document.section("policy"));
+        match document.finish() {
+            Err(ConfigError::Invalid { file, mut problems }) => {
+                problems.retain(|problem| !problem.key.starts_with("policy."));
+                if problems.is_empty() {
+                    return Ok(Self(text.into()));
+                }
+                Err(ConfigError::Invalid { file, problems }.to_string())
+            }
             Err(error) => Err(error.to_string()),
+            Ok(()) => Ok(Self(text.into())),
         }
     }
 }

@@ -86,7 +86,7 @@ fn written_keys(text: &str) -> Vec<String> {
 fn a_rule_has_its_own_limit_and_policy_and_the_others_the_default() {
     let text = format!(
         "{LEAST}[listen]\ningress = \"50MB\"\nsite_ingress = \"1MB\"\n\
-         [[sites.rule]]\nmatch = \"ship-*\"\ningress = \"20kB\"\npolicy = '''\n[link]\nup = 1\n'''\n\
+         [[sites.rule]]\nmatch = \"ship-*\"\ningress = \"20kB\"\npolicy = '''\n[policy]\nrate_up = \"1Mbit\"\n'''\n\
          [[sites.rule]]\nmatch = \"lab-*\"\ningress = \"unlimited\"\n\
          [[sites.rule]]\nmatch = \"*\"\n"
     );
@@ -95,10 +95,27 @@ fn a_rule_has_its_own_limit_and_policy_and_the_others_the_default() {
     let limits = ["ship-1", "lab-1", "shop-1"].map(|site| config.sites.ingress_of(site));
     assert_eq!(limits, [Some(20_000), None, Some(1_000_000)]);
     let policy = config.sites.policy_for("ship-1").unwrap();
-    assert_eq!(&*policy, "[link]\nup = 1\n");
+    assert_eq!(&*policy, "[policy]\nrate_up = \"1Mbit\"\n");
     assert_eq!(config.sites.policy_for("shop-1"), None);
     let everyone = load(&format!("{LEAST}[listen]\nsite_ingress = \"1MB\"\n"), &[]).unwrap();
     assert_eq!(everyone.sites.ingress_of("any"), Some(1_000_000));
+}
+
+#[test]
+fn a_policy_that_every_site_refuses_is_refused_here() {
+    let rule =
+        |policy: &str| format!("{LEAST}[[sites.rule]]\nmatch = \"*\"\npolicy = '''\n{policy}'''\n");
+    for (policy, part) in [
+        ("[link]\n", "link: no such key"),
+        ("rate_up = \"1Mbit\"\n", "rate_up: no such key"),
+        ("policy = 5\n", "not a table"),
+        ("[policy\n", "the policy"),
+    ] {
+        let text = problems(&rule(policy));
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let nested = "[policy]\nrate_up = \"1Mbit\"\n[[policy.window]]\nclasses = []\n";
+    load(&rule(nested), &[]).unwrap();
 }
 
 #[test]
