@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Programs run inside through [`Lab::command`], sockets of this process through [`Lab::inside`]. What the
-//! link does is [`Conditions`] of each direction; it changes while packets are on their way ([`Lab::set`],
-//! [`Lab::outage`], [`Lab::schedule`]), and every packet and IP byte is counted ([`Lab::counters`]).
+//! link does is [`Conditions`] of each direction; it changes while packets are on their way ([`Link::set`],
+//! [`Link::outage`], [`Link::schedule`]), and every packet and IP byte is counted ([`Link::counters`]).
 //!
 //! Time is computed, not measured: a thread that wakes up late delays packets and says so in
 //! [`Counters::late_most`], but no rate is lost. All random choices have a seed. It needs root, `ip` and

@@ -45,7 +45,7 @@ enum Value<'a> {
     #[default]
     Null,
     Raw(&'a [u8]),
-    /// First of its slots in [`SlotRanges`], to be joined.
+    /// First of its slots in the ranges of slots, to be joined.
     Split(Arc<Template>, usize),
 }
 

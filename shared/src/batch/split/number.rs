@@ -1,6 +1,6 @@
 //! Numbers and times in the ways in which records print them.
 //!
-//! [`parse`] and [`print`] are exact inverses: what would not print as it was read is not a number here.
+//! [`parse`] and [`print()`] are exact inverses: what would not print as it was read is not a number here.
 //! A number is a mantissa in the [`Format::unit`] of its format, so that numbers of one column can be
 //! subtracted from each other.
 
