@@ -111,6 +111,11 @@ impl Opener {
         }
     }
 
+    /// The session ends: what its codecs remember is given back at once, not when the goodbye has been said.
+    pub(super) fn release(&mut self) {
+        self.memories = None;
+    }
+
     /// What is decoded next, without end while there is nothing to decode. Cancel-safe.
     ///
     /// # Errors
@@ -122,7 +127,7 @@ impl Opener {
                 self.memories = Some(memories);
                 return Ok(outcome);
             }
-            // none is at work, so the memories are here unless a decoder panicked
+            // none is at work, so the memories are here unless they were given back or a decoder panicked
             let Some(mut memories) = self.memories.take() else {
                 return std::future::pending().await;
             };

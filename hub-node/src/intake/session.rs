@@ -619,7 +619,8 @@ impl Session<'_> {
         self.undelivered.push_back(delivery);
         self.hand_over();
         if is_remembered && self.context.intake.states.is_over() {
-            // it comes back with codecs that remember nothing
+            // at once, or others would be ended for it too; it comes back with codecs that remember nothing
+            self.opener.release();
             let after = self.context.intake.admission.hint();
             self.later(after, "codecs of all sites take more memory than they may");
         }

@@ -292,6 +292,19 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_late_finds_no_room_before_those_who_are_here_must_go() {
+        let states = CodecStates::new(0, 1_000, None);
+        states.account(0, 749);
+        assert!(states.has_room() && !states.is_over());
+        states.account(749, 1_000);
+        assert!(!states.has_room() && !states.is_over());
+        states.account(0, 1);
+        assert!(states.is_over());
+        states.account(1_001, 0);
+        assert!(states.has_room() && !states.is_over());
+    }
+
+    #[test]
     fn the_two_newest_states_of_a_log_are_known_to_its_site_only() {
         let states = CodecStates::new(1_000, 0, None);
         for position in [1, 2, 3] {
