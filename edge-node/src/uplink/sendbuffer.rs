@@ -26,6 +26,8 @@ const RATIO_MEMORY: u64 = 256 << 10;
 const SHORTEST_DELAY: Duration = Duration::from_millis(2);
 /// Where the configuration leaves a class's delay open, half a round trip, but never more than this.
 const LONGEST_FREE_DELAY: Duration = Duration::from_millis(250);
+/// The size of a large batch is forgotten over so many smaller ones.
+const FADES: u64 = 32;
 
 /// Sizes by what is measured.
 #[derive(Debug)]
@@ -37,6 +39,9 @@ pub(super) struct SendBuffer {
     rtt: Duration,
     raw: u64,
     encoded: u64,
+    /// Encoded bytes of the largest of the last batches: a stored one goes whole, however large a piece should
+    /// be. What is smaller, as alarms are, makes it fade.
+    largest: u64,
 }
 
 impl SendBuffer {
@@ -47,6 +52,7 @@ impl SendBuffer {
             rtt: Duration::ZERO,
             raw: 0,
             encoded: 0,
+            largest: 0,
         }
     }
 
@@ -60,6 +66,7 @@ impl SendBuffer {
     pub(super) fn observe_batch(&mut self, raw: u64, encoded: u64) {
         self.raw = self.raw.saturating_add(raw);
         self.encoded = self.encoded.saturating_add(encoded);
+        self.largest = encoded.max(self.largest - self.largest.div_ceil(FADES));
         if self.encoded > RATIO_MEMORY {
             self.raw /= 2;
             self.encoded /= 2;
@@ -69,7 +76,7 @@ impl SendBuffer {
     /// Bytes that may be with the transport.
     pub(super) fn budget(&self) -> u64 {
         let path = self.window.saturating_add(self.window / 4);
-        path.saturating_add(self.piece().saturating_mul(2))
+        path.saturating_add(self.piece().max(self.largest).saturating_mul(2))
     }
 
     /// Raw bytes of a piece.
@@ -129,6 +136,21 @@ mod tests {
             assert_eq!(buffer.piece(), piece, "{window} bytes, {rtt_ms} ms");
             assert_eq!(buffer.budget(), budget, "{window} bytes, {rtt_ms} ms");
         }
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_piece_is_followed_while_it_is_on_its_way() {
+        let mut buffer = path(19_200, 600);
+        buffer.observe_batch(64 << 10, 64 << 10);
+        assert!(buffer.budget() > (64 << 10) + 19_200);
+        for _ in 0..4 {
+            buffer.observe_batch(100, 100);
+        }
+        assert!(buffer.budget() > (64 << 10) + 19_200, "alarms in between");
+        for _ in 0..200 {
+            buffer.observe_batch(100, 100);
+        }
+        assert_eq!(buffer.budget(), 43_200);
     }
 
     #[test]
