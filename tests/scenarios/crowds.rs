@@ -36,7 +36,7 @@ impl Field {
 
 /// The hub is killed while all its sites send, and all of them come back with a backlog.
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn two_hundred_sites_come_back_to_a_killed_hub() -> Result<()> {
     const SITES: usize = 200;
     let broker = Broker::shared();
@@ -94,7 +94,7 @@ fn two_hundred_sites_come_back_to_a_killed_hub() -> Result<()> {
 
 /// One site sends as fast as it can to a cluster that takes little; the others write a record now and then.
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn a_flood_on_a_slow_cluster_does_not_hold_up_quiet_sites() -> Result<()> {
     const QUIET: usize = 20;
     let broker = Broker::start()?;
@@ -139,7 +139,7 @@ fn a_flood_on_a_slow_cluster_does_not_hold_up_quiet_sites() -> Result<()> {
 
 /// A site's own limit and the total hold, and the total is shared evenly.
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn sites_keep_to_the_limits_of_the_hub() -> Result<()> {
     const MEASURED: Duration = Duration::from_secs(10);
     let broker = Broker::shared();

@@ -51,7 +51,7 @@ fn watch_link(stage: &Stage, time: Duration) -> (u64, u64) {
 }
 
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn a_configured_rate_holds_over_every_ten_seconds() -> Result<()> {
     for (rate, bits) in [("32kbit", 32_000_u64), ("1Mbit", 1_000_000)] {
         let site = Settings::default().with("policy.rate_up", rate);
@@ -71,7 +71,7 @@ fn a_configured_rate_holds_over_every_ten_seconds() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn an_allowance_is_never_exceeded_and_outlives_kills() -> Result<()> {
     const ALL: u64 = 1_500_000;
     let site = Settings::default()
@@ -123,7 +123,7 @@ fn an_allowance_is_never_exceeded_and_outlives_kills() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn what_is_counted_is_what_the_link_carries() -> Result<()> {
     let stage = Stage::start(Broker::shared())?;
     let topic = stage.topic("counts");
@@ -148,7 +148,7 @@ fn what_is_counted_is_what_the_link_carries() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn a_policy_follows_its_file_and_a_bad_one_changes_nothing() -> Result<()> {
     let site = Settings::default().with("policy.rate_up", "64kbit");
     let stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;
@@ -192,7 +192,7 @@ fn a_policy_follows_its_file_and_a_bad_one_changes_nothing() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test"]
+#[ignore = "system test: make test-links"]
 fn a_plan_comes_true() -> Result<()> {
     let site = Settings::default().with("policy.rate_up", "256kbit");
     let stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;

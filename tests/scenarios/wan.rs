@@ -10,7 +10,7 @@ const PACKET: f64 = 1428.0;
 const PAYLOAD: f64 = 1400.0;
 
 #[test]
-#[ignore = "system test: run by `make test`"]
+#[ignore = "system test: make test-links"]
 fn the_laboratory_agrees_with_ping_and_iperf3_within_5_percent() -> Result<()> {
     for (rate, round_trip_ms, loss) in [
         (1_000_000, 600, 0),
@@ -42,7 +42,7 @@ fn the_laboratory_agrees_with_ping_and_iperf3_within_5_percent() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: run by `make test`"]
+#[ignore = "system test: make test-links"]
 fn the_laboratory_counts_the_bytes_that_the_interfaces_count() -> Result<()> {
     let conditions = Conditions::path(10_000_000, Duration::from_millis(40), 100);
     let lab = Lab::start(&[Plan::symmetric(conditions, 1)])?;
