@@ -659,6 +659,7 @@ fn a_full_queue_refuses_at_once() {
                 partition: p,
                 batch: sent.clone(),
                 header,
+                state: Vec::new(),
             })
         })
         .map(|answer| answer.blocking_recv().unwrap())
@@ -670,6 +671,7 @@ fn a_full_queue_refuses_at_once() {
                 partition: p,
                 batch: sent.clone(),
                 header,
+                state: Vec::new(),
             })
         })
         .collect();

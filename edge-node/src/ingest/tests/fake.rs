@@ -8,8 +8,8 @@ use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
 use crate::store::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, MemoryStore, PartitionId, Store,
-    StoreError, Topic, TopicRules,
+    Append, AppendError, Appended, Item, Ledger, LogRange, MemoryStore, PartitionId, StateChange,
+    StateSpace, Store, StoreError, Topic, TopicRules,
 };
 
 type Outcome = Result<Appended, AppendError>;
@@ -101,6 +101,14 @@ impl Store for FakeStore {
             answer.send(outcome).ok();
         }
         receiver
+    }
+
+    fn put_state(&self, changes: Vec<StateChange>) -> oneshot::Receiver<Result<(), AppendError>> {
+        self.memory.put_state(changes)
+    }
+
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.memory.state(space, prefix)
     }
 
     fn space(&self) -> crate::store::Space {
