@@ -7,7 +7,6 @@
 //!
 //! Deliberately not done here: consuming, TLS, authentication.
 
-pub mod base64;
 pub mod error;
 pub mod json;
 mod listener;

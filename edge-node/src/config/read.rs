@@ -9,8 +9,8 @@ use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig, StoreConfig,
-    TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
+    AccessConfig, ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig,
+    StoreConfig, TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
 use crate::uplink::policy::Zone;
@@ -74,6 +74,7 @@ pub(super) fn config(document: &mut Document) -> Config {
         store(document.section("store")),
     );
     let topics = topics(document.section("topics"));
+    let access = AccessConfig::read(document.section("access"));
     let (kafka, http) = (
         kafka(document.section("kafka")),
         http(document.section("http")),
@@ -83,6 +84,7 @@ pub(super) fn config(document: &mut Document) -> Config {
         node,
         store,
         topics,
+        access,
         kafka,
         http,
         uplink: uplink(document.section("uplink"), &policy.policy.zone),

@@ -16,8 +16,8 @@ use bytes::Bytes;
 use shared::partitioner::partition_for_key;
 use shared::record::{BatchBuilder, HEADER_LEN, Header, record_len};
 
-use super::base64;
 use super::json::{self, Cursor, Invalid};
+use crate::base64;
 
 /// Why a body can't become batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
