@@ -199,6 +199,8 @@ pub struct HttpConfig {
     pub max_body: ByteSize,
     /// How long one request may take to arrive and be answered.
     pub request_timeout: Span,
+    /// Open tails.
+    pub max_tails: usize,
 }
 
 /// What decides how much is in flight.

@@ -212,6 +212,7 @@ fn http(mut section: Section) -> Option<HttpConfig> {
         max_connections: section.number("max_connections", 256_u32, 1..=100_000) as usize,
         max_body: section.size("max_body", ByteSize::mib(1), body),
         request_timeout: section.span("request_timeout", Span::secs(30), timeout),
+        max_tails: section.number("max_tails", 64_u32, 0..=10_000) as usize,
     };
     enabled.then_some(config)
 }

@@ -33,7 +33,13 @@ async fn server(
     let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     let mut task = tokio::task::JoinSet::new();
-    task.spawn(listener.run(router(ingest.clone(), config, stats), stop.clone()));
+    let doors = Doors {
+        ingest: ingest.clone(),
+        store: store.clone(),
+        max_decoded: limits.max_uncompressed_bytes,
+    };
+    let routes = router(doors, config, stats, stop.clone());
+    task.spawn(listener.run(routes, stop.clone()));
     Server {
         store,
         ingest,
