@@ -65,7 +65,9 @@ pub struct HttpConfig {
     pub max_body_bytes: usize,
     /// Time that any body has to arrive.
     pub body_grace: Duration,
-    /// Bytes per second that add to it.
+    /// Time that a client has to take an answer that does not fit its window at once.
+    pub send_grace: Duration,
+    /// Bytes per second that add to both.
     pub min_bytes_per_s: u64,
     /// A connection on which nothing moves for so long is closed.
     pub idle_timeout: Duration,
@@ -106,6 +108,7 @@ impl HttpConfig {
             max_connections: 500,
             max_body_bytes: 8 * 1024 * 1024,
             body_grace: Duration::from_secs(20),
+            send_grace: Duration::from_secs(20),
             min_bytes_per_s: 4 * 1024,
             idle_timeout: Duration::from_secs(75),
             budget_wait: Duration::from_secs(5),

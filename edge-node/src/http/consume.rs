@@ -59,7 +59,11 @@ impl Begin {
                 let is_number = number.bytes().all(|b| b.is_ascii_digit());
                 let offset = number.parse().ok().filter(|_| is_number);
                 offset.map(Self::At).ok_or_else(|| {
-                    refused("offset", text, "a number from 0, \"earliest\" or \"latest\"")
+                    refused(
+                        "offset",
+                        text,
+                        "a number from 0, \"earliest\" or \"latest\"",
+                    )
                 })
             }
         }

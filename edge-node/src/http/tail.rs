@@ -276,12 +276,7 @@ impl Feed {
 }
 
 /// Events until a piece is full. Moves the cursor.
-fn events(
-    items: &[Item],
-    cursors: &mut [Cursor],
-    index: usize,
-    decoded: usize,
-) -> Result<Vec<u8>> {
+fn events(items: &[Item], cursors: &mut [Cursor], index: usize, decoded: usize) -> Result<Vec<u8>> {
     let Cursor {
         partition, next, ..
     } = cursors[index];
@@ -373,7 +368,18 @@ mod tests {
     fn only_ids_that_a_tail_gave_are_positions() {
         assert_eq!(positions("0:17"), Some(vec![(0, 17)]));
         assert_eq!(positions("0:17,3:0"), Some(vec![(0, 17), (3, 0)]));
-        for text in ["", "0", ":", "0:", "0:-1", "0:+1", "0:1,", "x:1", "0:1 ", "0:99999999999999999999"] {
+        for text in [
+            "",
+            "0",
+            ":",
+            "0:",
+            "0:-1",
+            "0:+1",
+            "0:1,",
+            "x:1",
+            "0:1 ",
+            "0:99999999999999999999",
+        ] {
             assert_eq!(positions(text), None, "{text}");
         }
     }
