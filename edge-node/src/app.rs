@@ -144,7 +144,12 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         .context("apply the topics of the configuration")?;
     let cluster_id = store.incarnation().to_string();
     let kafka = start_kafka(config, cluster_id, &ingest, tasks).await?;
-    let http = start_http(config, &ingest, tasks).await?;
+    let doors = http::Doors {
+        ingest: ingest.clone(),
+        store: Arc::clone(store),
+        max_decoded: limits.max_uncompressed_bytes,
+    };
+    let http = start_http(config, doors, tasks).await?;
     let policies = start_policies(config, tasks).await?;
     let uplink = start_uplink(config, store, limits, policies.clone(), tasks);
     let policies = policies.map(|(policies, _)| policies);
@@ -214,7 +219,7 @@ async fn start_kafka(
 
 async fn start_http(
     config: &Config,
-    ingest: &Ingest,
+    doors: http::Doors,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Arc<HttpStats>>> {
     let Some(http) = &config.http else {
@@ -222,12 +227,12 @@ async fn start_http(
     };
     let settings = http::HttpConfig::from_file(http);
     let stats = Arc::new(HttpStats::default());
-    let router = http::router(ingest.clone(), settings.clone(), Arc::clone(&stats));
+    let stop = tasks.stopping();
+    let router = http::router(doors, settings.clone(), Arc::clone(&stats), stop.clone());
     let listener = http::Listener::bind(settings, Arc::clone(&stats))
         .await
         .with_context(|| format!("[http] listen = \"{}\"", http.listen))?;
     info!(address = %listener.address()?, "HTTP listens");
-    let stop = tasks.stopping();
     tasks.core("http", async move {
         listener.run(router, stop).await;
         Ok(())

@@ -6,6 +6,7 @@
 //!
 //! Not here: the site's name. It comes from the certificate only.
 
+mod access;
 mod classes;
 mod policy;
 mod read;
@@ -22,6 +23,7 @@ use shared::batch::{
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
+pub use access::{AccessConfig, UserConfig};
 pub use classes::ClassesConfig;
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
@@ -38,6 +40,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[topics]`
     pub topics: TopicsConfig,
+    /// `[access]`
+    pub access: AccessConfig,
     /// `[kafka]`; `None` when switched off.
     pub kafka: Option<KafkaConfig>,
     /// `[http]`; `None` when switched off.
@@ -195,6 +199,8 @@ pub struct HttpConfig {
     pub max_body: ByteSize,
     /// How long one request may take to arrive and be answered.
     pub request_timeout: Span,
+    /// Open tails.
+    pub max_tails: usize,
 }
 
 /// What decides how much is in flight.

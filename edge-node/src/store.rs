@@ -47,6 +47,15 @@ macro_rules! delegate_to_engine {
             self.engine.read(partition, from, max_bytes)
         }
 
+        fn browse(
+            &self,
+            partition: PartitionId,
+            from: Offset,
+            max_bytes: usize,
+        ) -> Result<Vec<Item>, StoreError> {
+            self.engine.browse(partition, from, max_bytes)
+        }
+
         fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
             self.engine.range(partition)
         }
@@ -394,6 +403,18 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Corrupt`] when a block's checksum is wrong.
     fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError>;
+
+    /// As [`Store::read`], for readers at the site: what they see of a gap is not what the hub is told of
+    /// it, and the ledger keeps those apart.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn browse(
         &self,
         partition: PartitionId,
         from: Offset,

@@ -9,8 +9,8 @@ use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig, StoreConfig,
-    TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
+    AccessConfig, ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig,
+    StoreConfig, TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
 use crate::uplink::policy::Zone;
@@ -74,6 +74,7 @@ pub(super) fn config(document: &mut Document) -> Config {
         store(document.section("store")),
     );
     let topics = topics(document.section("topics"));
+    let access = AccessConfig::read(document.section("access"));
     let (kafka, http) = (
         kafka(document.section("kafka")),
         http(document.section("http")),
@@ -83,6 +84,7 @@ pub(super) fn config(document: &mut Document) -> Config {
         node,
         store,
         topics,
+        access,
         kafka,
         http,
         uplink: uplink(document.section("uplink"), &policy.policy.zone),
@@ -210,6 +212,7 @@ fn http(mut section: Section) -> Option<HttpConfig> {
         max_connections: section.number("max_connections", 256_u32, 1..=100_000) as usize,
         max_body: section.size("max_body", ByteSize::mib(1), body),
         request_timeout: section.span("request_timeout", Span::secs(30), timeout),
+        max_tails: section.number("max_tails", 64_u32, 0..=10_000) as usize,
     };
     enabled.then_some(config)
 }

@@ -145,6 +145,15 @@ impl Store for FakeStore {
         self.memory.read(partition, from, max)
     }
 
+    fn browse(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.memory.browse(partition, from, max)
+    }
+
     fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
         self.memory.range(partition)
     }
