@@ -7,6 +7,7 @@
 //! Not here: the site's name. It comes from the certificate only.
 
 mod classes;
+mod mqtt;
 mod policy;
 mod read;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
 pub use classes::ClassesConfig;
+pub use mqtt::MqttConfig;
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
@@ -42,6 +44,8 @@ pub struct Config {
     pub kafka: Option<KafkaConfig>,
     /// `[http]`; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// `[mqtt]`; `None` when switched off.
+    pub mqtt: Option<MqttConfig>,
     /// `[policy]`
     pub policy: PolicyConfig,
     /// `[uplink]`; `None` when switched off: records queue until it is on.

@@ -66,6 +66,12 @@ impl std::str::FromStr for Template {
 }
 
 impl Template {
+    /// The MQTT topic as it is.
+    #[must_use]
+    pub fn topic_itself() -> Self {
+        Self(vec![Part::Topic])
+    }
+
     fn is(&self, part: &Part) -> bool {
         matches!(&self.0[..], [only] if only == part)
     }
@@ -272,6 +278,12 @@ impl TopicMap {
         Ok(Self { rules })
     }
 
+    /// No rules: nothing is taken.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { rules: Vec::new() }
+    }
+
     /// The rule of an MQTT topic.
     #[must_use]
     pub fn rule(&self, topic: &str) -> Option<&Rule> {
@@ -310,6 +322,14 @@ impl TopicMap {
         }
         let rule = self.rule(&topic)?;
         (rule.kafka.as_str() == kafka).then(|| (Arc::from(&*topic), rule))
+    }
+
+    /// [`RetainRule::Always`] when any record of the Kafka topic may be retained unasked.
+    #[must_use]
+    pub fn retain_rule(&self, kafka: &str) -> RetainRule {
+        let mut of_topic = self.rules.iter().filter(|rule| rule.kafka.as_str() == kafka);
+        let is_always = of_topic.any(|rule| rule.retain == RetainRule::Always);
+        if is_always { RetainRule::Always } else { RetainRule::AsPublished }
     }
 
     /// All Kafka topics that messages may be in, each once.
