@@ -23,6 +23,7 @@ use crate::http::{self, HttpStats};
 use crate::ingest::{Ingest, IngestLimits, IngestStats};
 use crate::kafka::{self, KafkaStats};
 use crate::memory;
+use crate::mqtt::{self, MqttStats};
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
 use crate::uplink::{InUse, Keeper, Policies, Uplink, UplinkError, UplinkStats};
 
@@ -150,6 +151,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         max_decoded: limits.max_uncompressed_bytes,
     };
     let http = start_http(config, doors, tasks).await?;
+    let mqtt = start_mqtt(config, store, &ingest, tasks).await?;
     let policies = start_policies(config, tasks).await?;
     let uplink = start_uplink(config, store, limits, policies.clone(), tasks);
     let policies = policies.map(|(policies, _)| policies);
@@ -178,6 +180,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         ingest: Arc::clone(ingest.stats()),
         kafka,
         http,
+        mqtt,
         uplink: view,
         policies,
         started: shared::time::now(),
@@ -235,6 +238,30 @@ async fn start_http(
     info!(address = %listener.address()?, "HTTP listens");
     tasks.core("http", async move {
         listener.run(router, stop).await;
+        Ok(())
+    });
+    Ok(Some(stats))
+}
+
+async fn start_mqtt(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    ingest: &Ingest,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<Arc<MqttStats>>> {
+    let Some(mqtt) = &config.mqtt else {
+        return Ok(None);
+    };
+    let settings = mqtt::MqttConfig::from_file(mqtt);
+    let stats = Arc::new(MqttStats::default());
+    let (store, ingest, told) = (Arc::clone(store), ingest.clone(), Arc::clone(&stats));
+    let listener = mqtt::Listener::bind(settings, mqtt.map.clone(), store, ingest, told)
+        .await
+        .with_context(|| format!("[mqtt] listen = \"{}\"", mqtt.listen))?;
+    info!(addresses = ?listener.addresses()?, "MQTT listens");
+    let stop = tasks.stopping();
+    tasks.core("mqtt", async move {
+        listener.run(stop).await;
         Ok(())
     });
     Ok(Some(stats))

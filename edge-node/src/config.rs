@@ -8,6 +8,7 @@
 
 mod access;
 mod classes;
+mod mqtt;
 mod policy;
 mod read;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use shared::units::{ByteSize, Span};
 
 pub use access::{AccessConfig, UserConfig};
 pub use classes::ClassesConfig;
+pub use mqtt::MqttConfig;
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
@@ -46,6 +48,8 @@ pub struct Config {
     pub kafka: Option<KafkaConfig>,
     /// `[http]`; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// `[mqtt]`; `None` when switched off.
+    pub mqtt: Option<MqttConfig>,
     /// `[policy]`
     pub policy: PolicyConfig,
     /// `[uplink]`; `None` when switched off: records queue until it is on.

@@ -13,6 +13,7 @@ pub mod ingest;
 pub mod kafka;
 pub mod memory;
 pub mod metrics;
+pub mod mqtt;
 pub mod status;
 pub mod store;
 pub mod uplink;

@@ -79,6 +79,7 @@ pub(super) fn config(document: &mut Document) -> Config {
         kafka(document.section("kafka")),
         http(document.section("http")),
     );
+    let mqtt = super::mqtt::mqtt(document.section("mqtt"));
     let policy = policy::site(document.section("policy"));
     let config = Config {
         node,
@@ -87,6 +88,7 @@ pub(super) fn config(document: &mut Document) -> Config {
         access,
         kafka,
         http,
+        mqtt,
         uplink: uplink(document.section("uplink"), &policy.policy.zone),
         policy,
         admin: admin(document),
@@ -318,6 +320,11 @@ fn check_listeners(config: &Config, document: &mut Document) {
             config.kafka.as_ref().map(|kafka| kafka.listen),
         ),
         ("http.listen", config.http.as_ref().map(|http| http.listen)),
+        ("mqtt.listen", config.mqtt.as_ref().map(|mqtt| mqtt.listen)),
+        (
+            "mqtt.listen_websocket",
+            config.mqtt.as_ref().and_then(|mqtt| mqtt.listen_websocket),
+        ),
         ("admin.listen", Some(config.admin.listen)),
     ];
     for (index, (key, address)) in listeners.iter().enumerate() {
@@ -333,6 +340,6 @@ fn check_listeners(config: &Config, document: &mut Document) {
     }
 }
 
-fn loopback(port: u16) -> SocketAddr {
+pub(super) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
