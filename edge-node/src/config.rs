@@ -7,6 +7,7 @@
 //! Not here: the site's name. It comes from the certificate only.
 
 mod classes;
+mod overrides;
 mod policy;
 mod read;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
 pub use classes::ClassesConfig;
+pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 

@@ -6,6 +6,7 @@ pub mod app;
 pub mod bytes;
 pub mod cli;
 pub mod config;
+pub mod egress;
 pub mod http;
 pub mod ingest;
 pub mod kafka;
