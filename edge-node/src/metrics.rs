@@ -140,10 +140,11 @@ fn write_ledger(scrape: &mut Scrape<'_>, topics: &[(String, Ledger)]) -> fmt::Re
         "Records that aged out before they were sent",
         gauge(|ledger| ledger.expired),
     )?;
-    let reasons: [(&str, fn(&Ledger) -> u64); 3] = [
+    let reasons: [(&str, fn(&Ledger) -> u64); 4] = [
         ("oldest", |ledger| ledger.dropped_oldest),
         ("newest", |ledger| ledger.dropped_newest),
         ("damaged", |ledger| ledger.damaged),
+        ("deleted", |ledger| ledger.deleted),
     ];
     let dropped = reasons.iter().flat_map(|(reason, read)| {
         topics.iter().map(move |(name, ledger)| {
@@ -483,6 +484,7 @@ mod tests {
             dropped_oldest: 4,
             dropped_newest: 5,
             damaged: 0,
+            deleted: 0,
         };
         let text = text(vec![TopicStatus {
             name: "a".to_owned(),
