@@ -188,7 +188,7 @@ impl App {
 /// Every address, once.
 fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 5] {
     [
-        ("/openapi.json", get(openapi::document),
+        ("/openapi.json", get(openapi::document)),
         ("/v1/topics", get(topics::list)),
         ("/v1/topics/{topic}", get(topics::one)),
         (

@@ -174,12 +174,7 @@ pub(super) async fn consume(
 }
 
 impl App {
-    async fn consume(
-        &self,
-        name: &str,
-        params: &Params,
-        headers: &HeaderMap,
-    ) -> Result<Response> {
+    async fn consume(&self, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
         self.allow(headers, Deed::Consume, name)?;
         let limits = params.limits(self.max_decoded)?;
         let wait = params.wait()?.duration().min(self.config.longest_wait);

@@ -9,8 +9,7 @@ async fn get(server: &Server, path: &str) -> (u16, Value, String) {
 }
 
 async fn get_with(server: &Server, path: &str, headers: &str) -> (u16, Value, String) {
-    let request =
-        format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
     let answer = send(server.address, request.as_bytes()).await;
     let status = answer.get(9..12).unwrap().parse().unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
