@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::access::Access;
 use crate::admin::{NoUplink, Node, UplinkView};
 use crate::config::Config;
 use crate::egress::{Egress, EgressLimits};
@@ -147,9 +148,11 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
     let egress = Egress::new(Arc::clone(store), EgressLimits::default());
     let cluster_id = store.incarnation().to_string();
     let kafka = start_kafka(config, cluster_id, &ingest, &egress, tasks).await?;
+    let access = open_access(config).await?;
     let doors = http::Doors {
         ingest: ingest.clone(),
         store: Arc::clone(store),
+        access: Arc::clone(&access),
         max_decoded: limits.max_uncompressed_bytes,
     };
     let http = start_http(config, doors, tasks).await?;
@@ -221,6 +224,14 @@ async fn start_kafka(
         Ok(())
     });
     Ok(Some(stats))
+}
+
+/// Users and their rules.
+async fn open_access(config: &Config) -> anyhow::Result<Arc<Access>> {
+    let config = config.access.clone();
+    // reads files, and derives credentials from passwords
+    let access = tokio::task::spawn_blocking(move || Access::new(&config)).await??;
+    Ok(Arc::new(access))
 }
 
 async fn start_http(

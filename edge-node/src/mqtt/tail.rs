@@ -216,7 +216,7 @@ impl Broker {
     fn read_on(&self, partition: PartitionId, from: Offset, changes: &mut Vec<StateChange>) -> Result<(), StoreError> {
         let Some(name) = self.tail().name(partition) else { return Ok(()) };
         let before = changes.len();
-        for item in self.store.read(partition, from, READ_BYTES)? {
+        for item in self.store.browse(partition, from, READ_BYTES)? {
             match item {
                 Item::Gap { to, .. } => self.tail().advance(partition, to),
                 Item::Batch { batch, next_offset, .. } => {
@@ -393,7 +393,7 @@ impl Broker {
         };
         let Some((partition, from, end)) = next else { return Ok(true) };
         let name = self.tail().name(partition);
-        let items = match (self.store.read(partition, from, READ_BYTES), name) {
+        let items = match (self.store.browse(partition, from, READ_BYTES), name) {
             (Ok(items), Some(name)) => (items, name),
             (Err(StoreError::UnknownPartition), _) | (_, None) => {
                 session.state().advance(partition, end);
@@ -467,7 +467,7 @@ impl Broker {
     /// The message of a record that was on its way to a client when the client went. Blocks.
     pub(super) fn load(&self, place: Place) -> Option<Arc<Message>> {
         let name = self.tail().name(place.partition)?;
-        let items = self.store.read(place.partition, place.offset, 1).ok()?;
+        let items = self.store.browse(place.partition, place.offset, 1).ok()?;
         let mut loaded = None;
         for item in items {
             if let Item::Batch { batch, .. } = item {
