@@ -40,6 +40,7 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
         retain: false,
         identifiers: Vec::new(),
         place: Some(Place { partition: P, offset }),
+        shared: None,
     }
 }
 
@@ -92,12 +93,14 @@ fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
     ] {
         let mut state = online(SessionLimits { overflow, ..LIMITS });
         for offset in 0..5 {
-            state.offer(delivery(offset, Qos::AtMostOnce), &tail(offset));
+            let numbered = (*message(Qos::AtMostOnce)).clone();
+            let message = Arc::new(Message { published_ms: offset.cast_signed(), ..numbered });
+            state.offer(Delivery { message, ..delivery(offset, Qos::AtMostOnce) }, &tail(offset));
         }
         assert_eq!(state.behind(), None);
         assert_eq!(state.link.as_ref().unwrap().kicked, kicked);
         let (next, _) = state.take(0).unwrap();
-        assert_eq!(next.place.unwrap().offset, first, "{overflow:?}");
+        assert_eq!(next.message.published_ms, first, "{overflow:?}");
     }
 }
 
@@ -130,6 +133,19 @@ fn a_client_that_goes_leaves_a_place_in_the_log() {
     assert!(!state.has_waiting());
     let sent: Vec<_> = state.inflight.iter().map(|sent| (sent.id, sent.place.unwrap().offset)).collect();
     assert_eq!(sent, [(1, 3)]);
+}
+
+#[test]
+fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() {
+    let mut state = online(LIMITS);
+    state.link = Some(link(1, 1));
+    for offset in [3, 5] {
+        let delivery = Delivery { shared: Some("$share/g/t".into()), ..delivery(offset, Qos::AtLeastOnce) };
+        state.offer(delivery, &tail(offset));
+    }
+    state.take(0).unwrap();
+    let given: Vec<_> = state.go_offline(&tail(9)).into_iter().map(|d| d.place.unwrap().offset).collect();
+    assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
 }
 
 #[test]
@@ -204,7 +220,7 @@ proptest! {
                         prop_assert!(state.inflight.acknowledged(id));
                     }
                 }
-                Step::Leave => state.go_offline(&tail(end)),
+                Step::Leave => drop(state.go_offline(&tail(end))),
                 Step::Return if state.link.is_none() => {
                     number += 1;
                     state.link = Some(link(number, 10));
