@@ -131,6 +131,8 @@ pub struct Scan {
 pub struct State {
     /// Whose.
     pub client_id: Arc<str>,
+    /// The user that it belongs to; nobody else gets it.
+    pub owner: Option<Box<str>>,
     /// Absent while the client is away.
     pub link: Option<Link>,
     /// Seconds that it outlives its connection; `u32::MAX`: for ever.
@@ -167,6 +169,7 @@ impl State {
     pub fn new(client_id: Arc<str>, limits: SessionLimits) -> Self {
         Self {
             client_id,
+            owner: None,
             link: None,
             expiry_s: 0,
             will: None,
