@@ -437,6 +437,7 @@ impl Broker {
                 return true;
             }
             if offset >= end {
+                session.state().advance(partition, end);
                 goes_on = false;
                 return false;
             }

@@ -195,11 +195,12 @@ impl Broker {
                 changes.push(saved::progress(&state, tail.processed()));
             }
             drop(state);
-            drop(sessions);
-            drop(tail);
             if is_over {
+                // before the client can have a new one, so that what is forgotten is not the new one's
                 self.end(session);
             }
+            drop(sessions);
+            drop(tail);
             self.take_back(shared);
         }
         if !changes.is_empty() {
@@ -219,7 +220,7 @@ impl Broker {
         self.publish_aside(message);
     }
 
-    /// A session is forgotten: it is out of the table of clients already.
+    /// A session is forgotten: it is out of the table of clients already, and the table is still locked.
     pub(super) fn end(self: &Arc<Self>, session: &Arc<Session>) {
         let (filters, changes, will) = {
             let mut state = session.state();

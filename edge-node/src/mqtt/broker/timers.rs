@@ -106,7 +106,6 @@ impl Broker {
                     let is_due = session.state().end_deadline == Some(deadline.number);
                     if is_due {
                         sessions.by_client.remove(&session.client_id);
-                        drop(sessions);
                         self.end(&session);
                     }
                 }
