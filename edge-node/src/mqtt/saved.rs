@@ -5,7 +5,7 @@
 //! ```text
 //! space         key                              value
 //! MqttSession   's' client id                    version = 1 │ expiry s u32 │ away since, wall ms i64 │
-//!                                                count u32 │ (filter │ options u8 │ identifier u32)…
+//!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
 //! MqttSession   'p' client id                    version = 1 │ count u32 │ (partition u32 │ offset u64)… │
 //!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)…
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
@@ -34,6 +34,8 @@ pub struct SavedSession {
     pub expiry_s: u32,
     /// When the client went, wall clock, ms; 0: it was there.
     pub away_since_ms: i64,
+    /// The user that it belongs to.
+    pub owner: Option<Box<str>>,
     /// Filters as they came.
     pub subscriptions: Vec<(Box<str>, Options)>,
 }
@@ -54,6 +56,7 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
     out.put_u8(VERSION);
     out.put_u32(state.expiry_s);
     out.put_i64(away_since_ms);
+    put_option(&mut out, state.owner.as_deref(), |out, text| put_text(out, text));
     put_count(&mut out, state.subscriptions.len());
     for (filter, options) in &state.subscriptions {
         put_text(&mut out, filter);
@@ -143,6 +146,7 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
         return None;
     }
     let (expiry_s, away_since_ms) = (from.try_get_u32().ok()?, from.try_get_i64().ok()?);
+    let owner = take_option(from, take_text)?;
     let count = from.try_get_u32().ok()?;
     let mut subscriptions = Vec::new();
     for _ in 0..count {
@@ -151,7 +155,7 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
         let identifier = Some(from.try_get_u32().ok()?).filter(|id| *id != 0);
         subscriptions.push((filter, read_options(bits, identifier)?));
     }
-    Some(SavedSession { expiry_s, away_since_ms, subscriptions })
+    Some(SavedSession { expiry_s, away_since_ms, owner, subscriptions })
 }
 
 /// Reads what [`progress`] wrote.
@@ -323,4 +327,96 @@ fn take_data<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
 
 fn take_text(from: &mut &[u8]) -> Option<Box<str>> {
     std::str::from_utf8(take_data(from)?).ok().map(Box::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mqtt::session::{Overflow, SessionLimits};
+
+    const LIMITS: SessionLimits = SessionLimits {
+        queue_messages: 10,
+        queue_bytes: 1000,
+        overflow: Overflow::DropNewest,
+        subscriptions: 10,
+    };
+
+    fn value(change: StateChange) -> Bytes {
+        change.value.unwrap()
+    }
+
+    prop_compose! {
+        fn options()(qos in 0_u8..3, no_local: bool, retain_as_published: bool, handling in 0_u8..3, identifier in prop::option::of(1_u32..9)) -> Options {
+            let retain_handling = match handling {
+                0 => RetainHandling::Always,
+                1 => RetainHandling::IfNew,
+                _ => RetainHandling::Never,
+            };
+            Options { qos: Qos::of(qos).unwrap(), no_local, retain_as_published, retain_handling, identifier }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_session_is_read_as_it_was_written(
+            expiry_s: u32,
+            away_since_ms: i64,
+            owner in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
+            subscriptions in prop::collection::btree_map("[a-z/+#]{1,6}".prop_map(Box::from), options(), 0..4),
+            positions in prop::collection::btree_map(any::<u32>().prop_map(PartitionId), any::<u64>(), 0..4),
+            sent in prop::collection::vec((any::<u16>(), any::<bool>(), any::<bool>(), any::<u32>(), any::<u64>()), 0..4),
+        ) {
+            let sent: Vec<Sent> = sent.into_iter().map(|(id, is_exactly_once, is_released, partition, offset)| Sent {
+                id,
+                delivery: None,
+                place: Some(Place { partition: PartitionId(partition), offset }),
+                is_exactly_once,
+                is_released,
+            }).collect();
+            let mut state = State::restored(Arc::from("c"), LIMITS, positions.clone(), sent.clone());
+            state.expiry_s = expiry_s;
+            state.owner = owner.clone();
+            state.subscriptions = subscriptions.clone();
+            let read = read_session(&value(session(&state, away_since_ms))).unwrap();
+            let subscriptions = subscriptions.into_iter().collect();
+            prop_assert_eq!(read, SavedSession { expiry_s, away_since_ms, owner, subscriptions });
+            let read = read_progress(&value(progress(&state, &Positions::new()))).unwrap();
+            prop_assert_eq!(read.positions, positions);
+            let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released)).collect::<Vec<_>>();
+            prop_assert_eq!(ids(&read.sent), ids(&sent));
+        }
+
+        #[test]
+        fn a_retained_message_is_read_as_it_was_written(
+            payload in any::<Vec<u8>>().prop_map(Bytes::from),
+            content_type in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
+            correlation in prop::option::of(any::<Vec<u8>>().prop_map(Bytes::from)),
+            expiry_s: Option<u32>,
+            user in prop::collection::vec(("[a-z]{0,3}".prop_map(Box::from), "[a-z]{0,3}".prop_map(Box::from)), 0..3),
+        ) {
+            let properties = MessageProperties { content_type, correlation, expiry_s, user, ..MessageProperties::default() };
+            let has_any = properties != MessageProperties::default();
+            let message = Message {
+                topic: Arc::from("a/b"),
+                payload,
+                qos: Qos::AtLeastOnce,
+                retain: true,
+                published_ms: 99,
+                properties: has_any.then(|| Box::new(properties)),
+                from: None,
+            };
+            prop_assert_eq!(read_retained("a/b", &value(retained(&message))), Some(message));
+        }
+
+        #[test]
+        fn no_bytes_break_the_readers(bytes: Vec<u8>) {
+            drop(read_session(&bytes));
+            drop(read_progress(&bytes));
+            drop(read_retained("t", &Bytes::from(bytes.clone())));
+            drop(read_cursor(&bytes, &bytes));
+            drop(read_incoming(&bytes));
+        }
+    }
 }

@@ -101,6 +101,7 @@ impl Broker {
             }
             let mut state = State::restored(Arc::from(client_id), self.config.session, positions, sent);
             state.expiry_s = found.expiry_s;
+            state.owner = found.owner;
             state.subscriptions = found.subscriptions.iter().cloned().collect();
             state.incoming = incoming.remove(client_id).unwrap_or_default().into_iter().collect();
             let session = Session::new(self.number(), state);
