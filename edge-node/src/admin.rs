@@ -11,6 +11,7 @@ use crate::config::TopicsConfig;
 use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
+use crate::mqtt::MqttStats;
 use crate::metrics::{self, Counters};
 use crate::status::{PolicyStatus, Status, TopicStatus, UplinkStatus};
 use crate::store::Store;
@@ -47,6 +48,8 @@ pub struct Node {
     pub kafka: Option<Arc<KafkaStats>>,
     /// The HTTP listener's, when it is on.
     pub http: Option<Arc<HttpStats>>,
+    /// The MQTT listener's, when it is on.
+    pub mqtt: Option<Arc<MqttStats>>,
     /// The uplink.
     pub uplink: Arc<dyn UplinkView>,
     /// What it may be used for, when it is on.
@@ -117,6 +120,7 @@ impl Provider for Node {
                 ingest: &node.ingest,
                 kafka: node.kafka.as_deref(),
                 http: node.http.as_deref(),
+                mqtt: node.mqtt.as_deref(),
                 space: node.store.space(),
             };
             metrics::write(scrape, &status, counters)

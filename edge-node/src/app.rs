@@ -23,6 +23,7 @@ use crate::http::{self, HttpStats};
 use crate::ingest::{Ingest, IngestLimits, IngestStats};
 use crate::kafka::{self, KafkaStats};
 use crate::memory;
+use crate::mqtt::{self, MqttStats};
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
 use crate::uplink::{InUse, Keeper, Policies, Uplink, UplinkError, UplinkStats};
 
@@ -144,7 +145,13 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         .context("apply the topics of the configuration")?;
     let cluster_id = store.incarnation().to_string();
     let kafka = start_kafka(config, cluster_id, &ingest, tasks).await?;
-    let http = start_http(config, &ingest, tasks).await?;
+    let doors = http::Doors {
+        ingest: ingest.clone(),
+        store: Arc::clone(store),
+        max_decoded: limits.max_uncompressed_bytes,
+    };
+    let http = start_http(config, doors, tasks).await?;
+    let mqtt = start_mqtt(config, store, &ingest, tasks).await?;
     let policies = start_policies(config, tasks).await?;
     let uplink = start_uplink(config, store, limits, policies.clone(), tasks);
     let policies = policies.map(|(policies, _)| policies);
@@ -173,6 +180,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         ingest: Arc::clone(ingest.stats()),
         kafka,
         http,
+        mqtt,
         uplink: view,
         policies,
         started: shared::time::now(),
@@ -214,7 +222,7 @@ async fn start_kafka(
 
 async fn start_http(
     config: &Config,
-    ingest: &Ingest,
+    doors: http::Doors,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Arc<HttpStats>>> {
     let Some(http) = &config.http else {
@@ -222,14 +230,38 @@ async fn start_http(
     };
     let settings = http::HttpConfig::from_file(http);
     let stats = Arc::new(HttpStats::default());
-    let router = http::router(ingest.clone(), settings.clone(), Arc::clone(&stats));
+    let stop = tasks.stopping();
+    let router = http::router(doors, settings.clone(), Arc::clone(&stats), stop.clone());
     let listener = http::Listener::bind(settings, Arc::clone(&stats))
         .await
         .with_context(|| format!("[http] listen = \"{}\"", http.listen))?;
     info!(address = %listener.address()?, "HTTP listens");
-    let stop = tasks.stopping();
     tasks.core("http", async move {
         listener.run(router, stop).await;
+        Ok(())
+    });
+    Ok(Some(stats))
+}
+
+async fn start_mqtt(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    ingest: &Ingest,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<Arc<MqttStats>>> {
+    let Some(mqtt) = &config.mqtt else {
+        return Ok(None);
+    };
+    let settings = mqtt::MqttConfig::from_file(mqtt);
+    let stats = Arc::new(MqttStats::default());
+    let (store, ingest, told) = (Arc::clone(store), ingest.clone(), Arc::clone(&stats));
+    let listener = mqtt::Listener::bind(settings, mqtt.map.clone(), store, ingest, told)
+        .await
+        .with_context(|| format!("[mqtt] listen = \"{}\"", mqtt.listen))?;
+    info!(addresses = ?listener.addresses()?, "MQTT listens");
+    let stop = tasks.stopping();
+    tasks.core("mqtt", async move {
+        listener.run(stop).await;
         Ok(())
     });
     Ok(Some(stats))

@@ -6,7 +6,9 @@
 //!
 //! Not here: the site's name. It comes from the certificate only.
 
+mod access;
 mod classes;
+mod mqtt;
 mod policy;
 mod read;
 #[cfg(test)]
@@ -22,7 +24,9 @@ use shared::batch::{
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
+pub use access::{AccessConfig, UserConfig};
 pub use classes::ClassesConfig;
+pub use mqtt::MqttConfig;
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
@@ -38,10 +42,14 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[topics]`
     pub topics: TopicsConfig,
+    /// `[access]`
+    pub access: AccessConfig,
     /// `[kafka]`; `None` when switched off.
     pub kafka: Option<KafkaConfig>,
     /// `[http]`; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// `[mqtt]`; `None` when switched off.
+    pub mqtt: Option<MqttConfig>,
     /// `[policy]`
     pub policy: PolicyConfig,
     /// `[uplink]`; `None` when switched off: records queue until it is on.
@@ -195,6 +203,8 @@ pub struct HttpConfig {
     pub max_body: ByteSize,
     /// How long one request may take to arrive and be answered.
     pub request_timeout: Span,
+    /// Open tails.
+    pub max_tails: usize,
 }
 
 /// What decides how much is in flight.

@@ -34,7 +34,7 @@ pub use fullness::Full;
 use fullness::Fullness;
 
 use crate::config::TopicsConfig;
-use crate::store::{Append, AppendError, Appended, Space, Store, StoreError, Topic};
+use crate::store::{Append, AppendError, Appended, Space, StateChange, Store, StoreError, Topic};
 
 /// Pauses between attempts while the store's queue is full: 2, 4, … 128 ms, a quarter of a second in
 /// all. A group's sync takes less.
@@ -296,6 +296,20 @@ impl Ingest {
         partition: u32,
         batch: Bytes,
     ) -> Result<Pending, Refusal> {
+        self.append_with(topic, partition, batch, Vec::new()).await
+    }
+
+    /// As [`Ingest::append`], with facts that are on disk if and only if the batch is.
+    ///
+    /// # Errors
+    /// [`Refusal`] when it never reached the store.
+    pub async fn append_with(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        batch: Bytes,
+        state: Vec<StateChange>,
+    ) -> Result<Pending, Refusal> {
         let partition = usize::try_from(partition)
             .ok()
             .and_then(|index| topic.partitions.get(index))
@@ -323,6 +337,7 @@ impl Ingest {
             partition: *partition,
             batch,
             header,
+            state,
         };
         Ok(Pending {
             answer: self.hand_over(append).await,
@@ -338,6 +353,7 @@ impl Ingest {
         loop {
             let copy = Append {
                 batch: append.batch.clone(),
+                state: append.state.clone(),
                 ..append
             };
             let mut receiver = self.inner.store.append(copy);

@@ -1,8 +1,10 @@
 //! The one process at a remote site: a durable log, the protocols that local producers speak, and the
 //! uplink to the hub.
 
+pub mod access;
 pub mod admin;
 pub mod app;
+pub mod base64;
 pub mod bytes;
 pub mod cli;
 pub mod config;
@@ -11,6 +13,7 @@ pub mod ingest;
 pub mod kafka;
 pub mod memory;
 pub mod metrics;
+pub mod mqtt;
 pub mod status;
 pub mod store;
 pub mod uplink;

@@ -11,6 +11,7 @@ use shared::metrics::{Labels, Scrape, level, single};
 use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
+use crate::mqtt::MqttStats;
 use crate::status::{AllowanceStatus, Ledger, PathStatus, PolicyStatus, Status, TopicStatus};
 use crate::store::Space;
 
@@ -32,6 +33,8 @@ pub struct Counters<'a> {
     pub kafka: Option<&'a KafkaStats>,
     /// The HTTP listener.
     pub http: Option<&'a HttpStats>,
+    /// The MQTT listener's, when it is on.
+    pub mqtt: Option<&'a MqttStats>,
     /// What is stored and what may be.
     pub space: Space,
 }
@@ -51,6 +54,9 @@ pub fn write(scrape: &mut Scrape<'_>, status: &Status, counters: Counters<'_>) -
     counters
         .kafka
         .map_or(Ok(()), |kafka| write_kafka(scrape, kafka))?;
+    counters
+        .mqtt
+        .map_or(Ok(()), |mqtt| write_mqtt(scrape, mqtt))?;
     shared::metrics::process(scrape)
 }
 
@@ -306,7 +312,10 @@ fn write_connections(scrape: &mut Scrape<'_>, counters: Counters<'_>) -> fmt::Re
     let http = counters
         .http
         .map(|stats| ("http", &stats.open, &stats.accepted, &stats.requests));
-    let listeners: Vec<_> = kafka.into_iter().chain(http).collect();
+    let mqtt = counters
+        .mqtt
+        .map(|stats| ("mqtt", &stats.open, &stats.accepted, &stats.publishes));
+    let listeners: Vec<_> = kafka.into_iter().chain(http).chain(mqtt).collect();
     let label = |protocol: &str| -> Labels { vec![("protocol", protocol.to_owned())] };
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let open = listeners
@@ -349,6 +358,29 @@ fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {
         "Batches answered with an error",
         count(&kafka.refused_batches),
     )
+}
+
+fn write_mqtt(scrape: &mut Scrape<'_>, mqtt: &MqttStats) -> fmt::Result {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    scrape.gauge(
+        "mqtt_clients",
+        "Clients that have their session",
+        [(Labels::new(), level(read(&mqtt.connected)))],
+    )?;
+    for (name, help, counter) in [
+        ("mqtt_connections_refused", "Connections refused at the limit", &mqtt.refused_connections),
+        ("mqtt_connections_failed", "Connections ended by garbage, slowness or a broken socket", &mqtt.failed),
+        ("mqtt_received_bytes", "Bytes received", &mqtt.bytes_in),
+        ("mqtt_sent_bytes", "Bytes sent", &mqtt.bytes_out),
+        ("mqtt_messages_sent", "Messages sent to subscribers", &mqtt.deliveries),
+        ("mqtt_messages_refused", "Messages received and not stored", &mqtt.refused),
+        ("mqtt_messages_dropped", "Messages not sent to subscribers that did not keep up", &mqtt.dropped),
+        ("mqtt_messages_not_retained", "Messages delivered and, at the bound, not retained", &mqtt.not_retained),
+        ("mqtt_records_unmapped", "Records of mapped topics without an MQTT topic", &mqtt.unmapped),
+    ] {
+        scrape.counter(name, help, single(read(counter)))?;
+    }
+    Ok(())
 }
 
 /// At most [`MAX_TOPICS`] names; what is left goes into one.
@@ -397,6 +429,7 @@ mod tests {
                 ingest: &ingest,
                 kafka: Some(&kafka),
                 http: Some(&http),
+                mqtt: None,
                 space: Space {
                     stored_bytes: 7,
                     quota_bytes: Some(9),

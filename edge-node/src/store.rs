@@ -30,6 +30,14 @@ macro_rules! delegate_to_engine {
             self.engine.next_producer_id()
         }
 
+        fn state(
+            &self,
+            space: StateSpace,
+            prefix: &[u8],
+        ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+            self.engine.state(space, prefix)
+        }
+
         fn read(
             &self,
             partition: PartitionId,
@@ -37,6 +45,15 @@ macro_rules! delegate_to_engine {
             max_bytes: usize,
         ) -> Result<Vec<Item>, StoreError> {
             self.engine.read(partition, from, max_bytes)
+        }
+
+        fn browse(
+            &self,
+            partition: PartitionId,
+            from: Offset,
+            max_bytes: usize,
+        ) -> Result<Vec<Item>, StoreError> {
+            self.engine.browse(partition, from, max_bytes)
         }
 
         fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
@@ -111,6 +128,7 @@ mod repair;
 mod retention;
 mod rocks;
 mod space;
+mod state;
 mod trim;
 mod tuning;
 mod value;
@@ -129,6 +147,7 @@ pub use memory::MemoryStore;
 pub use node::{RocksStore, StartReport};
 pub use recovery::DamagedRange;
 pub use repair::Salvage;
+pub use state::{StateChange, StateKey, StateSpace};
 
 /// Why an append is refused that would go past the node's quota.
 pub const QUOTA_FULL: &str = "the node is at its byte quota and nothing may be deleted";
@@ -185,10 +204,12 @@ pub struct Append {
     pub batch: Bytes,
     /// Its header, parsed.
     pub header: BatchHeader,
+    /// Facts that are written with it, and not when it is refused or was appended before.
+    pub state: Vec<StateChange>,
 }
 
 /// Where an append went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Appended {
     /// Offset of the batch's first record.
     pub base_offset: Offset,
@@ -360,6 +381,16 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// synced: whoever gets `Ok` may acknowledge. A full queue answers [`AppendError::Full`] at once.
     fn append(&self, append: Append) -> oneshot::Receiver<Result<Appended, AppendError>>;
 
+    /// Writes facts, all or none, in their place between the appends before and after. The answer comes
+    /// after the sync. Refused when the queue or the disk is full, as an append is.
+    fn put_state(&self, changes: Vec<StateChange>) -> oneshot::Receiver<Result<(), AppendError>>;
+
+    /// Facts of a space whose keys begin with `prefix`, in the order of their keys.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
     /// A producer id that this store never gave out before (KIP-98), with epoch 0.
     ///
     /// # Errors
@@ -372,6 +403,18 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Corrupt`] when a block's checksum is wrong.
     fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError>;
+
+    /// As [`Store::read`], for readers at the site: what they see of a gap is not what the hub is told of
+    /// it, and the ledger keeps those apart.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn browse(
         &self,
         partition: PartitionId,
         from: Offset,

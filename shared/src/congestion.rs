@@ -26,6 +26,7 @@
 //!
 //! Integers only, no clock, a few hundred bytes a connection.
 
+mod change;
 mod rounds;
 mod train;
 
@@ -42,6 +43,7 @@ use std::time::Instant;
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
+use change::Change;
 use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
 
@@ -147,6 +149,9 @@ struct Measured {
     /// A probe's that made no queue and cost nothing.
     carried: u64,
     calm: Calm,
+    change: Change,
+    /// Still to be drained: what was sent before tells nothing of the path.
+    drained_from: Option<Instant>,
     /// The last round was slower than it would be without a queue.
     is_slow: bool,
     /// The last round's loss was answered: this round's packets were sent before.
@@ -169,6 +174,8 @@ impl Measured {
             probed: 0,
             carried: 0,
             calm: Calm::default(),
+            change: Change::default(),
+            drained_from: None,
             is_slow: false,
             has_answered: false,
         }
@@ -207,9 +214,14 @@ impl Measured {
         let Some(summary) = round.end(now) else {
             return;
         };
+        let base = self.base.mean();
         self.base.add(now, &summary);
         self.is_slow = summary.round_trip > self.base.mean() / 16 * 17;
         let signs = self.signs(&summary);
+        let best = self.rates.best();
+        if self.change.is_shown(&summary, best, base, signs.is_heavy) {
+            return self.look_anew(now, &summary);
+        }
         if !summary.is_app_limited || summary.rate > self.rates.best() {
             self.rates.add(summary.rate);
         }
@@ -324,6 +336,17 @@ impl Measured {
         };
     }
 
+    /// The path is another one: as at the beginning, as soon as what is in flight is through.
+    fn look_anew(&mut self, now: Instant, summary: &Summary) {
+        // if only the rate changed, half of the path
+        let half = self.product(summary.rate) / 2;
+        self.restart(now);
+        self.set_window(half);
+        self.base = BaseRoundTrip::default();
+        self.trains.add(summary.rate);
+        self.drained_from = Some(now);
+    }
+
     /// The link was away. Half of what it carried, and from there as at the beginning.
     fn restart(&mut self, now: Instant) {
         let half = self.product(self.rates.best()) / 2;
@@ -361,6 +384,12 @@ impl Controller for Measured {
         app_limited: bool,
         _: &RttEstimator,
     ) {
+        if self.drained_from.is_some_and(|from| sent < from) {
+            return;
+        }
+        if self.drained_from.take().is_some() {
+            self.round = Round::new(now);
+        }
         self.round.add_acked(now, sent, bytes, app_limited);
         self.trains.add_acked(now, sent, bytes);
         self.base.bound(now.saturating_duration_since(sent));
@@ -372,7 +401,10 @@ impl Controller for Measured {
         }
     }
 
-    fn on_congestion_event(&mut self, now: Instant, _sent: Instant, persistent: bool, lost: u64) {
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost: u64) {
+        if self.drained_from.is_some_and(|from| sent < from) {
+            return;
+        }
         self.round.add_lost(lost);
         if persistent {
             self.restart(now);

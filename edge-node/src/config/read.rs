@@ -9,8 +9,8 @@ use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig, StoreConfig,
-    TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
+    AccessConfig, ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig,
+    StoreConfig, TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
 };
 use crate::store::OnFull;
 use crate::uplink::policy::Zone;
@@ -74,17 +74,21 @@ pub(super) fn config(document: &mut Document) -> Config {
         store(document.section("store")),
     );
     let topics = topics(document.section("topics"));
+    let access = AccessConfig::read(document.section("access"));
     let (kafka, http) = (
         kafka(document.section("kafka")),
         http(document.section("http")),
     );
+    let mqtt = super::mqtt::mqtt(document.section("mqtt"));
     let policy = policy::site(document.section("policy"));
     let config = Config {
         node,
         store,
         topics,
+        access,
         kafka,
         http,
+        mqtt,
         uplink: uplink(document.section("uplink"), &policy.policy.zone),
         policy,
         admin: admin(document),
@@ -210,6 +214,7 @@ fn http(mut section: Section) -> Option<HttpConfig> {
         max_connections: section.number("max_connections", 256_u32, 1..=100_000) as usize,
         max_body: section.size("max_body", ByteSize::mib(1), body),
         request_timeout: section.span("request_timeout", Span::secs(30), timeout),
+        max_tails: section.number("max_tails", 64_u32, 0..=10_000) as usize,
     };
     enabled.then_some(config)
 }
@@ -315,6 +320,11 @@ fn check_listeners(config: &Config, document: &mut Document) {
             config.kafka.as_ref().map(|kafka| kafka.listen),
         ),
         ("http.listen", config.http.as_ref().map(|http| http.listen)),
+        ("mqtt.listen", config.mqtt.as_ref().map(|mqtt| mqtt.listen)),
+        (
+            "mqtt.listen_websocket",
+            config.mqtt.as_ref().and_then(|mqtt| mqtt.listen_websocket),
+        ),
         ("admin.listen", Some(config.admin.listen)),
     ];
     for (index, (key, address)) in listeners.iter().enumerate() {
@@ -330,6 +340,6 @@ fn check_listeners(config: &Config, document: &mut Document) {
     }
 }
 
-fn loopback(port: u16) -> SocketAddr {
+pub(super) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }

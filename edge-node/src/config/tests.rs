@@ -104,7 +104,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "uplink.level = 99: out of range; accepted: a whole number from 1 to 19",
         "uplink.hubs[0] = \"hub\": not a host and port",
         "log.level = \"=\": not a log filter",
-        "mqtt: no such key; accepted: node, store, topics, kafka, http, policy, uplink, admin, log",
+        "mqtt: no such key; accepted: node, store, topics, access, kafka, http, policy, uplink, admin, log",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
@@ -273,4 +273,26 @@ fn status_finds_the_admin_listener_of_a_broken_file() {
         error.contains("admin.listen = \"here\"") && !error.contains("nonsense"),
         "{error}"
     );
+}
+
+#[test]
+fn users_are_checked_and_secrets_are_not_told() {
+    let text = problems(
+        "[uplink]\nenabled = false\n[[access.user]]\nname = \"a,b\"\ncredentials = [\"hunter2\"]\n\
+         [[access.user]]\nname = \"x\"\ntokens = [\"hunter2\"]\n[[access.user]]\nname = \"x\"\n\
+         common_name = \"c\"\nproduce = [\"a b\"]\n[[access.user]]\npassword_file = \"p\"\ncommon_name = \"c\"\n",
+    );
+    for part in [
+        "access.user[0].name = \"a,b\": not a user name; accepted: 1 to 128",
+        "access.user[0].credentials[0]: not a credential; accepted: what `edge-node credential`",
+        "access.user[1].tokens[0]: not a token's hash; accepted: what",
+        "access.user[1].credentials: the user can't prove who it is; accepted: credentials,",
+        "access.user[2].name: another user has it",
+        "access.user[2].produce[0] = \"a b\": not a name pattern",
+        "access.user[3].name: missing; for example name = \"till-1\"",
+        "access.user[3].common_name: empty, or another user has it",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("hunter2"), "{text}");
 }

@@ -1,12 +1,13 @@
 //! What went wrong, as HTTP says it: a status and `{"error": text}`.
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shared::record::RecordError;
 
 use super::records::BodyError;
 use crate::ingest::{Refusal, TopicError};
-use crate::store::AppendError;
+use crate::store::{AppendError, StoreError};
 
 /// When a client should try again, seconds.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
@@ -52,10 +53,23 @@ impl IntoResponse for HttpError {
     }
 }
 
+impl From<PathRejection> for HttpError {
+    fn from(error: PathRejection) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.body_text())
+    }
+}
+
+impl From<QueryRejection> for HttpError {
+    fn from(error: QueryRejection) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.body_text())
+    }
+}
+
 impl From<BodyError> for HttpError {
     fn from(error: BodyError) -> Self {
         let status = match error {
             BodyError::Invalid(_) | BodyError::Empty => StatusCode::BAD_REQUEST,
+            BodyError::NoPartition { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             BodyError::RecordTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         };
         Self::new(status, error.to_string())
@@ -73,10 +87,21 @@ impl From<TopicError> for HttpError {
     }
 }
 
+impl From<StoreError> for HttpError {
+    fn from(error: StoreError) -> Self {
+        let status = match error {
+            // deleted since the request came
+            StoreError::UnknownPartition => StatusCode::NOT_FOUND,
+            StoreError::Corrupt(_) | StoreError::Io(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
 impl From<AppendError> for HttpError {
     fn from(error: AppendError) -> Self {
         let status = match error {
-            AppendError::UnknownPartition => StatusCode::BAD_REQUEST,
+            AppendError::UnknownPartition => StatusCode::UNPROCESSABLE_ENTITY,
             // these two can't happen to records without a producer id
             AppendError::OutOfOrderSequence { .. } | AppendError::ProducerFenced { .. } => {
                 StatusCode::CONFLICT
@@ -95,9 +120,10 @@ impl From<Refusal> for HttpError {
             Refusal::Record(error @ RecordError::TooLarge { .. }) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
-            other @ (Refusal::UnknownPartition | Refusal::Record(_)) => {
-                Self::new(StatusCode::BAD_REQUEST, other.to_string())
+            Refusal::UnknownPartition => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, refusal.to_string())
             }
+            Refusal::Record(error) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
         }
     }
 }

@@ -142,6 +142,34 @@ fn unescape(raw: &str) -> Result<Cow<'_, str>, String> {
     }
 }
 
+/// Whether it is one JSON value with no white space around its tokens.
+#[must_use]
+pub fn is_compact(text: &str) -> bool {
+    let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
+    is_json && compact(text).len() == text.len()
+}
+
+/// How deep arrays and objects of valid JSON lie in one another.
+#[must_use]
+pub fn depth(text: &str) -> usize {
+    let (mut is_string, mut is_escaped) = (false, false);
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for byte in text.bytes() {
+        match (is_string, byte) {
+            (true, _) if is_escaped => is_escaped = false,
+            (true, b'\\') => is_escaped = true,
+            (_, b'"') => is_string = !is_string,
+            (false, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// Valid JSON without the white space around its tokens.
 fn compact(raw: &str) -> Cow<'_, str> {
     if !raw.bytes().any(is_blank) {

@@ -1,5 +1,5 @@
 //! Serves the routes on a socket with limits that axum's own loop doesn't have: connections, idle
-//! time, and how slowly a request may come.
+//! time, how slowly a request may come, and how slowly its answer may be taken.
 //!
 //! At the connection limit nothing more is accepted until one closes; idle ones close by themselves.
 
@@ -91,6 +91,7 @@ fn log_end(result: io::Result<()>) {
 struct Limits {
     idle: Duration,
     request: Duration,
+    send: Duration,
     bytes_per_s: u64,
 }
 
@@ -100,6 +101,7 @@ impl Limits {
         Self {
             idle: config.idle_timeout.max(parts + MARGIN),
             request: parts + MARGIN,
+            send: config.send_grace,
             bytes_per_s: config.min_bytes_per_s.max(1),
         }
     }
@@ -149,12 +151,18 @@ impl axum::serve::Listener for Gate {
     }
 }
 
-/// When a connection's request began to come, and how much of it came.
+/// When a connection's request began to come, and how much of it came; and the same of what the client
+/// is slow to take.
 #[derive(Debug)]
 struct Clock {
     last: Instant,
     started: Option<Instant>,
     received: u64,
+    /// Since when the client's window has not been open for all that there is.
+    held_up: Option<Instant>,
+    taken: u64,
+    /// Nothing at all fits at the moment.
+    is_blocked: bool,
 }
 
 impl Clock {
@@ -163,6 +171,9 @@ impl Clock {
             last: Instant::now(),
             started: None,
             received: 0,
+            held_up: None,
+            taken: 0,
+            is_blocked: false,
         }
     }
 
@@ -172,17 +183,40 @@ impl Clock {
         self.received += bytes;
     }
 
-    fn answered(&mut self) {
+    fn sent(&mut self, bytes: usize, of: usize) {
         self.last = Instant::now();
         self.started = None;
         self.received = 0;
+        self.is_blocked = false;
+        if bytes == of {
+            self.held_up = None;
+            self.taken = 0;
+        } else {
+            self.taken += bytes as u64;
+        }
+    }
+
+    fn blocked(&mut self) {
+        self.is_blocked = true;
+        self.held_up.get_or_insert_with(Instant::now);
     }
 
     fn deadline(&self, limits: &Limits) -> Instant {
+        let with_earned = |since: Instant, grace: Duration, bytes: u64| {
+            since + grace + Duration::from_millis(bytes * 1000 / limits.bytes_per_s)
+        };
+        let request = self
+            .started
+            .map(|started| with_earned(started, limits.request, self.received));
+        let send = self
+            .held_up
+            .filter(|_| self.is_blocked)
+            .map(|since| with_earned(since, limits.send, self.taken));
         let idle = self.last + limits.idle;
-        let earned = Duration::from_millis(self.received * 1000 / limits.bytes_per_s);
-        self.started
-            .map_or(idle, |started| idle.min(started + limits.request + earned))
+        [request, send]
+            .into_iter()
+            .flatten()
+            .fold(idle, Instant::min)
     }
 }
 
@@ -237,9 +271,10 @@ impl AsyncWrite for Guarded {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, buf) {
-            self.clock.answered();
+            self.clock.sent(*result.as_ref().unwrap_or(&0), buf.len());
             return Poll::Ready(result);
         }
+        self.clock.blocked();
         self.poll_overdue(cx).map(Err)
     }
 

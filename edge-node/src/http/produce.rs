@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::App;
 use super::error::HttpError;
 use super::records::{Gather, Placement, Record, gather_json, gather_ndjson};
+use super::topics;
 use crate::ingest::{Pending, Reservation};
 use crate::store::Topic;
 
@@ -55,26 +56,11 @@ pub(super) async fn produce(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    app.stats.requests.fetch_add(1, Ordering::Relaxed);
-    let result = async {
-        let Path(name) =
-            topic.map_err(|e| HttpError::new(StatusCode::BAD_REQUEST, e.body_text()))?;
-        let Query(params) =
-            params.map_err(|e| HttpError::new(StatusCode::BAD_REQUEST, e.body_text()))?;
+    app.answer(async {
+        let (Path(name), Query(params)) = (topic?, params?);
         app.produce(&name, params, &headers, body).await
-    };
-    match result.await {
-        Ok(response) => response,
-        Err(error) => {
-            app.stats.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(
-                status = error.status.as_u16(),
-                text = error.text,
-                "Request refused"
-            );
-            error.into_response()
-        }
-    }
+    })
+    .await
 }
 
 impl App {
@@ -110,9 +96,7 @@ impl App {
             records: offsets.iter().map(|placed| u64::from(placed.count)).sum(),
             offsets,
         };
-        let mut json = serde_json::to_string(&answer).expect("numbers and a name");
-        json.push('\n');
-        Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+        Ok(topics::json(&answer))
     }
 
     /// Reads the body; its bytes count towards the node's budget as they come.
@@ -192,7 +176,7 @@ impl App {
             })?,
             Kind::Json | Kind::Ndjson if !params.is_empty() => {
                 let text = "key, partition and timestamp belong into the records of a JSON body";
-                return Err(HttpError::new(StatusCode::BAD_REQUEST, text));
+                return Err(HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, text));
             }
             Kind::Json => gather_json(&body, &mut gather)?,
             Kind::Ndjson => gather_ndjson(&body, &mut gather)?,

@@ -16,8 +16,8 @@ use bytes::Bytes;
 use shared::partitioner::partition_for_key;
 use shared::record::{BatchBuilder, HEADER_LEN, Header, record_len};
 
-use super::base64;
 use super::json::{self, Cursor, Invalid};
+use crate::base64;
 
 /// Why a body can't become batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,13 @@ pub enum BodyError {
     /// Not UTF-8, not JSON, or not records.
     #[error("{0}")]
     Invalid(String),
+    /// The topic has fewer partitions.
+    #[error("record {index}: partition {partition}; accepted: 0 to {last}")]
+    NoPartition {
+        index: u32,
+        partition: u32,
+        last: u32,
+    },
     /// One record does not fit the topic's largest batch.
     #[error("record {index} takes {bytes} bytes; accepted: {limit}")]
     RecordTooLarge {
@@ -45,12 +52,15 @@ pub struct Record<'a> {
     /// Absent: Kafka's null.
     pub value: Option<Cow<'a, [u8]>>,
     /// In their order; names may repeat.
-    pub headers: Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>,
+    pub headers: Vec<HeaderOf<'a>>,
     /// Where it must go.
     pub partition: Option<u32>,
     /// Absent: the time of arrival.
     pub timestamp_ms: Option<i64>,
 }
+
+/// A header's name and value as they came.
+pub type HeaderOf<'a> = (Cow<'a, [u8]>, Option<Cow<'a, [u8]>>);
 
 /// What holds for all records of a request.
 #[derive(Debug, Clone, Copy)]
@@ -94,11 +104,11 @@ impl Gather {
         let place = self.placement;
         let partition = match (record.partition, &record.key) {
             (Some(partition), _) if partition >= place.partitions => {
-                return Err(BodyError::Invalid(format!(
-                    "record {}: partition {partition}; accepted: 0 to {}",
-                    self.count,
-                    place.partitions - 1
-                )));
+                return Err(BodyError::NoPartition {
+                    index: self.count,
+                    partition,
+                    last: place.partitions.saturating_sub(1),
+                });
             }
             (Some(partition), _) => partition,
             (None, Some(key)) => partition_for_key(key, place.partitions),
@@ -108,8 +118,8 @@ impl Gather {
             .headers
             .iter()
             .map(|(name, value)| Header {
-                name: name.as_bytes(),
-                value: value.as_ref().map(|v| v.as_bytes()),
+                name,
+                value: value.as_deref(),
             })
             .collect();
         let timestamp_ms = record.timestamp_ms.unwrap_or(place.now_ms);
@@ -266,10 +276,14 @@ fn text_of<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Invalid>
 }
 
 fn bytes_of<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, [u8]>>, Invalid> {
-    Ok(text_of(cursor)?.map(|text| match text {
+    Ok(text_of(cursor)?.map(bytes))
+}
+
+fn bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
         Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
         Cow::Owned(text) => Cow::Owned(text.into_bytes()),
-    }))
+    }
 }
 
 fn base64_of<'a>(cursor: &mut Cursor<'a>) -> Result<Cow<'a, [u8]>, Invalid> {
@@ -280,15 +294,52 @@ fn base64_of<'a>(cursor: &mut Cursor<'a>) -> Result<Cow<'a, [u8]>, Invalid> {
     }
 }
 
-fn headers_of<'a>(
-    cursor: &mut Cursor<'a>,
-) -> Result<Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>, Invalid> {
+/// An object of names and values, or a list of `{"name": …, "value": …}`, where names and values may be
+/// bytes: `name_base64`, `value_base64`.
+fn headers_of<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<HeaderOf<'a>>, Invalid> {
     let mut headers = Vec::new();
-    cursor.object(|cursor, name| {
-        headers.push((name, text_of(cursor)?));
+    if !cursor.skip(b'[') {
+        cursor.object(|cursor, name| {
+            headers.push((bytes(name), bytes_of(cursor)?));
+            Ok(())
+        })?;
+        return Ok(headers);
+    }
+    if cursor.skip(b']') {
+        return Ok(headers);
+    }
+    loop {
+        headers.push(header_of(cursor)?);
+        if cursor.skip(b']') {
+            return Ok(headers);
+        }
+        cursor.expect(b',')?;
+    }
+}
+
+fn header_of<'a>(cursor: &mut Cursor<'a>) -> Result<HeaderOf<'a>, Invalid> {
+    let (mut name, mut value) = (None, None);
+    cursor.object(|cursor, member| {
+        let (is_second, what) = match &*member {
+            "name" => (name.replace(bytes(cursor.string()?)).is_some(), "name"),
+            "name_base64" => (name.replace(base64_of(cursor)?).is_some(), "name"),
+            "value" => (value.replace(bytes_of(cursor)?).is_some(), "value"),
+            "value_base64" => (value.replace(Some(base64_of(cursor)?)).is_some(), "value"),
+            other => {
+                let known = "name, name_base64, value, value_base64";
+                let shown: String = other.chars().take(40).collect();
+                return Err(cursor.invalid(format!("`{shown}` in a header; accepted: {known}")));
+            }
+        };
+        if is_second {
+            return Err(cursor.invalid(format!("a second {what} in a header")));
+        }
         Ok(())
     })?;
-    Ok(headers)
+    match (name, value) {
+        (Some(name), Some(value)) => Ok((name, value)),
+        _ => Err(cursor.invalid("a header needs a name and a value")),
+    }
 }
 
 /// `null` is as good as absent.

@@ -1,3 +1,5 @@
+mod reading;
+
 use serde_json::{Value, json};
 use shared::record::{BatchHeader, Records, open};
 use shared::units::ByteSize;
@@ -16,6 +18,7 @@ struct Server {
     store: Arc<FakeStore>,
     ingest: Ingest,
     address: SocketAddr,
+    stats: Arc<HttpStats>,
     stop: CancellationToken,
     task: tokio::task::JoinSet<()>,
 }
@@ -33,11 +36,18 @@ async fn server(
     let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     let mut task = tokio::task::JoinSet::new();
-    task.spawn(listener.run(router(ingest.clone(), config, stats), stop.clone()));
+    let doors = Doors {
+        ingest: ingest.clone(),
+        store: store.clone(),
+        max_decoded: limits.max_uncompressed_bytes,
+    };
+    let routes = router(doors, config, stats.clone(), stop.clone());
+    task.spawn(listener.run(routes, stop.clone()));
     Server {
         store,
         ingest,
         address,
+        stats,
         stop,
         task,
     }
@@ -272,7 +282,7 @@ async fn a_request_with_a_fault_stores_nothing() {
             "/v1/topics/t/records",
             JSON,
             "[{\"value\":1,\"partition\":4}]",
-            400,
+            422,
             "accepted: 0 to 3",
         ),
         (
@@ -301,7 +311,7 @@ async fn a_request_with_a_fault_stores_nothing() {
             "/v1/topics/t/records?key=1",
             JSON,
             "[{\"value\":1}]",
-            400,
+            422,
             "belong into the records",
         ),
         ("/v1/topics/t/records?ke=1", "", "x", 400, "ke"),
@@ -427,7 +437,8 @@ async fn every_answer_is_json_and_ends_with_a_newline() {
     let server = server(|_, _, _| {}).await;
     for (request, status) in [
         ("GET /nowhere", 404),
-        ("GET /v1/topics/t/records", 405),
+        ("GET /v1/topics/t/records", 404),
+        ("PUT /v1/topics/t/records", 405),
         ("POST /v1/topics/t/records", 400),
     ] {
         let request = format!(

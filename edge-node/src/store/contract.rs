@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{
     Append, AppendError, Appended, GapReason, Item, Ledger, MemoryStore, OnFull, PartitionId,
-    RocksStore, Store, StoreConfig, StoreError, Topic, TopicRules,
+    RocksStore, StateChange, Store, StoreConfig, StoreError, Topic, TopicRules,
 };
 
 /// A store under test, and the directory that it lives in, if any.
@@ -86,9 +86,56 @@ promises! {
     a_new_incarnation_begins_at_the_cursors
     readers_are_woken
     unknown_partitions_are_refused
+    facts_are_written_with_their_batch_or_not_at_all
 }
 
 type Make = fn(&StoreConfig) -> Subject;
+
+fn facts_are_written_with_their_batch_or_not_at_all(make: Make) {
+    use super::StateSpace::{GroupOffset, MqttInflight, MqttSession};
+    let s = make(&config()).store;
+    let p = topic(&*s, "a", rules());
+    let fact = |key: &'static str, value: &'static str| StateChange::put(MqttSession, key, value);
+    let put = |changes| s.put_state(changes).blocking_recv().unwrap();
+    put(vec![fact("a/1", "x"), fact("a/2", "x"), fact("b", "x")]).unwrap();
+    put(vec![
+        fact("a/2", "y"),
+        StateChange::forget(MqttSession, "b"),
+        StateChange::put(MqttInflight, "a/1", "other"),
+    ])
+    .unwrap();
+    let found = |prefix: &str| -> Vec<(String, String)> {
+        let found = s.state(MqttSession, prefix.as_bytes()).unwrap();
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        found.iter().map(|(k, v)| (text(k), text(v))).collect()
+    };
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert_eq!(found(""), [pair("a/1", "x"), pair("a/2", "y")]);
+    assert_eq!(found("a/2"), [pair("a/2", "y")]);
+    assert!(s.state(GroupOffset, b"").unwrap().is_empty());
+
+    let send = |partition, sequence, value| {
+        let stamp = ProducerStamp {
+            id: 7,
+            epoch: 0,
+            base_sequence: sequence,
+        };
+        let batch = batch_with(1, 1, Compression::None, Some(stamp));
+        let append = Append {
+            partition,
+            header: BatchHeader::parse(&batch).unwrap(),
+            batch,
+            state: vec![fact("with", value)],
+        };
+        s.append(append).blocking_recv().unwrap()
+    };
+    send(p, 0, "first").unwrap();
+    assert_eq!(found("with"), [pair("with", "first")]);
+    assert!(send(p, 0, "duplicate").unwrap().is_duplicate);
+    send(p, 5, "out of order").unwrap_err();
+    send(PartitionId(99), 0, "unknown").unwrap_err();
+    assert_eq!(found("with"), [pair("with", "first")]);
+}
 
 fn batches_come_back_verbatim_in_order(make: Make) {
     let site = make(&config());
@@ -608,6 +655,7 @@ pub(super) fn append(
         partition,
         batch: batch.clone(),
         header,
+        state: Vec::new(),
     })
     .blocking_recv()
     .unwrap()

@@ -57,6 +57,33 @@ fn everything_survives_a_kill() {
     check(&*t);
 }
 
+/// Protocols keep facts beside the log: a kill and a salvage keep them as well.
+#[test]
+fn facts_survive_a_kill_and_a_salvage() {
+    use super::StateSpace::MqttSession;
+    let dir = tempdir();
+    let (s, _) = open(dir.path());
+    let p = topic(&*s, "a", rules());
+    append(&*s, p, &batch(1, 50)).unwrap();
+    let facts: Vec<_> = (0..50)
+        .map(|n| super::StateChange::put(MqttSession, format!("client-{n:02}"), vec![n; 100]))
+        .collect();
+    s.put_state(facts).blocking_recv().unwrap().unwrap();
+    let before = s.state(MqttSession, b"").unwrap();
+    assert_eq!(before.len(), 50);
+
+    let copy = killed(dir.path());
+    let (t, _) = open(copy.path());
+    assert_eq!(t.state(MqttSession, b"").unwrap(), before);
+    drop(t);
+
+    let copy = killed(dir.path());
+    super::repair::mark(copy.path(), "a test says so");
+    let (t, report) = open(copy.path());
+    assert!(report.salvage.is_some());
+    assert_eq!(t.state(MqttSession, b"").unwrap(), before);
+}
+
 /// What the process before had read of a gap nobody knows.
 #[test]
 fn a_stored_gap_grows_no_more_after_a_restart() {
@@ -659,6 +686,7 @@ fn a_full_queue_refuses_at_once() {
                 partition: p,
                 batch: sent.clone(),
                 header,
+                state: Vec::new(),
             })
         })
         .map(|answer| answer.blocking_recv().unwrap())
@@ -670,6 +698,7 @@ fn a_full_queue_refuses_at_once() {
                 partition: p,
                 batch: sent.clone(),
                 header,
+                state: Vec::new(),
             })
         })
         .collect();

@@ -7,6 +7,7 @@ use shared::ids::Offset;
 
 use super::partition::{Gap, Partition};
 use super::producers::{ProducerKey, ProducerState};
+use super::state::{StateChange, StateSpace};
 use super::value::{BatchHead, IndexEntry, StoreRecord};
 use super::{PartitionId, StoreError};
 
@@ -67,6 +68,7 @@ pub(super) enum Op {
         state: ProducerState,
     },
     DeleteProducer(ProducerKey),
+    PutState(StateChange),
     PutStore(StoreRecord),
 }
 
@@ -105,6 +107,9 @@ pub(super) trait Disk: Debug + Send + Sync + 'static {
         to: Offset,
         visit: &mut dyn FnMut(&IndexEntry) -> bool,
     ) -> Result<(), DiskError>;
+
+    /// Facts of a space whose keys begin with `prefix`, in the order of their keys.
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, DiskError>;
 
     /// Everything of the partition below `to` is deleted: gives the space back.
     fn reclaim(&self, _partition: PartitionId, _to: Offset) -> Result<(), DiskError> {

@@ -12,6 +12,7 @@ use super::disk::{Disk, DiskError, Op};
 use super::partition::{MAX_GAPS, Partition, Point};
 use super::producers::{Producers, Verdict};
 use super::retention::{self, Scope, Step, Usage};
+use super::state::StateChange;
 use super::value::{BatchHead, IndexEntry};
 use super::{Append, AppendError, Appended, PartitionId, Topic};
 
@@ -104,6 +105,7 @@ impl<'a, D: Disk> Draft<'a, D> {
                 return Ok(Err(refuse(append, producers, "no room could be made")));
             }
         };
+        self.put_state(&append.state);
         if let Some(stamp) = header.producer {
             producers.note(append.partition, stamp, header.count, point.offset);
         }
@@ -112,6 +114,11 @@ impl<'a, D: Disk> Draft<'a, D> {
             is_duplicate: false,
             log_start: self.start_of(append.partition),
         }))
+    }
+
+    pub(super) fn put_state(&mut self, changes: &[StateChange]) {
+        let changes = changes.iter().cloned();
+        self.ops.extend(changes.map(Op::PutState));
     }
 
     fn start_of(&self, id: PartitionId) -> u64 {

@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::watch;
 
@@ -22,6 +23,7 @@ use super::draft::{Change, Draft, Limits};
 use super::partition::Partition;
 use super::producers::{self, ProducerKey, ProducerState, Producers};
 use super::retention::{RELIEF_BYTES, RELIEF_STEP};
+use super::state::{StateChange, StateSpace};
 use super::value::StoreRecord;
 use super::{
     Append, AppendError, Appended, LogRange, PartitionId, Space, StoreError, Topic, TopicRules,
@@ -37,6 +39,16 @@ pub(super) struct Loaded {
     pub(super) partitions: Vec<(PartitionId, Partition)>,
     pub(super) producers: Vec<(ProducerKey, ProducerState)>,
 }
+
+/// What the writer is asked for.
+#[derive(Debug)]
+pub(super) enum Write {
+    Append(Append),
+    State(Vec<StateChange>),
+}
+
+/// Where an append went; nothing for facts.
+pub(super) type Answer = Result<Option<Appended>, AppendError>;
 
 /// The store's logic.
 #[derive(Debug)]
@@ -82,8 +94,8 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Appends a group with one synced write. The answers are in the order of the batches.
-    pub(super) fn append_group(&self, group: &[Append]) -> Vec<Result<Appended, AppendError>> {
+    /// Writes a group with one sync. The answers are in its order; a fact's says nothing but `Ok`.
+    pub(super) fn write_group(&self, group: &[Write]) -> Vec<Answer> {
         let mut writing = self.writing();
         if let Some(error) = self.failure.borrow().as_ref() {
             let refusal = AppendError::Unavailable(error.to_string());
@@ -108,9 +120,9 @@ impl<D: Disk> Engine<D> {
     #[expect(clippy::type_complexity, reason = "one caller, right above")]
     fn draft_group(
         &self,
-        group: &[Append],
+        group: &[Write],
         writing: &mut Writing,
-    ) -> Result<(Change, Vec<ProducerKey>, Vec<Result<Appended, AppendError>>), DiskError> {
+    ) -> Result<(Change, Vec<ProducerKey>, Vec<Answer>), DiskError> {
         let book = self.book();
         let mut draft = Draft::new(&book, &self.disk, self.limits, self.disk.is_low());
         for partition in &writing.unclean {
@@ -123,8 +135,14 @@ impl<D: Disk> Engine<D> {
             });
         }
         let mut answers = Vec::with_capacity(group.len());
-        for append in group {
-            answers.push(draft.append(append, &mut writing.producers)?);
+        for write in group {
+            answers.push(match write {
+                Write::Append(append) => draft.append(append, &mut writing.producers)?.map(Some),
+                Write::State(changes) => {
+                    draft.put_state(changes);
+                    Ok(None)
+                }
+            });
         }
         let (noted, forget) = writing.producers.changes();
         for (key, state) in noted {
@@ -140,10 +158,10 @@ impl<D: Disk> Engine<D> {
     fn refuse_group(
         &self,
         writing: &mut Writing,
-        answers: Vec<Result<Appended, AppendError>>,
+        answers: Vec<Answer>,
         len: usize,
         error: DiskError,
-    ) -> Vec<Result<Appended, AppendError>> {
+    ) -> Vec<Answer> {
         writing.producers.forget_noted();
         let refusal = match error {
             DiskError::Full(_) => AppendError::Full(super::DISK_FULL),
@@ -385,6 +403,15 @@ impl<D: Disk> Engine<D> {
         book.partition(id)
             .map(Partition::range)
             .ok_or(StoreError::UnknownPartition)
+    }
+
+    pub(super) fn state(
+        &self,
+        space: StateSpace,
+        prefix: &[u8],
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let found = self.disk.state(space, prefix);
+        found.map_err(|error| self.fail(error))
     }
 
     pub(super) fn space(&self) -> Space {

@@ -2,14 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use bytes::Bytes;
 use shared::ids::Offset;
 use shared::record::{BatchHeader, Compression, ProducerStamp};
 
 use super::contract::{batch, batch_with, config, rules};
 use super::disk::{Disk, DiskError, Op, Scan};
 use super::draft::Limits;
-use super::engine::{Engine, Loaded};
+use super::engine::{Engine, Loaded, Write};
 use super::memory::MemoryDisk;
+use super::state::StateSpace;
 use super::value::{IndexEntry, StoreRecord};
 use super::{Append, AppendError, Appended, PartitionId, StoreError};
 
@@ -159,6 +161,10 @@ impl Disk for FaultyDisk {
         }
     }
 
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, DiskError> {
+        self.inner.state(space, prefix)
+    }
+
     fn scan(&self, partition: PartitionId, from: Offset, to: Offset) -> Box<dyn Scan + '_> {
         self.inner.scan(partition, from, to)
     }
@@ -207,13 +213,16 @@ fn append(s: &Engine<FaultyDisk>, p: PartitionId) -> Result<Appended, AppendErro
 fn send(
     s: &Engine<FaultyDisk>,
     partition: PartitionId,
-    sent: &bytes::Bytes,
+    sent: &Bytes,
 ) -> Result<Appended, AppendError> {
     let header = BatchHeader::parse(sent).unwrap();
-    s.append_group(&[Append {
+    let sent = Write::Append(Append {
         partition,
         batch: sent.clone(),
         header,
-    }])
-    .remove(0)
+        state: Vec::new(),
+    });
+    s.write_group(&[sent])
+        .remove(0)
+        .map(Option::unwrap_or_default)
 }

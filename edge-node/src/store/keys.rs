@@ -7,17 +7,22 @@
 //!       0x02 │ partition u32                       a partition's books
 //!       0x03 │ partition u32 │ from offset u64     a gap
 //!       0x04 │ partition u32 │ producer id i64     an idempotent producer
+//!       0x05 │ space u8 │ key                      a fact of a protocol
 //! ```
 
 use shared::ids::Offset;
 
 use super::PartitionId;
 use super::producers::ProducerKey;
+use super::state::StateSpace;
 
 pub(super) const STORE: &[u8] = &[1];
 pub(super) const PARTITION: u8 = 2;
 pub(super) const GAP: u8 = 3;
 pub(super) const PRODUCER: u8 = 4;
+pub(super) const STATE: u8 = 5;
+/// Bytes before a fact's own key.
+pub(super) const STATE_PREFIX: usize = 2;
 
 /// Key in `log` and `idx`.
 pub(super) fn item(partition: PartitionId, offset: Offset) -> [u8; 12] {
@@ -57,6 +62,14 @@ pub(super) fn producer(of: ProducerKey) -> [u8; 13] {
     key[1..5].copy_from_slice(&of.partition.0.to_be_bytes());
     key[5..].copy_from_slice(&of.id.to_be_bytes());
     key
+}
+
+/// A fact's key, or the beginning of several.
+pub(super) fn state(space: StateSpace, key: &[u8]) -> Vec<u8> {
+    let mut full = Vec::with_capacity(STATE_PREFIX + key.len());
+    full.extend([STATE, space as u8]);
+    full.extend(key);
+    full
 }
 
 pub(super) fn split_producer(key: &[u8]) -> Option<ProducerKey> {

@@ -43,6 +43,7 @@ fn a_backlog_costs_neither_memory_nor_time_to_open() {
             partition,
             batch: sent.clone(),
             header,
+            state: Vec::new(),
         });
         waiting.push_back((Instant::now(), answer));
         peak = peak.max(resident_mib());
@@ -107,6 +108,7 @@ fn a_backlog_costs_neither_memory_nor_time_to_open() {
             partition,
             batch: sent.clone(),
             header,
+            state: Vec::new(),
         });
         let next = appended.blocking_recv().unwrap().unwrap().base_offset + 4_800;
         s.acknowledge(partition, next).unwrap();

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
 use super::disk::{Disk, DiskError, Op, Scan, Stored};
 use super::draft::Limits;
-use super::engine::{Engine, Loaded};
+use super::engine::{Engine, Loaded, Write};
+use super::state::{StateChange, StateKey, StateSpace};
 use super::value::{IndexEntry, StoreRecord};
 use super::{
     Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, Store, StoreConfig,
@@ -68,10 +70,20 @@ impl Default for MemoryStore {
 impl Store for MemoryStore {
     fn append(&self, append: Append) -> oneshot::Receiver<Result<Appended, AppendError>> {
         let (sender, receiver) = oneshot::channel();
-        let answer = self.engine.append_group(&[append]).pop();
+        let answer = self.engine.write_group(&[Write::Append(append)]).pop();
         if let Some(answer) = answer {
             // whoever asked may have gone
-            sender.send(answer).ok();
+            sender.send(answer.map(Option::unwrap_or_default)).ok();
+        }
+        receiver
+    }
+
+    fn put_state(&self, changes: Vec<StateChange>) -> oneshot::Receiver<Result<(), AppendError>> {
+        let (sender, receiver) = oneshot::channel();
+        let answer = self.engine.write_group(&[Write::State(changes)]).pop();
+        if let Some(answer) = answer {
+            // whoever asked may have gone
+            sender.send(answer.map(|_| ())).ok();
         }
         receiver
     }
@@ -95,6 +107,7 @@ pub(super) struct MemoryDisk(Mutex<Maps>);
 struct Maps {
     batches: BTreeMap<(PartitionId, Offset), Stored>,
     index: BTreeMap<(PartitionId, Offset), IndexEntry>,
+    state: BTreeMap<StateKey, Bytes>,
 }
 
 impl MemoryDisk {
@@ -134,6 +147,14 @@ impl Disk for MemoryDisk {
                     maps.batches.retain(|key, _| is_kept(key));
                     maps.index.retain(|key, _| is_kept(key));
                 }
+                Op::PutState(StateChange { key, value }) => match value {
+                    Some(value) => {
+                        maps.state.insert(key.clone(), value.clone());
+                    }
+                    None => {
+                        maps.state.remove(key);
+                    }
+                },
                 // the engine has these in memory already
                 Op::PutGap { .. }
                 | Op::DeleteGap { .. }
@@ -185,6 +206,21 @@ impl Disk for MemoryDisk {
             }
         }
         Ok(())
+    }
+
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, DiskError> {
+        let from = StateKey {
+            space,
+            key: Bytes::copy_from_slice(prefix),
+        };
+        let maps = self.maps();
+        let found = maps
+            .state
+            .range(from..)
+            .take_while(|(found, _)| found.space == space && found.key.starts_with(prefix));
+        Ok(found
+            .map(|(found, value)| (found.key.clone(), value.clone()))
+            .collect())
     }
 }
 

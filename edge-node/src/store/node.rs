@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use rand::Rng;
 use rocksdb::DB;
 use shared::ids::{Incarnation, Offset, TopicName};
@@ -22,8 +23,8 @@ use super::tuning;
 use super::value::StoreRecord;
 use super::writer::Writer;
 use super::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, Store, StoreConfig,
-    StoreError, Topic, TopicRules,
+    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, StateChange,
+    StateSpace, Store, StoreConfig, StoreError, Topic, TopicRules,
 };
 
 const DB_DIR: &str = "db";
@@ -146,6 +147,10 @@ impl RocksStore {
 impl Store for RocksStore {
     fn append(&self, append: Append) -> oneshot::Receiver<Result<Appended, AppendError>> {
         self.writer.append(append)
+    }
+
+    fn put_state(&self, changes: Vec<StateChange>) -> oneshot::Receiver<Result<(), AppendError>> {
+        self.writer.put_state(changes)
     }
 
     fn renew_incarnation(&self) -> Result<Incarnation, StoreError> {

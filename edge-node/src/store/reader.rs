@@ -80,6 +80,16 @@ impl<D: Disk> Engine<D> {
         Ok(items)
     }
 
+    /// Items for a reader that is not the hub's.
+    pub(super) fn browse(
+        &self,
+        id: PartitionId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.look(id, from, max_bytes).map(|(items, _)| items)
+    }
+
     /// The items, and offsets in gaps among them from which on no reader has seen them.
     fn look(
         &self,

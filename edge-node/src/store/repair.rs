@@ -111,6 +111,9 @@ pub(super) fn salvage(
             tracing::error!(?error, topic = %p.topic, partition = p.index, "Salvage of a log ended early");
         }
     }
+    if let Some(old) = &old {
+        copy.state(old)?;
+    }
     copy.flush()?;
     let batches = copy.batches;
     write_books(&db, &loaded)?;
@@ -417,6 +420,28 @@ impl Copy<'_> {
             },
         );
         outcome
+    }
+
+    /// Facts of the protocols, as far as they can be read.
+    fn state(&mut self, old: &DB) -> Result<(), DiskError> {
+        let Some(mut iter) = under(old, META, &[keys::STATE], 0) else {
+            return Ok(());
+        };
+        iter.seek([keys::STATE]);
+        while let Some((key, value)) = iter.item() {
+            if key.first() != Some(&keys::STATE) {
+                break;
+            }
+            self.batch.put_cf(rocks::family(self.db, META), key, value);
+            if self.batch.size_in_bytes() >= COPY_BYTES {
+                self.flush()?;
+            }
+            iter.next();
+        }
+        if let Err(error) = iter.status() {
+            tracing::error!(%error, "Salvage of protocol state ended early");
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), DiskError> {

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
 use shared::ids::Offset;
 
@@ -16,6 +17,7 @@ use super::ends::EndsFile;
 use super::engine::Loaded;
 use super::partition::Partition;
 use super::space::{self, Reserve};
+use super::state::{StateChange, StateSpace};
 use super::tuning::{IDX, LOG, META};
 use super::value::{self, IndexEntry};
 use super::{PartitionId, keys};
@@ -111,7 +113,8 @@ impl Disk for RocksDisk {
                 | Op::PutGap { .. }
                 | Op::DeleteGap { .. }
                 | Op::PutProducer { .. }
-                | Op::DeleteProducer(_) => {}
+                | Op::DeleteProducer(_)
+                | Op::PutState(_) => {}
             }
         }
         Ok(())
@@ -147,6 +150,25 @@ impl Disk for RocksDisk {
             iter.next();
         }
         iter.status().map_err(read_error)
+    }
+
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, DiskError> {
+        let from = keys::state(space, prefix);
+        // no key of a space lies behind this one
+        let to = [keys::STATE, (space as u8).saturating_add(1)];
+        let mut iter = bounded(&self.db, META, &from[..], to);
+        let mut found = Vec::new();
+        iter.seek_to_first();
+        while let Some((key, value)) = iter.item() {
+            if !key.starts_with(&from) {
+                break;
+            }
+            let key = key.get(keys::STATE_PREFIX..).unwrap_or_default();
+            found.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            iter.next();
+        }
+        iter.status().map_err(read_error)?;
+        Ok(found)
     }
 
     fn reclaim(&self, partition: PartitionId, to: Offset) -> Result<(), DiskError> {
@@ -245,6 +267,13 @@ fn write(
             }
             Op::DeleteProducer(key) => batch.delete_cf(meta, keys::producer(*key)),
             Op::PutStore(record) => batch.put_cf(meta, keys::STORE, value::store(record)),
+            Op::PutState(StateChange { key, value }) => {
+                let key = keys::state(key.space, &key.key);
+                match value {
+                    Some(value) => batch.put_cf(meta, key, value),
+                    None => batch.delete_cf(meta, key),
+                }
+            }
         }
     }
     db.write_opt(batch, options)
@@ -254,6 +283,7 @@ fn write(
 fn size_hint(ops: &[Op]) -> usize {
     let batches = ops.iter().filter_map(|op| match op {
         Op::PutBatch { batch, .. } => Some(batch.len()),
+        Op::PutState(change) => Some(change.len()),
         Op::PutIndex { .. }
         | Op::Delete { .. }
         | Op::PutGap { .. }

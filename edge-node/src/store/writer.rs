@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::disk::DiskError;
-use super::engine::Engine;
+use super::engine::{Answer, Engine, Write};
 use super::rocks::RocksDisk;
-use super::{Append, AppendError, Appended};
+use super::{Append, AppendError, Appended, StateChange};
 
 /// Why an append is refused that finds no place in the queue.
 const QUEUE_FULL: &str = "too many appends wait for the disk";
@@ -27,17 +27,36 @@ const OVERHEAD: usize = 256;
 /// How long the thread waits before it looks after what is left to sync.
 const IDLE: Duration = Duration::from_secs(1);
 
-type Answer = Result<Appended, AppendError>;
+/// Who is told.
+#[derive(Debug)]
+enum Reply {
+    Append(oneshot::Sender<Result<Appended, AppendError>>),
+    State(oneshot::Sender<Result<(), AppendError>>),
+}
+
+impl Reply {
+    fn send(self, answer: Answer) {
+        // whoever asked may have gone
+        match self {
+            Self::Append(reply) => {
+                reply.send(answer.map(Option::unwrap_or_default)).ok();
+            }
+            Self::State(reply) => {
+                reply.send(answer.map(|_| ())).ok();
+            }
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Waiting {
-    append: Append,
-    reply: oneshot::Sender<Answer>,
+    write: Write,
+    reply: Reply,
 }
 
 #[derive(Debug)]
 enum Message {
-    Append(Waiting),
+    Write(Waiting),
     Stop,
 }
 
@@ -76,24 +95,42 @@ impl Writer {
     }
 
     /// Queues a batch; never blocks.
-    pub(super) fn append(&self, append: Append) -> oneshot::Receiver<Answer> {
+    pub(super) fn append(
+        &self,
+        append: Append,
+    ) -> oneshot::Receiver<Result<Appended, AppendError>> {
         let (reply, receiver) = oneshot::channel();
-        let cost = cost(&append);
+        self.queue(Write::Append(append), Reply::Append(reply));
+        receiver
+    }
+
+    /// Queues facts; never blocks.
+    pub(super) fn put_state(
+        &self,
+        changes: Vec<StateChange>,
+    ) -> oneshot::Receiver<Result<(), AppendError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.queue(Write::State(changes), Reply::State(reply));
+        receiver
+    }
+
+    fn queue(&self, write: Write, reply: Reply) {
+        let cost = cost(&write);
         let before = self.waiting_bytes.fetch_add(cost, Ordering::Relaxed);
-        // a batch larger than the whole queue still passes when nothing else waits
+        // what is larger than the whole queue still passes when nothing else waits
         let refused = if before > 0 && before + cost > self.max_bytes {
             Some((reply, AppendError::Full(QUEUE_FULL)))
         } else {
             match self
                 .queue
-                .try_send(Message::Append(Waiting { append, reply }))
+                .try_send(Message::Write(Waiting { write, reply }))
             {
                 Ok(()) => None,
-                Err(TrySendError::Full(Message::Append(waiting))) => {
+                Err(TrySendError::Full(Message::Write(waiting))) => {
                     let why = AppendError::Full(QUEUE_FULL);
                     Some((waiting.reply, why))
                 }
-                Err(TrySendError::Disconnected(Message::Append(waiting))) => {
+                Err(TrySendError::Disconnected(Message::Write(waiting))) => {
                     let why = AppendError::Unavailable("the store is closed".to_owned());
                     Some((waiting.reply, why))
                 }
@@ -104,10 +141,8 @@ impl Writer {
         };
         if let Some((reply, why)) = refused {
             self.waiting_bytes.fetch_sub(cost, Ordering::Relaxed);
-            // whoever asked may have gone
-            reply.send(Err(why)).ok();
+            reply.send(Err(why));
         }
-        receiver
     }
 
     /// Answers what waits, then ends the thread. Later appends are refused.
@@ -133,8 +168,15 @@ impl Drop for Writer {
     }
 }
 
-fn cost(append: &Append) -> usize {
-    append.batch.len() + OVERHEAD
+fn cost(write: &Write) -> usize {
+    let changes = |changes: &[StateChange]| {
+        let each = changes.iter().map(|change| change.len() + OVERHEAD);
+        each.sum::<usize>()
+    };
+    match write {
+        Write::Append(append) => append.batch.len() + OVERHEAD + changes(&append.state),
+        Write::State(state) => OVERHEAD + changes(state),
+    }
 }
 
 fn run(engine: &Engine<RocksDisk>, queue: &Receiver<Message>, waiting_bytes: &AtomicUsize) {
@@ -157,9 +199,9 @@ fn run(engine: &Engine<RocksDisk>, queue: &Receiver<Message>, waiting_bytes: &At
         let mut bytes = 0;
         while let Some(message) = next {
             match message {
-                Message::Append(waiting) => {
-                    bytes += cost(&waiting.append);
-                    group.push(waiting.append);
+                Message::Write(waiting) => {
+                    bytes += cost(&waiting.write);
+                    group.push(waiting.write);
                     replies.push(waiting.reply);
                 }
                 Message::Stop => {
@@ -174,12 +216,11 @@ fn run(engine: &Engine<RocksDisk>, queue: &Receiver<Message>, waiting_bytes: &At
             };
         }
         if !group.is_empty() {
-            let answers = engine.append_group(&group);
+            let answers = engine.write_group(&group);
             group.clear();
             waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             for (reply, answer) in replies.drain(..).zip(answers) {
-                // whoever asked may have gone
-                reply.send(answer).ok();
+                reply.send(answer);
             }
         }
         has_unsynced = engine.disk.sync_ends();

@@ -224,13 +224,28 @@ impl Section {
 
     /// A list of texts that parse themselves; every bad item is a problem of its own.
     pub fn list<T: FromStr<Err: Display>>(&mut self, key: &str, default: Vec<T>) -> Vec<T> {
+        self.items(key, default, true)
+    }
+
+    /// As [`Section::list`] for values that may be secrets: they appear in no message. Their errors must
+    /// not name them either.
+    pub fn secrets<T: FromStr<Err: Display>>(&mut self, key: &str) -> Vec<T> {
+        self.items(key, Vec::new(), false)
+    }
+
+    fn items<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &str,
+        default: Vec<T>,
+        is_shown: bool,
+    ) -> Vec<T> {
         let Some(found) = self.take(key) else {
             return default;
         };
         let Some(items) = found.items() else {
             self.note(
                 key,
-                Some(&found),
+                is_shown.then_some(&found),
                 "not a list; accepted: [\"...\", \"...\"]".to_owned(),
             );
             return default;
@@ -243,7 +258,10 @@ impl Section {
             };
             match item_of(&item) {
                 Ok(value) => parsed.push(value),
-                Err(message) => self.note(&format!("{key}[{index}]"), Some(&item), message),
+                Err(message) => {
+                    let shown = is_shown.then_some(&item);
+                    self.note(&format!("{key}[{index}]"), shown, message);
+                }
             }
         }
         parsed

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quinn_proto::congestion::CubicConfig;
 
-use super::sim::{Link, Setup, run};
+use super::sim::{Link, Outcome, Setup, run};
 use super::{MeasuredConfig, RateLimit};
 
 const MBIT: u64 = 1_000_000;
@@ -42,7 +42,11 @@ fn a_short_queue_is_not_flooded_and_a_long_one_stays_short() {
 #[test]
 fn a_path_that_changes_is_followed() {
     let mut slower = ours(Link::path(10 * MBIT, 100, 0, 100), 20);
-    slower.new_rate = Some((10, 2 * MBIT));
+    let thinner = Link {
+        rate: 2 * MBIT,
+        ..slower.up
+    };
+    slower.change = Some((10, thinner));
     let outcome = run(&slower);
     assert!(
         outcome.goodput > 0.53,
@@ -50,7 +54,11 @@ fn a_path_that_changes_is_followed() {
     );
     assert!(outcome.resent < 0.05, "{outcome:?}");
     let mut faster = ours(Link::path(2 * MBIT, 40, 0, 400), 20);
-    faster.new_rate = Some((10, 20 * MBIT));
+    let wider = Link {
+        rate: 20 * MBIT,
+        ..faster.up
+    };
+    faster.change = Some((10, wider));
     let outcome = run(&faster);
     assert!(outcome.goodput > 4.4, "of 5.5 that it carries: {outcome:?}");
 }
@@ -95,4 +103,41 @@ fn delay_that_varies_and_a_receiver_that_stalls_are_not_congestion() {
         outcome.goodput > 0.7 && outcome.resent < 0.05,
         "{outcome:?}"
     );
+}
+
+/// What becomes of a link under a connection, and after how many seconds there is bulk to send.
+fn becomes(before: Link, after: Link, idle: u64) -> Outcome {
+    let mut setup = ours(before, 120);
+    setup.change = Some((5, after));
+    setup.idle = idle;
+    setup.from = 25;
+    run(&setup)
+}
+
+#[test]
+fn an_alarm_is_not_late_when_the_link_becomes_thin() {
+    const THIN: u64 = 256_000;
+    let wire = Link::path(1_000 * MBIT, 2, 0, 1_000);
+    let cellular = Link::path(20 * MBIT, 50, 0, 400);
+    for before in [wire, cellular] {
+        for (round_trip_ms, loss, queue_percent) in [
+            (600, 0, 100),
+            (600, PERCENT, 100),
+            (600, 0, 800),
+            (100, 0, 4_000),
+        ] {
+            let after = Link::path(THIN, round_trip_ms, loss, queue_percent);
+            // with bulk under way when it happens, and with bulk that comes later
+            for idle in [2, 7] {
+                let outcome = becomes(before, after, idle);
+                let [p50, p90, p99] = [50, 90, 99].map(|percent| outcome.alarm(percent));
+                let limit = |more| Duration::from_millis(round_trip_ms + more);
+                let what = format!("{before:?}, {after:?}: {outcome:?}");
+                assert!(p50 < limit(150), "{what}");
+                assert!(p90 < limit(400), "{what}");
+                assert!(p99 < limit(1_000), "{what}");
+                assert!(outcome.share > 0.88, "{what}");
+            }
+        }
+    }
 }

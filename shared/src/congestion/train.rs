@@ -85,7 +85,12 @@ impl Trains {
             return;
         }
         let rate = u128::from(train.bytes) * 1_000_000_000 / spread.as_nanos().max(1);
-        self.rates[self.count % KEPT] = u64::try_from(rate).unwrap_or(u64::MAX);
+        self.add(u64::try_from(rate).unwrap_or(u64::MAX));
+    }
+
+    /// What a train told, or something that is as good a hint; bytes per second.
+    pub(super) fn add(&mut self, rate: u64) {
+        self.rates[self.count % KEPT] = rate;
         self.count += 1;
     }
 }

@@ -8,8 +8,8 @@ use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
 use crate::store::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, MemoryStore, PartitionId, Store,
-    StoreError, Topic, TopicRules,
+    Append, AppendError, Appended, Item, Ledger, LogRange, MemoryStore, PartitionId, StateChange,
+    StateSpace, Store, StoreError, Topic, TopicRules,
 };
 
 type Outcome = Result<Appended, AppendError>;
@@ -103,6 +103,14 @@ impl Store for FakeStore {
         receiver
     }
 
+    fn put_state(&self, changes: Vec<StateChange>) -> oneshot::Receiver<Result<(), AppendError>> {
+        self.memory.put_state(changes)
+    }
+
+    fn state(&self, space: StateSpace, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.memory.state(space, prefix)
+    }
+
     fn space(&self) -> crate::store::Space {
         self.memory.space()
     }
@@ -135,6 +143,15 @@ impl Store for FakeStore {
         max: usize,
     ) -> Result<Vec<Item>, StoreError> {
         self.memory.read(partition, from, max)
+    }
+
+    fn browse(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        max: usize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.memory.browse(partition, from, max)
     }
 
     fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {

@@ -16,8 +16,12 @@ use super::wire::Wire;
 
 /// One data stream of the site.
 const STREAM_BYTES: usize = 256 << 10;
+/// What an alarm comes to.
+const ALARM: &[u8] = &[1; 300];
 /// Flow control does not limit.
 const WINDOW: u32 = 64 << 20;
+/// Of bulk with the transport, at most.
+const BACKLOG: u64 = 8 << 20;
 const STREAMS: u32 = 1_024;
 /// Datagrams of one call to send.
 const TRAIN: usize = 10;
@@ -32,6 +36,8 @@ pub(super) struct Peer {
     /// What each stream carries, and how far the newest is.
     chunk: Bytes,
     written: usize,
+    /// In all.
+    total: u64,
 }
 
 impl Peer {
@@ -47,6 +53,7 @@ impl Peer {
             streams: Vec::new(),
             chunk: Bytes::from(vec![7; STREAM_BYTES]),
             written: 0,
+            total: 0,
         }
     }
 
@@ -107,13 +114,13 @@ impl Peer {
         stats.expect("the site dialled").stats()
     }
 
-    /// As much as flow control and buffers take, one stream after the other.
-    pub(super) fn write(&mut self) {
+    /// As much as flow control and buffers take and leave to an alarm, one stream after the other.
+    pub(super) fn write(&mut self, received: u64) {
         let Some((_, connection)) = &mut self.connection else {
             return;
         };
         while connection.poll().is_some() {}
-        loop {
+        while self.total < received + BACKLOG {
             if self.streams.is_empty() {
                 self.streams.extend(connection.streams().open(Dir::Uni));
                 self.written = 0;
@@ -123,7 +130,10 @@ impl Peer {
             };
             let mut rest = [self.chunk.slice(self.written..)];
             match connection.send_stream(id).write_chunks(&mut rest) {
-                Ok(more) => self.written += more.bytes,
+                Ok(more) => {
+                    self.written += more.bytes;
+                    self.total += more.bytes as u64;
+                }
                 Err(_blocked) => return,
             }
             if self.written == self.chunk.len() {
@@ -133,22 +143,37 @@ impl Peer {
         }
     }
 
-    /// Everything that is there: how many bytes.
-    pub(super) fn read(&mut self) -> u64 {
+    /// A small stream that goes before all others.
+    pub(super) fn alarm(&mut self) -> Option<StreamId> {
+        let (_, connection) = self.connection.as_mut()?;
+        while connection.poll().is_some() {}
+        let id = connection.streams().open(Dir::Uni)?;
+        let mut stream = connection.send_stream(id);
+        stream.set_priority(1).expect("it is open");
+        stream.write(ALARM).ok()?;
+        stream.finish().expect("it is open");
+        Some(id)
+    }
+
+    /// Everything that is there: how many bytes, and the streams that ended.
+    pub(super) fn read(&mut self) -> (u64, Vec<StreamId>) {
+        let (mut received, mut ended) = (0, Vec::new());
         let Some((_, connection)) = &mut self.connection else {
-            return 0;
+            return (received, ended);
         };
         while connection.poll().is_some() {}
         while let Some(id) = connection.streams().accept(Dir::Uni) {
             self.streams.push(id);
         }
-        let mut received = 0;
         self.streams.retain(|&id| {
             let (bytes, is_open) = drain(connection, id);
             received += bytes;
+            if !is_open {
+                ended.push(id);
+            }
             is_open
         });
-        received
+        (received, ended)
     }
 }
 
@@ -192,7 +217,10 @@ pub(super) fn pair(setup: &Setup, now: Instant) -> (Peer, Peer) {
         .receive_window(VarInt::from_u32(WINDOW));
     server.transport_config(Arc::new(transport));
     let server = Some(Arc::new(server));
-    let hub = Endpoint::new(Arc::new(EndpointConfig::default()), server, true, None);
+    let mut config = EndpointConfig::default();
+    config.rng_seed(Some([7; 32]));
+    let config = Arc::new(config);
+    let hub = Endpoint::new(Arc::clone(&config), server, true, None);
     let hub = Peer::new(hub, None, 4433);
 
     let mut roots = rustls::RootCertStore::empty();
@@ -209,7 +237,7 @@ pub(super) fn pair(setup: &Setup, now: Instant) -> (Peer, Peer) {
         .send_window(u64::from(WINDOW))
         .congestion_controller_factory(Arc::clone(&setup.controller) as _);
     client.transport_config(Arc::new(transport));
-    let mut site = Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None);
+    let mut site = Endpoint::new(config, None, true, None);
     let connection = site
         .connect(now, client, hub.address, NAME)
         .expect("the configuration is complete");

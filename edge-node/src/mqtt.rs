@@ -1,0 +1,190 @@
+//! MQTT 3.1.1 and 5: to a sensor the site is a broker, and what it publishes is a record.
+//!
+//! ```text
+//! PUBLISH ─► topic map ─► gatherer ─► door ─► log ─► tail ─► filters ─► session's queue ─► PUBLISH
+//!                                       │              ▲
+//!                           PUBACK ◄────┘ synced       │ records of Kafka and HTTP producers
+//! ```
+//! There is one set of records. A message becomes a record of the Kafka topic that the [`topic_map`] names,
+//! and subscribers are served from the log: so they get what any protocol wrote, what waits for a client
+//! that is away is a place in the log, and it outlives a crash.
+//!
+//! Always true: PUBACK and PUBREC are sent after the record's sync; the packet id of a message of QoS 2 is
+//! written with its record; a subscriber gets what is produced after its SUBACK, once however many of its
+//! filters match.
+//!
+//! [`frame`], [`packet`], [`codec`], [`filters`], [`topic_map`], [`record`], [`retained`], [`inflight`],
+//! [`session`] and [`saved`] are plain code. [`broker`] is what the connections share, [`conn`] one of
+//! them, [`tail`] follows the log, [`gather`] makes batches.
+//!
+//! Deliberately not done here: enhanced authentication (AUTH), MQTT 3.1, bridges.
+
+pub mod broker;
+pub mod codec;
+mod conn;
+pub mod filters;
+pub mod frame;
+pub mod gather;
+pub mod inflight;
+mod listener;
+pub mod packet;
+pub mod record;
+pub mod retained;
+pub mod saved;
+pub mod session;
+pub mod tail;
+#[cfg(test)]
+mod tests;
+pub mod topic_map;
+mod websocket;
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+pub use listener::{Addresses, Listener};
+pub use topic_map::{AckRule, MapError, RetainRule, Rule, Template, TopicMap};
+
+use crate::config;
+use retained::RetainedLimits;
+use session::{Overflow, SessionLimits};
+
+/// Largest packet before a client is known.
+const MAX_CONNECT_PACKET: usize = 128 * 1024;
+
+/// The listeners' settings.
+#[derive(Debug, Clone)]
+pub struct MqttConfig {
+    /// Where MQTT over TCP is spoken.
+    pub bind: Option<SocketAddr>,
+    /// Where MQTT over WebSocket is spoken.
+    pub bind_websocket: Option<SocketAddr>,
+    /// Open connections, over all listeners.
+    pub max_connections: usize,
+    /// Sessions, with those whose clients are away.
+    pub max_sessions: usize,
+    /// Largest packet.
+    pub max_packet: usize,
+    /// From the connection to CONNECT.
+    pub connect_timeout: Duration,
+    /// For a packet that has begun to come.
+    pub packet_timeout: Duration,
+    /// For a client that takes nothing of what is sent.
+    pub write_timeout: Duration,
+    /// Publishes of QoS 1 and 2 of one client that are not yet done.
+    pub receive_maximum: u16,
+    /// Messages of QoS 1 and 2 on their way to one client.
+    pub max_inflight: usize,
+    /// Topic aliases of one client, each way.
+    pub topic_aliases: u16,
+    /// Longest keep-alive, seconds; clients of MQTT 5 are told.
+    pub max_keep_alive_s: Option<u16>,
+    /// Longest life of a session without a connection, seconds.
+    pub max_session_expiry_s: u32,
+    /// Bounds of each session.
+    pub session: SessionLimits,
+    /// Bounds of what is retained.
+    pub retained: RetainedLimits,
+    /// Filters that nobody may subscribe to.
+    pub no_subscribe: Vec<String>,
+    /// Time to answer what is in flight on stop.
+    pub drain_timeout: Duration,
+}
+
+impl MqttConfig {
+    /// The file's settings, with defaults for what it doesn't name.
+    #[must_use]
+    pub fn from_file(file: &config::MqttConfig) -> Self {
+        let overflow = file.overflow;
+        Self {
+            bind: Some(file.listen),
+            bind_websocket: file.listen_websocket,
+            max_connections: file.max_connections,
+            max_sessions: file.max_sessions,
+            max_packet: file.max_packet.as_usize(),
+            receive_maximum: file.receive_maximum,
+            max_inflight: usize::from(file.max_inflight),
+            max_keep_alive_s: file.max_keep_alive.map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
+            max_session_expiry_s: file
+                .max_session_expiry
+                .map_or(u32::MAX, |span| u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)),
+            session: SessionLimits {
+                queue_messages: file.queue_messages,
+                queue_bytes: file.queue_bytes.as_usize(),
+                overflow,
+                subscriptions: file.max_subscriptions,
+            },
+            retained: RetainedLimits {
+                entries: file.retained_messages,
+                bytes: file.retained_bytes.as_usize(),
+            },
+            no_subscribe: file.no_subscribe.clone(),
+            ..Self::new(Some(file.listen))
+        }
+    }
+
+    /// Defaults for a listener at `bind`.
+    #[must_use]
+    pub fn new(bind: Option<SocketAddr>) -> Self {
+        Self {
+            bind,
+            bind_websocket: None,
+            max_connections: 10_000,
+            max_sessions: 20_000,
+            max_packet: 1024 * 1024,
+            connect_timeout: Duration::from_secs(10),
+            packet_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            receive_maximum: 256,
+            max_inflight: 64,
+            topic_aliases: 16,
+            max_keep_alive_s: None,
+            max_session_expiry_s: 7 * 24 * 3600,
+            session: SessionLimits {
+                queue_messages: 1_000,
+                queue_bytes: 1024 * 1024,
+                overflow: Overflow::DropNewest,
+                subscriptions: 1_000,
+            },
+            retained: RetainedLimits { entries: 10_000, bytes: 16 * 1024 * 1024 },
+            no_subscribe: Vec::new(),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+
+    fn max_connect_packet(&self) -> usize {
+        // a will may be as long as its length says
+        self.max_packet.min(MAX_CONNECT_PACKET)
+    }
+}
+
+/// Counters, for metrics.
+#[derive(Debug, Default)]
+pub struct MqttStats {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections open.
+    pub open: AtomicU64,
+    /// Connections refused at the limit.
+    pub refused_connections: AtomicU64,
+    /// Connections ended by an error: garbage, too slow, a broken socket.
+    pub failed: AtomicU64,
+    /// Clients that have their session.
+    pub connected: AtomicU64,
+    /// Messages received.
+    pub publishes: AtomicU64,
+    /// Messages sent.
+    pub deliveries: AtomicU64,
+    /// Messages received and not stored.
+    pub refused: AtomicU64,
+    /// Messages not sent to a client that did not keep up, or does not take packets of their size.
+    pub dropped: AtomicU64,
+    /// Messages delivered and, at the bound, not retained.
+    pub not_retained: AtomicU64,
+    /// Records of mapped topics that have no MQTT topic.
+    pub unmapped: AtomicU64,
+    /// Bytes received.
+    pub bytes_in: AtomicU64,
+    /// Bytes sent.
+    pub bytes_out: AtomicU64,
+}

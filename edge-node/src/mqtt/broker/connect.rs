@@ -1,0 +1,243 @@
+//! Sessions begin, go on and end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::timers::Deadline;
+use super::{Broker, Session};
+use crate::mqtt::inflight::Sent;
+use crate::mqtt::packet::{Connect, reason};
+use crate::mqtt::saved;
+use crate::mqtt::session::{Link, State};
+
+/// How long a client waits for its own earlier connection to let go.
+const TAKE_OVER: Duration = Duration::from_secs(15);
+
+/// A connection that has its session.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Its session.
+    pub session: Arc<Session>,
+    /// What tells it from other connections.
+    pub link: Link,
+    /// An earlier session goes on.
+    pub session_present: bool,
+    /// What is sent again, in order.
+    pub again: Vec<Sent>,
+}
+
+/// Why there is no session for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("reason {0:#04x}")]
+pub struct Refused(pub u8);
+
+impl Broker {
+    /// Finds or makes the session of a client, and takes it from an earlier connection. `expiry_s` and
+    /// `window` are what was agreed.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn admit(
+        self: &Arc<Self>,
+        client_id: &str,
+        connect: &mut Connect,
+        expiry_s: u32,
+        window: usize,
+    ) -> Result<Admitted, Refused> {
+        let link = Link {
+            number: self.number(),
+            wake: Arc::new(Notify::new()),
+            gone: CancellationToken::new(),
+            kicked: None,
+            window,
+        };
+        for is_last in [false, false, true] {
+            let gone = match self.try_admit(client_id, connect, expiry_s, &link) {
+                Ok(admitted) => return admitted,
+                Err(gone) => gone,
+            };
+            if timeout(TAKE_OVER, gone.cancelled()).await.is_err() || is_last {
+                break;
+            }
+        }
+        Err(Refused(reason::SERVER_BUSY))
+    }
+
+    /// `Err`: an earlier connection is told to go; the token says when it has.
+    fn try_admit(
+        self: &Arc<Self>,
+        client_id: &str,
+        connect: &mut Connect,
+        expiry_s: u32,
+        link: &Link,
+    ) -> Result<Result<Admitted, Refused>, CancellationToken> {
+        let mut sessions = self.sessions();
+        let found = sessions.by_client.get(client_id).cloned();
+        if let Some(session) = &found {
+            let mut state = session.state();
+            state.kick(reason::SESSION_TAKEN_OVER);
+            if let Some(link) = &state.link {
+                return Err(link.gone.clone());
+            }
+        }
+        let old = match found {
+            Some(session) if connect.clean_start => {
+                sessions.by_client.remove(client_id);
+                drop(sessions);
+                self.end(&session);
+                sessions = self.sessions();
+                if sessions.by_client.contains_key(client_id) {
+                    // another connection was faster
+                    return Ok(Err(Refused(reason::SERVER_BUSY)));
+                }
+                None
+            }
+            other => other,
+        };
+        let session_present = old.is_some();
+        let session = match old {
+            Some(session) => session,
+            None if sessions.by_client.len() >= self.config.max_sessions => {
+                return Ok(Err(Refused(reason::QUOTA_EXCEEDED)));
+            }
+            None => {
+                let state = State::new(Arc::from(client_id), self.config.session);
+                let session = Session::new(self.number(), state);
+                sessions.by_client.insert(session.client_id.clone(), session.clone());
+                session
+            }
+        };
+        let mut state = session.state();
+        state.link = Some(link.clone());
+        state.expiry_s = expiry_s;
+        state.will = connect.will.take().map(Box::new);
+        (state.will_deadline, state.end_deadline) = (None, None);
+        state.is_reading = false;
+        state.is_dirty = true;
+        let again = state.inflight.iter().cloned().collect();
+        drop(state);
+        drop(sessions);
+        self.stats.connected.fetch_add(1, Ordering::Relaxed);
+        Ok(Ok(Admitted { session, link: link.clone(), session_present, again }))
+    }
+
+    /// Writes a session that outlives its connection, and waits for the sync.
+    pub async fn save(&self, session: &Session) -> bool {
+        let changes = {
+            let tail = self.tail();
+            let mut state = session.state();
+            if state.is_over || !state.is_persistent() {
+                return true;
+            }
+            state.is_dirty = false;
+            vec![saved::session(&state, 0), saved::progress(&state, tail.processed())]
+        };
+        matches!(self.store.put_state(changes).await, Ok(Ok(())))
+    }
+
+    /// Writes how far a session has come, and waits for the sync: before a message of QoS 2 is sent, and
+    /// before it is released.
+    pub async fn save_progress(&self, session: &Session) -> bool {
+        let change = {
+            let tail = self.tail();
+            let mut state = session.state();
+            if state.is_over || !state.is_persistent() {
+                return true;
+            }
+            state.is_dirty = false;
+            saved::progress(&state, tail.processed())
+        };
+        matches!(self.store.put_state(vec![change]).await, Ok(Ok(())))
+    }
+
+    /// The connection lets go of its session. `keeps_will`: it ended without saying so.
+    pub fn release(self: &Arc<Self>, session: &Arc<Session>, number: u64, keeps_will: bool) {
+        let mut changes = Vec::new();
+        let mut due = None;
+        let gone;
+        {
+            let tail = self.tail();
+            let mut sessions = self.sessions();
+            let mut state = session.state();
+            let Some(link) = state.link.clone().filter(|link| link.number == number) else {
+                return;
+            };
+            gone = link.gone;
+            state.go_offline(tail.processed());
+            if !keeps_will {
+                state.will = None;
+            }
+            let now = shared::time::now();
+            let is_over = state.expiry_s == 0;
+            if let Some(will) = &state.will {
+                let delay_s = will.delay_s.min(state.expiry_s);
+                if delay_s == 0 {
+                    due = state.will.take();
+                } else {
+                    let at = now + Duration::from_secs(delay_s.into());
+                    let deadline = Deadline::will(session, self.number());
+                    state.will_deadline = Some(deadline.number);
+                    sessions.schedule(at, deadline);
+                }
+            }
+            if is_over {
+                sessions.by_client.remove(&session.client_id);
+            } else {
+                if state.expiry_s != u32::MAX {
+                    let at = now + Duration::from_secs(state.expiry_s.into());
+                    let deadline = Deadline::end(session, self.number());
+                    state.end_deadline = Some(deadline.number);
+                    sessions.schedule(at, deadline);
+                }
+                state.is_dirty = false;
+                changes.push(saved::session(&state, shared::time::wall_ms()));
+                changes.push(saved::progress(&state, tail.processed()));
+            }
+            drop(state);
+            drop(sessions);
+            drop(tail);
+            if is_over {
+                self.end(session);
+            }
+        }
+        if !changes.is_empty() {
+            // what is lost with a crash before the sync is only how far it had come
+            drop(self.store.put_state(changes));
+        }
+        if let Some(will) = due {
+            self.publish_will(*will);
+        }
+        self.stats.connected.fetch_sub(1, Ordering::Relaxed);
+        gone.cancel();
+    }
+
+    pub(super) fn publish_will(self: &Arc<Self>, will: crate::mqtt::packet::Will) {
+        let mut message = will.message;
+        message.published_ms = shared::time::wall_ms();
+        self.publish_aside(message);
+    }
+
+    /// A session is forgotten: it is out of the table of clients already.
+    pub(super) fn end(self: &Arc<Self>, session: &Arc<Session>) {
+        let (filters, changes, will) = {
+            let mut state = session.state();
+            if std::mem::replace(&mut state.is_over, true) {
+                return;
+            }
+            let filters: Vec<_> = std::mem::take(&mut state.subscriptions).into_keys().collect();
+            (filters, saved::forget(&state), state.will.take())
+        };
+        for filter in filters {
+            self.remove_filter(session, &filter);
+        }
+        drop(self.store.put_state(changes));
+        if let Some(will) = will {
+            self.publish_will(*will);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What an earlier process left: sessions, retained messages, and how far the log was delivered.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::timers::Deadline;
+use super::{Broker, READERS, Session, Sessions};
+use crate::ingest::Ingest;
+use crate::mqtt::filters::Filters;
+use crate::mqtt::gather::Gather;
+use crate::mqtt::retained::{Retained, RetainedLimits};
+use crate::mqtt::saved::{self, SavedProgress};
+use crate::mqtt::session::{Positions, State};
+use crate::mqtt::tail::Tail;
+use crate::mqtt::topic_map::TopicMap;
+use crate::mqtt::{MqttConfig, MqttStats};
+use crate::store::{StateSpace, Store, StoreError};
+
+/// The broker's own messages are few.
+const SYSTEM: RetainedLimits = RetainedLimits { entries: 64, bytes: 64 * 1024 };
+
+impl Broker {
+    /// Reads what is on disk. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub fn load_from(
+        config: MqttConfig,
+        map: TopicMap,
+        store: Arc<dyn Store>,
+        ingest: Ingest,
+        stats: Arc<MqttStats>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let mut retained = Retained::new(config.retained);
+        let mut cursors = Positions::new();
+        for (key, value) in store.state(StateSpace::MqttRetained, b"")? {
+            if let Some((partition, next)) = saved::read_cursor(&key, &value) {
+                cursors.insert(partition, next);
+            } else if let Some((b'm', topic)) = saved::read_key(&key) {
+                match saved::read_retained(topic, &value) {
+                    Some(message) => drop(retained.put(&Arc::new(message))),
+                    None => warn!("A retained message on disk can't be read"),
+                }
+            }
+        }
+        let tasks = TaskTracker::new();
+        let uses_retained = AtomicBool::new(!retained.is_empty());
+        let broker = Arc::new(Self {
+            gather: Gather::new(ingest.clone(), tasks.clone()),
+            config,
+            map: Arc::new(map),
+            stats,
+            store,
+            ingest,
+            tasks,
+            sessions: Mutex::new(Sessions::default()),
+            filters: RwLock::new(Filters::default()),
+            groups: RwLock::new(Filters::default()),
+            retained: Mutex::new(retained),
+            system: Mutex::new(Retained::new(SYSTEM)),
+            tail: Mutex::new(Tail::new(cursors)),
+            ticks: watch::Sender::new(0),
+            uses_retained,
+            readers: Semaphore::new(READERS),
+            numbers: AtomicU64::new(1),
+        });
+        broker.find_partitions()?;
+        broker.load_sessions()?;
+        Ok(broker)
+    }
+
+    fn load_sessions(&self) -> Result<(), StoreError> {
+        let mut progress: HashMap<String, SavedProgress> = HashMap::new();
+        for (key, value) in self.store.state(StateSpace::MqttSession, b"p")? {
+            if let (Some((_, client_id)), Some(saved)) = (saved::read_key(&key), saved::read_progress(&value)) {
+                progress.insert(client_id.to_owned(), saved);
+            }
+        }
+        let mut incoming: HashMap<String, Vec<u16>> = HashMap::new();
+        for (key, _) in self.store.state(StateSpace::MqttInflight, b"")? {
+            if let Some((client_id, id)) = saved::read_incoming(&key) {
+                incoming.entry(client_id.to_owned()).or_default().push(id);
+            }
+        }
+        let (now, now_ms) = (shared::time::now(), shared::time::wall_ms());
+        for (key, value) in self.store.state(StateSpace::MqttSession, b"s")? {
+            let (Some((_, client_id)), Some(found)) = (saved::read_key(&key), saved::read_session(&value)) else {
+                warn!("A session on disk can't be read");
+                continue;
+            };
+            let SavedProgress { mut positions, sent } = progress.remove(client_id).unwrap_or_default();
+            for (partition, next) in self.tail().processed() {
+                // what was mapped only after the session was written is not for it
+                positions.entry(*partition).or_insert(*next);
+            }
+            let mut state = State::restored(Arc::from(client_id), self.config.session, positions, sent);
+            state.expiry_s = found.expiry_s;
+            state.subscriptions = found.subscriptions.iter().cloned().collect();
+            state.incoming = incoming.remove(client_id).unwrap_or_default().into_iter().collect();
+            let session = Session::new(self.number(), state);
+            for (filter, options) in &found.subscriptions {
+                self.insert_filter(&session, filter, *options);
+            }
+            let mut sessions = self.sessions();
+            if found.expiry_s != u32::MAX {
+                let whole = Duration::from_secs(found.expiry_s.into());
+                let since = if found.away_since_ms == 0 { now_ms } else { found.away_since_ms };
+                // a clock that was set back makes it last no longer than it should
+                let away = u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0);
+                let left = whole.saturating_sub(Duration::from_millis(away));
+                let deadline = Deadline::end(&session, self.number());
+                session.state().end_deadline = Some(deadline.number);
+                sessions.schedule(now + left, deadline);
+            }
+            sessions.by_client.insert(session.client_id.clone(), session);
+        }
+        let count = self.sessions().by_client.len();
+        if count > 0 {
+            info!(sessions = count, "MQTT sessions go on");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! Subscriptions of sessions.
+
+use std::sync::Arc;
+
+use super::{Broker, Group, Session, Subscriber};
+use crate::mqtt::codec::is_valid_filter;
+use crate::mqtt::filters::matches;
+use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
+use crate::mqtt::session::{Delivery, Scan};
+
+/// Retained messages put into a queue at a time.
+const SCAN: usize = 64;
+
+/// Name and filter of a shared subscription (`$share/<name>/<filter>`).
+fn shared(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix("$share/")?.split_once('/')
+}
+
+impl Broker {
+    /// Subscribes, and gives the codes for SUBACK. What is published from now on is delivered.
+    pub async fn subscribe(&self, session: &Arc<Session>, filters: Vec<(String, Options)>) -> Vec<u8> {
+        self.tail_caught_up().await;
+        let codes = filters.into_iter().map(|(filter, options)| self.subscribe_one(session, filter, options));
+        let codes = codes.collect();
+        if self.save(session).await {
+            session.state().wake();
+            return codes;
+        }
+        codes.into_iter().map(|_| reason::UNSPECIFIED).collect()
+    }
+
+    fn subscribe_one(&self, session: &Arc<Session>, filter: String, options: Options) -> u8 {
+        let (name, plain) = match shared(&filter) {
+            Some((name, plain)) => (Some(name), plain),
+            None => (None, filter.as_str()),
+        };
+        let is_bad_name = name.is_some_and(|name| name.is_empty() || name.contains(['+', '#']));
+        let is_half_shared = name.is_none() && filter.starts_with("$share/");
+        if is_bad_name || is_half_shared || !is_valid_filter(plain) {
+            return reason::FILTER_INVALID;
+        }
+        if self.config.no_subscribe.iter().any(|denied| denied == plain || matches(denied, plain)) {
+            return reason::UNSPECIFIED;
+        }
+        let is_new = {
+            let mut state = session.state();
+            if !state.may_subscribe(&filter) {
+                return reason::QUOTA_EXCEEDED;
+            }
+            state.subscriptions.insert(filter.as_str().into(), options).is_none()
+        };
+        self.insert_filter(session, &filter, options);
+        let wants_retained = match options.retain_handling {
+            RetainHandling::Always => true,
+            RetainHandling::IfNew => is_new,
+            RetainHandling::Never => false,
+        };
+        if wants_retained && name.is_none() {
+            let scan = Scan { filter, options, after: None };
+            session.state().scans.push_back(scan);
+        }
+        options.qos.number()
+    }
+
+    /// Lets messages find a session.
+    pub(super) fn insert_filter(&self, session: &Arc<Session>, filter: &str, options: Options) {
+        let subscriber = Subscriber { session: session.clone(), options };
+        let key = session.key;
+        let Some((name, plain)) = shared(filter) else {
+            let is_same = |old: &Subscriber| old.session.key == key;
+            self.filters_mut().insert(filter, subscriber, is_same);
+            return;
+        };
+        let mut groups = self.groups_mut();
+        let group = groups.at(plain).iter().find(|group| *group.name == *name).cloned();
+        let group = group.unwrap_or_else(|| {
+            let group = Arc::new(Group { name: name.into(), members: std::sync::Mutex::default() });
+            groups.insert(plain, group.clone(), |_| false);
+            group
+        });
+        let mut members = group.members();
+        members.list.retain(|old| old.session.key != key);
+        members.list.push(subscriber);
+    }
+
+    pub(super) fn remove_filter(&self, session: &Session, filter: &str) -> bool {
+        let key = session.key;
+        let Some((name, plain)) = shared(filter) else {
+            return self.filters_mut().remove(filter, |old| old.session.key == key).is_some();
+        };
+        let mut groups = self.groups_mut();
+        let Some(group) = groups.at(plain).iter().find(|group| *group.name == *name).cloned() else {
+            return false;
+        };
+        let is_empty = {
+            let mut members = group.members();
+            members.list.retain(|old| old.session.key != key);
+            members.list.is_empty()
+        };
+        if is_empty {
+            groups.remove(plain, |other| Arc::ptr_eq(other, &group));
+        }
+        true
+    }
+
+    /// Ends subscriptions, and gives the codes for UNSUBACK.
+    pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
+        let mut codes = Vec::with_capacity(filters.len());
+        for filter in filters {
+            let had = session.state().subscriptions.remove(filter.as_str()).is_some();
+            self.remove_filter(session, &filter);
+            codes.push(if had { reason::SUCCESS } else { reason::NO_SUBSCRIPTION_EXISTED });
+        }
+        if self.save(session).await {
+            return codes;
+        }
+        codes.into_iter().map(|_| reason::UNSPECIFIED).collect()
+    }
+
+    /// Puts some of the retained messages of new subscriptions into the queue. False: there are none left.
+    pub fn scan_retained(&self, session: &Session) -> bool {
+        let mut state = session.state();
+        let Some(mut scan) = state.scans.pop_front() else {
+            return false;
+        };
+        if !state.has_room() {
+            state.scans.push_front(scan);
+            return true;
+        }
+        let store = if scan.filter.starts_with("$SYS") { self.system() } else { self.retained() };
+        let found = store.find(&scan.filter, scan.after.as_deref(), SCAN);
+        drop(store);
+        let now_ms = shared::time::wall_ms();
+        for message in &found {
+            if message.is_expired(now_ms) {
+                continue;
+            }
+            let qos = message.qos.min(scan.options.qos);
+            let identifiers = scan.options.identifier.into_iter().collect();
+            let delivery = Delivery { message: message.clone(), qos, retain: true, identifiers, place: None };
+            state.enqueue(delivery);
+        }
+        if found.len() == SCAN {
+            scan.after = found.last().map(|message| message.topic.clone());
+            state.scans.push_front(scan);
+        }
+        !state.scans.is_empty()
+    }
+
+    /// The delivery of a record that was on its way to a client when the client went.
+    pub fn loaded(&self, session: &Session, place: crate::mqtt::session::Place, qos: Qos) -> Option<Delivery> {
+        let message = self.load(place)?;
+        let state = session.state();
+        let mut delivery = state.wants(&message, place).unwrap_or_else(|| Delivery {
+            message,
+            qos,
+            retain: false,
+            identifiers: Vec::new(),
+            place: Some(place),
+        });
+        delivery.qos = qos;
+        Some(delivery)
+    }
+}

@@ -1,0 +1,420 @@
+//! A client that is connected: carries out its packets, and makes what goes to it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use shared::time::wall_ms;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::acks::{Acks, Due};
+use super::{End, HIGH_WATER, SETTLE, Wire, has_codes};
+use crate::ingest::Reservation;
+use crate::mqtt::broker::{Broker, Session};
+use crate::mqtt::codec::{
+    Malformed, Outgoing, decode, put_ack, put_pingresp, put_publish, put_suback, put_unsuback,
+};
+use crate::mqtt::frame::Frame;
+use crate::mqtt::inflight::Sent;
+use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
+use crate::mqtt::saved;
+use crate::mqtt::session::{Delivery, Link};
+
+/// Messages taken from the session at a time.
+const DELIVERIES: usize = 64;
+/// Packet ids of QoS 2 that a client of MQTT 3.1.1 may leave unreleased.
+const MAX_UNRELEASED: usize = 8 * 1024;
+/// How long a client of MQTT 3.1.1 waits before it is disconnected because the site is full.
+const FULL_DELAY: Duration = Duration::from_millis(500);
+
+/// What was agreed in the handshake.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_packet: usize,
+    pub(super) aliases: u16,
+    pub(super) keep_alive: Option<Duration>,
+}
+
+/// The client.
+#[derive(Debug)]
+pub(super) struct Client<'b> {
+    pub(super) broker: &'b Arc<Broker>,
+    pub(super) version: Version,
+    pub(super) session: Arc<Session>,
+    pub(super) link: Link,
+    pub(super) acks: Acks,
+    pub(super) keep_alive: Option<Duration>,
+    limits: Limits,
+    #[expect(dead_code, reason = "the rules of users are to come")]
+    user: Option<String>,
+    /// What its aliases stand for.
+    aliases_in: HashMap<u16, Arc<str>>,
+    /// What ours stand for.
+    aliases_out: HashMap<Arc<str>, u16>,
+    /// PUBRECs whose PUBRELs wait for the disk.
+    received: Vec<u16>,
+    /// It asked not to get back what it publishes.
+    has_no_local: bool,
+}
+
+impl<'b> Client<'b> {
+    pub(super) fn new(
+        broker: &'b Arc<Broker>,
+        version: Version,
+        session: Arc<Session>,
+        link: Link,
+        limits: Limits,
+        user: Option<String>,
+    ) -> Self {
+        let mut client = Self {
+            broker,
+            version,
+            session,
+            link,
+            acks: Acks::default(),
+            keep_alive: limits.keep_alive,
+            limits,
+            user,
+            aliases_in: HashMap::new(),
+            aliases_out: HashMap::new(),
+            received: Vec::new(),
+            has_no_local: false,
+        };
+        client.look_at_options();
+        client
+    }
+
+    fn look_at_options(&mut self) {
+        let state = self.session.state();
+        self.has_no_local = state.subscriptions.values().any(|options| options.no_local);
+    }
+
+    fn check(&self) -> Result<(), End> {
+        let state = self.session.state();
+        state.check(self.link.number).map(drop).map_err(End::Kicked)
+    }
+
+    pub(super) async fn carry_out<S>(&mut self, frame: &Frame, wire: &mut Wire<S>) -> Result<(), End> {
+        match decode(self.version, frame, wall_ms())? {
+            Incoming::Publish(publish) => self.publish(*publish, frame.1.len()).await,
+            Incoming::Ack { kind: AckKind::PubRel, id, .. } => {
+                self.released(id);
+                Ok(())
+            }
+            Incoming::Ack { kind, id, reason } => {
+                self.acknowledged(kind, id, reason, &mut wire.output);
+                Ok(())
+            }
+            Incoming::Subscribe { id, filters } => {
+                let codes = self.broker.subscribe(&self.session, filters).await;
+                self.look_at_options();
+                put_suback(&mut wire.output, self.version, id, &codes);
+                self.check()
+            }
+            Incoming::Unsubscribe { id, filters } => {
+                let codes = self.broker.unsubscribe(&self.session, filters).await;
+                self.look_at_options();
+                put_unsuback(&mut wire.output, self.version, id, &codes);
+                self.check()
+            }
+            Incoming::PingReq => {
+                put_pingresp(&mut wire.output);
+                Ok(())
+            }
+            Incoming::Disconnect { reason, session_expiry_s } => Err(self.goodbye(reason, session_expiry_s)),
+            Incoming::Connect(_) => Err(protocol("a second CONNECT")),
+            Incoming::Auth => Err(protocol("AUTH without an authentication")),
+        }
+    }
+
+    fn goodbye(&self, code: u8, expiry_s: Option<u32>) -> End {
+        let mut state = self.session.state();
+        if let Some(expiry_s) = expiry_s {
+            // MQTT 5, section 3.14.2.2.2
+            if state.expiry_s == 0 && expiry_s != 0 {
+                return protocol("a session expiry where CONNECT had none");
+            }
+            state.expiry_s = expiry_s.min(self.broker.config.max_session_expiry_s);
+        }
+        End::Goodbye { with_will: code == reason::DISCONNECT_WITH_WILL }
+    }
+
+    async fn publish(&mut self, publish: Publish, bytes: usize) -> Result<(), End> {
+        let stats = &self.broker.stats;
+        stats.publishes.fetch_add(1, Ordering::Relaxed);
+        let Publish { mut message, id, alias, .. } = publish;
+        self.resolve_alias(&mut message, alias)?;
+        let (qos, kind) = match message.qos {
+            Qos::AtMostOnce => (Qos::AtMostOnce, AckKind::PubAck),
+            Qos::AtLeastOnce => (Qos::AtLeastOnce, AckKind::PubAck),
+            Qos::ExactlyOnce => (Qos::ExactlyOnce, AckKind::PubRec),
+        };
+        let mut fact = None;
+        if qos == Qos::ExactlyOnce {
+            let mut state = self.session.state();
+            if state.incoming.contains(&id) {
+                drop(state);
+                // it is on disk, or on its way there before this acknowledgement
+                self.acks.push_ready(kind, id, reason::SUCCESS);
+                return Ok(());
+            }
+            state.incoming.insert(id);
+            if state.is_persistent() {
+                fact = Some(saved::stored(&state.client_id, id));
+            }
+        }
+        self.check_receive_maximum()?;
+        if self.has_no_local {
+            message.from = Some(Box::from(&*self.session.client_id));
+        }
+        let mut reservation = Reservation::default();
+        reservation.grow(self.broker.ingest.budget(), bytes).await;
+        match (self.broker.publish(message, fact, reservation).await, qos) {
+            (Ok(_), Qos::AtMostOnce) => {}
+            (Ok(accepted), Qos::AtLeastOnce | Qos::ExactlyOnce) => {
+                if accepted.ack_early {
+                    self.acks.push_ready(kind, id, reason::SUCCESS);
+                } else {
+                    // answered after the sync
+                    self.acks.push_record(kind, id, accepted.synced);
+                }
+            }
+            (Err(error), Qos::AtMostOnce) => {
+                debug!(%error, "Message of QoS 0 not taken");
+                stats.refused.fetch_add(1, Ordering::Relaxed);
+            }
+            (Err(error), Qos::AtLeastOnce | Qos::ExactlyOnce) => {
+                debug!(%error, "Message not taken");
+                self.acks.push_ready(kind, id, error.reason());
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve_alias(&mut self, message: &mut Message, alias: Option<u16>) -> Result<(), End> {
+        let Some(alias) = alias else { return Ok(()) };
+        let invalid = Malformed { reason: reason::TOPIC_ALIAS_INVALID, what: "a topic alias that is not allowed" };
+        if alias == 0 || alias > self.broker.config.topic_aliases {
+            return Err(invalid.into());
+        }
+        if message.topic.is_empty() {
+            message.topic = self.aliases_in.get(&alias).cloned().ok_or(invalid)?;
+        } else {
+            self.aliases_in.insert(alias, message.topic.clone());
+        }
+        Ok(())
+    }
+
+    /// MQTT 5, section 3.3.4. A client of 3.1.1 is not told, and is only bounded.
+    fn check_receive_maximum(&self) -> Result<(), End> {
+        let unreleased = self.session.state().incoming.len();
+        let most = usize::from(self.broker.config.receive_maximum);
+        let is_exceeded = match self.version {
+            Version::V3 => unreleased > MAX_UNRELEASED,
+            Version::V5 => unreleased + self.acks.pubacks() > most,
+        };
+        if is_exceeded {
+            return Err(End::Kicked(reason::RECEIVE_MAXIMUM_EXCEEDED));
+        }
+        Ok(())
+    }
+
+    fn released(&mut self, id: u16) {
+        let (was_there, is_persistent) = {
+            let mut state = self.session.state();
+            (state.incoming.remove(&id), state.is_persistent())
+        };
+        match (was_there, is_persistent) {
+            (true, true) => {
+                // the id may be used again once PUBCOMP is there: it must not look like this message then
+                let change = saved::released(&self.session.client_id, id);
+                let synced = self.broker.store.put_state(vec![change]);
+                self.acks.push_fact(AckKind::PubComp, id, synced);
+            }
+            (true, false) => self.acks.push_ready(AckKind::PubComp, id, reason::SUCCESS),
+            (false, _) => self.acks.push_ready(AckKind::PubComp, id, reason::PACKET_ID_NOT_FOUND),
+        }
+    }
+
+    fn acknowledged(&mut self, kind: AckKind, id: u16, code: u8, output: &mut BytesMut) {
+        let mut state = self.session.state();
+        let is_known = match kind {
+            AckKind::PubAck => state.inflight.acknowledged(id),
+            AckKind::PubRec if code >= reason::UNSPECIFIED => state.inflight.refused(id),
+            AckKind::PubRec => state.inflight.received(id),
+            AckKind::PubComp => state.inflight.completed(id),
+            AckKind::PubRel => true,
+        };
+        state.is_dirty = true;
+        drop(state);
+        if kind == AckKind::PubRec && code < reason::UNSPECIFIED {
+            if is_known {
+                self.received.push(id);
+            } else {
+                put_ack(output, self.version, AckKind::PubRel, id, reason::PACKET_ID_NOT_FOUND);
+            }
+        }
+    }
+
+    /// Sends PUBRELs, after it is on disk that the client has their messages.
+    pub(super) async fn release_received(&mut self, output: &mut BytesMut) -> Result<(), End> {
+        if self.received.is_empty() {
+            return Ok(());
+        }
+        if !self.broker.save_progress(&self.session).await {
+            return Err(End::NotStored(reason::QUOTA_EXCEEDED));
+        }
+        for id in self.received.drain(..) {
+            put_ack(output, self.version, AckKind::PubRel, id, reason::SUCCESS);
+        }
+        Ok(())
+    }
+
+    /// Writes the acknowledgements that are due.
+    pub(super) fn answer(&mut self, output: &mut BytesMut) -> Result<(), End> {
+        while output.len() < HIGH_WATER {
+            let Some(due) = self.acks.take() else { break };
+            self.answer_one(due, output)?;
+        }
+        Ok(())
+    }
+
+    fn answer_one(&self, due: Due, output: &mut BytesMut) -> Result<(), End> {
+        let is_error = due.code >= reason::UNSPECIFIED && due.code != reason::PACKET_ID_NOT_FOUND;
+        if is_error {
+            self.broker.stats.refused.fetch_add(1, Ordering::Relaxed);
+            if due.kind == AckKind::PubRec {
+                self.session.state().incoming.remove(&due.id);
+            }
+            // MQTT 3.1.1 has no way to say that a message was not taken
+            if !has_codes(self.version) || due.kind == AckKind::PubComp {
+                return Err(End::NotStored(due.code));
+            }
+        }
+        put_ack(output, self.version, due.kind, due.id, due.code);
+        Ok(())
+    }
+
+    /// Writes messages until the buffer or the client's window is full.
+    pub(super) async fn deliver(&mut self, output: &mut BytesMut) -> Result<(), End> {
+        let mut batch: Vec<(Delivery, u16)> = Vec::new();
+        while output.len() < HIGH_WATER {
+            let now_ms = wall_ms();
+            let (is_durable, is_behind, may_scan) = {
+                let mut state = self.session.state();
+                state.check(self.link.number).map_err(End::Kicked)?;
+                while batch.len() < DELIVERIES {
+                    let Some(taken) = state.take(now_ms) else { break };
+                    batch.push(taken);
+                }
+                let is_behind = state.behind().is_some() && !state.is_reading && state.is_half_empty();
+                let may_scan = !state.scans.is_empty() && !state.has_waiting();
+                (state.is_persistent(), is_behind, may_scan)
+            };
+            if is_behind {
+                self.broker.fill(&self.session, self.link.number);
+            }
+            if batch.is_empty() {
+                if may_scan {
+                    self.broker.scan_retained(&self.session);
+                    continue;
+                }
+                return Ok(());
+            }
+            let has_exactly_once = batch.iter().any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
+            if is_durable && has_exactly_once && !self.broker.save_progress(&self.session).await {
+                return Err(End::NotStored(reason::QUOTA_EXCEEDED));
+            }
+            for (delivery, id) in batch.drain(..) {
+                self.put(&delivery, id, false, now_ms, output);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, delivery: &Delivery, id: u16, dup: bool, now_ms: i64, output: &mut BytesMut) {
+        let message = &delivery.message;
+        let known = self.aliases_out.get(&message.topic).copied();
+        let next = u16::try_from(self.aliases_out.len() + 1).unwrap_or(u16::MAX);
+        let alias = known.map(|alias| (alias, true)).or_else(|| (next <= self.limits.aliases).then_some((next, false)));
+        let outgoing = Outgoing {
+            message,
+            qos: delivery.qos,
+            retain: delivery.retain,
+            dup,
+            id,
+            identifiers: &delivery.identifiers,
+            alias,
+            left_s: message.left_s(now_ms),
+        };
+        if put_publish(output, self.version, &outgoing, self.limits.max_packet) {
+            self.broker.stats.deliveries.fetch_add(1, Ordering::Relaxed);
+            if let Some((alias, false)) = alias {
+                self.aliases_out.insert(message.topic.clone(), alias);
+            }
+            return;
+        }
+        // MQTT 5, section 3.1.2.11.4: as if it had been sent
+        self.broker.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        if id != 0 {
+            self.session.state().inflight.refused(id);
+        }
+    }
+
+    /// Sends what an earlier connection had sent and the client did not acknowledge.
+    pub(super) async fn send_again(&mut self, again: Vec<Sent>, output: &mut BytesMut) {
+        let now_ms = wall_ms();
+        for sent in again {
+            if sent.is_released {
+                put_ack(output, self.version, AckKind::PubRel, sent.id, reason::SUCCESS);
+                continue;
+            }
+            let qos = if sent.is_exactly_once { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+            let delivery = match (sent.delivery, sent.place) {
+                (Some(delivery), _) => Some(delivery),
+                (None, Some(place)) => {
+                    let (broker, session) = (self.broker.clone(), self.session.clone());
+                    let loaded = tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos)).await;
+                    loaded.unwrap_or_default()
+                }
+                (None, None) => None,
+            };
+            match delivery.filter(|delivery| !delivery.message.is_expired(now_ms)) {
+                Some(delivery) => self.put(&delivery, sent.id, true, now_ms, output),
+                // retention has let it go
+                None => drop(self.session.state().inflight.refused(sent.id)),
+            }
+        }
+    }
+
+    /// Waits for what was published, so that the session knows what is on disk before it goes on.
+    pub(super) async fn settle<S>(&mut self, wire: &mut Wire<S>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let all = async {
+            while !self.acks.is_empty() {
+                self.acks.ready().await;
+                if let Some(due) = self.acks.take() {
+                    let is_full = due.code == reason::QUOTA_EXCEEDED && !has_codes(self.version);
+                    // the connection ends anyway
+                    drop(self.answer_one(due, &mut wire.output));
+                    if is_full {
+                        tokio::time::sleep(FULL_DELAY).await;
+                    }
+                }
+            }
+        };
+        if timeout(SETTLE, all).await.is_err() {
+            debug!("A connection ended before what was published on it was stored");
+        }
+    }
+}
+
+fn protocol(what: &'static str) -> End {
+    Malformed { reason: reason::PROTOCOL_ERROR, what }.into()
+}

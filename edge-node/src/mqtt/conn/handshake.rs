@@ -1,0 +1,137 @@
+//! From CONNECT to CONNACK.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::client::{Client, Limits};
+use super::{Connection, End, Wire};
+use crate::mqtt::codec::{ConnAck, Malformed, connect_version, decode, put_connack};
+use crate::mqtt::frame::Frame;
+use crate::mqtt::packet::{Connect, Incoming, Version, reason};
+
+/// Longest client id.
+const MAX_CLIENT_ID: usize = 512;
+
+impl Connection {
+    /// Reads CONNECT and answers it.
+    pub(super) async fn greet<S>(&self, wire: &mut Wire<S>) -> Result<Client<'_>, End>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let config = &self.broker.config;
+        let first = async {
+            loop {
+                if let Some(frame) = wire.frame()? {
+                    return Ok(frame);
+                }
+                match wire.fill().await? {
+                    0 => return Err(End::Closed),
+                    count => wire.filled(count),
+                }
+            }
+        };
+        let frame = tokio::select! {
+            frame = timeout(config.connect_timeout, first) => frame.map_err(|_| End::NoConnect)??,
+            () = self.stop.cancelled() => return Err(End::Stopped),
+        };
+        wire.max_packet = config.max_packet;
+        let mut connect = match connect_of(&frame) {
+            Ok(connect) => connect,
+            Err((version, malformed)) => {
+                debug!(%malformed, "CONNECT refused");
+                if malformed.reason == reason::UNSUPPORTED_VERSION || version == Some(Version::V5) {
+                    let ack = ConnAck { reason: malformed.reason, ..ConnAck::default() };
+                    put_connack(&mut wire.output, version.unwrap_or(Version::V3), &ack);
+                }
+                return Err(malformed.into());
+            }
+        };
+        let version = connect.version;
+        match self.admit(&mut connect, &mut wire.output).await {
+            Ok(client) => Ok(client),
+            Err(code) => {
+                let ack = ConnAck { reason: code, ..ConnAck::default() };
+                put_connack(&mut wire.output, version, &ack);
+                Err(End::Refused(code))
+            }
+        }
+    }
+
+    async fn admit(&self, connect: &mut Connect, output: &mut BytesMut) -> Result<Client<'_>, u8> {
+        let config = &self.broker.config;
+        if connect.has_authentication {
+            return Err(reason::BAD_AUTHENTICATION_METHOD);
+        }
+        let is_assigned = connect.client_id.is_empty();
+        if is_assigned && connect.version == Version::V3 && !connect.clean_start {
+            return Err(reason::CLIENT_ID_INVALID);
+        }
+        if connect.client_id.len() > MAX_CLIENT_ID {
+            return Err(reason::CLIENT_ID_INVALID);
+        }
+        let client_id = if is_assigned { new_client_id() } else { connect.client_id.clone() };
+        let user = self.user(connect)?;
+        let expiry_s = connect.session_expiry_s.min(config.max_session_expiry_s);
+        let window = usize::from(connect.receive_maximum).min(config.max_inflight);
+        let keep_alive_s = keep_alive(connect, config.max_keep_alive_s);
+        let admitted = self.broker.admit(&client_id, connect, expiry_s, window).await;
+        let admitted = admitted.map_err(|refused| refused.0)?;
+        if !self.broker.save(&admitted.session).await {
+            self.broker.release(&admitted.session, admitted.link.number, false);
+            return Err(reason::QUOTA_EXCEEDED);
+        }
+        let wants_answers = connect.wants_response_information;
+        let ack = ConnAck {
+            reason: reason::SUCCESS,
+            session_present: admitted.session_present,
+            session_expiry_s: (expiry_s != connect.session_expiry_s).then_some(expiry_s),
+            receive_maximum: Some(config.receive_maximum),
+            max_packet_bytes: u32::try_from(config.max_packet).ok(),
+            response_information: wants_answers.then(|| format!("response/{client_id}")),
+            assigned_client_id: is_assigned.then_some(client_id),
+            topic_alias_maximum: Some(config.topic_aliases),
+            keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
+            reason_text: None,
+        };
+        put_connack(output, connect.version, &ack);
+        let limits = Limits {
+            max_packet: connect.max_packet_bytes.map_or(usize::MAX, |bytes| bytes as usize),
+            aliases: connect.topic_alias_maximum.min(config.topic_aliases),
+            // one and a half times what was agreed (MQTT 5, section 3.1.2.10)
+            keep_alive: (keep_alive_s > 0).then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
+        };
+        let mut client = Client::new(&self.broker, connect.version, admitted.session, admitted.link, limits, user);
+        client.send_again(admitted.again, output).await;
+        Ok(client)
+    }
+
+    /// Who the client is.
+    fn user(&self, _connect: &Connect) -> Result<Option<String>, u8> {
+        Ok(self.peer.certified.clone())
+    }
+}
+
+fn connect_of(frame: &Frame) -> Result<Box<Connect>, (Option<Version>, Malformed)> {
+    let version = connect_version(frame).map_err(|malformed| (None, malformed))?;
+    match decode(version, frame, shared::time::wall_ms()) {
+        Ok(Incoming::Connect(connect)) => Ok(connect),
+        Ok(_) => Err((None, Malformed { reason: reason::PROTOCOL_ERROR, what: "not a CONNECT" })),
+        Err(malformed) => Err((Some(version), malformed)),
+    }
+}
+
+fn keep_alive(connect: &Connect, most_s: Option<u16>) -> u16 {
+    match (connect.version, most_s) {
+        (Version::V5, Some(most)) if connect.keep_alive_s == 0 || connect.keep_alive_s > most => most,
+        // a client of MQTT 3.1.1 can't be told of another
+        (Version::V3 | Version::V5, _) => connect.keep_alive_s,
+    }
+}
+
+fn new_client_id() -> String {
+    format!("kedge-{:032x}", rand::random::<u128>())
+}

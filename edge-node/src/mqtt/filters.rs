@@ -1,0 +1,353 @@
+//! Topic filters: whether one matches a topic, and a tree that finds all that do. Plain code.
+//!
+//! `+` stands for one level, `#` for all that are left, also none; neither stands for a first level that
+//! begins with `$` (MQTT 3.1.1 and 5, section 4.7). The tree is as deep as topics have levels, which is
+//! bounded where packets come in.
+
+use std::collections::HashMap;
+
+/// Whether `filter` matches `topic`; both are valid.
+#[must_use]
+pub fn matches(filter: &str, topic: &str) -> bool {
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut levels = topic.split('/');
+    for part in filter.split('/') {
+        match (part, levels.next()) {
+            ("#", _) => return true,
+            ("+", Some(_)) => {}
+            (part, Some(level)) if part == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
+/// Whether all that `narrow` matches is matched by `wide` too.
+#[must_use]
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut rest = narrow.split('/');
+    for part in wide.split('/') {
+        match (part, rest.next()) {
+            ("#", _) => return true,
+            ("+", Some(level)) if level != "#" => {}
+            (part, Some(level)) if part == level => {}
+            _ => return false,
+        }
+    }
+    rest.next().is_none()
+}
+
+/// Whether some topic is matched by both.
+#[must_use]
+pub fn overlap(a: &str, b: &str) -> bool {
+    let is_dollar = |filter: &str| filter.starts_with('$');
+    let is_wild = |filter: &str| filter.starts_with(['+', '#']);
+    if (is_dollar(a) && is_wild(b)) || (is_dollar(b) && is_wild(a)) {
+        return false;
+    }
+    let (mut left, mut right) = (a.split('/'), b.split('/'));
+    loop {
+        match (left.next(), right.next()) {
+            (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+            (Some("+"), Some(_)) | (Some(_), Some("+")) => {}
+            (Some(x), Some(y)) if x == y => {}
+            _ => return false,
+        }
+    }
+}
+
+/// What each wildcard of `filter` stands for in `topic`, which it matches.
+#[must_use]
+pub fn captures<'t>(filter: &str, topic: &'t str) -> Vec<&'t str> {
+    let mut found = Vec::new();
+    let mut rest = Some(topic);
+    for part in filter.split('/') {
+        if part == "#" {
+            found.push(rest.unwrap_or_default());
+            break;
+        }
+        let Some(text) = rest else { break };
+        let (level, after) = match text.split_once('/') {
+            Some((level, after)) => (level, Some(after)),
+            None => (text, None),
+        };
+        if part == "+" {
+            found.push(level);
+        }
+        rest = after;
+    }
+    found
+}
+
+/// Values by filter.
+#[derive(Debug)]
+pub struct Filters<V> {
+    root: Node<V>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Node<V> {
+    levels: HashMap<Box<str>, Self>,
+    any_level: Option<Box<Self>>,
+    /// Of the filter that ends here.
+    here: Vec<V>,
+    /// Of the filter that ends in `#` here.
+    rest: Vec<V>,
+}
+
+impl<V> Default for Node<V> {
+    fn default() -> Self {
+        Self {
+            levels: HashMap::new(),
+            any_level: None,
+            here: Vec::new(),
+            rest: Vec::new(),
+        }
+    }
+}
+
+impl<V> Default for Filters<V> {
+    fn default() -> Self {
+        Self {
+            root: Node::default(),
+            len: 0,
+        }
+    }
+}
+
+impl<V> Filters<V> {
+    /// How many values there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a value, or puts it in the place of the one that `is_same` as it.
+    pub fn insert(&mut self, filter: &str, value: V, is_same: impl Fn(&V) -> bool) {
+        let mut node = &mut self.root;
+        for level in filter.split('/') {
+            node = match level {
+                "#" => {
+                    self.len += usize::from(put(&mut node.rest, value, is_same));
+                    return;
+                }
+                "+" => node.any_level.get_or_insert_default(),
+                level => node.levels.entry(level.into()).or_default(),
+            };
+        }
+        self.len += usize::from(put(&mut node.here, value, is_same));
+    }
+
+    /// Takes out the value of a filter that `is_same`.
+    pub fn remove(&mut self, filter: &str, is_same: impl Fn(&V) -> bool) -> Option<V> {
+        let levels: Vec<&str> = filter.split('/').collect();
+        let removed = self.root.remove(&levels, &is_same);
+        self.len -= usize::from(removed.is_some());
+        removed
+    }
+
+    /// Calls `found` with every value whose filter matches.
+    pub fn find<'f>(&'f self, topic: &str, mut found: impl FnMut(&'f V)) {
+        let levels: Vec<&str> = topic.split('/').collect();
+        let is_dollar = topic.starts_with('$');
+        self.root.find(&levels, is_dollar, &mut found);
+    }
+
+    /// The values of exactly this filter.
+    pub fn at(&self, filter: &str) -> &[V] {
+        let mut node = &self.root;
+        for level in filter.split('/') {
+            let next = match level {
+                "#" => return &node.rest,
+                "+" => node.any_level.as_deref(),
+                level => node.levels.get(level),
+            };
+            match next {
+                Some(next) => node = next,
+                None => return &[],
+            }
+        }
+        &node.here
+    }
+}
+
+/// True when it is one more.
+fn put<V>(values: &mut Vec<V>, value: V, is_same: impl Fn(&V) -> bool) -> bool {
+    match values.iter_mut().find(|old| is_same(old)) {
+        Some(old) => {
+            *old = value;
+            false
+        }
+        None => {
+            values.push(value);
+            true
+        }
+    }
+}
+
+impl<V> Node<V> {
+    fn is_empty(&self) -> bool {
+        self.levels.is_empty() && self.any_level.is_none() && self.here.is_empty() && self.rest.is_empty()
+    }
+
+    fn remove(&mut self, levels: &[&str], is_same: &impl Fn(&V) -> bool) -> Option<V> {
+        let take = |values: &mut Vec<V>| {
+            let at = values.iter().position(is_same)?;
+            let value = values.swap_remove(at);
+            values.shrink_to_fit();
+            Some(value)
+        };
+        let Some((level, deeper)) = levels.split_first() else {
+            return take(&mut self.here);
+        };
+        match *level {
+            "#" => take(&mut self.rest),
+            "+" => {
+                let node = self.any_level.as_mut()?;
+                let removed = node.remove(deeper, is_same);
+                if node.is_empty() {
+                    self.any_level = None;
+                }
+                removed
+            }
+            level => {
+                let node = self.levels.get_mut(level)?;
+                let removed = node.remove(deeper, is_same);
+                if node.is_empty() {
+                    self.levels.remove(level);
+                }
+                removed
+            }
+        }
+    }
+
+    fn find<'f>(&'f self, levels: &[&str], no_wildcards: bool, found: &mut impl FnMut(&'f V)) {
+        if !no_wildcards {
+            self.rest.iter().for_each(&mut *found);
+        }
+        let Some((level, deeper)) = levels.split_first() else {
+            self.here.iter().for_each(found);
+            return;
+        };
+        if let Some(node) = self.levels.get(*level) {
+            node.find(deeper, false, found);
+        }
+        if let Some(node) = self.any_level.as_deref().filter(|_| !no_wildcards) {
+            node.find(deeper, false, found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn filters_match_as_the_specification_says() {
+        for (filter, topic, expected) in [
+            ("sport/tennis/#", "sport/tennis", true),
+            ("sport/tennis/#", "sport/tennis/a/b", true),
+            ("sport/+", "sport", false),
+            ("sport/+", "sport/", true),
+            ("+/+", "/finance", true),
+            ("/+", "/finance", true),
+            ("+", "/finance", false),
+            ("#", "$SYS/a", false),
+            ("+/a", "$SYS/a", false),
+            ("$SYS/#", "$SYS/a", true),
+            ("$SYS/+", "$SYS/a", true),
+            ("a/b", "a/b", true),
+            ("a/b", "a/B", false),
+        ] {
+            assert_eq!(matches(filter, topic), expected, "{filter} {topic}");
+        }
+    }
+
+    #[test]
+    fn wildcards_are_captured() {
+        assert_eq!(captures("plant/+/temp/#", "plant/a/temp/b/c"), ["a", "b/c"]);
+        assert_eq!(captures("plant/+/#", "plant/a"), ["a", ""]);
+        assert_eq!(captures("a/b", "a/b"), [""; 0]);
+    }
+
+    fn level() -> impl Strategy<Value = String> {
+        prop_oneof![Just(String::new()), Just("a".to_owned()), Just("b".to_owned()), Just("$x".to_owned())]
+    }
+
+    fn topic() -> impl Strategy<Value = String> {
+        let levels = prop::collection::vec(level(), 1..4);
+        levels.prop_map(|levels| levels.join("/")).prop_filter("not empty", |t| !t.is_empty())
+    }
+
+    fn filter() -> impl Strategy<Value = String> {
+        let part = prop_oneof![3 => level(), 1 => Just("+".to_owned())];
+        (prop::collection::vec(part, 1..4), any::<bool>())
+            .prop_map(|(mut parts, has_rest)| {
+                if has_rest {
+                    parts.push("#".to_owned());
+                }
+                parts.join("/")
+            })
+            .prop_filter("not empty", |t| !t.is_empty())
+    }
+
+    proptest! {
+        #[test]
+        fn the_tree_finds_what_matches(
+            changes in prop::collection::vec((filter(), 0_u8..3, any::<bool>()), 0..40),
+            topics in prop::collection::vec(topic(), 1..10),
+        ) {
+            let mut tree = Filters::default();
+            let mut naive: Vec<(String, u8)> = Vec::new();
+            for (filter, who, is_added) in changes {
+                let at = naive.iter().position(|pair| *pair == (filter.clone(), who));
+                if is_added {
+                    tree.insert(&filter, (filter.clone(), who), |old| old.1 == who);
+                    if at.is_none() {
+                        naive.push((filter, who));
+                    }
+                } else {
+                    let removed = tree.remove(&filter, |old| old.1 == who);
+                    prop_assert_eq!(removed.is_some(), at.is_some());
+                    at.map(|at| naive.swap_remove(at));
+                }
+                prop_assert_eq!(tree.len(), naive.len());
+            }
+            for topic in topics {
+                let mut found = Vec::new();
+                tree.find(&topic, |value: &(String, u8)| found.push(value.clone()));
+                let mut expected: Vec<_> = naive.iter().filter(|(f, _)| matches(f, &topic)).cloned().collect();
+                found.sort();
+                expected.sort();
+                prop_assert_eq!(found, expected);
+            }
+            for (filter, who) in naive {
+                tree.remove(&filter, |old| old.1 == who);
+            }
+            prop_assert!(tree.root.is_empty(), "nothing is left behind");
+        }
+
+        #[test]
+        fn covering_and_overlapping_agree_with_matching(a in filter(), b in filter(), topic in topic()) {
+            let both = matches(&a, &topic) && matches(&b, &topic);
+            prop_assert!(!both || overlap(&a, &b));
+            if covers(&a, &b) && matches(&b, &topic) {
+                prop_assert!(matches(&a, &topic), "{} covers {} but not {}", a, b, topic);
+            }
+        }
+    }
+}

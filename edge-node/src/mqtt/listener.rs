@@ -1,0 +1,208 @@
+//! Accepts MQTT clients, up to a limit, and runs what they share.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use super::broker::{Broker, run_timers};
+use super::conn::{Connection, End, Peer};
+use super::{MqttConfig, MqttStats, TopicMap, tail, websocket};
+use crate::ingest::Ingest;
+use crate::store::Store;
+
+/// Pause after `accept` failed: it does at once again while file descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the listeners are bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// MQTT over TCP.
+    pub tcp: Option<SocketAddr>,
+    /// MQTT over WebSocket.
+    pub websocket: Option<SocketAddr>,
+}
+
+/// Bound sockets, not yet accepting.
+#[derive(Debug)]
+pub struct Listener {
+    tcp: Option<TcpListener>,
+    websocket: Option<TcpListener>,
+    broker: Arc<Broker>,
+}
+
+/// How a connection came.
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    Tcp,
+    WebSocket,
+}
+
+impl Listener {
+    /// Binds the sockets and reads what an earlier process left.
+    ///
+    /// # Errors
+    /// An address is taken or not ours, or the disk fails.
+    pub async fn bind(
+        config: MqttConfig,
+        map: TopicMap,
+        store: Arc<dyn Store>,
+        ingest: Ingest,
+        stats: Arc<MqttStats>,
+    ) -> io::Result<Self> {
+        let tcp = bind(config.bind).await?;
+        let websocket = bind(config.bind_websocket).await?;
+        for name in map.kafka_topics() {
+            if let Err(error) = ingest.topic(name.as_str(), true).await {
+                warn!(%error, "A topic that MQTT messages are mapped to can't be created");
+            }
+        }
+        let load = move || Broker::load_from(config, map, store, ingest, stats);
+        let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
+        Ok(Self { tcp, websocket, broker })
+    }
+
+    /// Where they are bound.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn addresses(&self) -> io::Result<Addresses> {
+        let address = |socket: &Option<TcpListener>| socket.as_ref().map(TcpListener::local_addr).transpose();
+        Ok(Addresses { tcp: address(&self.tcp)?, websocket: address(&self.websocket)? })
+    }
+
+    /// Serves clients until `stop`; then answers what is in flight, within the drain timeout.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { tcp, websocket, broker } = self;
+        let limit = broker.config.drain_timeout;
+        // the tail goes on while connections end
+        let last = CancellationToken::new();
+        let mut shared = JoinSet::new();
+        shared.spawn(tail::run(broker.clone(), last.clone()));
+        shared.spawn(run_timers(broker.clone(), last.clone()));
+        let mut pool = Pool { tasks: JoinSet::new(), next: 0, broker: broker.clone(), stop };
+        loop {
+            tokio::select! {
+                biased;
+                () = pool.stop.cancelled() => break,
+                Some(ended) = pool.tasks.join_next() => pool.ended(ended),
+                Some(ended) = shared.join_next() => {
+                    warn!(?ended, "A part of MQTT ended");
+                    break;
+                }
+                accepted = accept(tcp.as_ref()) => pool.accepted(accepted, Transport::Tcp).await,
+                accepted = accept(websocket.as_ref()) => pool.accepted(accepted, Transport::WebSocket).await,
+            }
+        }
+        drop((tcp, websocket));
+        pool.stop.cancel();
+        pool.drain(limit).await;
+        broker.gather.close();
+        broker.tasks.close();
+        let is_done = timeout(limit, broker.tasks.wait()).await.is_ok();
+        last.cancel();
+        while shared.join_next().await.is_some() {}
+        info!(is_done, "MQTT listener stopped");
+    }
+}
+
+async fn bind(address: Option<SocketAddr>) -> io::Result<Option<TcpListener>> {
+    match address {
+        Some(address) => TcpListener::bind(address).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match socket {
+        Some(socket) => socket.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The open connections.
+#[derive(Debug)]
+struct Pool {
+    tasks: JoinSet<End>,
+    next: u64,
+    broker: Arc<Broker>,
+    stop: CancellationToken,
+}
+
+impl Pool {
+    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>, transport: Transport) {
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                debug!(%error, "Accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                return;
+            }
+        };
+        let stats = &self.broker.stats;
+        if self.tasks.len() >= self.broker.config.max_connections {
+            stats.refused_connections.fetch_add(1, Ordering::Relaxed);
+            debug!("Connection refused: there are as many as allowed");
+            return;
+        }
+        stats.accepted.fetch_add(1, Ordering::Relaxed);
+        stats.open.fetch_add(1, Ordering::Relaxed);
+        self.next += 1;
+        let connection = Connection {
+            broker: self.broker.clone(),
+            peer: Peer::default(),
+            stop: self.stop.clone(),
+        };
+        let span = info_span!("mqtt", conn = self.next);
+        let served = async move {
+            // slower without, not wrong
+            drop(stream.set_nodelay(true));
+            match transport {
+                Transport::Tcp => connection.serve(stream).await,
+                Transport::WebSocket => {
+                    let limit = connection.broker.config.connect_timeout;
+                    match timeout(limit, websocket::accept(stream)).await {
+                        Ok(Ok(stream)) => connection.serve(stream).await,
+                        Ok(Err(error)) => error.into(),
+                        Err(_) => End::NoConnect,
+                    }
+                }
+            }
+        };
+        self.tasks.spawn(served.instrument(span));
+    }
+
+    fn ended(&mut self, ended: Result<End, JoinError>) {
+        let stats = &self.broker.stats;
+        stats.open.fetch_sub(1, Ordering::Relaxed);
+        match ended {
+            Ok(end) if end.is_ordinary() => debug!(%end, "Connection ended"),
+            Ok(end) => {
+                stats.failed.fetch_add(1, Ordering::Relaxed);
+                debug!(%end, "Connection ended by an error");
+            }
+            Err(error) => {
+                stats.failed.fetch_add(1, Ordering::Relaxed);
+                warn!(%error, "Connection task failed");
+            }
+        }
+    }
+
+    async fn drain(&mut self, limit: Duration) {
+        let connections = self.tasks.len();
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                self.ended(ended);
+            }
+        };
+        let is_done = timeout(limit, all).await.is_ok();
+        info!(connections, is_done, "MQTT clients are disconnected");
+    }
+}

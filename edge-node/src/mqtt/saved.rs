@@ -1,0 +1,326 @@
+//! What of MQTT outlives the process, and how it is laid out. Plain code.
+//!
+//! In the store's state, integers big endian, texts with their length before them (u16):
+//!
+//! ```text
+//! space         key                              value
+//! MqttSession   's' client id                    version = 1 │ expiry s u32 │ away since, wall ms i64 │
+//!                                                count u32 │ (filter │ options u8 │ identifier u32)…
+//! MqttSession   'p' client id                    version = 1 │ count u32 │ (partition u32 │ offset u64)… │
+//!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)…
+//! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
+//! MqttRetained  'm' topic                        version = 1 │ published, wall ms i64 │ flags u8 │ …properties │ payload
+//! MqttRetained  'c' partition u32                next offset u64 that retained messages are made from
+//! ```
+//! A session's second value is always of one moment: what is before its offsets was sent and is done, or
+//! is among its packet ids. It may be older than the truth, and then QoS 1 is sent again. It is written and
+//! synced before a message of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::inflight::Sent;
+use super::packet::{Message, MessageProperties, Options, Qos, RetainHandling};
+use super::session::{Place, Positions, State};
+use crate::store::{PartitionId, StateChange, StateSpace};
+
+const VERSION: u8 = 1;
+
+/// A session as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedSession {
+    /// Seconds; `u32::MAX`: for ever.
+    pub expiry_s: u32,
+    /// When the client went, wall clock, ms; 0: it was there.
+    pub away_since_ms: i64,
+    /// Filters as they came.
+    pub subscriptions: Vec<(Box<str>, Options)>,
+}
+
+/// How far a session had come.
+#[derive(Debug, Clone, Default)]
+pub struct SavedProgress {
+    /// The next offset in each log.
+    pub positions: Positions,
+    /// What was on its way, in order.
+    pub sent: Vec<Sent>,
+}
+
+/// Writes a session's subscriptions.
+#[must_use]
+pub fn session(state: &State, away_since_ms: i64) -> StateChange {
+    let mut out = BytesMut::new();
+    out.put_u8(VERSION);
+    out.put_u32(state.expiry_s);
+    out.put_i64(away_since_ms);
+    put_count(&mut out, state.subscriptions.len());
+    for (filter, options) in &state.subscriptions {
+        put_text(&mut out, filter);
+        out.put_u8(options_bits(options));
+        out.put_u32(options.identifier.unwrap_or(0));
+    }
+    StateChange::put(StateSpace::MqttSession, key(b's', &state.client_id), out.freeze())
+}
+
+/// Writes how far a session has come.
+#[must_use]
+pub fn progress(state: &State, tail: &Positions) -> StateChange {
+    let mut out = BytesMut::new();
+    out.put_u8(VERSION);
+    let positions = state.place_in_log(tail);
+    put_count(&mut out, positions.len());
+    for (partition, offset) in &positions {
+        out.put_u32(partition.0);
+        out.put_u64(*offset);
+    }
+    let sent: Vec<_> = state.inflight.iter().filter_map(|sent| Some((sent, sent.place?))).collect();
+    put_count(&mut out, sent.len());
+    for (sent, place) in sent {
+        out.put_u16(sent.id);
+        out.put_u8(u8::from(sent.is_exactly_once) | u8::from(sent.is_released) << 1);
+        out.put_u32(place.partition.0);
+        out.put_u64(place.offset);
+    }
+    StateChange::put(StateSpace::MqttSession, key(b'p', &state.client_id), out.freeze())
+}
+
+/// Forgets a session.
+#[must_use]
+pub fn forget(state: &State) -> Vec<StateChange> {
+    let mut changes = vec![
+        StateChange::forget(StateSpace::MqttSession, key(b's', &state.client_id)),
+        StateChange::forget(StateSpace::MqttSession, key(b'p', &state.client_id)),
+    ];
+    changes.extend(state.incoming.iter().map(|id| released(&state.client_id, *id)));
+    changes
+}
+
+/// Notes that a PUBLISH of QoS 2 is stored: in one write with its record.
+#[must_use]
+pub fn stored(client_id: &str, id: u16) -> StateChange {
+    StateChange::put(StateSpace::MqttInflight, incoming_key(client_id, id), Bytes::new())
+}
+
+/// Notes that it was released.
+#[must_use]
+pub fn released(client_id: &str, id: u16) -> StateChange {
+    StateChange::forget(StateSpace::MqttInflight, incoming_key(client_id, id))
+}
+
+fn incoming_key(client_id: &str, id: u16) -> Bytes {
+    let mut key = BytesMut::from(client_id.as_bytes());
+    key.put_u16(id);
+    key.freeze()
+}
+
+/// Client id and packet id of a key in `MqttInflight`.
+#[must_use]
+pub fn read_incoming(key: &[u8]) -> Option<(&str, u16)> {
+    let (client_id, id) = key.split_at_checked(key.len().checked_sub(2)?)?;
+    Some((std::str::from_utf8(client_id).ok()?, u16::from_be_bytes([id[0], id[1]])))
+}
+
+fn key(kind: u8, name: &str) -> Bytes {
+    let mut key = BytesMut::with_capacity(1 + name.len());
+    key.put_u8(kind);
+    key.put_slice(name.as_bytes());
+    key.freeze()
+}
+
+/// What a key in `MqttSession` or `MqttRetained` is about, and whose.
+#[must_use]
+pub fn read_key(key: &[u8]) -> Option<(u8, &str)> {
+    let (kind, name) = key.split_first()?;
+    Some((*kind, std::str::from_utf8(name).ok()?))
+}
+
+/// Reads what [`session`] wrote.
+#[must_use]
+pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
+    let from = &mut bytes;
+    if from.try_get_u8().ok()? != VERSION {
+        return None;
+    }
+    let (expiry_s, away_since_ms) = (from.try_get_u32().ok()?, from.try_get_i64().ok()?);
+    let count = from.try_get_u32().ok()?;
+    let mut subscriptions = Vec::new();
+    for _ in 0..count {
+        let filter = take_text(from)?;
+        let bits = from.try_get_u8().ok()?;
+        let identifier = Some(from.try_get_u32().ok()?).filter(|id| *id != 0);
+        subscriptions.push((filter, read_options(bits, identifier)?));
+    }
+    Some(SavedSession { expiry_s, away_since_ms, subscriptions })
+}
+
+/// Reads what [`progress`] wrote.
+#[must_use]
+pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
+    let from = &mut bytes;
+    if from.try_get_u8().ok()? != VERSION {
+        return None;
+    }
+    let mut saved = SavedProgress::default();
+    for _ in 0..from.try_get_u32().ok()? {
+        let partition = PartitionId(from.try_get_u32().ok()?);
+        saved.positions.insert(partition, from.try_get_u64().ok()?);
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let (id, flags) = (from.try_get_u16().ok()?, from.try_get_u8().ok()?);
+        let partition = PartitionId(from.try_get_u32().ok()?);
+        let place = Place { partition, offset: from.try_get_u64().ok()? };
+        saved.sent.push(Sent {
+            id,
+            delivery: None,
+            place: Some(place),
+            is_exactly_once: flags & 1 != 0,
+            is_released: flags & 2 != 0,
+        });
+    }
+    Some(saved)
+}
+
+fn options_bits(options: &Options) -> u8 {
+    let handling = match options.retain_handling {
+        RetainHandling::Always => 0,
+        RetainHandling::IfNew => 1,
+        RetainHandling::Never => 2,
+    };
+    options.qos.number()
+        | u8::from(options.no_local) << 2
+        | u8::from(options.retain_as_published) << 3
+        | handling << 4
+}
+
+fn read_options(bits: u8, identifier: Option<u32>) -> Option<Options> {
+    Some(Options {
+        qos: Qos::of(bits & 3)?,
+        no_local: bits & 4 != 0,
+        retain_as_published: bits & 8 != 0,
+        retain_handling: match bits >> 4 {
+            0 => RetainHandling::Always,
+            1 => RetainHandling::IfNew,
+            _ => RetainHandling::Never,
+        },
+        identifier,
+    })
+}
+
+/// Writes a retained message.
+#[must_use]
+pub fn retained(message: &Message) -> StateChange {
+    let mut out = BytesMut::with_capacity(64 + message.payload.len());
+    out.put_u8(VERSION);
+    out.put_i64(message.published_ms);
+    out.put_u8(message.qos.number());
+    let none = MessageProperties::default();
+    let properties = message.properties.as_deref().unwrap_or(&none);
+    put_option(&mut out, properties.payload_format, BytesMut::put_u8);
+    put_option(&mut out, properties.expiry_s, BytesMut::put_u32);
+    put_option(&mut out, properties.content_type.as_deref(), |out, text| put_text(out, text));
+    put_option(&mut out, properties.response_topic.as_deref(), |out, text| put_text(out, text));
+    put_option(&mut out, properties.correlation.as_deref(), |out, data| put_data(out, data));
+    put_count(&mut out, properties.user.len());
+    for (name, value) in &properties.user {
+        put_text(&mut out, name);
+        put_text(&mut out, value);
+    }
+    out.put_slice(&message.payload);
+    StateChange::put(StateSpace::MqttRetained, key(b'm', &message.topic), out.freeze())
+}
+
+/// Forgets a topic's retained message.
+#[must_use]
+pub fn forget_retained(topic: &str) -> StateChange {
+    StateChange::forget(StateSpace::MqttRetained, key(b'm', topic))
+}
+
+/// Reads what [`retained`] wrote.
+#[must_use]
+pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
+    let mut rest = &bytes[..];
+    let from = &mut rest;
+    if from.try_get_u8().ok()? != VERSION {
+        return None;
+    }
+    let published_ms = from.try_get_i64().ok()?;
+    let qos = Qos::of(from.try_get_u8().ok()?)?;
+    let mut properties = MessageProperties {
+        payload_format: take_option(from, |from| from.try_get_u8().ok())?,
+        expiry_s: take_option(from, |from| from.try_get_u32().ok())?,
+        content_type: take_option(from, take_text)?,
+        response_topic: take_option(from, take_text)?,
+        correlation: take_option(from, |from| take_data(from).map(Bytes::copy_from_slice))?,
+        user: Vec::new(),
+    };
+    for _ in 0..from.try_get_u32().ok()? {
+        properties.user.push((take_text(from)?, take_text(from)?));
+    }
+    let is_empty = properties == MessageProperties::default();
+    Some(Message {
+        topic: Arc::from(topic),
+        payload: Bytes::copy_from_slice(rest),
+        qos,
+        retain: true,
+        published_ms,
+        properties: (!is_empty).then(|| Box::new(properties)),
+        from: None,
+    })
+}
+
+/// Writes how far retained messages are made from a log.
+#[must_use]
+pub fn cursor(partition: PartitionId, next: u64) -> StateChange {
+    let mut key = BytesMut::from(&b"c"[..]);
+    key.put_u32(partition.0);
+    StateChange::put(StateSpace::MqttRetained, key.freeze(), next.to_be_bytes().to_vec())
+}
+
+/// Reads what [`cursor`] wrote.
+#[must_use]
+pub fn read_cursor(key: &[u8], value: &[u8]) -> Option<(PartitionId, u64)> {
+    let number: [u8; 4] = key.strip_prefix(b"c")?.try_into().ok()?;
+    let next: [u8; 8] = value.try_into().ok()?;
+    Some((PartitionId(u32::from_be_bytes(number)), u64::from_be_bytes(next)))
+}
+
+fn put_count(out: &mut BytesMut, count: usize) {
+    out.put_u32(u32::try_from(count).unwrap_or(u32::MAX));
+}
+
+fn put_text(out: &mut BytesMut, text: &str) {
+    put_data(out, text.as_bytes());
+}
+
+/// # Panics
+/// Never: MQTT's strings and binary data have at most 65535 bytes.
+fn put_data(out: &mut BytesMut, data: &[u8]) {
+    out.put_u16(u16::try_from(data.len()).expect("a string of MQTT is at most 65535 bytes"));
+    out.put_slice(data);
+}
+
+fn put_option<T>(out: &mut BytesMut, value: Option<T>, put: impl Fn(&mut BytesMut, T)) {
+    out.put_u8(u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+fn take_option<'b, T>(from: &mut &'b [u8], take: impl Fn(&mut &'b [u8]) -> Option<T>) -> Option<Option<T>> {
+    match from.try_get_u8().ok()? {
+        0 => Some(None),
+        _ => take(from).map(Some),
+    }
+}
+
+fn take_data<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
+    let len = usize::from(from.try_get_u16().ok()?);
+    let (data, rest) = from.split_at_checked(len)?;
+    *from = rest;
+    Some(data)
+}
+
+fn take_text(from: &mut &[u8]) -> Option<Box<str>> {
+    std::str::from_utf8(take_data(from)?).ok().map(Box::from)
+}

@@ -1,0 +1,439 @@
+//! What a client's session knows: subscriptions, what waits for the client, what it has not yet
+//! acknowledged, and how far it has come in the log. Plain code.
+//!
+//! ```text
+//!             a message finds the queue full, or the client goes
+//!      Live ───────────────────────────────────────────────────► Behind (its own place in the log)
+//!        ▲                                                          │
+//!        └──── client is there, and has read as far as the tail ────┘
+//! ```
+//! While Live the tail puts messages into the queue. While Behind the queue is filled from the log, from
+//! the session's own place on: so what waits for a client that is away is a number for each partition, and
+//! not a copy, and lasts as long as the log's retention. Messages of QoS 0 are for those who are there:
+//! Behind they are left out.
+//!
+//! Always true: every record before a session's place ([`State::place_in_log`]) was taken into `inflight`
+//! or is not for it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use shared::ids::Offset;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::filters::matches;
+use super::inflight::{Inflight, Sent};
+use super::packet::{Message, Options, Qos, Will, reason};
+use crate::store::PartitionId;
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Its log.
+    pub partition: PartitionId,
+    /// Its offset.
+    pub offset: Offset,
+}
+
+/// The next offset in each log.
+pub type Positions = BTreeMap<PartitionId, Offset>;
+
+/// A message as it goes to one client.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Shared by all who get it.
+    pub message: Arc<Message>,
+    /// The lower of the publisher's and the subscription's.
+    pub qos: Qos,
+    /// The flag.
+    pub retain: bool,
+    /// Of the subscriptions that match.
+    pub identifiers: Vec<u32>,
+    /// Its record; `None`: it is a retained message, or the broker's own.
+    pub place: Option<Place>,
+}
+
+/// What happens to a message of QoS 0 for a client whose queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// The oldest of QoS 0 in the queue goes.
+    DropOldest,
+    /// It goes.
+    DropNewest,
+    /// The client is disconnected.
+    Disconnect,
+}
+
+/// Bounds of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Messages that wait in memory.
+    pub queue_messages: usize,
+    /// Their bytes, though one message is always taken.
+    pub queue_bytes: usize,
+    /// What happens to QoS 0 beyond.
+    pub overflow: Overflow,
+    /// Subscriptions.
+    pub subscriptions: usize,
+}
+
+/// Where a session gets its messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feed {
+    /// From the tail.
+    Live,
+    /// From the log, from here on.
+    Behind(Positions),
+}
+
+/// What became of a message that was offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offered {
+    /// It waits in the queue.
+    Queued,
+    /// The session reads it from the log.
+    Left,
+    /// It was of QoS 0, and it or an older one is lost to this client.
+    Dropped,
+}
+
+/// The connection that a session has at the moment.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Tells one connection from another.
+    pub number: u64,
+    /// There is something to send, or a reason to go.
+    pub wake: Arc<Notify>,
+    /// Cancelled when the connection has let go of the session.
+    pub gone: CancellationToken,
+    /// Why it must go.
+    pub kicked: Option<u8>,
+    /// Messages of QoS 1 and 2 that the client takes at a time.
+    pub window: usize,
+}
+
+/// Retained messages that a new subscription still has to get.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    /// Of the subscription.
+    pub filter: String,
+    /// Of the subscription.
+    pub options: Options,
+    /// The last topic that was found.
+    pub after: Option<Arc<str>>,
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct State {
+    /// Whose.
+    pub client_id: Arc<str>,
+    /// Absent while the client is away.
+    pub link: Option<Link>,
+    /// Seconds that it outlives its connection; `u32::MAX`: for ever.
+    pub expiry_s: u32,
+    /// Of the connection, or waiting for its delay.
+    pub will: Option<Box<Will>>,
+    /// By filter as it came, `$share/...` included.
+    pub subscriptions: BTreeMap<Box<str>, Options>,
+    /// Packet ids of QoS 2 that the client has not released.
+    pub incoming: BTreeSet<u16>,
+    /// What was sent.
+    pub inflight: Inflight,
+    /// Retained messages to come.
+    pub scans: VecDeque<Scan>,
+    /// Somebody fills the queue from the log.
+    pub is_reading: bool,
+    /// What is on disk of its progress is not the newest.
+    pub is_dirty: bool,
+    /// It has ended; nobody may use it.
+    pub is_over: bool,
+    /// The number of the deadline at which it ends, while its client is away.
+    pub end_deadline: Option<u64>,
+    /// The number of the deadline at which its will is published.
+    pub will_deadline: Option<u64>,
+    queue: VecDeque<Delivery>,
+    queue_bytes: usize,
+    feed: Feed,
+    limits: SessionLimits,
+}
+
+impl State {
+    /// A new session, without subscriptions and so with nothing behind it.
+    #[must_use]
+    pub fn new(client_id: Arc<str>, limits: SessionLimits) -> Self {
+        Self {
+            client_id,
+            link: None,
+            expiry_s: 0,
+            will: None,
+            subscriptions: BTreeMap::new(),
+            incoming: BTreeSet::new(),
+            inflight: Inflight::default(),
+            scans: VecDeque::new(),
+            is_reading: false,
+            is_dirty: false,
+            is_over: false,
+            end_deadline: None,
+            will_deadline: None,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            feed: Feed::Live,
+            limits,
+        }
+    }
+
+    /// One that outlived a restart.
+    #[must_use]
+    pub fn restored(client_id: Arc<str>, limits: SessionLimits, positions: Positions, sent: Vec<Sent>) -> Self {
+        let mut state = Self::new(client_id, limits);
+        state.feed = Feed::Behind(positions);
+        for sent in sent {
+            state.inflight.restore(sent);
+        }
+        state
+    }
+
+    /// Whether it outlives its connection, and so must be on disk.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.expiry_s > 0
+    }
+
+    /// Whether this connection still has the session; otherwise why it must go.
+    ///
+    /// # Errors
+    /// MQTT 5's reason code.
+    pub fn check(&self, number: u64) -> Result<&Link, u8> {
+        match &self.link {
+            Some(link) if link.number == number => match link.kicked {
+                None => Ok(link),
+                Some(code) => Err(code),
+            },
+            Some(_) | None => Err(reason::SESSION_TAKEN_OVER),
+        }
+    }
+
+    /// Tells the connection to go.
+    pub fn kick(&mut self, code: u8) {
+        if let Some(link) = &mut self.link {
+            link.kicked.get_or_insert(code);
+            link.wake.notify_one();
+        }
+    }
+
+    /// Wakes the connection.
+    pub fn wake(&self) {
+        if let Some(link) = &self.link {
+            link.wake.notify_one();
+        }
+    }
+
+    /// Offers a message from the tail, which has come to `tail` in the log (to the message's own place in
+    /// its partition).
+    pub fn offer(&mut self, delivery: Delivery, tail: &Positions) -> Offered {
+        let is_online = self.link.is_some();
+        if delivery.place.is_some() && self.feed != Feed::Live {
+            let is_lost = delivery.qos == Qos::AtMostOnce && is_online;
+            return if is_lost { Offered::Dropped } else { Offered::Left };
+        }
+        if !is_online && delivery.qos == Qos::AtMostOnce {
+            return Offered::Left;
+        }
+        if self.has_room() {
+            self.enqueue(delivery);
+            return Offered::Queued;
+        }
+        match (delivery.qos, delivery.place) {
+            (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(place)) => {
+                let mut positions = tail.clone();
+                positions.insert(place.partition, place.offset);
+                self.feed = Feed::Behind(positions);
+                Offered::Left
+            }
+            (Qos::AtMostOnce | Qos::AtLeastOnce | Qos::ExactlyOnce, _) => {
+                self.overflow(delivery);
+                Offered::Dropped
+            }
+        }
+    }
+
+    fn overflow(&mut self, delivery: Delivery) {
+        match self.limits.overflow {
+            Overflow::DropNewest => {}
+            Overflow::DropOldest => {
+                let oldest = self.queue.iter().position(|queued| queued.qos == Qos::AtMostOnce);
+                if let Some(old) = oldest.and_then(|at| self.queue.remove(at)) {
+                    self.queue_bytes -= old.message.weight();
+                    self.enqueue(delivery);
+                }
+            }
+            Overflow::Disconnect => self.kick(reason::QUOTA_EXCEEDED),
+        }
+    }
+
+    /// Whether something is in the queue.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Whether the queue takes another message.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.queue.len() < self.limits.queue_messages && self.queue_bytes < self.limits.queue_bytes
+    }
+
+    /// True when half of the queue is free: time to read on.
+    #[must_use]
+    pub fn is_half_empty(&self) -> bool {
+        self.queue.len() <= self.limits.queue_messages / 2 && self.queue_bytes <= self.limits.queue_bytes / 2
+    }
+
+    /// Puts a message into the queue, past its bounds if need be.
+    pub fn enqueue(&mut self, delivery: Delivery) {
+        self.queue_bytes += delivery.message.weight();
+        self.queue.push_back(delivery);
+        self.wake();
+    }
+
+    /// The next message to send and its packet id (0 with QoS 0), if the client takes one.
+    pub fn take(&mut self, now_ms: i64) -> Option<(Delivery, u16)> {
+        let window = self.link.as_ref()?.window;
+        loop {
+            let next = self.queue.front()?;
+            if next.qos != Qos::AtMostOnce && self.inflight.len() >= window {
+                return None;
+            }
+            let delivery = self.queue.pop_front()?;
+            self.queue_bytes -= delivery.message.weight();
+            if self.queue.is_empty() {
+                self.queue.shrink_to(16);
+            }
+            if delivery.message.is_expired(now_ms) {
+                continue;
+            }
+            if delivery.qos == Qos::AtMostOnce {
+                return Some((delivery, 0));
+            }
+            let id = self.inflight.send(delivery.clone(), delivery.qos == Qos::ExactlyOnce)?;
+            self.is_dirty = true;
+            return Some((delivery, id));
+        }
+    }
+
+    /// The first place of each log that is not yet taken: what a restart goes on from.
+    #[must_use]
+    pub fn place_in_log(&self, tail: &Positions) -> Positions {
+        let mut places = match &self.feed {
+            Feed::Live => tail.clone(),
+            Feed::Behind(positions) => positions.clone(),
+        };
+        for place in self.queue.iter().filter_map(|delivery| delivery.place) {
+            let first = places.entry(place.partition).or_insert(place.offset);
+            *first = place.offset.min(*first);
+        }
+        places
+    }
+
+    /// The connection has gone: what waits is read from the log again.
+    pub fn go_offline(&mut self, tail: &Positions) {
+        self.feed = Feed::Behind(self.place_in_log(tail));
+        self.link = None;
+        self.scans.clear();
+        self.queue.retain(|delivery| delivery.place.is_none() && delivery.qos != Qos::AtMostOnce);
+        self.queue_bytes = self.queue.iter().map(|delivery| delivery.message.weight()).sum();
+        self.queue.shrink_to_fit();
+        for sent in self.inflight.iter_mut() {
+            if sent.place.is_some() {
+                sent.delivery = None;
+            }
+        }
+        self.is_dirty = true;
+    }
+
+    /// Where it must read on, unless it is Live.
+    #[must_use]
+    pub fn behind(&self) -> Option<&Positions> {
+        match &self.feed {
+            Feed::Live => None,
+            Feed::Behind(positions) => Some(positions),
+        }
+    }
+
+    /// Its place in a log once everything before `to` is in the queue.
+    pub fn advance(&mut self, partition: PartitionId, to: Offset) {
+        if let Feed::Behind(positions) = &mut self.feed {
+            let place = positions.entry(partition).or_insert(to);
+            *place = to.max(*place);
+        }
+    }
+
+    /// Becomes Live when nothing is left to read before `tail`, or nobody listens.
+    pub fn try_live(&mut self, tail: &Positions) -> bool {
+        if let Feed::Behind(positions) = &self.feed {
+            let has_read = |(partition, end): (&PartitionId, &Offset)| {
+                positions.get(partition).copied().unwrap_or_default() >= *end
+            };
+            if !self.subscriptions.is_empty() && !tail.iter().all(has_read) {
+                return false;
+            }
+            self.feed = Feed::Live;
+        }
+        true
+    }
+
+    /// How a message that is read from the log goes to this client, if it does. Shared subscriptions are
+    /// left to those who are there.
+    #[must_use]
+    pub fn wants(&self, message: &Arc<Message>, place: Place) -> Option<Delivery> {
+        let own = self.subscriptions.iter().filter(|(filter, _)| !filter.starts_with("$share/"));
+        let matching = own.filter(|(filter, _)| matches(filter, &message.topic)).map(|(_, options)| options);
+        let delivery = merge(message, matching, &self.client_id, Some(place))?;
+        (delivery.qos != Qos::AtMostOnce).then_some(delivery)
+    }
+
+    /// Whether a subscription of its own matches.
+    #[must_use]
+    pub fn listens_to(&self, topic: &str) -> bool {
+        self.subscriptions.keys().any(|filter| matches(filter, topic))
+    }
+
+    /// The limit on subscriptions.
+    #[must_use]
+    pub fn may_subscribe(&self, filter: &str) -> bool {
+        self.subscriptions.contains_key(filter) || self.subscriptions.len() < self.limits.subscriptions
+    }
+}
+
+/// One delivery of a message for all the subscriptions of a client that match: the highest QoS, all
+/// identifiers.
+#[must_use]
+pub fn merge<'o>(
+    message: &Arc<Message>,
+    options: impl Iterator<Item = &'o Options>,
+    client_id: &str,
+    place: Option<Place>,
+) -> Option<Delivery> {
+    let mut delivery: Option<Delivery> = None;
+    for options in options {
+        if options.no_local && message.from.as_deref() == Some(client_id) {
+            continue;
+        }
+        let merged = delivery.get_or_insert_with(|| Delivery {
+            message: message.clone(),
+            qos: Qos::AtMostOnce,
+            retain: false,
+            identifiers: Vec::new(),
+            place,
+        });
+        merged.qos = merged.qos.max(options.qos.min(message.qos));
+        merged.retain |= options.retain_as_published && message.retain;
+        merged.identifiers.extend(options.identifier);
+    }
+    delivery
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,525 @@
+//! The tail of the log: what is new in the mapped topics goes to the sessions that want it.
+//!
+//! Each batch is read and decoded once, whoever subscribes; a message for which nobody subscribes is not
+//! even copied. Retained messages are made here too, in the order of the log, and written to disk with the
+//! place that they were made up to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shared::ids::Offset;
+use shared::record::{BatchHeader, RecordRef, Records, open};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::broker::{Broker, Session, Subscriber};
+use super::packet::Message;
+use super::record::{message_of, topic_of};
+use super::retained::Kept;
+use super::saved;
+use super::session::{Offered, Place, Positions, merge};
+use super::topic_map::{RetainRule, Rule};
+use crate::store::{Item, PartitionId, StateChange, StoreError};
+
+/// Bytes of batches asked from the log at a time.
+const READ_BYTES: usize = 256 * 1024;
+/// Most bytes that a batch may decompress to; what the door accepts.
+const MAX_UNCOMPRESSED: usize = 16 * 1024 * 1024;
+/// Records delivered without letting others at the tail.
+const CHUNK: usize = 64;
+/// Bytes read after which the place of retained messages is written though none has changed.
+const CURSOR_BYTES: u64 = 4 * 1024 * 1024;
+/// Pause after the disk refused.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a subscription waits for the tail; then it may get a message that is older.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// How far the mapped topics have been delivered.
+#[derive(Debug, Default)]
+pub struct Tail {
+    processed: Positions,
+    /// The Kafka topic of each partition.
+    names: BTreeMap<PartitionId, Arc<str>>,
+    /// Below these everything must be read, whether anybody subscribes or not.
+    must_read: Positions,
+    /// Places found on disk.
+    cursors: Positions,
+    has_started: bool,
+    bytes: u64,
+}
+
+impl Tail {
+    /// With the places that an earlier process had come to.
+    #[must_use]
+    pub fn new(cursors: Positions) -> Self {
+        Self { cursors, ..Self::default() }
+    }
+
+    /// The next offset of each partition.
+    #[must_use]
+    pub fn processed(&self) -> &Positions {
+        &self.processed
+    }
+
+    /// The Kafka topic of a partition.
+    #[must_use]
+    pub fn name(&self, partition: PartitionId) -> Option<Arc<str>> {
+        self.names.get(&partition).cloned()
+    }
+}
+
+/// A record that becomes a message.
+struct Found<'b> {
+    place: Place,
+    record: RecordRef<'b>,
+    timestamp_ms: i64,
+}
+
+/// Calls `found` with the records of a batch; false ends the walk.
+fn walk(batch: &Bytes, partition: PartitionId, mut found: impl FnMut(Found<'_>) -> bool) {
+    let Ok(header) = BatchHeader::parse(batch) else { return };
+    let Ok(records) = open(batch, &header, MAX_UNCOMPRESSED) else { return };
+    for record in Records::new(&records, header.count) {
+        // it was checked when it came in
+        let Ok(record) = record else { return };
+        let offset = header.base_offset + u64::from(record.offset_delta);
+        let timestamp_ms = if header.is_log_append_time {
+            header.max_timestamp_ms
+        } else {
+            header.base_timestamp_ms.saturating_add(record.timestamp_delta_ms)
+        };
+        if !found(Found { place: Place { partition, offset }, record, timestamp_ms }) {
+            return;
+        }
+    }
+}
+
+/// Follows the log until `stop`.
+pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
+    let mut changes = broker.store.changes();
+    let mut unsaved: Vec<StateChange> = Vec::new();
+    loop {
+        changes.borrow_and_update();
+        let at = broker.clone();
+        let round = tokio::task::spawn_blocking(move || at.tail_round()).await;
+        let (has_more, found) = match round {
+            Ok(Ok(round)) => round,
+            Ok(Err(error)) => {
+                warn!(%error, "MQTT subscribers wait: the log can't be read");
+                (false, Vec::new())
+            }
+            Err(error) => {
+                warn!(%error, "A round of the tail failed");
+                (false, Vec::new())
+            }
+        };
+        unsaved.extend(found);
+        if !unsaved.is_empty() {
+            save(&broker, &mut unsaved).await;
+        }
+        if has_more {
+            if stop.is_cancelled() {
+                return;
+            }
+            continue;
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(PAUSE), if !unsaved.is_empty() => {}
+        }
+    }
+}
+
+/// What can't be written is kept, and written with what comes next.
+async fn save(broker: &Broker, unsaved: &mut Vec<StateChange>) {
+    let newest: BTreeMap<_, _> = unsaved.drain(..).map(|change| (change.key.clone(), change)).collect();
+    let changes: Vec<_> = newest.into_values().collect();
+    let written = broker.store.put_state(changes.clone()).await;
+    if !matches!(written, Ok(Ok(()))) {
+        *unsaved = changes;
+    }
+}
+
+impl Broker {
+    /// Reads on in every partition. True when there may be more; and what is to be written.
+    fn tail_round(&self) -> Result<(bool, Vec<StateChange>), StoreError> {
+        self.find_partitions()?;
+        let mut changes = Vec::new();
+        let mut has_more = false;
+        let partitions: Vec<_> = self.tail().processed.iter().map(|(id, next)| (*id, *next)).collect();
+        for (partition, next) in partitions {
+            let end = match self.store.range(partition) {
+                Ok(range) => range.end,
+                Err(StoreError::UnknownPartition) => {
+                    self.tail().forget(partition);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if next < end && !self.skip(partition, end) {
+                self.read_on(partition, next, &mut changes)?;
+                has_more = true;
+            }
+        }
+        self.ticks.send_modify(|ticks| *ticks += 1);
+        Ok((has_more, changes))
+    }
+
+    /// Partitions that are not followed yet: of a new topic from its start, else from where the last
+    /// process was, or from the end.
+    pub(super) fn find_partitions(&self) -> Result<(), StoreError> {
+        for name in self.map.kafka_topics() {
+            let Some(topic) = self.store.topic(name.as_str()) else { continue };
+            for partition in &topic.partitions {
+                if self.tail().processed.contains_key(partition) {
+                    continue;
+                }
+                let range = match self.store.range(*partition) {
+                    Ok(range) => range,
+                    Err(StoreError::UnknownPartition) => continue,
+                    Err(error) => return Err(error),
+                };
+                let mut tail = self.tail();
+                let next = match tail.cursors.get(partition) {
+                    Some(next) => (*next).clamp(range.start, range.end),
+                    None if tail.has_started => range.start,
+                    None => range.end,
+                };
+                tail.processed.insert(*partition, next);
+                tail.must_read.insert(*partition, range.end);
+                tail.names.insert(*partition, Arc::from(name.as_str()));
+            }
+        }
+        self.tail().has_started = true;
+        Ok(())
+    }
+
+    /// Goes to the end without reading when nobody wants anything.
+    fn skip(&self, partition: PartitionId, end: Offset) -> bool {
+        let mut tail = self.tail();
+        let must_read = tail.must_read.get(&partition).copied().unwrap_or_default();
+        let next = tail.processed.get(&partition).copied().unwrap_or_default();
+        // `end` was read before: what is published after a subscription lies behind it
+        if next < must_read || self.has_readers() {
+            return false;
+        }
+        tail.processed.insert(partition, end);
+        true
+    }
+
+    fn read_on(&self, partition: PartitionId, from: Offset, changes: &mut Vec<StateChange>) -> Result<(), StoreError> {
+        let Some(name) = self.tail().name(partition) else { return Ok(()) };
+        let before = changes.len();
+        for item in self.store.read(partition, from, READ_BYTES)? {
+            match item {
+                Item::Gap { to, .. } => self.tail().advance(partition, to),
+                Item::Batch { batch, next_offset, .. } => {
+                    self.deliver(&name, partition, from, &batch, changes);
+                    let mut tail = self.tail();
+                    tail.advance(partition, next_offset);
+                    tail.bytes += batch.len() as u64;
+                }
+            }
+        }
+        self.ticks.send_modify(|ticks| *ticks += 1);
+        let mut tail = self.tail();
+        if changes.len() > before || tail.bytes > CURSOR_BYTES || !tail.cursors.contains_key(&partition) {
+            tail.bytes = 0;
+            let next = tail.processed.get(&partition).copied().unwrap_or_default();
+            tail.cursors.insert(partition, next);
+            changes.push(saved::cursor(partition, next));
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, name: &str, partition: PartitionId, from: Offset, batch: &Bytes, changes: &mut Vec<StateChange>) {
+        let mut chunk: Vec<(Place, Arc<Message>, RetainRule)> = Vec::with_capacity(CHUNK);
+        walk(batch, partition, |found| {
+            if found.place.offset < from {
+                return true;
+            }
+            let Some((topic, rule)) = topic_of(&self.map, name, &found.record) else {
+                self.stats.unmapped.fetch_add(1, Ordering::Relaxed);
+                return true;
+            };
+            if !self.is_wanted(&topic, rule) {
+                return true;
+            }
+            let message = message_of(topic, rule, found.timestamp_ms, &found.record);
+            chunk.push((found.place, Arc::new(message), rule.retain));
+            if chunk.len() == CHUNK {
+                self.deliver_chunk(&mut chunk, changes);
+            }
+            true
+        });
+        self.deliver_chunk(&mut chunk, changes);
+    }
+
+    fn is_wanted(&self, topic: &str, rule: &Rule) -> bool {
+        let mut is_wanted = rule.retain == RetainRule::Always || self.uses_retained.load(Ordering::Acquire);
+        if !is_wanted {
+            self.filters().find(topic, |_| is_wanted = true);
+        }
+        if !is_wanted {
+            self.groups().find(topic, |_| is_wanted = true);
+        }
+        is_wanted
+    }
+
+    fn deliver_chunk(&self, chunk: &mut Vec<(Place, Arc<Message>, RetainRule)>, changes: &mut Vec<StateChange>) {
+        // a session that goes, or that comes up with the tail, sees all of a chunk or nothing
+        let mut tail = self.tail();
+        for (place, message, _) in chunk.drain(..) {
+            self.offer(place, &message, tail.processed());
+            if message.retain {
+                match self.retained().put(&message) {
+                    Kept::Stored => changes.push(saved::retained(&message)),
+                    Kept::Removed => changes.push(saved::forget_retained(&message.topic)),
+                    Kept::Nothing => {}
+                    Kept::Refused => {
+                        self.stats.not_retained.fetch_add(1, Ordering::Relaxed);
+                        changes.push(saved::forget_retained(&message.topic));
+                    }
+                }
+            }
+            tail.advance(place.partition, place.offset + 1);
+        }
+    }
+
+    fn offer(&self, place: Place, message: &Arc<Message>, tail: &Positions) {
+        let filters = self.filters();
+        let mut found: Vec<&Subscriber> = Vec::new();
+        filters.find(&message.topic, |subscriber| found.push(subscriber));
+        found.sort_unstable_by_key(|subscriber| subscriber.session.key);
+        for same in found.chunk_by(|a, b| a.session.key == b.session.key) {
+            let session = &same[0].session;
+            let options = same.iter().map(|subscriber| &subscriber.options);
+            if let Some(delivery) = merge(message, options, &session.client_id, Some(place)) {
+                let offered = session.state().offer(delivery, tail);
+                self.count(offered);
+            }
+        }
+        drop(filters);
+        self.groups().find(&message.topic, |group| {
+            let offered = group.offer(place, message, tail);
+            self.count(offered);
+        });
+    }
+
+    fn count(&self, offered: Offered) {
+        if offered == Offered::Dropped {
+            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until what is in the log at the moment has been delivered.
+    pub(super) async fn tail_caught_up(&self) {
+        let mut ticks = self.ticks.subscribe();
+        let ends: Positions = {
+            let partitions: Vec<_> = self.tail().processed.keys().copied().collect();
+            let end = |id: PartitionId| Some((id, self.store.range(id).ok()?.end));
+            partitions.into_iter().filter_map(end).collect()
+        };
+        let reached = async {
+            loop {
+                ticks.borrow_and_update();
+                let is_reached = {
+                    let tail = self.tail();
+                    ends.iter().all(|(id, end)| tail.processed.get(id).is_none_or(|next| next >= end))
+                };
+                if is_reached || ticks.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout(CATCH_UP, reached).await.is_err() {
+            warn!("A subscription did not wait for the tail");
+        }
+    }
+
+    /// Fills a session's queue from the log, until it is full or the session has come up with the tail.
+    /// One at a time for a session.
+    pub(super) fn fill(self: &Arc<Self>, session: &Arc<Session>, number: u64) {
+        {
+            let mut state = session.state();
+            let is_due = state.behind().is_some() && !state.is_reading && state.is_half_empty();
+            if !is_due || state.check(number).is_err() {
+                return;
+            }
+            state.is_reading = true;
+        }
+        let (broker, session) = (self.clone(), session.clone());
+        self.tasks.spawn(async move {
+            loop {
+                let Ok(_turn) = broker.readers.acquire().await else { return };
+                let (at, of) = (broker.clone(), session.clone());
+                let filled = tokio::task::spawn_blocking(move || at.fill_step(&of, number)).await;
+                match filled {
+                    Ok(Ok(true)) => {}
+                    Ok(Ok(false)) => return,
+                    Ok(Err(_)) | Err(_) => {
+                        // the tail says why
+                        session.state().is_reading = false;
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    /// False when there is nothing more to do.
+    fn fill_step(&self, session: &Session, number: u64) -> Result<bool, StoreError> {
+        let next = {
+            let tail = self.tail();
+            let mut state = session.state();
+            if state.check(number).is_err() {
+                return Ok(false);
+            }
+            if state.try_live(tail.processed()) || !state.has_room() {
+                state.is_reading = false;
+                state.wake();
+                return Ok(false);
+            }
+            let positions = state.behind().cloned().unwrap_or_default();
+            let place = |id: &PartitionId| positions.get(id).copied().unwrap_or_default();
+            let mut ends = tail.processed().iter().map(|(id, end)| (*id, place(id), *end));
+            ends.find(|(_, from, end)| from < end)
+        };
+        let Some((partition, from, end)) = next else { return Ok(true) };
+        let name = self.tail().name(partition);
+        let items = match (self.store.read(partition, from, READ_BYTES), name) {
+            (Ok(items), Some(name)) => (items, name),
+            (Err(StoreError::UnknownPartition), _) | (_, None) => {
+                session.state().advance(partition, end);
+                return Ok(true);
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let (items, name) = items;
+        if items.is_empty() {
+            session.state().advance(partition, end);
+        }
+        for item in items {
+            let is_full = match item {
+                Item::Gap { to, .. } => {
+                    session.state().advance(partition, to.min(end));
+                    false
+                }
+                Item::Batch { batch, next_offset, .. } => {
+                    !self.fill_batch(session, number, &name, partition, (from, end), &batch, next_offset)
+                }
+            };
+            if is_full {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// False when the queue is full or the session gone.
+    fn fill_batch(
+        &self,
+        session: &Session,
+        number: u64,
+        name: &str,
+        partition: PartitionId,
+        (from, end): (Offset, Offset),
+        batch: &Bytes,
+        next_offset: Offset,
+    ) -> bool {
+        let mut goes_on = true;
+        walk(batch, partition, |found| {
+            let offset = found.place.offset;
+            if offset < from {
+                return true;
+            }
+            if offset >= end {
+                goes_on = false;
+                return false;
+            }
+            let Some((topic, rule)) = topic_of(&self.map, name, &found.record) else { return true };
+            if !session.state().listens_to(&topic) {
+                return true;
+            }
+            let message = Arc::new(message_of(topic, rule, found.timestamp_ms, &found.record));
+            let mut state = session.state();
+            goes_on = state.check(number).is_ok() && state.has_room();
+            if goes_on {
+                if let Some(delivery) = state.wants(&message, found.place) {
+                    state.enqueue(delivery);
+                }
+                state.advance(partition, offset + 1);
+            }
+            goes_on
+        });
+        if goes_on {
+            session.state().advance(partition, next_offset.min(end));
+        }
+        goes_on
+    }
+
+    /// The message of a record that was on its way to a client when the client went. Blocks.
+    pub(super) fn load(&self, place: Place) -> Option<Arc<Message>> {
+        let name = self.tail().name(place.partition)?;
+        let items = self.store.read(place.partition, place.offset, 1).ok()?;
+        let mut loaded = None;
+        for item in items {
+            if let Item::Batch { batch, .. } = item {
+                walk(&batch, place.partition, |found| {
+                    if found.place == place {
+                        loaded = topic_of(&self.map, &name, &found.record)
+                            .map(|(topic, rule)| message_of(topic, rule, found.timestamp_ms, &found.record));
+                    }
+                    found.place.offset < place.offset
+                });
+            }
+        }
+        loaded.map(Arc::new)
+    }
+}
+
+impl Tail {
+    fn advance(&mut self, partition: PartitionId, to: Offset) {
+        if let Some(next) = self.processed.get_mut(&partition) {
+            *next = to.max(*next);
+        }
+    }
+
+    fn forget(&mut self, partition: PartitionId) {
+        self.processed.remove(&partition);
+        self.names.remove(&partition);
+        self.must_read.remove(&partition);
+        self.cursors.remove(&partition);
+    }
+}
+
+impl super::broker::Group {
+    /// To the next member that is there and has room. Without one the message is lost to the group.
+    fn offer(&self, place: Place, message: &Arc<Message>, tail: &Positions) -> Offered {
+        let mut members = self.members();
+        let count = members.list.len();
+        for step in 0..count {
+            let at = (members.next + step) % count;
+            let member = &members.list[at];
+            let mut state = member.session.state();
+            if state.link.is_none() || state.behind().is_some() || !state.has_room() {
+                continue;
+            }
+            let options = std::iter::once(&member.options);
+            let Some(delivery) = merge(message, options, &member.session.client_id, Some(place)) else {
+                continue;
+            };
+            let offered = state.offer(delivery, tail);
+            drop(state);
+            members.next = at + 1;
+            return offered;
+        }
+        Offered::Dropped
+    }
+}
