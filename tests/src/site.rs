@@ -47,6 +47,7 @@ pub struct Site {
     data_dir: PathBuf,
     kafka: u16,
     http: u16,
+    mqtt: u16,
     admin: u16,
     log: PathBuf,
     environment: Vec<(String, String)>,
@@ -87,11 +88,13 @@ impl Site {
         over: &Settings,
     ) -> Result<Self> {
         let (kafka, http, admin) = (ports::free(), ports::free(), ports::free());
+        let mqtt = ports::free();
         let settings = Settings::default()
             .with("node.data_dir", text(&data_dir))
             .with("topics.default.partitions", 2)
             .with("kafka.listen", format!("127.0.0.1:{kafka}"))
             .with("http.listen", format!("127.0.0.1:{http}"))
+            .with("mqtt.listen", format!("127.0.0.1:{mqtt}"))
             .with("uplink.hubs", vec![hub.to_string()])
             .with("uplink.certificate", text(&identity.certificate))
             .with("uplink.key", text(&identity.key))
@@ -111,6 +114,7 @@ impl Site {
             data_dir,
             kafka,
             http,
+            mqtt,
             admin,
             log,
             environment,
@@ -187,6 +191,12 @@ impl Site {
     #[must_use]
     pub fn http(&self) -> String {
         format!("http://127.0.0.1:{}", self.http)
+    }
+
+    /// Its MQTT listener.
+    #[must_use]
+    pub fn mqtt(&self) -> String {
+        format!("127.0.0.1:{}", self.mqtt)
     }
 
     /// Its admin listener.

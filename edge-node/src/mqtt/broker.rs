@@ -4,6 +4,7 @@
 //! then filters and groups, then one session, then retained messages.
 
 mod connect;
+mod group;
 mod load;
 mod publish;
 mod subscribe;
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 pub use connect::{Admitted, Refused};
+pub use group::Group;
 pub use publish::PublishError;
 pub use timers::run_timers;
 
@@ -67,27 +69,6 @@ pub struct Subscriber {
     pub session: Arc<Session>,
     /// How it wants its messages.
     pub options: Options,
-}
-
-/// The members of a shared subscription: each message goes to one of them.
-#[derive(Debug)]
-pub struct Group {
-    /// `$share/<name>/`, its name.
-    pub name: Box<str>,
-    members: Mutex<Members>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Members {
-    pub(super) list: Vec<Subscriber>,
-    /// Whose turn it is.
-    pub(super) next: usize,
-}
-
-impl Group {
-    pub(super) fn members(&self) -> MutexGuard<'_, Members> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[derive(Debug, Default)]

@@ -165,6 +165,11 @@ impl<V> Filters<V> {
         self.root.find(&levels, is_dollar, &mut found);
     }
 
+    /// Calls `found` with every value.
+    pub fn for_each<'f>(&'f self, mut found: impl FnMut(&'f V)) {
+        self.root.for_each(&mut found);
+    }
+
     /// The values of exactly this filter.
     pub fn at(&self, filter: &str) -> &[V] {
         let mut node = &self.root;
@@ -200,6 +205,12 @@ fn put<V>(values: &mut Vec<V>, value: V, is_same: impl Fn(&V) -> bool) -> bool {
 impl<V> Node<V> {
     fn is_empty(&self) -> bool {
         self.levels.is_empty() && self.any_level.is_none() && self.here.is_empty() && self.rest.is_empty()
+    }
+
+    fn for_each<'f>(&'f self, found: &mut impl FnMut(&'f V)) {
+        self.here.iter().chain(&self.rest).for_each(&mut *found);
+        let deeper = self.levels.values().chain(self.any_level.as_deref());
+        deeper.for_each(|node| node.for_each(found));
     }
 
     fn remove(&mut self, levels: &[&str], is_same: &impl Fn(&V) -> bool) -> Option<V> {

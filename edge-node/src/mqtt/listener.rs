@@ -59,11 +59,6 @@ impl Listener {
     ) -> io::Result<Self> {
         let tcp = bind(config.bind).await?;
         let websocket = bind(config.bind_websocket).await?;
-        for name in map.kafka_topics() {
-            if let Err(error) = ingest.topic(name.as_str(), true).await {
-                warn!(%error, "A topic that MQTT messages are mapped to can't be created");
-            }
-        }
         let load = move || Broker::load_from(config, map, store, ingest, stats);
         let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
         Ok(Self { tcp, websocket, broker })

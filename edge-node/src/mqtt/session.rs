@@ -9,8 +9,8 @@
 //! ```
 //! While Live the tail puts messages into the queue. While Behind the queue is filled from the log, from
 //! the session's own place on: so what waits for a client that is away is a number for each partition, and
-//! not a copy, and lasts as long as the log's retention. Messages of QoS 0 are for those who are there:
-//! Behind they are left out.
+//! not a copy, and lasts as long as the log's retention. Messages of QoS 0 are for those who are there, and
+//! never come from there.
 //!
 //! Always true: every record before a session's place ([`State::place_in_log`]) was taken into `inflight`
 //! or is not for it.
@@ -50,8 +50,10 @@ pub struct Delivery {
     pub retain: bool,
     /// Of the subscriptions that match.
     pub identifiers: Vec<u32>,
-    /// Its record; `None`: it is a retained message, or the broker's own.
+    /// Its record; `None`: it is a retained message, the broker's own, or of QoS 0 and so not read again.
     pub place: Option<Place>,
+    /// The filter of the shared subscription that it came by, as the client wrote it.
+    pub shared: Option<Box<str>>,
 }
 
 /// What happens to a message of QoS 0 for a client whose queue is full.
@@ -232,31 +234,34 @@ impl State {
 
     /// Offers a message from the tail, which has come to `tail` in the log (to the message's own place in
     /// its partition).
-    pub fn offer(&mut self, delivery: Delivery, tail: &Positions) -> Offered {
-        let is_online = self.link.is_some();
-        if delivery.place.is_some() && self.feed != Feed::Live {
-            let is_lost = delivery.qos == Qos::AtMostOnce && is_online;
-            return if is_lost { Offered::Dropped } else { Offered::Left };
+    pub fn offer(&mut self, mut delivery: Delivery, tail: &Positions) -> Offered {
+        if delivery.qos == Qos::AtMostOnce {
+            // only for who is there; it does not hold the place in the log
+            delivery.place = None;
+            if self.link.is_none() {
+                return Offered::Left;
+            }
+            if self.has_room() {
+                self.enqueue(delivery);
+                return Offered::Queued;
+            }
+            self.overflow(delivery);
+            return Offered::Dropped;
         }
-        if !is_online && delivery.qos == Qos::AtMostOnce {
+        if delivery.place.is_some() && self.feed != Feed::Live {
             return Offered::Left;
         }
         if self.has_room() {
             self.enqueue(delivery);
             return Offered::Queued;
         }
-        match (delivery.qos, delivery.place) {
-            (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(place)) => {
-                let mut positions = tail.clone();
-                positions.insert(place.partition, place.offset);
-                self.feed = Feed::Behind(positions);
-                Offered::Left
-            }
-            (Qos::AtMostOnce | Qos::AtLeastOnce | Qos::ExactlyOnce, _) => {
-                self.overflow(delivery);
-                Offered::Dropped
-            }
-        }
+        let Some(place) = delivery.place else {
+            return Offered::Dropped;
+        };
+        let mut positions = tail.clone();
+        positions.insert(place.partition, place.offset);
+        self.feed = Feed::Behind(positions);
+        Offered::Left
     }
 
     fn overflow(&mut self, delivery: Delivery) {
@@ -330,27 +335,42 @@ impl State {
             Feed::Live => tail.clone(),
             Feed::Behind(positions) => positions.clone(),
         };
-        for place in self.queue.iter().filter_map(|delivery| delivery.place) {
+        let own = self.queue.iter().filter(|delivery| delivery.shared.is_none());
+        for place in own.filter_map(|delivery| delivery.place) {
             let first = places.entry(place.partition).or_insert(place.offset);
             *first = place.offset.min(*first);
         }
         places
     }
 
-    /// The connection has gone: what waits is read from the log again.
-    pub fn go_offline(&mut self, tail: &Positions) {
+    /// The connection has gone: what waits is read from the log again, but for what is of shared
+    /// subscriptions. That is given back, for others.
+    pub fn go_offline(&mut self, tail: &Positions) -> Vec<Delivery> {
         self.feed = Feed::Behind(self.place_in_log(tail));
         self.link = None;
         self.scans.clear();
-        self.queue.retain(|delivery| delivery.place.is_none() && delivery.qos != Qos::AtMostOnce);
+        let mut shared = Vec::new();
+        for delivery in std::mem::take(&mut self.queue) {
+            match (delivery.qos, delivery.place) {
+                (Qos::AtMostOnce, _) => {}
+                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) if delivery.shared.is_some() => shared.push(delivery),
+                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) => {}
+                (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => self.queue.push_back(delivery),
+            }
+        }
         self.queue_bytes = self.queue.iter().map(|delivery| delivery.message.weight()).sum();
-        self.queue.shrink_to_fit();
+        if self.expiry_s == 0 {
+            // nobody will acknowledge them here
+            let sent = self.inflight.iter().filter_map(|sent| sent.delivery.clone());
+            shared.extend(sent.filter(|delivery| delivery.shared.is_some() && delivery.place.is_some()));
+        }
         for sent in self.inflight.iter_mut() {
             if sent.place.is_some() {
                 sent.delivery = None;
             }
         }
         self.is_dirty = true;
+        shared
     }
 
     /// Where it must read on, unless it is Live.
@@ -427,6 +447,7 @@ pub fn merge<'o>(
             retain: false,
             identifiers: Vec::new(),
             place,
+            shared: None,
         });
         merged.qos = merged.qos.max(options.qos.min(message.qos));
         merged.retain |= options.retain_as_published && message.retain;

@@ -306,13 +306,10 @@ impl Broker {
             }
         }
         drop(filters);
-        self.groups().find(&message.topic, |group| {
-            let offered = group.offer(place, message, tail);
-            self.count(offered);
-        });
+        self.groups().find(&message.topic, |group| self.count(group.offer(place, message, tail)));
     }
 
-    fn count(&self, offered: Offered) {
+    pub(super) fn count(&self, offered: Offered) {
         if offered == Offered::Dropped {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -496,30 +493,5 @@ impl Tail {
         self.names.remove(&partition);
         self.must_read.remove(&partition);
         self.cursors.remove(&partition);
-    }
-}
-
-impl super::broker::Group {
-    /// To the next member that is there and has room. Without one the message is lost to the group.
-    fn offer(&self, place: Place, message: &Arc<Message>, tail: &Positions) -> Offered {
-        let mut members = self.members();
-        let count = members.list.len();
-        for step in 0..count {
-            let at = (members.next + step) % count;
-            let member = &members.list[at];
-            let mut state = member.session.state();
-            if state.link.is_none() || state.behind().is_some() || !state.has_room() {
-                continue;
-            }
-            let options = std::iter::once(&member.options);
-            let Some(delivery) = merge(message, options, &member.session.client_id, Some(place)) else {
-                continue;
-            };
-            let offered = state.offer(delivery, tail);
-            drop(state);
-            members.next = at + 1;
-            return offered;
-        }
-        Offered::Dropped
     }
 }

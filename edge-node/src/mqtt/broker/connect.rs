@@ -76,6 +76,7 @@ impl Broker {
         expiry_s: u32,
         link: &Link,
     ) -> Result<Result<Admitted, Refused>, CancellationToken> {
+        let tail = self.tail();
         let mut sessions = self.sessions();
         let found = sessions.by_client.get(client_id).cloned();
         if let Some(session) = &found {
@@ -88,13 +89,7 @@ impl Broker {
         let old = match found {
             Some(session) if connect.clean_start => {
                 sessions.by_client.remove(client_id);
-                drop(sessions);
                 self.end(&session);
-                sessions = self.sessions();
-                if sessions.by_client.contains_key(client_id) {
-                    // another connection was faster
-                    return Ok(Err(Refused(reason::SERVER_BUSY)));
-                }
                 None
             }
             other => other,
@@ -119,6 +114,7 @@ impl Broker {
         (state.will_deadline, state.end_deadline) = (None, None);
         state.is_reading = false;
         state.is_dirty = true;
+        state.try_live(tail.processed());
         let again = state.inflight.iter().cloned().collect();
         drop(state);
         drop(sessions);
@@ -168,7 +164,7 @@ impl Broker {
                 return;
             };
             gone = link.gone;
-            state.go_offline(tail.processed());
+            let shared = state.go_offline(tail.processed());
             if !keeps_will {
                 state.will = None;
             }
@@ -204,6 +200,7 @@ impl Broker {
             if is_over {
                 self.end(session);
             }
+            self.take_back(shared);
         }
         if !changes.is_empty() {
             // what is lost with a crash before the sync is only how far it had come

@@ -141,6 +141,7 @@ impl Broker {
                 retain: subscriber.options.retain_as_published,
                 identifiers: subscriber.options.identifier.into_iter().collect(),
                 place: None,
+                shared: None,
             };
             subscriber.session.state().offer(delivery, &tail);
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::group::shared;
 use super::{Broker, Group, Session, Subscriber};
 use crate::mqtt::codec::is_valid_filter;
 use crate::mqtt::filters::matches;
@@ -10,11 +11,6 @@ use crate::mqtt::session::{Delivery, Scan};
 
 /// Retained messages put into a queue at a time.
 const SCAN: usize = 64;
-
-/// Name and filter of a shared subscription (`$share/<name>/<filter>`).
-fn shared(filter: &str) -> Option<(&str, &str)> {
-    filter.strip_prefix("$share/")?.split_once('/')
-}
 
 impl Broker {
     /// Subscribes, and gives the codes for SUBACK. What is published from now on is delivered.
@@ -74,33 +70,26 @@ impl Broker {
         let mut groups = self.groups_mut();
         let group = groups.at(plain).iter().find(|group| *group.name == *name).cloned();
         let group = group.unwrap_or_else(|| {
-            let group = Arc::new(Group { name: name.into(), members: std::sync::Mutex::default() });
+            let group = Group::new(name, filter);
             groups.insert(plain, group.clone(), |_| false);
             group
         });
-        let mut members = group.members();
-        members.list.retain(|old| old.session.key != key);
-        members.list.push(subscriber);
+        group.join(subscriber);
     }
 
-    pub(super) fn remove_filter(&self, session: &Session, filter: &str) -> bool {
+    pub(super) fn remove_filter(&self, session: &Session, filter: &str) {
         let key = session.key;
         let Some((name, plain)) = shared(filter) else {
-            return self.filters_mut().remove(filter, |old| old.session.key == key).is_some();
+            self.filters_mut().remove(filter, |old| old.session.key == key);
+            return;
         };
         let mut groups = self.groups_mut();
-        let Some(group) = groups.at(plain).iter().find(|group| *group.name == *name).cloned() else {
-            return false;
-        };
-        let is_empty = {
-            let mut members = group.members();
-            members.list.retain(|old| old.session.key != key);
-            members.list.is_empty()
-        };
-        if is_empty {
+        let group = groups.at(plain).iter().find(|group| *group.name == *name).cloned();
+        if let Some(group) = group.filter(|group| group.has(key))
+            && group.leave(key)
+        {
             groups.remove(plain, |other| Arc::ptr_eq(other, &group));
         }
-        true
     }
 
     /// Ends subscriptions, and gives the codes for UNSUBACK.
@@ -137,7 +126,7 @@ impl Broker {
             }
             let qos = message.qos.min(scan.options.qos);
             let identifiers = scan.options.identifier.into_iter().collect();
-            let delivery = Delivery { message: message.clone(), qos, retain: true, identifiers, place: None };
+            let delivery = Delivery { message: message.clone(), qos, retain: true, identifiers, place: None, shared: None };
             state.enqueue(delivery);
         }
         if found.len() == SCAN {
@@ -157,6 +146,7 @@ impl Broker {
             retain: false,
             identifiers: Vec::new(),
             place: Some(place),
+            shared: None,
         });
         delivery.qos = qos;
         Some(delivery)

@@ -63,6 +63,13 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
             () = tokio::time::sleep(TICK) => {}
         }
         broker.carry_out_deadlines(shared::time::now());
+        if !broker.groups().is_empty() {
+            let at = broker.clone();
+            let served = tokio::task::spawn_blocking(move || at.serve_groups()).await;
+            if let Err(error) = served {
+                tracing::warn!(%error, "Shared subscriptions were not served");
+            }
+        }
         if ticks % SAVE_TICKS == 0 {
             broker.save_dirty().await;
         }

@@ -415,6 +415,13 @@ impl<'b> Client<'b> {
     }
 }
 
+impl Drop for Client<'_> {
+    /// A task that fails must not keep the session from the client's next connection.
+    fn drop(&mut self) {
+        self.broker.release(&self.session, self.link.number, true);
+    }
+}
+
 fn protocol(what: &'static str) -> End {
     Malformed { reason: reason::PROTOCOL_ERROR, what }.into()
 }

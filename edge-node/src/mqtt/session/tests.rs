@@ -1,0 +1,245 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::mqtt::packet::RetainHandling;
+
+const P: PartitionId = PartitionId(1);
+const LIMITS: SessionLimits = SessionLimits {
+    queue_messages: 4,
+    queue_bytes: 1 << 20,
+    overflow: Overflow::DropNewest,
+    subscriptions: 10,
+};
+
+fn message(qos: Qos) -> Arc<Message> {
+    Arc::new(Message {
+        topic: Arc::from("t"),
+        payload: bytes::Bytes::new(),
+        qos,
+        retain: false,
+        published_ms: 0,
+        properties: None,
+        from: None,
+    })
+}
+
+fn options(qos: Qos) -> Options {
+    Options {
+        qos,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Always,
+        identifier: None,
+    }
+}
+
+fn delivery(offset: Offset, qos: Qos) -> Delivery {
+    Delivery {
+        message: message(qos),
+        qos,
+        retain: false,
+        identifiers: Vec::new(),
+        place: Some(Place { partition: P, offset }),
+        shared: None,
+    }
+}
+
+fn link(number: u64, window: usize) -> Link {
+    Link {
+        number,
+        wake: Arc::new(Notify::new()),
+        gone: CancellationToken::new(),
+        kicked: None,
+        window,
+    }
+}
+
+fn online(limits: SessionLimits) -> State {
+    let mut state = State::new(Arc::from("c"), limits);
+    state.expiry_s = 10;
+    state.subscriptions.insert("t".into(), options(Qos::ExactlyOnce));
+    state.link = Some(link(1, 10));
+    state
+}
+
+fn tail(next: Offset) -> Positions {
+    Positions::from([(P, next)])
+}
+
+#[test]
+fn a_full_queue_of_qos_1_goes_on_from_the_log() {
+    let mut state = online(LIMITS);
+    for offset in 0..4 {
+        assert_eq!(state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset)), Offered::Queued);
+    }
+    assert_eq!(state.offer(delivery(4, Qos::AtLeastOnce), &tail(4)), Offered::Left);
+    assert_eq!(state.offer(delivery(5, Qos::AtLeastOnce), &tail(5)), Offered::Left);
+    assert_eq!(state.behind(), Some(&tail(4)));
+    assert!(!state.try_live(&tail(6)));
+    while state.take(0).is_some() {}
+    state.enqueue(delivery(4, Qos::AtLeastOnce));
+    state.enqueue(delivery(5, Qos::AtLeastOnce));
+    state.advance(P, 6);
+    assert!(state.try_live(&tail(6)));
+    assert_eq!(state.place_in_log(&tail(6)), tail(4));
+}
+
+#[test]
+fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
+    for (overflow, first, kicked) in [
+        (Overflow::DropNewest, 0, None),
+        (Overflow::DropOldest, 1, None),
+        (Overflow::Disconnect, 0, Some(reason::QUOTA_EXCEEDED)),
+    ] {
+        let mut state = online(SessionLimits { overflow, ..LIMITS });
+        for offset in 0..5 {
+            let numbered = (*message(Qos::AtMostOnce)).clone();
+            let message = Arc::new(Message { published_ms: offset.cast_signed(), ..numbered });
+            state.offer(Delivery { message, ..delivery(offset, Qos::AtMostOnce) }, &tail(offset));
+        }
+        assert_eq!(state.behind(), None);
+        assert_eq!(state.link.as_ref().unwrap().kicked, kicked);
+        let (next, _) = state.take(0).unwrap();
+        assert_eq!(next.message.published_ms, first, "{overflow:?}");
+    }
+}
+
+#[test]
+fn the_window_of_the_client_is_kept() {
+    let mut state = online(LIMITS);
+    state.link = Some(link(1, 2));
+    for offset in 0..3 {
+        state.offer(delivery(offset, Qos::ExactlyOnce), &tail(offset));
+    }
+    let ids: Vec<u16> = std::iter::from_fn(|| state.take(0)).map(|(_, id)| id).collect();
+    assert_eq!(ids, [1, 2]);
+    assert!(state.inflight.received(1));
+    assert!(state.take(0).is_none(), "PUBCOMP makes room, not PUBREC");
+    assert!(!state.inflight.acknowledged(2), "PUBACK is not for QoS 2");
+    assert!(state.inflight.completed(1));
+    assert_eq!(state.take(0).unwrap().1, 3);
+}
+
+#[test]
+fn a_client_that_goes_leaves_a_place_in_the_log() {
+    let mut state = online(LIMITS);
+    state.link = Some(link(1, 1));
+    for offset in [3, 5, 7] {
+        state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset));
+    }
+    state.take(0).unwrap();
+    state.go_offline(&tail(9));
+    assert_eq!(state.behind(), Some(&tail(5)), "the second was not taken");
+    assert!(!state.has_waiting());
+    let sent: Vec<_> = state.inflight.iter().map(|sent| (sent.id, sent.place.unwrap().offset)).collect();
+    assert_eq!(sent, [(1, 3)]);
+}
+
+#[test]
+fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() {
+    let mut state = online(LIMITS);
+    state.link = Some(link(1, 1));
+    for offset in [3, 5] {
+        let delivery = Delivery { shared: Some("$share/g/t".into()), ..delivery(offset, Qos::AtLeastOnce) };
+        state.offer(delivery, &tail(offset));
+    }
+    state.take(0).unwrap();
+    let given: Vec<_> = state.go_offline(&tail(9)).into_iter().map(|d| d.place.unwrap().offset).collect();
+    assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
+}
+
+#[test]
+fn filters_that_overlap_give_one_message_with_the_highest_qos_and_all_identifiers() {
+    let low = Options { identifier: Some(1), ..options(Qos::AtMostOnce) };
+    let high = Options { identifier: Some(2), ..options(Qos::ExactlyOnce) };
+    let merged = merge(&message(Qos::AtLeastOnce), [&low, &high].into_iter(), "c", None).unwrap();
+    assert_eq!((merged.qos, &merged.identifiers[..]), (Qos::AtLeastOnce, &[1, 2][..]));
+}
+
+#[test]
+fn what_a_client_published_does_not_come_back_when_it_asked_so() {
+    let own = Options { no_local: true, ..options(Qos::AtLeastOnce) };
+    let mut published = (*message(Qos::AtLeastOnce)).clone();
+    published.from = Some("c".into());
+    let published = Arc::new(published);
+    assert!(merge(&published, std::iter::once(&own), "c", None).is_none());
+    assert!(merge(&published, std::iter::once(&own), "d", None).is_some());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Publish,
+    Take,
+    Ack,
+    Leave,
+    Return,
+    Read,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Publish),
+        3 => Just(Step::Take),
+        3 => Just(Step::Ack),
+        1 => Just(Step::Leave),
+        1 => Just(Step::Return),
+        3 => Just(Step::Read),
+    ]
+}
+
+proptest! {
+    /// However a client comes and goes, every record reaches it, each once but for what is sent again.
+    #[test]
+    fn every_record_is_taken_once_and_in_order(steps in prop::collection::vec(step(), 0..200)) {
+        let mut state = online(LIMITS);
+        let (mut end, mut taken, mut number): (Offset, Vec<Offset>, u64) = (0, Vec::new(), 1);
+        let read = |state: &mut State, end: Offset| {
+            if let Some(positions) = state.behind().cloned() {
+                let mut next = positions.get(&P).copied().unwrap_or_default();
+                while next < end && state.has_room() {
+                    let place = Place { partition: P, offset: next };
+                    let wanted = state.wants(&message(Qos::AtLeastOnce), place).unwrap();
+                    state.enqueue(wanted);
+                    next += 1;
+                    state.advance(P, next);
+                }
+                state.try_live(&tail(end));
+            }
+        };
+        let steps = steps.into_iter().chain([Step::Return]);
+        for step in steps {
+            match step {
+                Step::Publish => {
+                    state.offer(delivery(end, Qos::AtLeastOnce), &tail(end));
+                    end += 1;
+                }
+                Step::Take => taken.extend(state.take(0).map(|(delivery, _)| delivery.place.unwrap().offset)),
+                Step::Ack => {
+                    let first = state.inflight.iter().next().map(|sent| sent.id);
+                    if let Some(id) = first {
+                        prop_assert!(state.inflight.acknowledged(id));
+                    }
+                }
+                Step::Leave => drop(state.go_offline(&tail(end))),
+                Step::Return if state.link.is_none() => {
+                    number += 1;
+                    state.link = Some(link(number, 10));
+                }
+                Step::Return => {}
+                Step::Read if state.link.is_some() => read(&mut state, end),
+                Step::Read => {}
+            }
+        }
+        for _ in 0..=2 * end {
+            read(&mut state, end);
+            while let Some((delivery, id)) = state.take(0) {
+                taken.push(delivery.place.unwrap().offset);
+                state.inflight.acknowledged(id);
+            }
+            let ids: Vec<u16> = state.inflight.iter().map(|sent| sent.id).collect();
+            ids.into_iter().for_each(|id| drop(state.inflight.acknowledged(id)));
+        }
+        prop_assert_eq!(taken, (0..end).collect::<Vec<_>>());
+        prop_assert_eq!(state.behind(), None);
+    }
+}
