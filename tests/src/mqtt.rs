@@ -7,9 +7,11 @@
 pub mod client;
 pub mod packet;
 pub mod properties;
+pub mod reader;
 pub mod server;
+pub mod writer;
 
-pub use client::{Client, Hello, Message, Will};
+pub use client::{Client, Heard, Hello, Message, Will};
 pub use packet::{Packet, Publish, Version};
 pub use properties::{Properties, Property};
 pub use server::Server;

@@ -5,7 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -159,7 +159,15 @@ impl Client {
     /// # Errors
     /// When nobody listens.
     pub fn open(server: &Server, version: Version) -> Result<Self> {
-        let stream = TcpStream::connect(server.address()).context("connect")?;
+        Self::open_at(server.address(), version)
+    }
+
+    /// The same by address.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn open_at(address: SocketAddr, version: Version) -> Result<Self> {
+        let stream = TcpStream::connect(address).context("connect")?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(LIMIT))?;
         Ok(Self {
@@ -206,6 +214,19 @@ impl Client {
             }),
             other => bail!("CONNECT is answered with {other:?}"),
         }
+    }
+
+    /// Goes on where the client's last connection ended: what it had received of QoS 2 and not released is not
+    /// counted again.
+    pub fn go_on_from(&mut self, last: Self) {
+        self.unreleased = last.unreleased;
+        self.inbox = last.inbox;
+        self.next_id = last.next_id;
+    }
+
+    /// Messages that have come and that nobody asked for yet.
+    pub fn take_messages(&mut self) -> Vec<Message> {
+        self.inbox.drain(..).collect()
     }
 
     /// Sends bytes as they are.
@@ -390,7 +411,7 @@ impl Client {
         let deadline = Instant::now() + SILENCE;
         while self.inbox.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.packet_or_silence(left)? {
+            match self.listen(left)? {
                 Heard::Packet(packet) => self.handle(packet, "nothing")?,
                 Heard::Silence => return Ok(()),
                 Heard::End => bail!("closed while nothing was to come"),
@@ -445,14 +466,18 @@ impl Client {
     /// # Errors
     /// When none comes in time, or what comes is not a packet.
     pub fn packet(&mut self, limit: Duration) -> Result<Option<Packet>> {
-        match self.packet_or_silence(limit)? {
+        match self.listen(limit)? {
             Heard::Packet(packet) => Ok(Some(packet)),
             Heard::End => Ok(None),
             Heard::Silence => bail!("nothing came within {limit:?}"),
         }
     }
 
-    fn packet_or_silence(&mut self, limit: Duration) -> Result<Heard> {
+    /// The same, where nothing and the end are no errors.
+    ///
+    /// # Errors
+    /// When what comes is not a packet.
+    pub fn listen(&mut self, limit: Duration) -> Result<Heard> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some((packet, length)) = packet::decode(self.version, &self.buffer)? {
@@ -498,7 +523,11 @@ impl Client {
         }
     }
 
-    fn handle(&mut self, packet: Packet, instead_of: &str) -> Result<()> {
+    /// Takes and acknowledges a packet of a delivery.
+    ///
+    /// # Errors
+    /// When it is of another kind, or the connection is gone.
+    pub fn handle(&mut self, packet: Packet, instead_of: &str) -> Result<()> {
         match packet {
             Packet::Publish(publish) => self.receive(publish),
             Packet::Ack {
@@ -522,17 +551,17 @@ impl Client {
             1 => Some(kind::PUBACK),
             _ => Some(kind::PUBREC),
         };
-        if let Some(answer) = answer {
-            self.send(&packet::ack(answer, publish.id))?;
-        }
-        if publish.qos < 2 || self.unreleased.insert(publish.id) {
+        let id = publish.id;
+        if publish.qos < 2 || self.unreleased.insert(id) {
             self.inbox.push_back(publish);
         }
-        Ok(())
+        answer.map_or(Ok(()), |answer| self.send(&packet::ack(answer, id)))
     }
 }
 
-enum Heard {
+/// What a look at the connection gives.
+#[derive(Debug)]
+pub enum Heard {
     Packet(Packet),
     Silence,
     End,

@@ -72,13 +72,13 @@ impl Server {
     /// # Errors
     /// When it does not come up.
     pub fn site(over: &Settings) -> Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], ports::free()));
         let over = Settings::default()
-            .with("mqtt.listen", address.to_string())
             .with("mqtt.max_keep_alive", format!("{MAX_KEEP_ALIVE_S}s"))
+            .with("mqtt.no_subscribe", vec![FORBIDDEN])
             .over(over);
         let mut stage = Stage::prepare("127.0.0.1:1", &Settings::default(), &over)?;
         stage.site.start()?;
+        let address = stage.site.mqtt().parse().context("its MQTT listener")?;
         Ok(Self {
             address,
             kind: Kind::Site(Box::new(stage)),
