@@ -32,10 +32,13 @@ setup: ## Debian packages that a build needs
 	@deploy/setup/packages.sh build
 
 .PHONY: setup-test
-setup-test: ## What the tests need besides: JDK, Kafka's jars, Python clients, the lost-writes shim
+setup-test: ## What the tests need besides: JDK, Kafka's jars, the clients, the lost-writes shim
 	@deploy/setup/packages.sh test
 	@tests/setup/kafka-jars.sh
 	@tests/setup/clients.sh
+	@tests/setup/go-clients.sh
+	@tests/setup/node-clients.sh
+	@tests/setup/java-clients.sh
 	@tests/setup/shim.sh
 
 .PHONY: build

@@ -7,6 +7,9 @@ packages=(g++ make pkg-config libclang-dev libssl-dev zlib1g-dev ccache)
 if [[ ${1:-build} == test ]]; then
   packages+=(kcat faketime python3 python3-venv iproute2 iperf3 iputils-ping)
   [[ -n ${KAFKA_BOOTSTRAP:-} ]] || packages+=(openjdk-17-jdk-headless maven)
+  # a toolchain from elsewhere is as good
+  command -v go >/dev/null || packages+=(golang-go)
+  command -v npm >/dev/null || packages+=(nodejs npm)
 fi
 
 missing=()

@@ -14,7 +14,7 @@ if [[ -n ${KAFKA_BOOTSTRAP:-} ]]; then
   exit 0
 fi
 if [[ ! -e $libs/.complete ]]; then
-  echo "==> Kafka jars: fetching from Maven Central (about 60 MB)"
+  echo "==> Kafka jars: fetching from Maven Central (about 140 MB)"
   mkdir -p "$libs" "$cache/log"
   log="$cache/log/maven.log"
   for attempt in 1 2 3; do

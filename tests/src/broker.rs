@@ -77,14 +77,31 @@ impl Broker {
         Self::start_at(None, None)
     }
 
+    /// A broker of one's own that clients are told to reach elsewhere.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_behind(advertised: SocketAddr) -> Result<Self> {
+        Self::start_local(None, None, Some(advertised))
+    }
+
     /// A broker of one's own at a place. Whoever talks to it has to be there too, or to use its TLS listener.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn start_at(place: Option<Place>, tls: Option<&TlsListener>) -> Result<Self> {
+        Self::start_local(place, tls, None)
+    }
+
+    fn start_local(
+        place: Option<Place>,
+        tls: Option<&TlsListener>,
+        advertised: Option<SocketAddr>,
+    ) -> Result<Self> {
         let dir = paths::scratch("kafka")?;
         let port = ports::free();
-        write_settings(dir.path(), port, ports::free(), tls)?;
+        let advertised = advertised.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port)));
+        write_settings(dir.path(), port, ports::free(), advertised, tls)?;
         format(dir.path())?;
         let local = Local {
             dir,
@@ -277,6 +294,7 @@ fn write_settings(
     dir: &Path,
     port: u16,
     controller_port: u16,
+    advertised: SocketAddr,
     tls: Option<&TlsListener>,
 ) -> Result<PathBuf> {
     let path = dir.join("server.properties");
@@ -291,7 +309,7 @@ fn write_settings(
          controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}\n\
          controller.listener.names=CONTROLLER\n\
          listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{also}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{also}\n\
+         advertised.listeners=PLAINTEXT://{advertised},CONTROLLER://127.0.0.1:{controller_port}{also}\n\
          listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,REMOTE:SSL\n\
          inter.broker.listener.name=PLAINTEXT\n\
          log.dirs={}\n\

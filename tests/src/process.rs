@@ -195,7 +195,7 @@ pub fn run(name: &str, mut command: Command, limit: Duration) -> Result<String> 
 
 /// Every child is started by one thread that lives as long as the tests: the kernel sends a child its
 /// parent-death signal when the starting *thread* ends.
-fn spawn_from_keeper(mut command: Command) -> io::Result<Child> {
+pub(crate) fn spawn_from_keeper(mut command: Command) -> io::Result<Child> {
     static KEEPER: OnceLock<Mutex<mpsc::Sender<Spawn>>> = OnceLock::new();
     die_with_parent(&mut command);
     let keeper = KEEPER.get_or_init(|| {
