@@ -40,6 +40,7 @@ pub(super) struct Summary {
     pub(super) longest: Duration,
     /// From the least to the most, a quarter: what the round trip varies by.
     pub(super) deviation: Duration,
+    pub(super) acked: u64,
     pub(super) lost: u64,
     /// Of what was sent, in thousandths.
     pub(super) loss: u64,
@@ -110,6 +111,7 @@ impl Round {
             round_trip,
             longest: self.most,
             deviation: self.most.saturating_sub(self.least) / 4,
+            acked: self.acked,
             lost: self.lost,
             loss: self.lost * 1000 / (self.lost + self.acked).max(1),
             is_app_limited: self.is_app_limited,

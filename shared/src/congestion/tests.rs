@@ -40,6 +40,22 @@ fn a_short_queue_is_not_flooded_and_a_long_one_stays_short() {
 }
 
 #[test]
+fn start_up_neither_floods_a_long_fat_path_nor_stops_at_half_of_it() {
+    for (queue_percent, resent) in [(25, 0.036), (100, 0.016)] {
+        let outcome = run(&ours(Link::path(50 * MBIT, 200, 0, queue_percent), 10));
+        assert!(outcome.goodput > 0.88, "{outcome:?}");
+        assert!(outcome.resent < resent, "{outcome:?}");
+    }
+}
+
+#[test]
+fn on_a_link_that_holds_two_packets_loss_is_congestion_too() {
+    let outcome = run(&ours(Link::path(64_000, 200, 0, 100), 100));
+    assert!(outcome.goodput > 0.85, "{outcome:?}");
+    assert!(outcome.resent < 0.2, "{outcome:?}");
+}
+
+#[test]
 fn a_path_that_changes_is_followed() {
     let mut slower = ours(Link::path(10 * MBIT, 100, 0, 100), 20);
     let thinner = Link {
@@ -70,6 +86,19 @@ fn a_policy_is_not_exceeded_by_much_before_anybody_shapes() {
     let link = Link::path(10 * MBIT, 100, 0, 100);
     let outcome = run(&Setup::new(link, MeasuredConfig::new(limit), 5));
     assert!((0.08..0.2).contains(&outcome.goodput), "{outcome:?}");
+}
+
+#[test]
+fn a_probe_that_a_policy_held_back_tells_nothing_of_more() {
+    let limit = RateLimit::default();
+    limit.set(MBIT / 8);
+    let link = Link::path(10 * MBIT, 100, 0, 100);
+    let mut setup = Setup::new(link, MeasuredConfig::new(limit.clone()), 30);
+    setup.lift = Some((20, limit));
+    setup.from = 20;
+    let outcome = run(&setup);
+    assert!(outcome.share > 0.7, "{outcome:?}");
+    assert!(outcome.resent < 0.02, "{outcome:?}");
 }
 
 #[test]
@@ -135,7 +164,7 @@ fn an_alarm_is_not_late_when_the_link_becomes_thin() {
                 let what = format!("{before:?}, {after:?}: {outcome:?}");
                 assert!(p50 < limit(150), "{what}");
                 assert!(p90 < limit(400), "{what}");
-                assert!(p99 < limit(1_000), "{what}");
+                assert!(p99 < limit(1_200), "{what}");
                 assert!(outcome.share > 0.88, "{what}");
             }
         }
