@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-use change::Change;
+use change::{Change, Drain};
 use losses::{Losses, Verdict};
 use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
@@ -157,8 +157,8 @@ struct Measured {
     calm: Calm,
     change: Change,
     losses: Losses,
-    /// Still to be drained: what was sent before tells nothing of the path.
-    drained_from: Option<Instant>,
+    /// What was in flight when the path became another one is still to come.
+    drain: Option<Drain>,
     /// The last round was slower than it would be without a queue.
     is_slow: bool,
     /// The last round's loss was answered: this round's packets were sent before.
@@ -183,7 +183,7 @@ impl Measured {
             calm: Calm::default(),
             change: Change::default(),
             losses: Losses::default(),
-            drained_from: None,
+            drain: None,
             is_slow: false,
             has_answered: false,
         }
@@ -244,7 +244,7 @@ impl Measured {
             self.rates.add(summary.rate);
         }
         let has_room = self.judge_probe(&summary, &signs);
-        self.answer_loss(&signs);
+        self.answer_loss(&summary, &signs);
         self.next_phase(&summary, &signs, has_room);
         if let Phase::Cycle { turn } = self.phase {
             let full = self.product(self.rates.best()).max(self.carried);
@@ -303,12 +303,13 @@ impl Measured {
         }
     }
 
-    fn answer_loss(&mut self, signs: &Signs) {
+    fn answer_loss(&mut self, summary: &Summary, signs: &Signs) {
         // after an answer comes a round of packets that were sent before it
         let is_answered = std::mem::take(&mut self.has_answered);
         if !signs.is_heavy {
-            if signs.verdict.is_some() && self.window >= self.ceiling / 10 * 9 {
-                self.ceiling = (self.ceiling / 4).saturating_mul(5);
+            let is_clean = summary.lost == 0 && !self.is_slow || signs.verdict.is_some();
+            if is_clean && self.window >= self.ceiling / 10 * 9 {
+                self.ceiling = (self.ceiling / 8).saturating_mul(9);
             }
             return;
         }
@@ -369,8 +370,7 @@ impl Measured {
         self.restart(now);
         self.set_window(half);
         self.base = BaseRoundTrip::default();
-        self.trains.add(summary.rate);
-        self.drained_from = Some(now);
+        self.drain = Some(Drain::new(now));
     }
 
     /// The link was away. Half of what it carried, and from there as at the beginning.
@@ -411,10 +411,14 @@ impl Controller for Measured {
         app_limited: bool,
         _: &RttEstimator,
     ) {
-        if self.drained_from.is_some_and(|from| sent < from) {
-            return;
-        }
-        if self.drained_from.take().is_some() {
+        if let Some(drain) = &mut self.drain {
+            if drain.add_acked(now, sent, bytes) {
+                return;
+            }
+            if let Some(rate) = drain.rate(self.mtu) {
+                self.trains.add(rate);
+            }
+            self.drain = None;
             self.round = Round::new(now);
         }
         self.round.add_acked(now, sent, bytes, app_limited);
@@ -429,7 +433,8 @@ impl Controller for Measured {
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost: u64) {
-        if self.drained_from.is_some_and(|from| sent < from) {
+        let is_old = |drain: &Drain| drain.is_of(sent);
+        if self.drain.as_ref().is_some_and(is_old) {
             return;
         }
         self.round.add_lost(lost);

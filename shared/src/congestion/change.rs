@@ -7,7 +7,7 @@
 //! flight is their product in any case); so nothing that was known counts, and the path is drained and looked at
 //! anew.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::rounds::Summary;
 
@@ -16,6 +16,8 @@ const GRAIN: Duration = Duration::from_millis(10);
 /// Rounds in a row that bring less than half of the best rate; one that brings less than this part is enough.
 const ROUNDS: u32 = 2;
 const PART: u64 = 4;
+/// Packets whose acknowledgements tell a rate.
+const TELLING: u64 = 4;
 
 /// Rounds that look like another path.
 #[derive(Debug, Clone, Default)]
@@ -45,5 +47,54 @@ impl Change {
             self.rounds = 0;
         }
         is_shown
+    }
+}
+
+/// What was in flight when the path was found to be another one. It tells nothing of the round trip, but it
+/// comes out of the queue at the path's rate.
+#[derive(Debug, Clone)]
+pub(super) struct Drain {
+    from: Instant,
+    first_acked: Option<Instant>,
+    last_acked: Instant,
+    /// After the first time.
+    bytes: u64,
+}
+
+impl Drain {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            from: now,
+            first_acked: None,
+            last_acked: now,
+            bytes: 0,
+        }
+    }
+
+    /// Whether a packet of that time was in flight then.
+    pub(super) fn is_of(&self, sent: Instant) -> bool {
+        sent < self.from
+    }
+
+    /// False for the first packet that was not.
+    pub(super) fn add_acked(&mut self, now: Instant, sent: Instant, bytes: u64) -> bool {
+        if !self.is_of(sent) {
+            return false;
+        }
+        if now > *self.first_acked.get_or_insert(now) {
+            self.bytes += bytes;
+            self.last_acked = now;
+        }
+        true
+    }
+
+    /// Bytes per second, if there was enough.
+    pub(super) fn rate(&self, mtu: u64) -> Option<u64> {
+        let time = self.last_acked.saturating_duration_since(self.first_acked?);
+        if self.bytes < TELLING * mtu {
+            return None;
+        }
+        let rate = u128::from(self.bytes) * 1_000_000 / time.as_micros().max(1);
+        Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 }
