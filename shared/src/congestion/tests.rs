@@ -1,6 +1,6 @@
 //! Promises of the controller, on simulated links.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn_proto::congestion::CubicConfig;
 
@@ -10,6 +10,12 @@ use super::{MeasuredConfig, RateLimit};
 const MBIT: u64 = 1_000_000;
 /// In millionths.
 const PERCENT: u64 = 10_000;
+
+/// Any instant.
+pub(super) fn now() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "any instant does")]
+    Instant::now()
+}
 
 fn ours(link: Link, seconds: u64) -> Setup {
     Setup::new(link, MeasuredConfig::default(), seconds)
