@@ -28,6 +28,7 @@ pub mod gather;
 pub mod inflight;
 mod listener;
 pub mod packet;
+pub mod rate;
 pub mod record;
 pub mod retained;
 pub mod saved;
@@ -85,6 +86,8 @@ pub struct MqttConfig {
     pub session: SessionLimits,
     /// Bounds of what is retained.
     pub retained: RetainedLimits,
+    /// Messages a second that one client may publish; `None`: no limit.
+    pub publish_rate: Option<u32>,
     /// Filters that nobody may subscribe to.
     pub no_subscribe: Vec<String>,
     /// Time to answer what is in flight on stop.
@@ -118,6 +121,7 @@ impl MqttConfig {
                 entries: file.retained_messages,
                 bytes: file.retained_bytes.as_usize(),
             },
+            publish_rate: file.publish_rate,
             no_subscribe: file.no_subscribe.clone(),
             ..Self::new(Some(file.listen))
         }
@@ -147,6 +151,7 @@ impl MqttConfig {
                 subscriptions: 1_000,
             },
             retained: RetainedLimits { entries: 10_000, bytes: 16 * 1024 * 1024 },
+            publish_rate: None,
             no_subscribe: Vec::new(),
             drain_timeout: Duration::from_secs(10),
         }

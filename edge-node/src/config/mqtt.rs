@@ -49,6 +49,8 @@ pub struct MqttConfig {
     pub retained_messages: usize,
     /// And their bytes.
     pub retained_bytes: ByteSize,
+    /// Messages a second that one client may publish; `None`: no limit.
+    pub publish_rate: Option<u32>,
     /// Filters that nobody may subscribe to.
     pub no_subscribe: Vec<String>,
     /// Which Kafka topic an MQTT topic is.
@@ -83,6 +85,7 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
         max_subscriptions: section.number("max_subscriptions", 1_000_u32, 1..=100_000) as usize,
         retained_messages: section.number("retained_messages", 10_000_u32, 1..=1_000_000) as usize,
         retained_bytes: section.size("retained_bytes", ByteSize::mib(16), retained),
+        publish_rate: Some(section.number("publish_rate", 0, 0..=1_000_000)).filter(|rate| *rate > 0),
         no_subscribe: section.list("no_subscribe", Vec::new()),
         map: map(&mut section),
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use shared::time::wall_ms;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::acks::{Acks, Due};
@@ -21,6 +21,7 @@ use crate::mqtt::codec::{
 use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
+use crate::mqtt::rate::Rate;
 use crate::mqtt::saved;
 use crate::mqtt::session::{Delivery, Link};
 
@@ -48,6 +49,9 @@ pub(super) struct Client<'b> {
     pub(super) link: Link,
     pub(super) acks: Acks,
     pub(super) keep_alive: Option<Duration>,
+    /// When the connection began, for its rate.
+    pub(super) began: Instant,
+    pub(super) rate: Option<Rate>,
     limits: Limits,
     #[expect(dead_code, reason = "the rules of users are to come")]
     user: Option<String>,
@@ -77,6 +81,8 @@ impl<'b> Client<'b> {
             link,
             acks: Acks::default(),
             keep_alive: limits.keep_alive,
+            began: Instant::now(),
+            rate: broker.config.publish_rate.map(Rate::new),
             limits,
             user,
             aliases_in: HashMap::new(),
@@ -146,6 +152,9 @@ impl<'b> Client<'b> {
     async fn publish(&mut self, publish: Publish, bytes: usize) -> Result<(), End> {
         let stats = &self.broker.stats;
         stats.publishes.fetch_add(1, Ordering::Relaxed);
+        if let Some(rate) = &mut self.rate {
+            rate.count(self.began.elapsed());
+        }
         let Publish { mut message, id, alias, .. } = publish;
         self.resolve_alias(&mut message, alias)?;
         let (qos, kind) = match message.qos {
@@ -167,7 +176,13 @@ impl<'b> Client<'b> {
                 fact = Some(saved::stored(&state.client_id, id));
             }
         }
-        self.check_receive_maximum()?;
+        if let Err(end) = self.check_receive_maximum() {
+            // it is not stored: when it is sent again it must not look as if it were
+            if qos == Qos::ExactlyOnce {
+                self.session.state().incoming.remove(&id);
+            }
+            return Err(end);
+        }
         if self.has_no_local {
             message.from = Some(Box::from(&*self.session.client_id));
         }
@@ -287,8 +302,11 @@ impl<'b> Client<'b> {
         let is_error = due.code >= reason::UNSPECIFIED && due.code != reason::PACKET_ID_NOT_FOUND;
         if is_error {
             self.broker.stats.refused.fetch_add(1, Ordering::Relaxed);
-            if due.kind == AckKind::PubRec {
-                self.session.state().incoming.remove(&due.id);
+            match due.kind {
+                AckKind::PubRec => drop(self.session.state().incoming.remove(&due.id)),
+                // on disk it is not released: PUBREL comes again
+                AckKind::PubComp => drop(self.session.state().incoming.insert(due.id)),
+                AckKind::PubAck | AckKind::PubRel => {}
             }
             // MQTT 3.1.1 has no way to say that a message was not taken
             if !has_codes(self.version) || due.kind == AckKind::PubComp {
@@ -412,12 +430,25 @@ impl<'b> Client<'b> {
         if timeout(SETTLE, all).await.is_err() {
             debug!("A connection ended before what was published on it was stored");
         }
+        self.forget_unsettled();
+    }
+
+    /// Better stored twice than not at all.
+    fn forget_unsettled(&self) {
+        let mut state = self.session.state();
+        let is_ours = state.link.as_ref().is_some_and(|link| link.number == self.link.number);
+        if is_ours {
+            for id in self.acks.unsettled() {
+                state.incoming.remove(&id);
+            }
+        }
     }
 }
 
 impl Drop for Client<'_> {
     /// A task that fails must not keep the session from the client's next connection.
     fn drop(&mut self) {
+        self.forget_unsettled();
         self.broker.release(&self.session, self.link.number, true);
     }
 }
