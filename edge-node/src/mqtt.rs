@@ -40,18 +40,35 @@ pub mod topic_map;
 mod websocket;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use listener::{Addresses, Listener};
 pub use topic_map::{AckRule, MapError, RetainRule, Rule, Template, TopicMap};
 
+use crate::access::Access;
 use crate::config;
+use crate::ingest::Ingest;
+use crate::store::Store;
 use retained::RetainedLimits;
 use session::{Overflow, SessionLimits};
 
 /// Largest packet before a client is known.
 const MAX_CONNECT_PACKET: usize = 128 * 1024;
+
+/// What of the node MQTT works with.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// The way into it.
+    pub ingest: Ingest,
+    /// Users and their rules.
+    pub access: Arc<Access>,
+    /// Counters.
+    pub stats: Arc<MqttStats>,
+}
 
 /// The listeners' settings.
 #[derive(Debug, Clone)]

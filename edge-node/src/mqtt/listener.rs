@@ -14,9 +14,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::broker::{Broker, run_timers};
 use super::conn::{Connection, End, Peer};
-use super::{MqttConfig, MqttStats, TopicMap, tail, websocket};
-use crate::ingest::Ingest;
-use crate::store::Store;
+use super::{MqttConfig, Services, TopicMap, tail, websocket};
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -53,13 +51,11 @@ impl Listener {
     pub async fn bind(
         config: MqttConfig,
         map: TopicMap,
-        store: Arc<dyn Store>,
-        ingest: Ingest,
-        stats: Arc<MqttStats>,
+        services: Services,
     ) -> io::Result<Self> {
         let tcp = bind(config.bind).await?;
         let websocket = bind(config.bind_websocket).await?;
-        let load = move || Broker::load_from(config, map, store, ingest, stats);
+        let load = move || Broker::load_from(config, map, services);
         let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
         Ok(Self { tcp, websocket, broker })
     }

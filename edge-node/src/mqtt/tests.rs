@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::packet::{AckKind, Qos, Version, reason};
 use super::*;
+use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
-use crate::ingest::{Ingest, IngestLimits};
-use crate::store::{Item, MemoryStore, Store, StoreConfig};
+use crate::store::{Item, MemoryStore, StoreConfig};
 use client::{Client, connect};
 
 struct Node {
@@ -41,7 +41,13 @@ async fn node_on(store: Arc<dyn Store>, rules: Vec<Rule>, change: impl FnOnce(&m
     let ingest = Ingest::new(store.clone(), any_topic(), IngestLimits::default());
     let map = TopicMap::new(rules, TopicName::new("mqtt_messages").ok()).unwrap();
     let stats = Arc::new(MqttStats::default());
-    let listener = Listener::bind(config, map, store.clone(), ingest.clone(), stats.clone()).await.unwrap();
+    let services = Services {
+        store: store.clone(),
+        ingest: ingest.clone(),
+        access: Arc::new(Access::open()),
+        stats: stats.clone(),
+    };
+    let listener = Listener::bind(config, map, services).await.unwrap();
     let address = listener.addresses().unwrap().tcp.unwrap();
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::acks::{Acks, Due};
 use super::{End, HIGH_WATER, SETTLE, Wire, has_codes};
+use crate::access::Principal;
 use crate::ingest::Reservation;
 use crate::mqtt::broker::{Broker, Session};
 use crate::mqtt::codec::{
@@ -53,8 +54,7 @@ pub(super) struct Client<'b> {
     pub(super) began: Instant,
     pub(super) rate: Option<Rate>,
     limits: Limits,
-    #[expect(dead_code, reason = "the rules of users are to come")]
-    user: Option<String>,
+    user: Principal,
     /// What its aliases stand for.
     aliases_in: HashMap<u16, Arc<str>>,
     /// What ours stand for.
@@ -72,7 +72,7 @@ impl<'b> Client<'b> {
         session: Arc<Session>,
         link: Link,
         limits: Limits,
-        user: Option<String>,
+        user: Principal,
     ) -> Self {
         let mut client = Self {
             broker,
@@ -116,7 +116,7 @@ impl<'b> Client<'b> {
                 Ok(())
             }
             Incoming::Subscribe { id, filters } => {
-                let codes = self.broker.subscribe(&self.session, filters).await;
+                let codes = self.broker.subscribe(&self.session, &self.user, filters).await;
                 self.look_at_options();
                 put_suback(&mut wire.output, self.version, id, &codes);
                 self.check()
@@ -188,7 +188,7 @@ impl<'b> Client<'b> {
         }
         let mut reservation = Reservation::default();
         reservation.grow(self.broker.ingest.budget(), bytes).await;
-        match (self.broker.publish(message, fact, reservation).await, qos) {
+        match (self.broker.publish(Some(&self.user), message, fact, reservation).await, qos) {
             (Ok(_), Qos::AtMostOnce) => {}
             (Ok(accepted), Qos::AtLeastOnce | Qos::ExactlyOnce) => {
                 if accepted.ack_early {
