@@ -42,7 +42,9 @@ impl Broker {
                 cursors.insert(partition, next);
             } else if let Some((b'm', topic)) = saved::read_key(&key) {
                 match saved::read_retained(topic, &value) {
-                    Some(message) => drop(retained.put(&Arc::new(message))),
+                    Some(message) => {
+                        retained.put(&Arc::new(message));
+                    }
                     None => warn!("A retained message on disk can't be read"),
                 }
             }

@@ -302,12 +302,18 @@ impl<'b> Client<'b> {
         let is_error = due.code >= reason::UNSPECIFIED && due.code != reason::PACKET_ID_NOT_FOUND;
         if is_error {
             self.broker.stats.refused.fetch_add(1, Ordering::Relaxed);
+            let mut state = self.session.state();
             match due.kind {
-                AckKind::PubRec => drop(self.session.state().incoming.remove(&due.id)),
-                // on disk it is not released: PUBREL comes again
-                AckKind::PubComp => drop(self.session.state().incoming.insert(due.id)),
+                AckKind::PubRec => {
+                    state.incoming.remove(&due.id);
+                }
+                AckKind::PubComp => {
+                    // on disk it is not released: PUBREL comes again
+                    state.incoming.insert(due.id);
+                }
                 AckKind::PubAck | AckKind::PubRel => {}
             }
+            drop(state);
             // MQTT 3.1.1 has no way to say that a message was not taken
             if !has_codes(self.version) || due.kind == AckKind::PubComp {
                 return Err(End::NotStored(due.code));
@@ -403,8 +409,10 @@ impl<'b> Client<'b> {
             };
             match delivery.filter(|delivery| !delivery.message.is_expired(now_ms)) {
                 Some(delivery) => self.put(&delivery, sent.id, true, now_ms, output),
-                // retention has let it go
-                None => drop(self.session.state().inflight.refused(sent.id)),
+                None => {
+                    // retention has let it go
+                    self.session.state().inflight.refused(sent.id);
+                }
             }
         }
     }
