@@ -21,8 +21,8 @@ const DEFAULT_MAX_SESSION_EXPIRY: Span = Span::days(7);
 pub struct MqttConfig {
     /// MQTT over TCP.
     pub listen: SocketAddr,
-    /// MQTT over WebSocket; `None`: not served.
-    pub listen_websocket: Option<SocketAddr>,
+    /// `[[mqtt.listener]]`: more of them.
+    pub listeners: Vec<MqttListener>,
     /// Open connections, over all listeners.
     pub max_connections: usize,
     /// Sessions, with those whose clients are away.
@@ -57,6 +57,15 @@ pub struct MqttConfig {
     pub map: TopicMap,
 }
 
+/// `[[mqtt.listener]]`: another address that MQTT clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MqttListener {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// MQTT over WebSocket.
+    pub websocket: bool,
+}
+
 pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
     let overflow = [
         ("drop-newest", Overflow::DropNewest),
@@ -71,7 +80,7 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
     let enabled = section.flag("enabled", true);
     let config = MqttConfig {
         listen: section.parsed("listen", super::read::loopback(PORT)),
-        listen_websocket: section.optional("listen_websocket"),
+        listeners: section.sections("listener").into_iter().filter_map(listener).collect(),
         max_connections: section.number("max_connections", 10_000_u32, 1..=1_000_000) as usize,
         max_sessions: section.number("max_sessions", 20_000_u32, 1..=1_000_000) as usize,
         max_packet: section.size("max_packet", ByteSize::mib(1), packet),
@@ -90,6 +99,12 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
         map: map(&mut section),
     };
     enabled.then_some(config)
+}
+
+fn listener(mut section: Section) -> Option<MqttListener> {
+    let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:8083\"");
+    let websocket = section.flag("websocket", false);
+    Some(MqttListener { listen: listen?, websocket })
 }
 
 fn map(section: &mut Section) -> TopicMap {

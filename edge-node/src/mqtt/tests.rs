@@ -35,7 +35,7 @@ async fn node(rules: Vec<Rule>) -> Node {
 }
 
 async fn node_on(store: Arc<dyn Store>, rules: Vec<Rule>, change: impl FnOnce(&mut MqttConfig)) -> Node {
-    let mut config = MqttConfig::new(Some("127.0.0.1:0".parse().unwrap()));
+    let mut config = MqttConfig::new("127.0.0.1:0".parse().unwrap());
     config.no_subscribe = vec!["secret/#".to_owned()];
     change(&mut config);
     let ingest = Ingest::new(store.clone(), any_topic(), IngestLimits::default());
@@ -48,7 +48,7 @@ async fn node_on(store: Arc<dyn Store>, rules: Vec<Rule>, change: impl FnOnce(&m
         stats: stats.clone(),
     };
     let listener = Listener::bind(config, map, services).await.unwrap();
-    let address = listener.addresses().unwrap().tcp.unwrap();
+    let address = listener.addresses().unwrap()[0];
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(listener.run(stop.clone()));
