@@ -321,10 +321,6 @@ fn check_listeners(config: &Config, document: &mut Document) {
         ),
         ("http.listen", config.http.as_ref().map(|http| http.listen)),
         ("mqtt.listen", config.mqtt.as_ref().map(|mqtt| mqtt.listen)),
-        (
-            "mqtt.listen_websocket",
-            config.mqtt.as_ref().and_then(|mqtt| mqtt.listen_websocket),
-        ),
         ("admin.listen", Some(config.admin.listen)),
     ];
     for (index, (key, address)) in listeners.iter().enumerate() {
