@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
@@ -142,17 +143,7 @@ impl Pool {
         let served = async move {
             // slower without, not wrong
             drop(stream.set_nodelay(true));
-            match transport {
-                Transport::Tcp => connection.serve(stream).await,
-                Transport::WebSocket => {
-                    let limit = connection.broker.config.connect_timeout;
-                    match timeout(limit, websocket::accept(stream)).await {
-                        Ok(Ok(stream)) => connection.serve(stream).await,
-                        Ok(Err(error)) => error.into(),
-                        Err(_) => End::NoConnect,
-                    }
-                }
-            }
+            serve(connection, stream, transport).await
         };
         self.tasks.spawn(served.instrument(span));
     }
@@ -182,5 +173,23 @@ impl Pool {
         };
         let is_done = timeout(limit, all).await.is_ok();
         info!(connections, is_done, "MQTT clients are disconnected");
+    }
+}
+
+/// Each kind in a box of its own: a plain connection takes no more memory for what others need.
+async fn serve<S>(connection: Connection, stream: S, transport: Transport) -> End
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    match transport {
+        Transport::Tcp => Box::pin(connection.serve(stream)).await,
+        Transport::WebSocket => {
+            let limit = connection.broker.config.connect_timeout;
+            match timeout(limit, Box::pin(websocket::accept(stream))).await {
+                Ok(Ok(stream)) => Box::pin(connection.serve(stream)).await,
+                Ok(Err(error)) => error.into(),
+                Err(_) => End::NoConnect,
+            }
+        }
     }
 }
