@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::broker::{Broker, Session, Subscriber};
+use super::broker::{Broker, Subscriber};
 use super::packet::Message;
 use super::record::{message_of, topic_of};
 use super::retained::Kept;
