@@ -326,7 +326,7 @@ impl<'b> Client<'b> {
                     Err(error) => return error.into(),
                 },
                 () = self.acks.ready(), if may_make && !self.acks.is_empty() => {}
-                () = self.link.wake.notified(), if may_make => {}
+                () = self.link.wake.notified() => {}
                 read = fill(read, input, *needed, *is_busy), if may_read => match read {
                     Ok(0) => return End::Closed,
                     Ok(count) => {
@@ -345,6 +345,7 @@ impl<'b> Client<'b> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
+        self.check()?;
         while self.acks.len() < MAX_ACKS
             && wire.output.len() < HIGH_WATER
             && self.paused().is_none()

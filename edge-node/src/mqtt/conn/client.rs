@@ -99,7 +99,8 @@ impl<'b> Client<'b> {
         self.has_no_local = state.subscriptions.values().any(|options| options.no_local);
     }
 
-    fn check(&self) -> Result<(), End> {
+    /// Whether the session is still this connection's.
+    pub(super) fn check(&self) -> Result<(), End> {
         let state = self.session.state();
         state.check(self.link.number).map(drop).map_err(End::Kicked)
     }
