@@ -131,10 +131,17 @@ impl MqttConfig {
     /// The file's settings, with defaults for what it doesn't name.
     #[must_use]
     pub fn from_file(file: &config::MqttConfig) -> Self {
-        let first = Endpoint { bind: file.listen, transport: Transport::Tcp };
+        let first = Endpoint {
+            bind: file.listen,
+            transport: Transport::Tcp,
+        };
         let more = file.listeners.iter().map(|listener| Endpoint {
             bind: listener.listen,
-            transport: if listener.websocket { Transport::WebSocket } else { Transport::Tcp },
+            transport: if listener.websocket {
+                Transport::WebSocket
+            } else {
+                Transport::Tcp
+            },
         });
         let endpoints = std::iter::once(first).chain(more);
         let overflow = file.overflow;
@@ -145,10 +152,12 @@ impl MqttConfig {
             max_packet: file.max_packet.as_usize(),
             receive_maximum: file.receive_maximum,
             max_inflight: usize::from(file.max_inflight),
-            max_keep_alive_s: file.max_keep_alive.map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
-            max_session_expiry_s: file
-                .max_session_expiry
-                .map_or(u32::MAX, |span| u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)),
+            max_keep_alive_s: file
+                .max_keep_alive
+                .map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
+            max_session_expiry_s: file.max_session_expiry.map_or(u32::MAX, |span| {
+                u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)
+            }),
             session: SessionLimits {
                 queue_messages: file.queue_messages,
                 queue_bytes: file.queue_bytes.as_usize(),
@@ -169,7 +178,10 @@ impl MqttConfig {
     #[must_use]
     pub fn new(bind: SocketAddr) -> Self {
         Self {
-            endpoints: vec![Endpoint { bind, transport: Transport::Tcp }],
+            endpoints: vec![Endpoint {
+                bind,
+                transport: Transport::Tcp,
+            }],
             max_connections: 10_000,
             max_sessions: 20_000,
             max_packet: 1024 * 1024,
@@ -187,7 +199,10 @@ impl MqttConfig {
                 overflow: Overflow::DropNewest,
                 subscriptions: 1_000,
             },
-            retained: RetainedLimits { entries: 10_000, bytes: 16 * 1024 * 1024 },
+            retained: RetainedLimits {
+                entries: 10_000,
+                bytes: 16 * 1024 * 1024,
+            },
             publish_rate: None,
             no_subscribe: Vec::new(),
             drain_timeout: Duration::from_secs(10),

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
@@ -34,19 +35,18 @@ impl Listener {
     ///
     /// # Errors
     /// An address is taken or not ours, or the disk fails.
-    pub async fn bind(
-        config: MqttConfig,
-        map: TopicMap,
-        services: Services,
-    ) -> io::Result<Self> {
+    pub async fn bind(config: MqttConfig, map: TopicMap, services: Services) -> io::Result<Self> {
         let mut sockets = Vec::with_capacity(config.endpoints.len());
         for Endpoint { bind, transport } in &config.endpoints {
             let socket = TcpListener::bind(bind).await;
-            let socket = socket.map_err(|error| io::Error::new(error.kind(), format!("{bind}: {error}")))?;
+            let socket =
+                socket.map_err(|error| io::Error::new(error.kind(), format!("{bind}: {error}")))?;
             sockets.push((socket, *transport));
         }
         let load = move || Broker::load_from(config, map, services);
-        let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
+        let broker = tokio::task::spawn_blocking(load)
+            .await?
+            .map_err(io::Error::other)?;
         Ok(Self { sockets, broker })
     }
 
@@ -55,7 +55,10 @@ impl Listener {
     /// # Errors
     /// The operating system's.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        self.sockets.iter().map(|(socket, _)| socket.local_addr()).collect()
+        self.sockets
+            .iter()
+            .map(|(socket, _)| socket.local_addr())
+            .collect()
     }
 
     /// Serves clients until `stop`; then answers what is in flight, within the drain timeout.
@@ -67,7 +70,12 @@ impl Listener {
         let mut shared = JoinSet::new();
         shared.spawn(tail::run(broker.clone(), last.clone()));
         shared.spawn(run_timers(broker.clone(), last.clone()));
-        let mut pool = Pool { tasks: JoinSet::new(), next: 0, broker: broker.clone(), stop };
+        let mut pool = Pool {
+            tasks: JoinSet::new(),
+            next: 0,
+            broker: broker.clone(),
+            stop,
+        };
         loop {
             tokio::select! {
                 biased;
@@ -115,7 +123,11 @@ struct Pool {
 }
 
 impl Pool {
-    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>, transport: Transport) {
+    async fn accepted(
+        &mut self,
+        accepted: io::Result<(TcpStream, SocketAddr)>,
+        transport: Transport,
+    ) {
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -142,17 +154,7 @@ impl Pool {
         let served = async move {
             // slower without, not wrong
             drop(stream.set_nodelay(true));
-            match transport {
-                Transport::Tcp => connection.serve(stream).await,
-                Transport::WebSocket => {
-                    let limit = connection.broker.config.connect_timeout;
-                    match timeout(limit, websocket::accept(stream)).await {
-                        Ok(Ok(stream)) => connection.serve(stream).await,
-                        Ok(Err(error)) => error.into(),
-                        Err(_) => End::NoConnect,
-                    }
-                }
-            }
+            serve(connection, stream, transport).await
         };
         self.tasks.spawn(served.instrument(span));
     }
@@ -182,5 +184,23 @@ impl Pool {
         };
         let is_done = timeout(limit, all).await.is_ok();
         info!(connections, is_done, "MQTT clients are disconnected");
+    }
+}
+
+/// Each kind in a box of its own: a plain connection takes no more memory for what others need.
+async fn serve<S>(connection: Connection, stream: S, transport: Transport) -> End
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    match transport {
+        Transport::Tcp => Box::pin(connection.serve(stream)).await,
+        Transport::WebSocket => {
+            let limit = connection.broker.config.connect_timeout;
+            match timeout(limit, Box::pin(websocket::accept(stream))).await {
+                Ok(Ok(stream)) => Box::pin(connection.serve(stream)).await,
+                Ok(Err(error)) => error.into(),
+                Err(_) => End::NoConnect,
+            }
+        }
     }
 }
