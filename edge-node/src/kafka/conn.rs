@@ -335,7 +335,7 @@ impl Connection {
         mut write: Outgoing,
         mut queue: mpsc::Receiver<Queued>,
     ) -> Result<(), ConnError> {
-        while let Some(Queued { reply, claim }) = queue.recv().await {
+        while let Some(Queued { reply, mut claim }) = queue.recv().await {
             let mut allowance = None;
             let bytes = match reply {
                 Reply::Ready(bytes) | Reply::Last(bytes) => Some(bytes),
@@ -347,16 +347,20 @@ impl Connection {
                     settled.response
                 }
                 Reply::Fetch(pending) => {
+                    claim.release();
                     let answer = pending.settle(&self.services.egress, &self.stop).await?;
                     allowance = answer.allowance;
                     Some(answer.bytes)
                 }
                 Reply::Ask(ask) => Some(ask.answer(&self.services.egress).await?),
-                Reply::Group(pending) => match pending.settle(&self.stop).await {
-                    Some(bytes) => Some(bytes),
-                    // the node stops: clients find the group again after it
-                    None => return Ok(()),
-                },
+                Reply::Group(pending) => {
+                    claim.release();
+                    match pending.settle(&self.stop).await {
+                        Some(bytes) => Some(bytes),
+                        // the node stops: clients find the group again after it
+                        None => return Ok(()),
+                    }
+                }
             };
             if let Some(bytes) = bytes {
                 let write = async {
