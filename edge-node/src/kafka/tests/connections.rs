@@ -57,8 +57,9 @@ pub(super) async fn node_with(
     let ingest = Ingest::new(store.clone(), any_topic(), limits);
     ingest.topic("t", true).await.unwrap();
     let egress = Egress::new(store.clone(), EgressLimits::default());
-    let (groups, groups_task) = Groups::open(store.clone(), Limits::default()).unwrap();
     let stats = Arc::new(KafkaStats::default());
+    let opened = Groups::open(store.clone(), Limits::default(), Arc::clone(&stats));
+    let (groups, groups_task) = opened.unwrap();
     let services = Services {
         ingest: ingest.clone(),
         egress,
