@@ -111,7 +111,11 @@ fn latency() -> Result<Vec<Row>> {
         Row::new(name, "ms", ours, peer, Goal::AtMost(0.5))
     };
     Ok(vec![
-        row("produce to fetch at 1,000 records/s, p50", median, peer_median),
+        row(
+            "produce to fetch at 1,000 records/s, p50",
+            median,
+            peer_median,
+        ),
         row("produce to fetch at 1,000 records/s, p99", p99, peer_p99),
     ])
 }

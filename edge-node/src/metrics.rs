@@ -362,6 +362,23 @@ fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {
         "kafka_batches_refused",
         "Batches answered with an error",
         count(&kafka.refused_batches),
+    )?;
+    scrape.counter(
+        "kafka_logins_refused",
+        "Logins with a wrong user or password",
+        count(&kafka.refused_logins),
+    )?;
+    scrape.counter(
+        "kafka_commits_failed",
+        "Writes of committed offsets that the disk refused",
+        count(&kafka.failed_commits),
+    )?;
+    let read = |counter: &AtomicU64| single(level(counter.load(Ordering::Relaxed)));
+    scrape.gauge("kafka_groups", "Consumer groups known", read(&kafka.groups))?;
+    scrape.gauge(
+        "kafka_committed_offsets",
+        "Offsets that consumer groups committed and that are kept",
+        read(&kafka.offsets),
     )
 }
 

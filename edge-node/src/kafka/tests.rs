@@ -5,6 +5,8 @@ mod admin;
 mod connections;
 mod fuzz;
 mod golden;
+mod groups;
+mod logins;
 mod oracle;
 mod polling;
 mod reading;

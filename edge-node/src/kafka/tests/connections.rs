@@ -18,12 +18,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{batch, framed, metadata_request, produce_request, request};
+use crate::access::Access;
 use crate::egress::{Egress, EgressLimits};
 use crate::ingest::tests::any_topic;
 use crate::ingest::tests::fake::{FakeStore, Mode};
 use crate::ingest::{Ingest, IngestLimits};
 use crate::kafka::frame::Pace;
-use crate::kafka::{KafkaConfig, KafkaStats, Listener};
+use crate::kafka::group::Limits;
+use crate::kafka::groups::Groups;
+use crate::kafka::{KafkaConfig, KafkaStats, Listener, Services};
 use crate::store::AppendError;
 
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -32,12 +35,20 @@ pub(super) struct Node {
     pub(super) store: Arc<FakeStore>,
     pub(super) ingest: Ingest,
     pub(super) stats: Arc<KafkaStats>,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     pub(super) stop: CancellationToken,
     pub(super) task: JoinSet<()>,
+    _groups: JoinSet<()>,
 }
 
 pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits)) -> Node {
+    node_with(Access::open(), change).await
+}
+
+pub(super) async fn node_with(
+    access: Access,
+    change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits),
+) -> Node {
     let mut config = KafkaConfig::new("127.0.0.1:0".parse().unwrap());
     config.full_delay = Duration::from_millis(1);
     let mut limits = IngestLimits::default();
@@ -46,13 +57,23 @@ pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits
     let ingest = Ingest::new(store.clone(), any_topic(), limits);
     ingest.topic("t", true).await.unwrap();
     let egress = Egress::new(store.clone(), EgressLimits::default());
-    let listener = Listener::bind(config, ingest.clone(), egress)
-        .await
-        .unwrap();
-    let (address, stats) = (listener.address().unwrap(), listener.stats().clone());
+    let stats = Arc::new(KafkaStats::default());
+    let opened = Groups::open(store.clone(), Limits::default(), Arc::clone(&stats));
+    let (groups, groups_task) = opened.unwrap();
+    let services = Services {
+        ingest: ingest.clone(),
+        egress,
+        groups,
+        access: Arc::new(access),
+        stats: Arc::clone(&stats),
+    };
+    let listener = Listener::bind(config, services).await.unwrap();
+    let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(listener.run(stop.clone()));
+    let mut groups = JoinSet::new();
+    groups.spawn(groups_task.run(stop.clone()));
     Node {
         store,
         ingest,
@@ -60,6 +81,7 @@ pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits
         address,
         stop,
         task,
+        _groups: groups,
     }
 }
 
