@@ -320,7 +320,9 @@ async fn start_mqtt(
     let Some(mqtt) = &config.mqtt else {
         return Ok(None);
     };
-    let settings = mqtt::MqttConfig::from_file(mqtt);
+    let file = mqtt.clone();
+    let settings =
+        tokio::task::spawn_blocking(move || mqtt::MqttConfig::from_file(&file)).await??;
     let stats = Arc::new(MqttStats::default());
     let services = mqtt::Services {
         store: Arc::clone(store),

@@ -9,6 +9,7 @@ use shared::units::{ByteSize, Span};
 use crate::mqtt::packet::Qos;
 use crate::mqtt::session::Overflow;
 use crate::mqtt::{AckRule, RetainRule, Rule, Template, TopicMap};
+use crate::tls::ListenerTls;
 
 const PORT: u16 = 1883;
 /// Where messages without a rule go.
@@ -64,6 +65,8 @@ pub struct MqttListener {
     pub listen: SocketAddr,
     /// MQTT over WebSocket.
     pub websocket: bool,
+    /// Its certificate; `None`: plain text.
+    pub tls: Option<ListenerTls>,
 }
 
 pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
@@ -113,9 +116,11 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
 fn listener(mut section: Section) -> Option<MqttListener> {
     let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:8083\"");
     let websocket = section.flag("websocket", false);
+    let tls = super::read::listener_tls(&mut section);
     Some(MqttListener {
         listen: listen?,
         websocket,
+        tls,
     })
 }
 
