@@ -83,7 +83,7 @@ impl Listener {
             tasks: JoinSet::new(),
             next: 0,
             broker: broker.clone(),
-            stop,
+            stop: stop.child_token(),
         };
         loop {
             tokio::select! {

@@ -348,7 +348,7 @@ impl TopicMap {
     /// The Kafka topics that records for a filter may be in.
     pub fn behind<'m>(&'m self, filter: &'m str) -> impl Iterator<Item = &'m TopicName> {
         // `#` of the last rule is meant for `$` topics too
-        let is_rest = |rule: &Rule| rule.filter == "#" && filter.starts_with('$');
+        let is_rest = move |rule: &Rule| rule.filter == "#" && filter.starts_with('$');
         let rules = self
             .rules
             .iter()
