@@ -35,6 +35,8 @@ const MAX_UNCOMPRESSED: usize = 16 * 1024 * 1024;
 const CHUNK: usize = 64;
 /// Bytes read after which the place of retained messages is written though none has changed.
 const CURSOR_BYTES: u64 = 4 * 1024 * 1024;
+/// Records passed over after which it is, when nobody wants any.
+const CURSOR_RECORDS: u64 = 10_000;
 /// Pause after the disk refused.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a subscription waits for the tail; then it may get a message that is older.
@@ -46,9 +48,7 @@ pub struct Tail {
     processed: Positions,
     /// The Kafka topic of each partition.
     names: BTreeMap<PartitionId, Arc<str>>,
-    /// Below these everything must be read, whether anybody subscribes or not.
-    must_read: Positions,
-    /// Places found on disk.
+    /// Places up to which retained messages on disk were made.
     cursors: Positions,
     has_started: bool,
     bytes: u64,
@@ -185,7 +185,7 @@ impl Broker {
                 }
                 Err(error) => return Err(error),
             };
-            if next < end && !self.skip(partition, end) {
+            if next < end && !self.skip(partition, end, &mut changes) {
                 self.read_on(partition, next, &mut changes)?;
                 has_more = true;
             }
@@ -194,8 +194,7 @@ impl Broker {
         Ok((has_more, changes))
     }
 
-    /// Partitions that are not followed yet: of a new topic from its start, else from where the last
-    /// process was, or from the end.
+    /// Partitions that are not followed yet: of a topic that is new from its start, on start from the end.
     pub(super) fn find_partitions(&self) -> Result<(), StoreError> {
         for name in self.map.kafka_topics() {
             let Some(topic) = self.store.topic(name.as_str()) else {
@@ -211,13 +210,12 @@ impl Broker {
                     Err(error) => return Err(error),
                 };
                 let mut tail = self.tail();
-                let next = match tail.cursors.get(partition) {
-                    Some(next) => (*next).clamp(range.start, range.end),
-                    None if tail.has_started => range.start,
-                    None => range.end,
+                let next = if tail.has_started {
+                    range.start
+                } else {
+                    range.end
                 };
                 tail.processed.insert(*partition, next);
-                tail.must_read.insert(*partition, range.end);
                 tail.names.insert(*partition, Arc::from(name.as_str()));
             }
         }
@@ -225,16 +223,94 @@ impl Broker {
         Ok(())
     }
 
+    /// Makes the retained messages of records that an earlier process had not come to. Blocks; on start, when
+    /// nobody is there to get anything.
+    pub(super) fn catch_up_retained(&self) -> Result<(), StoreError> {
+        let partitions: Vec<_> = {
+            let tail = self.tail();
+            let place = |(id, end): (&PartitionId, &Offset)| {
+                let next = *tail.cursors.get(id)?;
+                Some((*id, next, *end, tail.names.get(id)?.clone()))
+            };
+            tail.processed.iter().filter_map(place).collect()
+        };
+        let mut changes = Vec::new();
+        for (partition, mut next, end, name) in partitions {
+            while next < end {
+                let before = next;
+                for item in self.store.browse(partition, next, READ_BYTES)? {
+                    match item {
+                        Item::Gap { to, .. } => next = next.max(to),
+                        Item::Batch {
+                            batch, next_offset, ..
+                        } => {
+                            self.retain_batch(&name, partition, &batch, &mut changes);
+                            next = next.max(next_offset);
+                        }
+                    }
+                }
+                if next == before {
+                    break;
+                }
+            }
+            self.tail().cursors.insert(partition, end);
+            changes.push(saved::cursor(partition, end));
+        }
+        if !self.retained().is_empty() {
+            self.uses_retained.store(true, Ordering::Release);
+        }
+        if !changes.is_empty() {
+            // without the sync it is made again
+            drop(self.store.put_state(changes));
+        }
+        Ok(())
+    }
+
+    fn retain_batch(
+        &self,
+        name: &str,
+        partition: PartitionId,
+        batch: &Bytes,
+        changes: &mut Vec<StateChange>,
+    ) {
+        walk(batch, partition, |found| {
+            if let Some((topic, rule)) = topic_of(&self.map, name, &found.record) {
+                let message = message_of(topic, rule, found.timestamp_ms, &found.record);
+                if message.retain {
+                    changes.extend(self.retain(&Arc::new(message)));
+                }
+            }
+            true
+        });
+    }
+
+    /// Keeps a retained message, and says what is to be written.
+    fn retain(&self, message: &Arc<Message>) -> Option<StateChange> {
+        let kept = self.retained().put(message);
+        match kept {
+            Kept::Stored => Some(saved::retained(message)),
+            Kept::Removed => Some(saved::forget_retained(&message.topic)),
+            Kept::Nothing => None,
+            Kept::Refused => {
+                self.stats.not_retained.fetch_add(1, Ordering::Relaxed);
+                Some(saved::forget_retained(&message.topic))
+            }
+        }
+    }
+
     /// Goes to the end without reading when nobody wants anything.
-    fn skip(&self, partition: PartitionId, end: Offset) -> bool {
+    fn skip(&self, partition: PartitionId, end: Offset, changes: &mut Vec<StateChange>) -> bool {
         let mut tail = self.tail();
-        let must_read = tail.must_read.get(&partition).copied().unwrap_or_default();
-        let next = tail.processed.get(&partition).copied().unwrap_or_default();
         // `end` was read before: what is published after a subscription lies behind it
-        if next < must_read || self.has_readers() {
+        if self.has_readers() {
             return false;
         }
         tail.processed.insert(partition, end);
+        let cursor = tail.cursors.get(&partition).copied();
+        if cursor.is_none_or(|cursor| end.saturating_sub(cursor) > CURSOR_RECORDS) {
+            tail.cursors.insert(partition, end);
+            changes.push(saved::cursor(partition, end));
+        }
         true
     }
 
@@ -327,15 +403,7 @@ impl Broker {
         for (place, message, _) in chunk.drain(..) {
             self.offer(place, &message, tail.processed());
             if message.retain {
-                match self.retained().put(&message) {
-                    Kept::Stored => changes.push(saved::retained(&message)),
-                    Kept::Removed => changes.push(saved::forget_retained(&message.topic)),
-                    Kept::Nothing => {}
-                    Kept::Refused => {
-                        self.stats.not_retained.fetch_add(1, Ordering::Relaxed);
-                        changes.push(saved::forget_retained(&message.topic));
-                    }
-                }
+                changes.extend(self.retain(&message));
             }
             tail.advance(place.partition, place.offset + 1);
         }
@@ -403,7 +471,6 @@ impl Tail {
     fn forget(&mut self, partition: PartitionId) {
         self.processed.remove(&partition);
         self.names.remove(&partition);
-        self.must_read.remove(&partition);
         self.cursors.remove(&partition);
     }
 }

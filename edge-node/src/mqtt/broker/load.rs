@@ -80,6 +80,7 @@ impl Broker {
             numbers: AtomicU64::new(1),
         });
         broker.find_partitions()?;
+        broker.catch_up_retained()?;
         broker.load_sessions()?;
         Ok(broker)
     }
