@@ -12,7 +12,9 @@ use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
 use crate::mqtt::MqttStats;
-use crate::status::{AllowanceStatus, Ledger, PathStatus, PolicyStatus, Status, TopicStatus};
+use crate::status::{
+    AllowanceStatus, Ledger, PathStatus, PolicyStatus, Status, TopicStatus, TopicTraffic,
+};
 use crate::store::Space;
 
 /// In front of every name.
@@ -217,11 +219,61 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
         "Bytes of all IP packets received",
         single(uplink.received_bytes),
     )?;
+    scrape.counter(
+        "uplink_sent_packets",
+        "IP packets sent",
+        single(uplink.sent_packets),
+    )?;
+    scrape.counter(
+        "uplink_received_packets",
+        "IP packets received",
+        single(uplink.received_packets),
+    )?;
+    let codecs = [
+        ("memory", uplink.codec_bytes),
+        ("disk", uplink.codec_saved_bytes),
+    ];
+    scrape.gauge(
+        "codec_state_bytes",
+        "Bytes that codecs remember, by where; both are bounded by uplink.codec_memory",
+        codecs.map(|(place, bytes)| (vec![("in", place.to_owned())], level(bytes))),
+    )?;
+    scrape.gauge(
+        "codec_logs",
+        "Topic partitions whose codec remembers something",
+        single(level(uplink.codec_logs)),
+    )?;
+    write_traffic(scrape, &uplink.traffic)?;
     let rtt = level(uplink.rtt_us) / 1_000_000.0;
     scrape.gauge(
         "uplink_rtt_seconds",
         "Smoothed round-trip time to the hub",
         single(rtt),
+    )
+}
+
+/// Labels: topics, bounded where they are counted, and the codecs.
+fn write_traffic(scrape: &mut Scrape<'_>, traffic: &[TopicTraffic]) -> fmt::Result {
+    let count = |read: fn(&TopicTraffic) -> u64| {
+        traffic.iter().map(move |it| {
+            let labels = vec![("topic", it.topic.clone()), ("codec", it.codec.clone())];
+            (labels, read(it))
+        })
+    };
+    scrape.counter(
+        "uplink_topic_raw_bytes",
+        "Bytes of records sent, before compression, by topic and codec",
+        count(|it| it.raw_bytes),
+    )?;
+    scrape.counter(
+        "uplink_topic_encoded_bytes",
+        "Bytes of records sent, compressed, by topic and codec; packets around them not included",
+        count(|it| it.sent_bytes),
+    )?;
+    scrape.counter(
+        "uplink_topic_streams",
+        "Data streams sent, by topic and codec",
+        count(|it| it.streams),
     )
 }
 
@@ -478,7 +530,16 @@ mod tests {
             uptime_ms: 1_500,
             ready: true,
             problems: Vec::new(),
-            uplink: UplinkStatus::default(),
+            uplink: UplinkStatus {
+                traffic: vec![TopicTraffic {
+                    topic: "a".to_owned(),
+                    codec: "modelled".to_owned(),
+                    streams: 2,
+                    raw_bytes: 900,
+                    sent_bytes: 60,
+                }],
+                ..UplinkStatus::default()
+            },
             policy: policy(),
             topics,
         };
@@ -563,6 +624,8 @@ mod tests {
             "kedge_edge_records_dropped{topic=\"a\",reason=\"newest\"} 5.0",
             "kedge_edge_records_dropped{topic=\"a\",reason=\"damaged\"} 0.0",
             "kedge_edge_connections_open{protocol=\"kafka\"} 3.0",
+            "kedge_edge_uplink_topic_encoded_bytes_total{topic=\"a\",codec=\"modelled\"} 60",
+            "kedge_edge_uplink_topic_streams_total{topic=\"a\",codec=\"modelled\"} 2",
             "kedge_edge_ready 1.0",
             "kedge_edge_store_bytes 7.0",
             "kedge_edge_store_quota_bytes 9.0",

@@ -106,7 +106,7 @@ fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
         (Overflow::Disconnect, 0, Some(reason::QUOTA_EXCEEDED)),
     ] {
         let mut state = online(SessionLimits { overflow, ..LIMITS });
-        for offset in 0..5 {
+        for offset in 0..5_u64 {
             let numbered = (*message(Qos::AtMostOnce)).clone();
             let message = Arc::new(Message {
                 published_ms: offset.cast_signed(),
