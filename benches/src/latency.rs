@@ -141,7 +141,7 @@ pub fn rows() -> Result<Vec<Row>> {
 /// The first seconds are start-up: lanes, producers, topics.
 const SKIPPED: u64 = 5 * RATE;
 
-fn run(write_to: &str, tail: &Tail) -> Result<(f64, f64)> {
+pub(crate) fn run(write_to: &str, tail: &Tail) -> Result<(f64, f64)> {
     let records = RATE * SECONDS + SKIPPED;
     load::produce(write_to, "bench", records, Some(RATE))?;
     wait::until_true("all records arrive", LIMIT, || tail.count() >= records)?;

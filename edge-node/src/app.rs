@@ -17,8 +17,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::access::Access;
 use crate::admin::{NoUplink, Node, UplinkView};
 use crate::config::Config;
+use crate::egress::{Egress, EgressLimits};
 use crate::http::{self, HttpStats};
 use crate::ingest::{Ingest, IngestLimits, IngestStats};
 use crate::kafka::{self, KafkaStats};
@@ -143,11 +145,14 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
     ingest
         .apply_topics()
         .context("apply the topics of the configuration")?;
+    let egress = Egress::new(Arc::clone(store), EgressLimits::default());
     let cluster_id = store.incarnation().to_string();
-    let kafka = start_kafka(config, cluster_id, &ingest, tasks).await?;
+    let kafka = start_kafka(config, cluster_id, &ingest, &egress, tasks).await?;
+    let access = open_access(config).await?;
     let doors = http::Doors {
         ingest: ingest.clone(),
         store: Arc::clone(store),
+        access: Arc::clone(&access),
         max_decoded: limits.max_uncompressed_bytes,
     };
     let http = start_http(config, doors, tasks).await?;
@@ -201,13 +206,14 @@ async fn start_kafka(
     config: &Config,
     cluster_id: String,
     ingest: &Ingest,
+    egress: &Egress,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Arc<KafkaStats>>> {
     let Some(kafka) = &config.kafka else {
         return Ok(None);
     };
     let settings = kafka::KafkaConfig::from_file(kafka, cluster_id);
-    let listener = kafka::Listener::bind(settings, ingest.clone())
+    let listener = kafka::Listener::bind(settings, ingest.clone(), egress.clone())
         .await
         .with_context(|| format!("[kafka] listen = \"{}\"", kafka.listen))?;
     info!(address = %listener.address()?, "Kafka listens");
@@ -218,6 +224,14 @@ async fn start_kafka(
         Ok(())
     });
     Ok(Some(stats))
+}
+
+/// Users and their rules.
+async fn open_access(config: &Config) -> anyhow::Result<Arc<Access>> {
+    let config = config.access.clone();
+    // reads files, and derives credentials from passwords
+    let access = tokio::task::spawn_blocking(move || Access::new(&config)).await??;
+    Ok(Arc::new(access))
 }
 
 async fn start_http(

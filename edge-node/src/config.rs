@@ -9,6 +9,7 @@
 mod access;
 mod classes;
 mod mqtt;
+mod overrides;
 mod policy;
 mod read;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use shared::units::{ByteSize, Span};
 pub use access::{AccessConfig, UserConfig};
 pub use classes::ClassesConfig;
 pub use mqtt::MqttConfig;
+pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 

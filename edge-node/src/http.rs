@@ -15,8 +15,11 @@
 //! Reading keeps nothing of a reader: the client knows its offset. Disk reads happen beside the
 //! runtime's threads, and what was read counts against slots until the client has taken it ([`reading`]).
 //!
-//! Deliberately not done here: consumer groups (Kafka clients have them).
+//! With users configured a request carries a bearer token (`caller`).
+//!
+//! Deliberately not done here: consumer groups (Kafka clients have them), TLS.
 
+mod caller;
 mod consume;
 pub mod error;
 pub mod json;
@@ -46,6 +49,7 @@ use error::HttpError;
 pub use listener::Listener;
 use reading::Reading;
 
+use crate::access::Access;
 use crate::config;
 use crate::ingest::Ingest;
 use crate::store::Store;
@@ -143,6 +147,8 @@ pub struct Doors {
     pub ingest: Ingest,
     /// The way out.
     pub store: Arc<dyn Store>,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// Most bytes that a stored batch decompresses to.
     pub max_decoded: usize,
 }
@@ -151,6 +157,7 @@ pub struct Doors {
 struct App {
     ingest: Ingest,
     reading: Reading,
+    access: Arc<Access>,
     max_decoded: usize,
     config: HttpConfig,
     stats: Arc<HttpStats>,
@@ -181,7 +188,7 @@ impl App {
 /// Every address, once.
 fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 5] {
     [
-        ("/openapi.json", get(async || openapi::document())),
+        ("/openapi.json", get(openapi::document)),
         ("/v1/topics", get(topics::list)),
         ("/v1/topics/{topic}", get(topics::one)),
         (
@@ -202,6 +209,7 @@ pub fn router(
     let app = App {
         ingest: doors.ingest,
         reading: Reading::new(doors.store, PAGES, config.budget_wait, stop),
+        access: doors.access,
         max_decoded: doors.max_decoded,
         tails: Arc::new(Semaphore::new(config.max_tails)),
         config,

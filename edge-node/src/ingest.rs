@@ -16,6 +16,7 @@ pub mod budget;
 mod check;
 mod fullness;
 mod policy;
+mod topics;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -32,6 +33,7 @@ pub use budget::{Budget, Reservation};
 use check::Checker;
 pub use fullness::Full;
 use fullness::Fullness;
+pub use topics::{MAX_PARTITIONS, SettingChange, TopicChangeError};
 
 use crate::config::TopicsConfig;
 use crate::store::{Append, AppendError, Appended, Space, StateChange, Store, StoreError, Topic};
@@ -150,8 +152,10 @@ struct Inner {
     topics: TopicsConfig,
     budget: Budget,
     checker: Checker,
-    /// Held while a topic is created, so that the limit on their number holds.
+    /// Held while a topic is created or changed, so that the limit on their number holds.
     creating: Mutex<()>,
+    /// What clients set for topics.
+    given: topics::Given,
     stats: Arc<IngestStats>,
 }
 
@@ -202,6 +206,7 @@ impl Ingest {
                 budget: Budget::new(limits.max_unsynced_bytes),
                 checker: Checker::new(limits.max_uncompressed_bytes, limits.max_parallel_checks),
                 creating: Mutex::new(()),
+                given: topics::Given::default(),
                 stats: Arc::default(),
             }),
         }
@@ -213,6 +218,12 @@ impl Ingest {
         &self.inner.stats
     }
 
+    /// What the configuration file says of topics.
+    #[must_use]
+    pub fn config(&self) -> &TopicsConfig {
+        &self.inner.topics
+    }
+
     /// The node-wide budget of received bytes.
     #[must_use]
     pub fn budget(&self) -> &Budget {
@@ -220,11 +231,12 @@ impl Ingest {
     }
 
     /// Creates the topics that the configuration names, and gives every stored topic the rules and
-    /// partitions that it asks for. Blocks: call it once, on start.
+    /// partitions that it and clients ask for. Blocks: call it once, on start.
     ///
     /// # Errors
     /// [`StoreError`] when the disk fails.
     pub fn apply_topics(&self) -> Result<(), StoreError> {
+        self.load_given()?;
         for topic in self.inner.store.topics() {
             self.ensure(&topic.name)?;
         }
@@ -235,7 +247,7 @@ impl Ingest {
     }
 
     fn ensure(&self, name: &TopicName) -> Result<Arc<Topic>, StoreError> {
-        let settings = self.inner.topics.settings(name.as_str());
+        let settings = self.settings(name.as_str());
         self.inner
             .store
             .ensure_topic(name, settings.partitions, settings.rules())
@@ -272,11 +284,7 @@ impl Ingest {
             debug!(topic = %name, reason, "Topic not created");
             return Err(TopicError::Unknown(name.into(), reason));
         }
-        let door = self.clone();
-        let created = tokio::task::spawn_blocking(move || door.ensure(&name));
-        let topic = created
-            .await
-            .map_err(|error| StoreError::Io(format!("topic creation: {error}")))??;
+        let topic = self.ensure_aside(name).await?;
         self.inner
             .stats
             .topics_created

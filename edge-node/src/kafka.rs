@@ -1,24 +1,28 @@
-//! The Kafka protocol: to a producer the site looks like a cluster of one broker.
+//! The Kafka protocol: to its clients the site looks like a cluster of one broker.
 //!
-//! Served: `ApiVersions` 0-3, `Metadata` 0-8, `Produce` 3-8 (advertised from 0), `InitProducerId` 0-1.
-//! What is advertised and why: [`api::VERSIONS`]. A success is answered after the store's sync, for
-//! `acks=1` and `acks=all` alike.
+//! Which APIs are served in which versions, and why: [`api::VERSIONS`]. A success is answered after the
+//! store's sync, for `acks=1` and `acks=all` alike; consumers get what is synced, as it is stored.
 //!
-//! Everything but [`listener`], [`conn`], [`intake`] and [`pending`] is plain code: bytes in, values out. Nothing that arrives
-//! is trusted: lengths are checked before memory is taken, buffers grow with what was received, and
-//! connections, requests and bytes in flight, and time are all limited by [`KafkaConfig`].
+//! Everything but [`listener`], [`conn`], [`intake`], [`pending`] and [`fetching`] is plain code: bytes in,
+//! values out. Nothing that arrives is trusted: lengths are checked before memory is taken, buffers grow with
+//! what was received, and connections, requests and bytes in flight, and time are all limited by
+//! [`KafkaConfig`]; answers with records have their part of the node's memory ([`crate::egress`]).
 //!
-//! Deliberately not done here: consumers, transactions, TLS and SASL.
+//! Deliberately not done here: transactions, fetch sessions, topic ids.
 
+pub mod admin;
 pub mod api;
 pub mod codec;
 mod conn;
 pub mod dispatch;
 pub mod error;
+pub mod fetch;
+mod fetching;
 pub mod frame;
 mod intake;
 mod listener;
 pub mod metadata;
+pub mod offsets;
 mod pending;
 pub mod produce;
 pub mod producer_id;
@@ -124,6 +128,8 @@ pub struct KafkaStats {
     pub requests: AtomicU64,
     /// Bytes received.
     pub bytes_in: AtomicU64,
+    /// Bytes sent.
+    pub bytes_out: AtomicU64,
     /// Batches that were not stored.
     pub refused_batches: AtomicU64,
 }

@@ -8,6 +8,7 @@ pub mod base64;
 pub mod bytes;
 pub mod cli;
 pub mod config;
+pub mod egress;
 pub mod http;
 pub mod ingest;
 pub mod kafka;

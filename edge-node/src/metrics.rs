@@ -140,10 +140,11 @@ fn write_ledger(scrape: &mut Scrape<'_>, topics: &[(String, Ledger)]) -> fmt::Re
         "Records that aged out before they were sent",
         gauge(|ledger| ledger.expired),
     )?;
-    let reasons: [(&str, fn(&Ledger) -> u64); 3] = [
+    let reasons: [(&str, fn(&Ledger) -> u64); 4] = [
         ("oldest", |ledger| ledger.dropped_oldest),
         ("newest", |ledger| ledger.dropped_newest),
         ("damaged", |ledger| ledger.damaged),
+        ("deleted", |ledger| ledger.deleted),
     ];
     let dropped = reasons.iter().flat_map(|(reason, read)| {
         topics.iter().map(move |(name, ledger)| {
@@ -368,43 +369,15 @@ fn write_mqtt(scrape: &mut Scrape<'_>, mqtt: &MqttStats) -> fmt::Result {
         [(Labels::new(), level(read(&mqtt.connected)))],
     )?;
     for (name, help, counter) in [
-        (
-            "mqtt_connections_refused",
-            "Connections refused at the limit",
-            &mqtt.refused_connections,
-        ),
-        (
-            "mqtt_connections_failed",
-            "Connections ended by garbage, slowness or a broken socket",
-            &mqtt.failed,
-        ),
+        ("mqtt_connections_refused", "Connections refused at the limit", &mqtt.refused_connections),
+        ("mqtt_connections_failed", "Connections ended by garbage, slowness or a broken socket", &mqtt.failed),
         ("mqtt_received_bytes", "Bytes received", &mqtt.bytes_in),
         ("mqtt_sent_bytes", "Bytes sent", &mqtt.bytes_out),
-        (
-            "mqtt_messages_sent",
-            "Messages sent to subscribers",
-            &mqtt.deliveries,
-        ),
-        (
-            "mqtt_messages_refused",
-            "Messages received and not stored",
-            &mqtt.refused,
-        ),
-        (
-            "mqtt_messages_dropped",
-            "Messages not sent to subscribers that did not keep up",
-            &mqtt.dropped,
-        ),
-        (
-            "mqtt_messages_not_retained",
-            "Messages delivered and, at the bound, not retained",
-            &mqtt.not_retained,
-        ),
-        (
-            "mqtt_records_unmapped",
-            "Records of mapped topics without an MQTT topic",
-            &mqtt.unmapped,
-        ),
+        ("mqtt_messages_sent", "Messages sent to subscribers", &mqtt.deliveries),
+        ("mqtt_messages_refused", "Messages received and not stored", &mqtt.refused),
+        ("mqtt_messages_dropped", "Messages not sent to subscribers that did not keep up", &mqtt.dropped),
+        ("mqtt_messages_not_retained", "Messages delivered and, at the bound, not retained", &mqtt.not_retained),
+        ("mqtt_records_unmapped", "Records of mapped topics without an MQTT topic", &mqtt.unmapped),
     ] {
         scrape.counter(name, help, single(read(counter)))?;
     }
@@ -511,6 +484,7 @@ mod tests {
             dropped_oldest: 4,
             dropped_newest: 5,
             damaged: 0,
+            deleted: 0,
         };
         let text = text(vec![TopicStatus {
             name: "a".to_owned(),

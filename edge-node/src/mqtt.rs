@@ -104,12 +104,10 @@ impl MqttConfig {
             max_packet: file.max_packet.as_usize(),
             receive_maximum: file.receive_maximum,
             max_inflight: usize::from(file.max_inflight),
-            max_keep_alive_s: file
-                .max_keep_alive
-                .map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
-            max_session_expiry_s: file.max_session_expiry.map_or(u32::MAX, |span| {
-                u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)
-            }),
+            max_keep_alive_s: file.max_keep_alive.map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
+            max_session_expiry_s: file
+                .max_session_expiry
+                .map_or(u32::MAX, |span| u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)),
             session: SessionLimits {
                 queue_messages: file.queue_messages,
                 queue_bytes: file.queue_bytes.as_usize(),
@@ -148,10 +146,7 @@ impl MqttConfig {
                 overflow: Overflow::DropNewest,
                 subscriptions: 1_000,
             },
-            retained: RetainedLimits {
-                entries: 10_000,
-                bytes: 16 * 1024 * 1024,
-            },
+            retained: RetainedLimits { entries: 10_000, bytes: 16 * 1024 * 1024 },
             no_subscribe: Vec::new(),
             drain_timeout: Duration::from_secs(10),
         }

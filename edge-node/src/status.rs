@@ -1,7 +1,7 @@
 //! What the site tells about itself: the document at `/status`, and the same for people.
 //!
 //! The heart is the delivery ledger: for each topic
-//! `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged`, in records.
+//! `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged + deleted`, in records.
 //! If it does not add up, the text says so and `edge-node status` exits with 1.
 
 mod policy;
@@ -112,6 +112,9 @@ pub struct Ledger {
     pub dropped_newest: u64,
     /// Lost by the disk.
     pub damaged: u64,
+    /// Deleted by a client before they were sent.
+    #[serde(default)]
+    pub deleted: u64,
 }
 
 impl From<store::Ledger> for Ledger {
@@ -125,6 +128,7 @@ impl From<store::Ledger> for Ledger {
             dropped_oldest: ledger.dropped_oldest,
             dropped_newest: ledger.dropped_newest,
             damaged: ledger.damaged,
+            deleted: ledger.deleted,
         }
     }
 }
@@ -139,6 +143,7 @@ impl Ledger {
             .saturating_add(self.dropped_oldest)
             .saturating_add(self.dropped_newest)
             .saturating_add(self.damaged)
+            .saturating_add(self.deleted)
     }
 
     /// Whether every accepted record is accounted for, and no other.
@@ -159,10 +164,11 @@ impl Ledger {
             dropped_oldest: self.dropped_oldest.saturating_add(other.dropped_oldest),
             dropped_newest: self.dropped_newest.saturating_add(other.dropped_newest),
             damaged: self.damaged.saturating_add(other.damaged),
+            deleted: self.deleted.saturating_add(other.deleted),
         }
     }
 
-    fn cells(&self) -> [String; 8] {
+    fn cells(&self) -> [String; 9] {
         [
             thousands(self.accepted),
             thousands(self.committed),
@@ -172,6 +178,7 @@ impl Ledger {
             thousands(self.dropped_oldest),
             thousands(self.dropped_newest),
             thousands(self.damaged),
+            thousands(self.deleted),
         ]
     }
 }
@@ -200,6 +207,7 @@ impl Status {
             "oldest dropped",
             "newest dropped",
             "damaged",
+            "deleted",
         ]);
         let mut total = Ledger::default();
         for topic in &self.topics {
@@ -223,7 +231,7 @@ impl Status {
         if self.unbalanced().next().is_none() {
             writeln!(
                 f,
-                "The ledger adds up: accepted = committed + queued + expired + dropped + damaged"
+                "The ledger adds up: accepted = committed + queued + expired + dropped + damaged + deleted"
             )?;
         }
         Ok(())
@@ -344,7 +352,8 @@ mod tests {
             expired: 100,
             dropped_oldest: 50,
             dropped_newest: 40,
-            damaged: 10,
+            damaged: 7,
+            deleted: 3,
         };
         let status = status(vec![topic("a", ledger), topic("b", Ledger::default())]);
         let text = status.to_string();
@@ -368,7 +377,7 @@ mod tests {
         assert_eq!(
             cells,
             [
-                "a", "bulk", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "10"
+                "a", "bulk", "1 500", "1 000", "300", "2.0 MiB", "100", "50", "40", "7", "3"
             ]
         );
     }

@@ -26,6 +26,22 @@ macro_rules! delegate_to_engine {
             self.engine.book().topics.get(name).cloned()
         }
 
+        fn delete_records(
+            &self,
+            partition: PartitionId,
+            before: Offset,
+        ) -> Result<LogRange, StoreError> {
+            self.engine.delete_records(partition, before)
+        }
+
+        fn delete_topic(&self, name: &str) -> Result<(), DeleteError> {
+            self.engine.delete_topic(name)
+        }
+
+        fn logs(&self) -> Vec<Log> {
+            self.engine.book().logs()
+        }
+
         fn next_producer_id(&self) -> Result<i64, StoreError> {
             self.engine.next_producer_id()
         }
@@ -56,8 +72,30 @@ macro_rules! delegate_to_engine {
             self.engine.browse(partition, from, max_bytes)
         }
 
+        fn fetch(
+            &self,
+            partition: PartitionId,
+            from: Offset,
+            limit: FetchLimit,
+            out: &mut Vec<u8>,
+        ) -> Result<Fetched, StoreError> {
+            self.engine.fetch(partition, from, limit, out)
+        }
+
         fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
             self.engine.range(partition)
+        }
+
+        fn offset_for_time(
+            &self,
+            partition: PartitionId,
+            timestamp_ms: i64,
+        ) -> Result<Option<Moment>, StoreError> {
+            self.engine.offset_for_time(partition, timestamp_ms)
+        }
+
+        fn largest_timestamp(&self, partition: PartitionId) -> Result<Option<Moment>, StoreError> {
+            self.engine.largest_timestamp(partition)
         }
 
         fn chain_at(
@@ -105,6 +143,7 @@ mod config;
 mod contract;
 #[cfg(test)]
 mod crash_tests;
+mod deletion;
 mod disk;
 mod draft;
 mod ends;
@@ -114,6 +153,8 @@ mod fault_tests;
 mod keys;
 #[cfg(test)]
 mod load_tests;
+#[cfg(test)]
+mod local_tests;
 mod lock;
 mod memory;
 #[cfg(test)]
@@ -129,6 +170,7 @@ mod retention;
 mod rocks;
 mod space;
 mod state;
+mod timeline;
 mod trim;
 mod tuning;
 mod value;
@@ -260,6 +302,8 @@ pub enum GapReason {
     DroppedNewest = 3,
     /// The disk lost or damaged them.
     Damaged = 4,
+    /// A client deleted them before they were sent. 5 is the link's own: not at the site.
+    Deleted = 6,
 }
 
 /// What stands in the log at some offset.
@@ -289,22 +333,53 @@ pub enum Item {
     },
 }
 
+/// How much [`Store::fetch`] may append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchLimit {
+    /// Bytes of batches.
+    pub bytes: usize,
+    /// The first batch is taken whole even when it is larger, so that a reader always gets on.
+    pub is_first_whole: bool,
+}
+
+/// What [`Store::fetch`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    /// The ends of the log at that time.
+    pub range: LogRange,
+    /// The offset after the last batch that was appended and the gaps that were stepped over.
+    pub next: Offset,
+}
+
+/// A record's place in a log and in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Its offset.
+    pub offset: Offset,
+    /// Its timestamp, ms since the epoch.
+    pub timestamp_ms: i64,
+}
+
 /// The ends of one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogRange {
     /// First offset of this incarnation: what lies below was replicated, or given up, under an earlier
     /// one. At most `acked`.
     pub origin: Offset,
-    /// First offset still stored.
+    /// First offset still stored, or of a gap that the hub was not told of.
     pub start: Offset,
+    /// First offset for readers at the site: `start`, or the end of the gap that stands there.
+    pub first: Offset,
     /// Next offset that the hub has not acknowledged.
     pub acked: Offset,
     /// Next offset to be assigned; everything below is synced.
     pub end: Offset,
+    /// Bytes of all batches that were ever appended.
+    pub bytes: u64,
 }
 
 /// The delivery ledger of one topic, in records:
-/// `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged`.
+/// `accepted = committed + queued + expired + dropped_oldest + dropped_newest + damaged + deleted`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Acknowledged to producers, all partitions, since the store was created.
@@ -324,6 +399,8 @@ pub struct Ledger {
     pub dropped_newest: u64,
     /// Records that the disk lost.
     pub damaged: u64,
+    /// Unsent records that a client deleted.
+    pub deleted: u64,
 }
 
 /// What is stored and what may be, in logical bytes of records.
@@ -356,6 +433,36 @@ pub enum StoreError {
     Io(String),
 }
 
+/// Why a topic was not deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeleteError {
+    /// No such topic.
+    #[error("no such topic")]
+    UnknownTopic,
+    /// The hub lacks records of it.
+    #[error(
+        "{0} records of the topic are not at the hub yet: wait for the link, or delete these records first"
+    )]
+    Unsent(u64),
+    /// What is remembered of deleted topics has a limit.
+    #[error("as many topics were deleted as can be remembered")]
+    TooMany,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// One partition's log, for who sends them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Its id.
+    pub id: PartitionId,
+    /// The topic's name.
+    pub topic: TopicName,
+    /// The partition's number.
+    pub partition: u32,
+}
+
 /// The port to the log. Calls read memory or disk and may block for a disk read or a sync; only
 /// [`Store::append`] never blocks. Implementations are shared between tasks.
 pub trait Store: Debug + Send + Sync + 'static {
@@ -376,6 +483,28 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// A topic by name.
     fn topic(&self, name: &str) -> Option<Arc<Topic>>;
+
+    /// Lets records before `before` go because a client says so; unsent ones leave a gap. The cut is the
+    /// boundary of batches at or before `before`. Synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn delete_records(
+        &self,
+        partition: PartitionId,
+        before: Offset,
+    ) -> Result<LogRange, StoreError>;
+
+    /// Takes a topic away, with all its records; the hub has them, or knows that they were deleted. Its offsets
+    /// are never given again: should the topic be created anew, its logs go on where they ended. Synced.
+    ///
+    /// # Errors
+    /// [`DeleteError`] says why it is still there.
+    fn delete_topic(&self, name: &str) -> Result<(), DeleteError>;
+
+    /// The logs that the hub is to have: those of all topics, and of deleted ones with gaps that it was not told
+    /// of.
+    fn logs(&self) -> Vec<Log>;
 
     /// Queues a batch for the group-committing writer. The answer comes after the write-ahead log was
     /// synced: whoever gets `Ok` may acknowledge. A full queue answers [`AppendError::Full`] at once.
@@ -421,11 +550,42 @@ pub trait Store: Debug + Send + Sync + 'static {
         max_bytes: usize,
     ) -> Result<Vec<Item>, StoreError>;
 
+    /// Appends batches as they are stored to `out`, for a reader at the site: from the one that holds `from`,
+    /// one behind the other, as far as `limit` allows. Gaps are stepped over, and are not taken for told to
+    /// the hub by it. Nothing is appended when `from` lies outside of the log. Only synced records.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn fetch(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        limit: FetchLimit,
+        out: &mut Vec<u8>,
+    ) -> Result<Fetched, StoreError>;
+
     /// The partition's ends.
     ///
     /// # Errors
     /// [`StoreError::UnknownPartition`].
     fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError>;
+
+    /// The first stored record whose timestamp is `timestamp_ms` or later, in the order of offsets. Timestamps
+    /// are what producers wrote, and batches are held to what their headers say of them.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn offset_for_time(
+        &self,
+        partition: PartitionId,
+        timestamp_ms: i64,
+    ) -> Result<Option<Moment>, StoreError>;
+
+    /// The first stored record with the largest timestamp of the log.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn largest_timestamp(&self, partition: PartitionId) -> Result<Option<Moment>, StoreError>;
 
     /// A value that depends on every batch and gap before `offset`: chained from each batch's checksum.
     /// Two stores with the same chain at the same offset have the same history. `None` when `offset` is

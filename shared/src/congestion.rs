@@ -27,6 +27,7 @@
 //! Integers only, no clock, a few hundred bytes a connection.
 
 mod change;
+mod losses;
 mod rounds;
 mod train;
 
@@ -38,12 +39,13 @@ mod tests;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-use change::Change;
+use change::{Change, Drain};
+use losses::{Losses, Verdict};
 use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
 
@@ -70,6 +72,8 @@ const INITIAL_PACKETS: u64 = 16;
 const MARGIN_PACKETS: u64 = 2;
 /// Never less: a loss must be noticed by the packets that follow.
 const LEAST_PACKETS: u64 = 4;
+/// Unless the path does not hold as many.
+const FEWEST_PACKETS: u64 = 2;
 
 /// What a policy allows, in bytes per second; it may change at any time.
 #[derive(Debug, Clone)]
@@ -125,6 +129,8 @@ enum Phase {
 struct Signs {
     /// Slower than without a queue, and than when nothing is probed for.
     is_queueing: bool,
+    /// What was lost of enough packets.
+    verdict: Option<Verdict>,
     /// Loss that must be answered.
     is_heavy: bool,
     /// Clearly more than ever came through.
@@ -150,8 +156,9 @@ struct Measured {
     carried: u64,
     calm: Calm,
     change: Change,
-    /// Still to be drained: what was sent before tells nothing of the path.
-    drained_from: Option<Instant>,
+    losses: Losses,
+    /// What was in flight when the path became another one is still to come.
+    drain: Option<Drain>,
     /// The last round was slower than it would be without a queue.
     is_slow: bool,
     /// The last round's loss was answered: this round's packets were sent before.
@@ -175,7 +182,8 @@ impl Measured {
             carried: 0,
             calm: Calm::default(),
             change: Change::default(),
-            drained_from: None,
+            losses: Losses::default(),
+            drain: None,
             is_slow: false,
             has_answered: false,
         }
@@ -192,16 +200,26 @@ impl Measured {
         let allowed = self.product(self.limit.bytes_per_second());
         let allowed = (allowed / 4 * 5).saturating_add(MARGIN_PACKETS * self.mtu);
         let bytes = bytes.min(self.ceiling).min(allowed);
-        self.window = bytes.max(LEAST_PACKETS * self.mtu);
+        let least = if self.ceiling < LEAST_PACKETS * self.mtu {
+            FEWEST_PACKETS
+        } else {
+            LEAST_PACKETS
+        };
+        self.window = bytes.max(least * self.mtu);
     }
 
     /// In start-up, with each acknowledgement: threefold a round, in the way that trains show less.
-    fn grow(&mut self, acked: u64) {
+    fn grow(&mut self, acked: u64, round_trip: Duration) {
         let full = self.trains.rate().map(|rate| self.product(rate));
+        let is_slow = self.is_slow || round_trip > self.base.mean() / 4 * 5;
+        // what trains hinted at came through: that is what the path has
+        let is_sure = full.is_some_and(|full| self.product(self.rates.best()) > full / 4 * 3);
         let wanted = match full {
             // not at once all of it
             Some(full) if self.window < full / 2 => (full / 4 * 3).min(self.window * 8),
-            Some(full) if self.window > full / 4 * 5 && self.is_slow => self.window + acked / 4,
+            Some(full) if self.window > full / 4 * 5 && (is_slow || is_sure) => {
+                self.window + acked / 4
+            }
             Some(full) if self.window > full / 4 * 5 => self.window + acked,
             Some(_) | None => self.window + 2 * acked,
         };
@@ -233,19 +251,24 @@ impl Measured {
             let is_deep = turn == DRAIN && self.base.is_stale(now);
             let gain = if is_deep { DEEP_DRAIN } else { CYCLE[turn] };
             let window = full / 100 * gain;
-            if turn == PROBE {
-                self.probed = window;
-            }
             let margin = if turn == DRAIN { 0 } else { MARGIN_PACKETS };
             self.set_window(window.saturating_add(margin * self.mtu));
+            if turn == PROBE {
+                // it may have been held back
+                self.probed = window.min(self.window);
+            }
         }
     }
 
-    fn signs(&self, summary: &Summary) -> Signs {
-        let is_much = summary.loss > RUINOUS_LOSS || summary.loss > HEAVY_LOSS && self.is_slow;
+    fn signs(&mut self, summary: &Summary) -> Signs {
+        let verdict = self.losses.add(summary, self.mtu);
+        let is_much = |loss| loss > RUINOUS_LOSS || loss > HEAVY_LOSS && self.is_slow;
         Signs {
+            verdict,
             is_queueing: self.is_slow && self.calm.is_exceeded(summary.longest),
-            is_heavy: is_much && summary.lost > FEW_PACKETS * self.mtu,
+            is_heavy: verdict.is_some_and(|Verdict { lost, loss }| {
+                is_much(loss) && lost > FEW_PACKETS * self.mtu
+            }),
             is_growing: summary.rate > self.rates.best() / 12 * 13,
         }
     }
@@ -284,11 +307,13 @@ impl Measured {
         // after an answer comes a round of packets that were sent before it
         let is_answered = std::mem::take(&mut self.has_answered);
         if !signs.is_heavy {
-            if self.window >= self.ceiling / 10 * 9 {
+            let is_clean = summary.lost == 0 && !self.is_slow || signs.verdict.is_some();
+            if is_clean && self.window >= self.ceiling / 10 * 9 {
                 self.ceiling = (self.ceiling / 8).saturating_mul(9);
             }
             return;
         }
+        let loss = signs.verdict.map_or(0, |verdict| verdict.loss);
         // what a probe lost is over with the probe
         let is_probe = matches!(
             self.phase,
@@ -296,13 +321,13 @@ impl Measured {
                 turn: PROBE | DRAIN
             }
         );
-        if is_answered || is_probe && summary.loss < RUINOUS_LOSS {
+        if is_answered || is_probe && loss < RUINOUS_LOSS {
             return;
         }
         // not more than what got through
-        let through = self.window / 1000 * (1000 - summary.loss);
+        let through = self.window / 1000 * (1000 - loss);
         let full = self.product(self.rates.best()).max(self.carried);
-        self.ceiling = through.max(full / 2);
+        self.ceiling = through.max(full / 2).max(FEWEST_PACKETS * self.mtu);
         self.has_answered = true;
     }
 
@@ -321,6 +346,8 @@ impl Measured {
                 let is_flat = flat_rounds >= FLAT_ROUNDS && has_overflowed
                     || flat_rounds >= FLAT_AND_QUIET_ROUNDS;
                 if is_flat || is_full || signs.is_heavy {
+                    // what is lost next was sent before
+                    self.has_answered = true;
                     Phase::Cycle { turn: DRAIN }
                 } else {
                     Phase::Startup { best, flat_rounds }
@@ -343,8 +370,7 @@ impl Measured {
         self.restart(now);
         self.set_window(half);
         self.base = BaseRoundTrip::default();
-        self.trains.add(summary.rate);
-        self.drained_from = Some(now);
+        self.drain = Some(Drain::new(now));
     }
 
     /// The link was away. Half of what it carried, and from there as at the beginning.
@@ -357,6 +383,7 @@ impl Measured {
         self.carried = 0;
         self.calm = Calm::default();
         self.rates = Rates::default();
+        self.losses = Losses::default();
         self.trains = Trains::default();
         self.round = Round::new(now);
     }
@@ -384,17 +411,21 @@ impl Controller for Measured {
         app_limited: bool,
         _: &RttEstimator,
     ) {
-        if self.drained_from.is_some_and(|from| sent < from) {
-            return;
-        }
-        if self.drained_from.take().is_some() {
+        if let Some(drain) = &mut self.drain {
+            if drain.add_acked(now, sent, bytes) {
+                return;
+            }
+            if let Some(rate) = drain.rate(self.mtu) {
+                self.trains.add(rate);
+            }
+            self.drain = None;
             self.round = Round::new(now);
         }
         self.round.add_acked(now, sent, bytes, app_limited);
         self.trains.add_acked(now, sent, bytes);
         self.base.bound(now.saturating_duration_since(sent));
         if matches!(self.phase, Phase::Startup { .. }) && !app_limited {
-            self.grow(bytes);
+            self.grow(bytes, now.saturating_duration_since(sent));
         }
         if sent >= self.round.began() {
             self.end_round(now);
@@ -402,7 +433,8 @@ impl Controller for Measured {
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost: u64) {
-        if self.drained_from.is_some_and(|from| sent < from) {
+        let is_old = |drain: &Drain| drain.is_of(sent);
+        if self.drain.as_ref().is_some_and(is_old) {
             return;
         }
         self.round.add_lost(lost);

@@ -121,6 +121,30 @@ impl Process {
     }
 }
 
+/// Lets this process, and those that it starts from now on, open so many files.
+///
+/// # Errors
+/// When the machine's limit is lower.
+#[expect(unsafe_code, reason = "std has no resource limits")]
+pub fn allow_open_files(count: u64) -> Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls read or write `limit` only.
+    let outcome = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_cur.max(count);
+        limit.rlim_max = limit.rlim_max.max(limit.rlim_cur);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    };
+    if outcome != 0 {
+        let error = io::Error::last_os_error();
+        bail!("open files cannot be raised to {count}: {error}");
+    }
+    Ok(())
+}
+
 /// What a process has used of the processor, by itself and for it in the kernel.
 #[must_use]
 pub fn cpu_time(pid: u32) -> Duration {

@@ -30,13 +30,14 @@ pub struct Ledger {
     pub dropped_oldest: u64,
     pub dropped_newest: u64,
     pub damaged: u64,
+    pub deleted: u64,
 }
 
 impl Ledger {
     /// Everything that will never arrive.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.expired + self.dropped_oldest + self.dropped_newest + self.damaged
+        self.expired + self.dropped_oldest + self.dropped_newest + self.damaged + self.deleted
     }
 }
 

@@ -8,16 +8,16 @@ use anyhow::Result;
 use benches::results::Row;
 use benches::wan::{self, Extent};
 use benches::{
-    alarm, append, bytes, drain, hub, images, latency, memory, outage, rates, results, streams,
-    wire,
+    alarm, append, bytes, drain, fetch, hub, images, latency, memory, mqtt, outage, rates, results,
+    streams, wire,
 };
 use clap::Parser;
 
 /// Measures whole systems against their peers
 #[derive(Debug, Parser)]
 struct Args {
-    /// Which: alarm, append, bytes, drain, hub, images, latency, memory, outage, rates, streams, wan,
-    /// wire; all when none is named
+    /// Which: alarm, append, bytes, drain, fetch, hub, images, latency, memory, mqtt, outage, rates,
+    /// streams, wan, wire; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -32,15 +32,17 @@ struct Args {
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 13] = [
+const ALL: [Bench; 15] = [
     ("alarm", |_| alarm::rows()),
     ("append", |_| append::rows()),
     ("bytes", |args| bytes::rows(&args.folder)),
     ("drain", |_| drain::rows()),
+    ("fetch", |_| fetch::rows()),
     ("hub", |_| hub::rows()),
     ("images", |_| images::rows()),
     ("latency", |_| latency::rows()),
     ("memory", |_| memory::rows()),
+    ("mqtt", |_| mqtt::rows()),
     ("outage", |args| outage::rows(args.extent())),
     ("rates", |_| rates::rows()),
     ("streams", |_| streams::rows()),

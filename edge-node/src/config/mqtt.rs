@@ -6,9 +6,9 @@ use shared::config::Section;
 use shared::ids::TopicName;
 use shared::units::{ByteSize, Span};
 
-use crate::mqtt::packet::Qos;
 use crate::mqtt::session::Overflow;
 use crate::mqtt::{AckRule, RetainRule, Rule, Template, TopicMap};
+use crate::mqtt::packet::Qos;
 
 const PORT: u16 = 1883;
 /// Where messages without a rule go.
@@ -76,11 +76,7 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
         receive_maximum: section.number("receive_maximum", 256, 1..=65_535),
         max_inflight: section.number("max_inflight", 64, 1..=1_000),
         max_keep_alive: section.span_limit("max_keep_alive", None, keep_alive),
-        max_session_expiry: section.span_limit(
-            "max_session_expiry",
-            Some(DEFAULT_MAX_SESSION_EXPIRY),
-            expiry,
-        ),
+        max_session_expiry: section.span_limit("max_session_expiry", Some(DEFAULT_MAX_SESSION_EXPIRY), expiry),
         queue_messages: section.number("queue_messages", 1_000_u32, 10..=100_000) as usize,
         queue_bytes: section.size("queue_bytes", ByteSize::mib(1), queue),
         overflow: section.choice("overflow", Overflow::DropNewest, &overflow),
@@ -134,15 +130,7 @@ fn rule(section: &mut Section) -> Option<Rule> {
     let qos = section.choice("qos", Qos::AtLeastOnce, &qos);
     let retain = section.choice("retain", RetainRule::AsPublished, &retain);
     let ack = section.choice("ack", AckRule::AfterSync, &ack);
-    Some(Rule {
-        filter: filter?,
-        kafka: kafka?.0,
-        key,
-        topic,
-        qos,
-        retain,
-        ack,
-    })
+    Some(Rule { filter: filter?, kafka: kafka?.0, key, topic, qos, retain, ack })
 }
 
 struct TopicText(TopicName);

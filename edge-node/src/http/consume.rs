@@ -16,6 +16,7 @@ use shared::ids::Offset;
 use shared::units::Span;
 
 use super::App;
+use super::caller::Deed;
 use super::error::HttpError;
 use super::sent::Page;
 use super::view::{self, Seen};
@@ -173,7 +174,8 @@ pub(super) async fn consume(
 }
 
 impl App {
-    async fn consume(&self, name: &str, params: &Params, _: &HeaderMap) -> Result<Response> {
+    async fn consume(&self, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
+        self.allow(headers, Deed::Consume, name)?;
         let limits = params.limits(self.max_decoded)?;
         let wait = params.wait()?.duration().min(self.config.longest_wait);
         let begin = params.offset.as_deref().map(Begin::parse).transpose()?;

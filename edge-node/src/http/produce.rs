@@ -17,6 +17,7 @@ use shared::time::wall_ms;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::App;
+use super::caller::Deed;
 use super::error::HttpError;
 use super::records::{Gather, Placement, Record, gather_json, gather_ndjson};
 use super::topics;
@@ -71,6 +72,7 @@ impl App {
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Response> {
+        self.allow(headers, Deed::Produce, name)?;
         let kind = Kind::of(headers)?;
         let topic = self.ingest.topic(name, true).await?;
         let mut reservation = Reservation::default();

@@ -34,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::App;
+use super::caller::Deed;
 use super::consume::{Begin, pick, refused, unreadable};
 use super::error::HttpError;
 use super::reading::VAIN_PAUSE;
@@ -78,6 +79,7 @@ struct Cursor {
 
 impl App {
     fn tail(self: Arc<Self>, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
+        self.allow(headers, Deed::Consume, name)?;
         let last = headers.get("last-event-id").map(|id| {
             let text = id.to_str().unwrap_or("");
             let accepted = "the id of an event of this tail, such as 0:17,1:40";

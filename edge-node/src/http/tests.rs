@@ -26,6 +26,13 @@ struct Server {
 async fn server(
     change: impl FnOnce(&mut HttpConfig, &mut TopicsConfig, &mut IngestLimits),
 ) -> Server {
+    server_for(Access::open(), change).await
+}
+
+async fn server_for(
+    access: Access,
+    change: impl FnOnce(&mut HttpConfig, &mut TopicsConfig, &mut IngestLimits),
+) -> Server {
     let mut config = HttpConfig::new("127.0.0.1:0".parse().unwrap());
     let (mut policy, mut limits) = (any_topic(), IngestLimits::default());
     change(&mut config, &mut policy, &mut limits);
@@ -39,6 +46,7 @@ async fn server(
     let doors = Doors {
         ingest: ingest.clone(),
         store: store.clone(),
+        access: Arc::new(access),
         max_decoded: limits.max_uncompressed_bytes,
     };
     let routes = router(doors, config, stats.clone(), stop.clone());

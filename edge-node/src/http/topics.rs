@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::App;
+use super::caller::Deed;
 use super::error::HttpError;
 use crate::store::Topic;
 
@@ -50,14 +51,19 @@ pub(super) async fn one(
 }
 
 impl App {
-    fn list(&self, _: &HeaderMap) -> Result<Response> {
+    fn list(&self, headers: &HeaderMap) -> Result<Response> {
+        let caller = self.caller(headers)?;
         let topics = self.reading.topics();
-        let shown = topics.iter().map(|topic| self.ends(topic));
+        let shown = topics
+            .iter()
+            .filter(|topic| caller.may_see(topic.name.as_str()))
+            .map(|topic| self.ends(topic));
         let topics = shown.collect::<Result<_>>()?;
         Ok(json(&List { topics }))
     }
 
-    fn one(&self, name: &str, _: &HeaderMap) -> Result<Response> {
+    fn one(&self, name: &str, headers: &HeaderMap) -> Result<Response> {
+        self.allow(headers, Deed::See, name)?;
         let topic = self.reading.topic(name)?;
         Ok(json(&self.ends(&topic)?))
     }

@@ -31,7 +31,7 @@ fn door(store: &Arc<FakeStore>) -> Ingest {
     Ingest::new(store.clone(), any_topic(), IngestLimits::default())
 }
 
-fn batch_of(values: &[&[u8]], codec: Compression) -> Bytes {
+pub(crate) fn batch_of(values: &[&[u8]], codec: Compression) -> Bytes {
     let mut builder = BatchBuilder::default();
     for value in values {
         builder.push(1_700_000_000_000, None, Some(value), &[]);

@@ -12,8 +12,10 @@ use super::error::ErrorCode;
 pub enum Api {
     /// Records in.
     Produce = 0,
-    /// Advertised only, see [`VERSIONS`].
+    /// Records out.
     Fetch = 1,
+    /// Offsets by time.
+    ListOffsets = 2,
     /// Where topics are.
     Metadata = 3,
     /// Answered with a refusal, see [`VERSIONS`].
@@ -22,22 +24,63 @@ pub enum Api {
     ApiVersions = 18,
     /// A producer id for idempotence.
     InitProducerId = 22,
+    /// Topics made by tools.
+    CreateTopics = 19,
+    /// Topics deleted.
+    DeleteTopics = 20,
+    /// Records deleted.
+    DeleteRecords = 21,
+    /// Where a leader epoch ends.
+    OffsetForLeaderEpoch = 23,
+    /// Settings.
+    DescribeConfigs = 32,
+    /// Topics that grow.
+    CreatePartitions = 37,
+    /// Settings changed.
+    IncrementalAlterConfigs = 44,
+    /// The broker, once more.
+    DescribeCluster = 60,
+}
+
+impl Api {
+    /// The first flexible version (KIP-482).
+    const fn flexible_from(self) -> i16 {
+        match self {
+            Self::Produce | Self::Metadata => 9,
+            Self::Fetch => 12,
+            Self::ListOffsets => 6,
+            Self::FindCoordinator | Self::ApiVersions => 3,
+            Self::InitProducerId | Self::DeleteRecords | Self::CreatePartitions => 2,
+            Self::OffsetForLeaderEpoch | Self::DeleteTopics | Self::DescribeConfigs => 4,
+            Self::CreateTopics => 5,
+            Self::IncrementalAlterConfigs => 1,
+            Self::DescribeCluster => 0,
+        }
+    }
 }
 
 /// What is advertised: API, lowest and highest version.
 ///
 /// - Produce from 0 although only 3 and up are served: when it starts at 3, librdkafka before 2.11.1
 ///   silently sends everything uncompressed (KAFKA-18659, librdkafka#4956).
-/// - Fetch and `FindCoordinator` although consumers are not served: librdkafka takes message format 2
-///   from Fetch 4, zstd from Fetch 10 and lz4 from `FindCoordinator` (`rdkafka_feature.c`).
-/// - Everything below the flexible versions, but `ApiVersions` 3, which new clients ask first.
-pub const VERSIONS: [(Api, i16, i16); 6] = [
+/// - librdkafka takes message format 2 from Fetch 4, zstd from Fetch 10 and lz4 from `FindCoordinator`
+///   (`rdkafka_feature.c`). Fetch ends before 13, where topics have ids in place of names.
+pub const VERSIONS: [(Api, i16, i16); 15] = [
     (Api::Produce, 0, 8),
-    (Api::Fetch, 4, 11),
+    (Api::Fetch, 4, 12),
+    (Api::ListOffsets, 1, 7),
     (Api::Metadata, 0, 8),
     (Api::FindCoordinator, 0, 2),
     (Api::ApiVersions, 0, 3),
+    (Api::CreateTopics, 2, 4),
+    (Api::DeleteTopics, 1, 5),
+    (Api::DeleteRecords, 0, 2),
     (Api::InitProducerId, 0, 1),
+    (Api::OffsetForLeaderEpoch, 2, 4),
+    (Api::DescribeConfigs, 1, 4),
+    (Api::CreatePartitions, 0, 3),
+    (Api::IncrementalAlterConfigs, 0, 1),
+    (Api::DescribeCluster, 0, 1),
 ];
 
 /// The header of a request.
@@ -81,15 +124,18 @@ impl Header {
     /// # Errors
     /// [`Malformed`] when the bytes end early.
     pub fn finish(&self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        reader.nullable_string()?;
+        reader.header_string()?;
         if self.is_flexible() {
-            reader.skip_tags()?;
+            reader.set_flexible();
         }
-        Ok(())
+        reader.skip_tags()
     }
 
-    fn is_flexible(&self) -> bool {
-        self.api == Some(Api::ApiVersions) && self.version >= 3
+    /// True in versions with compact types and tagged fields.
+    #[must_use]
+    pub fn is_flexible(&self) -> bool {
+        self.api
+            .is_some_and(|api| self.version >= api.flexible_from())
     }
 }
 
@@ -99,8 +145,8 @@ impl Header {
 /// [`Malformed`].
 pub fn decode_api_versions(mut reader: Reader<'_>, version: i16) -> Result<(), Malformed> {
     if version >= 3 {
-        reader.compact_string()?; // client software name
-        reader.compact_string()?; // and its version
+        reader.string()?; // client software name
+        reader.string()?; // and its version
         reader.skip_tags()?;
     }
     reader.finish()
@@ -118,27 +164,21 @@ pub fn encode_api_versions(header: &Header) -> Vec<u8> {
         ErrorCode::UnsupportedVersion
     };
     let mut out = Writer::response(header.correlation);
-    out.i16(error.code());
     if version >= 3 {
-        // COMPACT_ARRAY: length + 1
-        out.uvarint(1 + u32::try_from(VERSIONS.len()).expect("a handful"));
-    } else {
-        out.array_len(VERSIONS.len());
+        out.set_flexible();
     }
+    out.i16(error.code());
+    out.array_len(VERSIONS.len());
     for (api, min, max) in VERSIONS {
         out.i16(api as i16);
         out.i16(min);
         out.i16(max);
-        if version >= 3 {
-            out.uvarint(0);
-        }
+        out.tags();
     }
     if version >= 1 {
         out.i32(0); // throttle time
     }
-    if version >= 3 {
-        out.uvarint(0);
-    }
+    out.tags();
     out.finish()
 }
 
@@ -176,21 +216,6 @@ pub fn refuse_find_coordinator(
     out.string("");
     out.i32(-1);
     Ok(out.finish())
-}
-
-/// `Fetch` 7 and up, refused with an error for the whole request; `None` for older versions, which
-/// have no place for one.
-#[must_use]
-pub fn refuse_fetch(header: &Header) -> Option<Vec<u8>> {
-    if header.version < 7 {
-        return None;
-    }
-    let mut out = Writer::response(header.correlation);
-    out.i32(0); // throttle time
-    out.i16(ErrorCode::UnsupportedVersion.code());
-    out.i32(0); // session
-    out.array_len(0);
-    Some(out.finish())
 }
 
 /// The frame's header and a cursor behind it.

@@ -6,6 +6,9 @@
 //!          │ append (to the store's queue)│     requests      │ encode, send      │
 //!          └─────────────────────────────┘                    └───────────────────┘
 //! ```
+//! What reads the log waits for its turn in the writer, so a fetch that waits for records holds up only what
+//! its own connection asks behind it, as in Kafka.
+//!
 //! The reader doesn't wait for syncs, so requests are pipelined; it appends one after the other, so
 //! the batches of one connection reach the store in order; the writer answers in order. Both live in
 //! one task. An answer with success is sent only after the store's sync.
@@ -28,13 +31,16 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::admin;
 use super::dispatch::{self, Plan, Unanswerable};
 use super::error::ErrorCode;
+use super::fetching::{Ask, PendingFetch};
 use super::frame::FrameError;
 use super::intake::{Activity, Claim, Intake};
 use super::metadata::{self, Cluster, MetadataRequest, TopicAnswer};
 use super::pending::PendingProduce;
 use super::{KafkaConfig, KafkaStats, producer_id};
+use crate::egress::{Egress, ReadFailed};
 use crate::ingest::Ingest;
 
 /// How a connection ended when nobody did anything wrong.
@@ -64,6 +70,8 @@ pub(super) enum ConnError {
     #[error("answers took too long while the connection was closed")]
     Drain,
     #[error(transparent)]
+    Read(#[from] ReadFailed),
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -72,6 +80,9 @@ pub(super) enum ConnError {
 enum Reply {
     Ready(Vec<u8>),
     Produce(PendingProduce),
+    Fetch(PendingFetch),
+    /// What the store is asked when it is this request's turn.
+    Ask(Ask),
 }
 
 #[derive(Debug)]
@@ -85,6 +96,7 @@ struct Queued {
 pub(super) struct Connection {
     pub(super) config: Arc<KafkaConfig>,
     pub(super) ingest: Ingest,
+    pub(super) egress: Egress,
     pub(super) stats: Arc<KafkaStats>,
     pub(super) activity: Arc<Activity>,
     pub(super) stop: CancellationToken,
@@ -109,6 +121,8 @@ impl Connection {
             // it ends first only when it fails
             result = &mut writer => result.map(|()| End::Closed),
             end = &mut reader => {
+                // nobody waits for records any more
+                self.stop.cancel();
                 // what was accepted before is answered even when what came after is garbage
                 timeout(self.config.drain_timeout, writer)
                     .await
@@ -163,6 +177,15 @@ impl Connection {
             Plan::Produce(request) => {
                 Reply::Produce(PendingProduce::append(&self.ingest, &header, request).await)
             }
+            Plan::Fetch(request) => Reply::Fetch(PendingFetch::new(&header, request)),
+            Plan::ListOffsets(asked) => Reply::Ask(Ask::ListOffsets(header, asked)),
+            Plan::EpochEnds(asked) => Reply::Ask(Ask::EpochEnds(header, asked)),
+            Plan::Admin(request) => Reply::Ready(request.answer(&self.ingest, &header).await),
+            Plan::Cluster(endpoints) => {
+                let id = &self.config.cluster_id;
+                let cluster = Cluster { host, port, id };
+                Reply::Ready(admin::encode_cluster(&header, endpoints, &cluster))
+            }
         })
     }
 
@@ -188,6 +211,7 @@ impl Connection {
         mut queue: mpsc::Receiver<Queued>,
     ) -> Result<(), ConnError> {
         while let Some(Queued { reply, claim }) = queue.recv().await {
+            let mut allowance = None;
             let bytes = match reply {
                 Reply::Ready(bytes) => Some(bytes),
                 Reply::Produce(pending) => {
@@ -197,12 +221,21 @@ impl Connection {
                     }
                     settled.response
                 }
+                Reply::Fetch(pending) => {
+                    let answer = pending.settle(&self.egress, &self.stop).await?;
+                    allowance = answer.allowance;
+                    Some(answer.bytes)
+                }
+                Reply::Ask(ask) => Some(ask.answer(&self.egress).await?),
             };
             if let Some(bytes) = bytes {
                 timeout(self.config.write_timeout, write.write_all(&bytes))
                     .await
                     .map_err(|_| ConnError::NotReading)??;
+                let sent = u64::try_from(bytes.len()).unwrap_or(0);
+                self.stats.bytes_out.fetch_add(sent, Ordering::Relaxed);
             }
+            drop(allowance);
             self.activity.touch();
             drop(claim);
         }

@@ -2,10 +2,16 @@
 
 use bytes::Bytes;
 
+use super::admin::{
+    self, AdminRequest, AlterConfigs, CreatePartitions, CreateTopics, DeleteRecords, DeleteTopics,
+    DescribeConfigs,
+};
 use super::api::{self, Api, Header};
 use super::codec::Malformed;
 use super::error::ErrorCode;
+use super::fetch::{self, FetchRequest};
 use super::metadata::{self, MetadataRequest};
+use super::offsets::{self, AtTime, EpochEnd, Question};
 use super::produce::{self, Acks, Outcome, ProduceRequest, TopicOutcome};
 use super::producer_id;
 
@@ -20,6 +26,16 @@ pub enum Plan<'a> {
     Produce(ProduceRequest<'a>),
     /// A producer id.
     ProducerId,
+    /// Records out.
+    Fetch(FetchRequest),
+    /// Offsets by time.
+    ListOffsets(Question<AtTime>),
+    /// Where leader epochs end.
+    EpochEnds(Question<EpochEnd>),
+    /// What administration tools ask.
+    Admin(AdminRequest),
+    /// The broker, for this kind of endpoint.
+    Cluster(i8),
 }
 
 /// Why a connection is closed with no answer.
@@ -72,7 +88,34 @@ pub fn plan(frame: &Bytes) -> Result<(Header, Plan<'_>), Unanswerable> {
             }
         }
         Api::FindCoordinator => Plan::Reply(api::refuse_find_coordinator(reader, &header)?),
-        Api::Fetch => Plan::Reply(api::refuse_fetch(&header).ok_or(not_served)?),
+        Api::Fetch => {
+            let request = fetch::decode(reader, header.version)?;
+            if request.is_of_session {
+                Plan::Reply(fetch::refuse_session(&header))
+            } else {
+                Plan::Fetch(request)
+            }
+        }
+        Api::ListOffsets => Plan::ListOffsets(offsets::decode_at_time(reader, header.version)?),
+        Api::OffsetForLeaderEpoch => {
+            Plan::EpochEnds(offsets::decode_epoch_end(reader, header.version)?)
+        }
+        Api::DescribeCluster => Plan::Cluster(admin::decode_cluster(reader, header.version)?),
+        Api::CreateTopics => Plan::Admin(AdminRequest::CreateTopics(CreateTopics::decode(reader)?)),
+        Api::CreatePartitions => Plan::Admin(AdminRequest::CreatePartitions(
+            CreatePartitions::decode(reader)?,
+        )),
+        Api::DeleteTopics => Plan::Admin(AdminRequest::DeleteTopics(DeleteTopics::decode(reader)?)),
+        Api::DeleteRecords => {
+            Plan::Admin(AdminRequest::DeleteRecords(DeleteRecords::decode(reader)?))
+        }
+        Api::DescribeConfigs => {
+            let request = DescribeConfigs::decode(reader, header.version)?;
+            Plan::Admin(AdminRequest::DescribeConfigs(request))
+        }
+        Api::IncrementalAlterConfigs => {
+            Plan::Admin(AdminRequest::AlterConfigs(AlterConfigs::decode(reader)?))
+        }
     };
     Ok((header, plan))
 }

@@ -6,7 +6,7 @@
 use shared::record::RecordError;
 
 use crate::ingest::{Refusal, TopicError};
-use crate::store::AppendError;
+use crate::store::{AppendError, StoreError};
 
 /// The error codes that this node sends (Kafka protocol guide, "Error Codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ use crate::store::AppendError;
 pub enum ErrorCode {
     /// Success.
     None = 0,
+    /// The log does not hold that offset: consumers start over where their settings say.
+    OffsetOutOfRange = 1,
     /// The bytes changed on their way: retriable.
     CorruptMessage = 2,
     /// Retriable: clients ask for metadata again.
@@ -30,10 +32,22 @@ pub enum ErrorCode {
     GroupAuthorizationFailed = 30,
     /// A version of an API that is not served.
     UnsupportedVersion = 35,
+    /// There is a topic of this name.
+    TopicAlreadyExists = 36,
+    /// A number of partitions that can't be.
+    InvalidPartitions = 37,
+    /// There is one broker.
+    InvalidReplicationFactor = 38,
+    /// There is one broker.
+    InvalidReplicaAssignment = 39,
+    /// A setting, or a value, that topics don't have.
+    InvalidConfig = 40,
     /// A field has a value that it can't have.
     InvalidRequest = 42,
     /// Message format 0 or 1.
     UnsupportedForMessageFormat = 43,
+    /// The site's configuration does not allow it, or the hub lacks records.
+    PolicyViolation = 44,
     /// A hole in an idempotent producer's sequence.
     OutOfOrderSequence = 45,
     /// A newer incarnation of the producer is at work.
@@ -42,10 +56,18 @@ pub enum ErrorCode {
     TransactionalIdAuthorizationFailed = 53,
     /// The store is full, or its disk failed: retriable.
     KafkaStorageError = 56,
+    /// There are no fetch sessions: clients ask without one.
+    FetchSessionIdNotFound = 70,
+    /// The client knows an older leader epoch.
+    FencedLeaderEpoch = 74,
+    /// The client knows a leader epoch that there never was.
+    UnknownLeaderEpoch = 75,
     /// A codec that Kafka does not define.
     UnsupportedCompression = 76,
     /// The batch breaks a rule of its format.
     InvalidRecord = 87,
+    /// Controllers were asked for, and there are none.
+    UnsupportedEndpointType = 115,
 }
 
 impl ErrorCode {
@@ -89,6 +111,15 @@ impl From<&AppendError> for ErrorCode {
             AppendError::OutOfOrderSequence { .. } => Self::OutOfOrderSequence,
             AppendError::ProducerFenced { .. } => Self::InvalidProducerEpoch,
             AppendError::Full(_) | AppendError::Unavailable(_) => Self::KafkaStorageError,
+        }
+    }
+}
+
+impl From<&StoreError> for ErrorCode {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::UnknownPartition => Self::UnknownTopicOrPartition,
+            StoreError::Corrupt(_) | StoreError::Io(_) => Self::KafkaStorageError,
         }
     }
 }

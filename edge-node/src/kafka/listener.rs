@@ -16,6 +16,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::conn::{ConnError, Connection, End};
 use super::intake::Activity;
 use super::{KafkaConfig, KafkaStats};
+use crate::egress::Egress;
 use crate::ingest::Ingest;
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
@@ -27,6 +28,7 @@ pub struct Listener {
     socket: TcpListener,
     config: Arc<KafkaConfig>,
     ingest: Ingest,
+    egress: Egress,
     stats: Arc<KafkaStats>,
 }
 
@@ -43,11 +45,12 @@ impl Listener {
     ///
     /// # Errors
     /// The address is taken, or not ours.
-    pub async fn bind(config: KafkaConfig, ingest: Ingest) -> io::Result<Self> {
+    pub async fn bind(config: KafkaConfig, ingest: Ingest, egress: Egress) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::bind(config.bind).await?,
             config: Arc::new(config),
             ingest,
+            egress,
             stats: Arc::default(),
         })
     }
@@ -72,6 +75,7 @@ impl Listener {
             socket,
             config,
             ingest,
+            egress,
             stats,
         } = self;
         let mut pool = Pool {
@@ -80,6 +84,7 @@ impl Listener {
             next: 0,
             config,
             ingest,
+            egress,
             stats,
             stop,
         };
@@ -111,6 +116,7 @@ struct Pool {
     next: u64,
     config: Arc<KafkaConfig>,
     ingest: Ingest,
+    egress: Egress,
     stats: Arc<KafkaStats>,
     stop: CancellationToken,
 }
@@ -130,6 +136,7 @@ impl Pool {
         let connection = Connection {
             config: self.config.clone(),
             ingest: self.ingest.clone(),
+            egress: self.egress.clone(),
             stats: self.stats.clone(),
             activity: activity.clone(),
             stop: stop.clone(),

@@ -10,7 +10,7 @@ use crate::store::Topic;
 /// Names in one request: more than any site has topics.
 const MAX_NAMES: usize = 10_000;
 /// The only broker's id.
-const BROKER_ID: i32 = 1;
+pub const BROKER_ID: i32 = 1;
 
 /// A request, decoded.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,9 +1,12 @@
 //! Tests of the protocol as a whole; kafka-protocol, generated from Kafka's own definitions, is the
 //! other side.
 
+mod admin;
 mod connections;
 mod fuzz;
 mod oracle;
+mod polling;
+mod reading;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{

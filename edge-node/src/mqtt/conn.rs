@@ -22,9 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -85,11 +83,7 @@ impl End {
     /// What an MQTT 5 client is told.
     fn code(&self) -> Option<u8> {
         match self {
-            Self::Closed
-            | Self::Goodbye { .. }
-            | Self::NoConnect
-            | Self::Refused(_)
-            | Self::Io(_) => None,
+            Self::Closed | Self::Goodbye { .. } | Self::NoConnect | Self::Refused(_) | Self::Io(_) => None,
             Self::Stopped => Some(reason::SERVER_SHUTTING_DOWN),
             Self::Kicked(code) | Self::NotStored(code) => Some(*code),
             Self::Silent => Some(reason::KEEP_ALIVE_TIMEOUT),
@@ -106,10 +100,7 @@ impl End {
 
     /// Nobody did anything wrong.
     pub(super) fn is_ordinary(&self) -> bool {
-        matches!(
-            self,
-            Self::Closed | Self::Goodbye { .. } | Self::Stopped | Self::Kicked(_)
-        )
+        matches!(self, Self::Closed | Self::Goodbye { .. } | Self::Stopped | Self::Kicked(_))
     }
 }
 
@@ -250,8 +241,7 @@ impl Connection {
         };
         let end = client.run(&mut wire, &self.stop).await;
         client.settle(&mut wire).await;
-        self.broker
-            .release(&client.session, client.link.number, end.keeps_will());
+        self.broker.release(&client.session, client.link.number, end.keeps_will());
         if let Some(code) = end.code() {
             put_disconnect(&mut wire.output, client.version, code);
         }
@@ -278,15 +268,7 @@ impl<'b> Client<'b> {
             }
             let may_read = self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER;
             let may_make = wire.output.len() < HIGH_WATER;
-            let Wire {
-                read,
-                write,
-                input,
-                output,
-                needed,
-                is_busy,
-                ..
-            } = wire;
+            let Wire { read, write, input, output, needed, is_busy, .. } = wire;
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
                 written = write.write_buf(output), if !output.is_empty() => match written {
@@ -337,24 +319,15 @@ impl<'b> Client<'b> {
         let config = &self.broker.config;
         let far = wire.last_in + Duration::from_secs(24 * 3600);
         let silent = self.keep_alive.map_or(far, |limit| wire.last_in + limit);
-        let slow = wire
-            .partial_since
-            .map_or(far, |since| since + config.packet_timeout);
-        let stuck = wire
-            .stuck_since
-            .map_or(far, |since| since + config.write_timeout);
+        let slow = wire.partial_since.map_or(far, |since| since + config.packet_timeout);
+        let stuck = wire.stuck_since.map_or(far, |since| since + config.write_timeout);
         silent.min(slow).min(stuck)
     }
 
     fn overdue<S>(&self, wire: &Wire<S>) -> Option<End> {
         let (config, now) = (&self.broker.config, Instant::now());
-        let is_past = |since: Option<Instant>, limit: Duration| {
-            since.is_some_and(|since| now >= since + limit)
-        };
-        if is_past(
-            self.keep_alive.map(|_| wire.last_in),
-            self.keep_alive.unwrap_or_default(),
-        ) {
+        let is_past = |since: Option<Instant>, limit: Duration| since.is_some_and(|since| now >= since + limit);
+        if is_past(self.keep_alive.map(|_| wire.last_in), self.keep_alive.unwrap_or_default()) {
             return Some(End::Silent);
         }
         if is_past(wire.partial_since, config.packet_timeout) {

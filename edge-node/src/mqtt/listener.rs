@@ -60,14 +60,8 @@ impl Listener {
         let tcp = bind(config.bind).await?;
         let websocket = bind(config.bind_websocket).await?;
         let load = move || Broker::load_from(config, map, store, ingest, stats);
-        let broker = tokio::task::spawn_blocking(load)
-            .await?
-            .map_err(io::Error::other)?;
-        Ok(Self {
-            tcp,
-            websocket,
-            broker,
-        })
+        let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
+        Ok(Self { tcp, websocket, broker })
     }
 
     /// Where they are bound.
@@ -75,33 +69,20 @@ impl Listener {
     /// # Errors
     /// The operating system's.
     pub fn addresses(&self) -> io::Result<Addresses> {
-        let address =
-            |socket: &Option<TcpListener>| socket.as_ref().map(TcpListener::local_addr).transpose();
-        Ok(Addresses {
-            tcp: address(&self.tcp)?,
-            websocket: address(&self.websocket)?,
-        })
+        let address = |socket: &Option<TcpListener>| socket.as_ref().map(TcpListener::local_addr).transpose();
+        Ok(Addresses { tcp: address(&self.tcp)?, websocket: address(&self.websocket)? })
     }
 
     /// Serves clients until `stop`; then answers what is in flight, within the drain timeout.
     pub async fn run(self, stop: CancellationToken) {
-        let Self {
-            tcp,
-            websocket,
-            broker,
-        } = self;
+        let Self { tcp, websocket, broker } = self;
         let limit = broker.config.drain_timeout;
         // the tail goes on while connections end
         let last = CancellationToken::new();
         let mut shared = JoinSet::new();
         shared.spawn(tail::run(broker.clone(), last.clone()));
         shared.spawn(run_timers(broker.clone(), last.clone()));
-        let mut pool = Pool {
-            tasks: JoinSet::new(),
-            next: 0,
-            broker: broker.clone(),
-            stop,
-        };
+        let mut pool = Pool { tasks: JoinSet::new(), next: 0, broker: broker.clone(), stop };
         loop {
             tokio::select! {
                 biased;
@@ -151,11 +132,7 @@ struct Pool {
 }
 
 impl Pool {
-    async fn accepted(
-        &mut self,
-        accepted: io::Result<(TcpStream, SocketAddr)>,
-        transport: Transport,
-    ) {
+    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>, transport: Transport) {
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {

@@ -5,7 +5,7 @@
 //! ```text
 //! space         key                              value
 //! MqttSession   's' client id                    version = 1 │ expiry s u32 │ away since, wall ms i64 │
-//!                                                count u32 │ (filter │ options u8 │ identifier u32)…
+//!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
 //! MqttSession   'p' client id                    version = 1 │ count u32 │ (partition u32 │ offset u64)… │
 //!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)…
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
@@ -34,6 +34,8 @@ pub struct SavedSession {
     pub expiry_s: u32,
     /// When the client went, wall clock, ms; 0: it was there.
     pub away_since_ms: i64,
+    /// The user that it belongs to.
+    pub owner: Option<Box<str>>,
     /// Filters as they came.
     pub subscriptions: Vec<(Box<str>, Options)>,
 }
@@ -54,17 +56,14 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
     out.put_u8(VERSION);
     out.put_u32(state.expiry_s);
     out.put_i64(away_since_ms);
+    put_option(&mut out, state.owner.as_deref(), |out, text| put_text(out, text));
     put_count(&mut out, state.subscriptions.len());
     for (filter, options) in &state.subscriptions {
         put_text(&mut out, filter);
         out.put_u8(options_bits(options));
         out.put_u32(options.identifier.unwrap_or(0));
     }
-    StateChange::put(
-        StateSpace::MqttSession,
-        key(b's', &state.client_id),
-        out.freeze(),
-    )
+    StateChange::put(StateSpace::MqttSession, key(b's', &state.client_id), out.freeze())
 }
 
 /// Writes how far a session has come.
@@ -78,11 +77,7 @@ pub fn progress(state: &State, tail: &Positions) -> StateChange {
         out.put_u32(partition.0);
         out.put_u64(*offset);
     }
-    let sent: Vec<_> = state
-        .inflight
-        .iter()
-        .filter_map(|sent| Some((sent, sent.place?)))
-        .collect();
+    let sent: Vec<_> = state.inflight.iter().filter_map(|sent| Some((sent, sent.place?))).collect();
     put_count(&mut out, sent.len());
     for (sent, place) in sent {
         out.put_u16(sent.id);
@@ -90,11 +85,7 @@ pub fn progress(state: &State, tail: &Positions) -> StateChange {
         out.put_u32(place.partition.0);
         out.put_u64(place.offset);
     }
-    StateChange::put(
-        StateSpace::MqttSession,
-        key(b'p', &state.client_id),
-        out.freeze(),
-    )
+    StateChange::put(StateSpace::MqttSession, key(b'p', &state.client_id), out.freeze())
 }
 
 /// Forgets a session.
@@ -104,23 +95,14 @@ pub fn forget(state: &State) -> Vec<StateChange> {
         StateChange::forget(StateSpace::MqttSession, key(b's', &state.client_id)),
         StateChange::forget(StateSpace::MqttSession, key(b'p', &state.client_id)),
     ];
-    changes.extend(
-        state
-            .incoming
-            .iter()
-            .map(|id| released(&state.client_id, *id)),
-    );
+    changes.extend(state.incoming.iter().map(|id| released(&state.client_id, *id)));
     changes
 }
 
 /// Notes that a PUBLISH of QoS 2 is stored: in one write with its record.
 #[must_use]
 pub fn stored(client_id: &str, id: u16) -> StateChange {
-    StateChange::put(
-        StateSpace::MqttInflight,
-        incoming_key(client_id, id),
-        Bytes::new(),
-    )
+    StateChange::put(StateSpace::MqttInflight, incoming_key(client_id, id), Bytes::new())
 }
 
 /// Notes that it was released.
@@ -139,10 +121,7 @@ fn incoming_key(client_id: &str, id: u16) -> Bytes {
 #[must_use]
 pub fn read_incoming(key: &[u8]) -> Option<(&str, u16)> {
     let (client_id, id) = key.split_at_checked(key.len().checked_sub(2)?)?;
-    Some((
-        std::str::from_utf8(client_id).ok()?,
-        u16::from_be_bytes([id[0], id[1]]),
-    ))
+    Some((std::str::from_utf8(client_id).ok()?, u16::from_be_bytes([id[0], id[1]])))
 }
 
 fn key(kind: u8, name: &str) -> Bytes {
@@ -167,6 +146,7 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
         return None;
     }
     let (expiry_s, away_since_ms) = (from.try_get_u32().ok()?, from.try_get_i64().ok()?);
+    let owner = take_option(from, take_text)?;
     let count = from.try_get_u32().ok()?;
     let mut subscriptions = Vec::new();
     for _ in 0..count {
@@ -175,11 +155,7 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
         let identifier = Some(from.try_get_u32().ok()?).filter(|id| *id != 0);
         subscriptions.push((filter, read_options(bits, identifier)?));
     }
-    Some(SavedSession {
-        expiry_s,
-        away_since_ms,
-        subscriptions,
-    })
+    Some(SavedSession { expiry_s, away_since_ms, owner, subscriptions })
 }
 
 /// Reads what [`progress`] wrote.
@@ -197,10 +173,7 @@ pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
     for _ in 0..from.try_get_u32().ok()? {
         let (id, flags) = (from.try_get_u16().ok()?, from.try_get_u8().ok()?);
         let partition = PartitionId(from.try_get_u32().ok()?);
-        let place = Place {
-            partition,
-            offset: from.try_get_u64().ok()?,
-        };
+        let place = Place { partition, offset: from.try_get_u64().ok()? };
         saved.sent.push(Sent {
             id,
             delivery: None,
@@ -249,28 +222,16 @@ pub fn retained(message: &Message) -> StateChange {
     let properties = message.properties.as_deref().unwrap_or(&none);
     put_option(&mut out, properties.payload_format, BytesMut::put_u8);
     put_option(&mut out, properties.expiry_s, BytesMut::put_u32);
-    put_option(&mut out, properties.content_type.as_deref(), |out, text| {
-        put_text(out, text)
-    });
-    put_option(
-        &mut out,
-        properties.response_topic.as_deref(),
-        |out, text| put_text(out, text),
-    );
-    put_option(&mut out, properties.correlation.as_deref(), |out, data| {
-        put_data(out, data)
-    });
+    put_option(&mut out, properties.content_type.as_deref(), |out, text| put_text(out, text));
+    put_option(&mut out, properties.response_topic.as_deref(), |out, text| put_text(out, text));
+    put_option(&mut out, properties.correlation.as_deref(), |out, data| put_data(out, data));
     put_count(&mut out, properties.user.len());
     for (name, value) in &properties.user {
         put_text(&mut out, name);
         put_text(&mut out, value);
     }
     out.put_slice(&message.payload);
-    StateChange::put(
-        StateSpace::MqttRetained,
-        key(b'm', &message.topic),
-        out.freeze(),
-    )
+    StateChange::put(StateSpace::MqttRetained, key(b'm', &message.topic), out.freeze())
 }
 
 /// Forgets a topic's retained message.
@@ -317,11 +278,7 @@ pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
 pub fn cursor(partition: PartitionId, next: u64) -> StateChange {
     let mut key = BytesMut::from(&b"c"[..]);
     key.put_u32(partition.0);
-    StateChange::put(
-        StateSpace::MqttRetained,
-        key.freeze(),
-        next.to_be_bytes().to_vec(),
-    )
+    StateChange::put(StateSpace::MqttRetained, key.freeze(), next.to_be_bytes().to_vec())
 }
 
 /// Reads what [`cursor`] wrote.
@@ -329,10 +286,7 @@ pub fn cursor(partition: PartitionId, next: u64) -> StateChange {
 pub fn read_cursor(key: &[u8], value: &[u8]) -> Option<(PartitionId, u64)> {
     let number: [u8; 4] = key.strip_prefix(b"c")?.try_into().ok()?;
     let next: [u8; 8] = value.try_into().ok()?;
-    Some((
-        PartitionId(u32::from_be_bytes(number)),
-        u64::from_be_bytes(next),
-    ))
+    Some((PartitionId(u32::from_be_bytes(number)), u64::from_be_bytes(next)))
 }
 
 fn put_count(out: &mut BytesMut, count: usize) {
@@ -357,10 +311,7 @@ fn put_option<T>(out: &mut BytesMut, value: Option<T>, put: impl Fn(&mut BytesMu
     }
 }
 
-fn take_option<'b, T>(
-    from: &mut &'b [u8],
-    take: impl Fn(&mut &'b [u8]) -> Option<T>,
-) -> Option<Option<T>> {
+fn take_option<'b, T>(from: &mut &'b [u8], take: impl Fn(&mut &'b [u8]) -> Option<T>) -> Option<Option<T>> {
     match from.try_get_u8().ok()? {
         0 => Some(None),
         _ => take(from).map(Some),
@@ -376,4 +327,96 @@ fn take_data<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
 
 fn take_text(from: &mut &[u8]) -> Option<Box<str>> {
     std::str::from_utf8(take_data(from)?).ok().map(Box::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mqtt::session::{Overflow, SessionLimits};
+
+    const LIMITS: SessionLimits = SessionLimits {
+        queue_messages: 10,
+        queue_bytes: 1000,
+        overflow: Overflow::DropNewest,
+        subscriptions: 10,
+    };
+
+    fn value(change: StateChange) -> Bytes {
+        change.value.unwrap()
+    }
+
+    prop_compose! {
+        fn options()(qos in 0_u8..3, no_local: bool, retain_as_published: bool, handling in 0_u8..3, identifier in prop::option::of(1_u32..9)) -> Options {
+            let retain_handling = match handling {
+                0 => RetainHandling::Always,
+                1 => RetainHandling::IfNew,
+                _ => RetainHandling::Never,
+            };
+            Options { qos: Qos::of(qos).unwrap(), no_local, retain_as_published, retain_handling, identifier }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_session_is_read_as_it_was_written(
+            expiry_s: u32,
+            away_since_ms: i64,
+            owner in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
+            subscriptions in prop::collection::btree_map("[a-z/+#]{1,6}".prop_map(Box::from), options(), 0..4),
+            positions in prop::collection::btree_map(any::<u32>().prop_map(PartitionId), any::<u64>(), 0..4),
+            sent in prop::collection::vec((any::<u16>(), any::<bool>(), any::<bool>(), any::<u32>(), any::<u64>()), 0..4),
+        ) {
+            let sent: Vec<Sent> = sent.into_iter().map(|(id, is_exactly_once, is_released, partition, offset)| Sent {
+                id,
+                delivery: None,
+                place: Some(Place { partition: PartitionId(partition), offset }),
+                is_exactly_once,
+                is_released,
+            }).collect();
+            let mut state = State::restored(Arc::from("c"), LIMITS, positions.clone(), sent.clone());
+            state.expiry_s = expiry_s;
+            state.owner = owner.clone();
+            state.subscriptions = subscriptions.clone();
+            let read = read_session(&value(session(&state, away_since_ms))).unwrap();
+            let subscriptions = subscriptions.into_iter().collect();
+            prop_assert_eq!(read, SavedSession { expiry_s, away_since_ms, owner, subscriptions });
+            let read = read_progress(&value(progress(&state, &Positions::new()))).unwrap();
+            prop_assert_eq!(read.positions, positions);
+            let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released)).collect::<Vec<_>>();
+            prop_assert_eq!(ids(&read.sent), ids(&sent));
+        }
+
+        #[test]
+        fn a_retained_message_is_read_as_it_was_written(
+            payload in any::<Vec<u8>>().prop_map(Bytes::from),
+            content_type in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
+            correlation in prop::option::of(any::<Vec<u8>>().prop_map(Bytes::from)),
+            expiry_s: Option<u32>,
+            user in prop::collection::vec(("[a-z]{0,3}".prop_map(Box::from), "[a-z]{0,3}".prop_map(Box::from)), 0..3),
+        ) {
+            let properties = MessageProperties { content_type, correlation, expiry_s, user, ..MessageProperties::default() };
+            let has_any = properties != MessageProperties::default();
+            let message = Message {
+                topic: Arc::from("a/b"),
+                payload,
+                qos: Qos::AtLeastOnce,
+                retain: true,
+                published_ms: 99,
+                properties: has_any.then(|| Box::new(properties)),
+                from: None,
+            };
+            prop_assert_eq!(read_retained("a/b", &value(retained(&message))), Some(message));
+        }
+
+        #[test]
+        fn no_bytes_break_the_readers(bytes: Vec<u8>) {
+            drop(read_session(&bytes));
+            drop(read_progress(&bytes));
+            drop(read_retained("t", &Bytes::from(bytes.clone())));
+            drop(read_cursor(&bytes, &bytes));
+            drop(read_incoming(&bytes));
+        }
+    }
 }

@@ -56,10 +56,7 @@ impl Tail {
     /// With the places that an earlier process had come to.
     #[must_use]
     pub fn new(cursors: Positions) -> Self {
-        Self {
-            cursors,
-            ..Self::default()
-        }
+        Self { cursors, ..Self::default() }
     }
 
     /// The next offset of each partition.
@@ -84,12 +81,8 @@ struct Found<'b> {
 
 /// Calls `found` with the records of a batch; false ends the walk.
 fn walk(batch: &Bytes, partition: PartitionId, mut found: impl FnMut(Found<'_>) -> bool) {
-    let Ok(header) = BatchHeader::parse(batch) else {
-        return;
-    };
-    let Ok(records) = open(batch, &header, MAX_UNCOMPRESSED) else {
-        return;
-    };
+    let Ok(header) = BatchHeader::parse(batch) else { return };
+    let Ok(records) = open(batch, &header, MAX_UNCOMPRESSED) else { return };
     for record in Records::new(&records, header.count) {
         // it was checked when it came in
         let Ok(record) = record else { return };
@@ -97,15 +90,9 @@ fn walk(batch: &Bytes, partition: PartitionId, mut found: impl FnMut(Found<'_>) 
         let timestamp_ms = if header.is_log_append_time {
             header.max_timestamp_ms
         } else {
-            header
-                .base_timestamp_ms
-                .saturating_add(record.timestamp_delta_ms)
+            header.base_timestamp_ms.saturating_add(record.timestamp_delta_ms)
         };
-        if !found(Found {
-            place: Place { partition, offset },
-            record,
-            timestamp_ms,
-        }) {
+        if !found(Found { place: Place { partition, offset }, record, timestamp_ms }) {
             return;
         }
     }
@@ -151,10 +138,7 @@ pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
 
 /// What can't be written is kept, and written with what comes next.
 async fn save(broker: &Broker, unsaved: &mut Vec<StateChange>) {
-    let newest: BTreeMap<_, _> = unsaved
-        .drain(..)
-        .map(|change| (change.key.clone(), change))
-        .collect();
+    let newest: BTreeMap<_, _> = unsaved.drain(..).map(|change| (change.key.clone(), change)).collect();
     let changes: Vec<_> = newest.into_values().collect();
     let written = broker.store.put_state(changes.clone()).await;
     if !matches!(written, Ok(Ok(()))) {
@@ -168,12 +152,7 @@ impl Broker {
         self.find_partitions()?;
         let mut changes = Vec::new();
         let mut has_more = false;
-        let partitions: Vec<_> = self
-            .tail()
-            .processed
-            .iter()
-            .map(|(id, next)| (*id, *next))
-            .collect();
+        let partitions: Vec<_> = self.tail().processed.iter().map(|(id, next)| (*id, *next)).collect();
         for (partition, next) in partitions {
             let end = match self.store.range(partition) {
                 Ok(range) => range.end,
@@ -196,9 +175,7 @@ impl Broker {
     /// process was, or from the end.
     pub(super) fn find_partitions(&self) -> Result<(), StoreError> {
         for name in self.map.kafka_topics() {
-            let Some(topic) = self.store.topic(name.as_str()) else {
-                continue;
-            };
+            let Some(topic) = self.store.topic(name.as_str()) else { continue };
             for partition in &topic.partitions {
                 if self.tail().processed.contains_key(partition) {
                     continue;
@@ -236,22 +213,13 @@ impl Broker {
         true
     }
 
-    fn read_on(
-        &self,
-        partition: PartitionId,
-        from: Offset,
-        changes: &mut Vec<StateChange>,
-    ) -> Result<(), StoreError> {
-        let Some(name) = self.tail().name(partition) else {
-            return Ok(());
-        };
+    fn read_on(&self, partition: PartitionId, from: Offset, changes: &mut Vec<StateChange>) -> Result<(), StoreError> {
+        let Some(name) = self.tail().name(partition) else { return Ok(()) };
         let before = changes.len();
-        for item in self.store.read(partition, from, READ_BYTES)? {
+        for item in self.store.browse(partition, from, READ_BYTES)? {
             match item {
                 Item::Gap { to, .. } => self.tail().advance(partition, to),
-                Item::Batch {
-                    batch, next_offset, ..
-                } => {
+                Item::Batch { batch, next_offset, .. } => {
                     self.deliver(&name, partition, from, &batch, changes);
                     let mut tail = self.tail();
                     tail.advance(partition, next_offset);
@@ -261,10 +229,7 @@ impl Broker {
         }
         self.ticks.send_modify(|ticks| *ticks += 1);
         let mut tail = self.tail();
-        if changes.len() > before
-            || tail.bytes > CURSOR_BYTES
-            || !tail.cursors.contains_key(&partition)
-        {
+        if changes.len() > before || tail.bytes > CURSOR_BYTES || !tail.cursors.contains_key(&partition) {
             tail.bytes = 0;
             let next = tail.processed.get(&partition).copied().unwrap_or_default();
             tail.cursors.insert(partition, next);
@@ -273,14 +238,7 @@ impl Broker {
         Ok(())
     }
 
-    fn deliver(
-        &self,
-        name: &str,
-        partition: PartitionId,
-        from: Offset,
-        batch: &Bytes,
-        changes: &mut Vec<StateChange>,
-    ) {
+    fn deliver(&self, name: &str, partition: PartitionId, from: Offset, batch: &Bytes, changes: &mut Vec<StateChange>) {
         let mut chunk: Vec<(Place, Arc<Message>, RetainRule)> = Vec::with_capacity(CHUNK);
         walk(batch, partition, |found| {
             if found.place.offset < from {
@@ -304,8 +262,7 @@ impl Broker {
     }
 
     fn is_wanted(&self, topic: &str, rule: &Rule) -> bool {
-        let mut is_wanted =
-            rule.retain == RetainRule::Always || self.uses_retained.load(Ordering::Acquire);
+        let mut is_wanted = rule.retain == RetainRule::Always || self.uses_retained.load(Ordering::Acquire);
         if !is_wanted {
             self.filters().find(topic, |_| is_wanted = true);
         }
@@ -315,11 +272,7 @@ impl Broker {
         is_wanted
     }
 
-    fn deliver_chunk(
-        &self,
-        chunk: &mut Vec<(Place, Arc<Message>, RetainRule)>,
-        changes: &mut Vec<StateChange>,
-    ) {
+    fn deliver_chunk(&self, chunk: &mut Vec<(Place, Arc<Message>, RetainRule)>, changes: &mut Vec<StateChange>) {
         // a session that goes, or that comes up with the tail, sees all of a chunk or nothing
         let mut tail = self.tail();
         for (place, message, _) in chunk.drain(..) {
@@ -353,9 +306,7 @@ impl Broker {
             }
         }
         drop(filters);
-        self.groups().find(&message.topic, |group| {
-            self.count(group.offer(place, message, tail))
-        });
+        self.groups().find(&message.topic, |group| self.count(group.offer(place, message, tail)));
     }
 
     pub(super) fn count(&self, offered: Offered) {
@@ -377,8 +328,7 @@ impl Broker {
                 ticks.borrow_and_update();
                 let is_reached = {
                     let tail = self.tail();
-                    ends.iter()
-                        .all(|(id, end)| tail.processed.get(id).is_none_or(|next| next >= end))
+                    ends.iter().all(|(id, end)| tail.processed.get(id).is_none_or(|next| next >= end))
                 };
                 if is_reached || ticks.changed().await.is_err() {
                     return;
@@ -404,9 +354,7 @@ impl Broker {
         let (broker, session) = (self.clone(), session.clone());
         self.tasks.spawn(async move {
             loop {
-                let Ok(_turn) = broker.readers.acquire().await else {
-                    return;
-                };
+                let Ok(_turn) = broker.readers.acquire().await else { return };
                 let (at, of) = (broker.clone(), session.clone());
                 let filled = tokio::task::spawn_blocking(move || at.fill_step(&of, number)).await;
                 match filled {
@@ -437,17 +385,12 @@ impl Broker {
             }
             let positions = state.behind().cloned().unwrap_or_default();
             let place = |id: &PartitionId| positions.get(id).copied().unwrap_or_default();
-            let mut ends = tail
-                .processed()
-                .iter()
-                .map(|(id, end)| (*id, place(id), *end));
+            let mut ends = tail.processed().iter().map(|(id, end)| (*id, place(id), *end));
             ends.find(|(_, from, end)| from < end)
         };
-        let Some((partition, from, end)) = next else {
-            return Ok(true);
-        };
+        let Some((partition, from, end)) = next else { return Ok(true) };
         let name = self.tail().name(partition);
-        let items = match (self.store.read(partition, from, READ_BYTES), name) {
+        let items = match (self.store.browse(partition, from, READ_BYTES), name) {
             (Ok(items), Some(name)) => (items, name),
             (Err(StoreError::UnknownPartition), _) | (_, None) => {
                 session.state().advance(partition, end);
@@ -465,17 +408,9 @@ impl Broker {
                     session.state().advance(partition, to.min(end));
                     false
                 }
-                Item::Batch {
-                    batch, next_offset, ..
-                } => !self.fill_batch(
-                    session,
-                    number,
-                    &name,
-                    partition,
-                    (from, end),
-                    &batch,
-                    next_offset,
-                ),
+                Item::Batch { batch, next_offset, .. } => {
+                    !self.fill_batch(session, number, &name, partition, (from, end), &batch, next_offset)
+                }
             };
             if is_full {
                 break;
@@ -502,12 +437,11 @@ impl Broker {
                 return true;
             }
             if offset >= end {
+                session.state().advance(partition, end);
                 goes_on = false;
                 return false;
             }
-            let Some((topic, rule)) = topic_of(&self.map, name, &found.record) else {
-                return true;
-            };
+            let Some((topic, rule)) = topic_of(&self.map, name, &found.record) else { return true };
             if !session.state().listens_to(&topic) {
                 return true;
             }
@@ -531,15 +465,14 @@ impl Broker {
     /// The message of a record that was on its way to a client when the client went. Blocks.
     pub(super) fn load(&self, place: Place) -> Option<Arc<Message>> {
         let name = self.tail().name(place.partition)?;
-        let items = self.store.read(place.partition, place.offset, 1).ok()?;
+        let items = self.store.browse(place.partition, place.offset, 1).ok()?;
         let mut loaded = None;
         for item in items {
             if let Item::Batch { batch, .. } = item {
                 walk(&batch, place.partition, |found| {
                     if found.place == place {
-                        loaded = topic_of(&self.map, &name, &found.record).map(|(topic, rule)| {
-                            message_of(topic, rule, found.timestamp_ms, &found.record)
-                        });
+                        loaded = topic_of(&self.map, &name, &found.record)
+                            .map(|(topic, rule)| message_of(topic, rule, found.timestamp_ms, &found.record));
                     }
                     found.place.offset < place.offset
                 });

@@ -47,9 +47,7 @@ impl std::str::FromStr for Template {
             if !before.is_empty() {
                 parts.push(Part::Text(before.into()));
             }
-            let (name, after) = after
-                .split_once('}')
-                .ok_or_else(|| TemplateError(text.to_owned()))?;
+            let (name, after) = after.split_once('}').ok_or_else(|| TemplateError(text.to_owned()))?;
             parts.push(match name {
                 "topic" => Part::Topic,
                 "key" => Part::Key,
@@ -110,9 +108,7 @@ impl Template {
     /// A filter that matches every topic that this makes of a key without `/`.
     fn filter(&self) -> String {
         let text = self.topic("\u{1}");
-        let levels = text
-            .split('/')
-            .map(|level| if level.contains('\u{1}') { "+" } else { level });
+        let levels = text.split('/').map(|level| if level.contains('\u{1}') { "+" } else { level });
         levels.collect::<Vec<_>>().join("/")
     }
 }
@@ -219,10 +215,8 @@ pub enum MapError {
         instead: String,
     },
     /// Two rules for one Kafka topic that disagree on what a key is.
-    #[error(
-        "`{kafka}` is also the topic of `{earlier}`: then the key of both must be \"{{topic}}\", \
-             or nobody knows the MQTT topic of a record"
-    )]
+    #[error("`{kafka}` is also the topic of `{earlier}`: then the key of both must be \"{{topic}}\", \
+             or nobody knows the MQTT topic of a record")]
     Ambiguous {
         /// Which.
         rule: usize,
@@ -295,9 +289,7 @@ impl TopicMap {
     pub fn rule(&self, topic: &str) -> Option<&Rule> {
         // `#` of the last rule is meant for `$` topics too
         let is_rest = |rule: &Rule| rule.filter == "#" && topic.starts_with('$');
-        self.rules
-            .iter()
-            .find(|rule| matches(&rule.filter, topic) || is_rest(rule))
+        self.rules.iter().find(|rule| matches(&rule.filter, topic) || is_rest(rule))
     }
 
     /// The key of a message's record.
@@ -314,28 +306,15 @@ impl TopicMap {
 
     /// The MQTT topic of a record and the rule that holds for it; `None`: it is not for MQTT.
     #[must_use]
-    pub fn back(
-        &self,
-        kafka: &str,
-        key: Option<&[u8]>,
-        carried: Option<&str>,
-    ) -> Option<(Arc<str>, &Rule)> {
+    pub fn back(&self, kafka: &str, key: Option<&[u8]>, carried: Option<&str>) -> Option<(Arc<str>, &Rule)> {
         let key = key.and_then(|key| std::str::from_utf8(key).ok());
         let topic = match carried {
             Some(topic) => Cow::Borrowed(topic),
             None => {
                 let of_topic = |rule: &&Rule| rule.kafka.as_str() == kafka;
                 let template = self.rules.iter().find(of_topic)?.back()?;
-                let key = if template.uses(|part| *part == Part::Key) {
-                    key?
-                } else {
-                    ""
-                };
-                if template.is(&Part::Key) {
-                    Cow::Borrowed(key)
-                } else {
-                    Cow::Owned(template.topic(key))
-                }
+                let key = if template.uses(|part| *part == Part::Key) { key? } else { "" };
+                if template.is(&Part::Key) { Cow::Borrowed(key) } else { Cow::Owned(template.topic(key)) }
             }
         };
         if !is_valid_topic(&topic) {
@@ -348,16 +327,9 @@ impl TopicMap {
     /// [`RetainRule::Always`] when any record of the Kafka topic may be retained unasked.
     #[must_use]
     pub fn retain_rule(&self, kafka: &str) -> RetainRule {
-        let mut of_topic = self
-            .rules
-            .iter()
-            .filter(|rule| rule.kafka.as_str() == kafka);
+        let mut of_topic = self.rules.iter().filter(|rule| rule.kafka.as_str() == kafka);
         let is_always = of_topic.any(|rule| rule.retain == RetainRule::Always);
-        if is_always {
-            RetainRule::Always
-        } else {
-            RetainRule::AsPublished
-        }
+        if is_always { RetainRule::Always } else { RetainRule::AsPublished }
     }
 
     /// All Kafka topics that messages may be in, each once.
@@ -366,9 +338,7 @@ impl TopicMap {
             let name = &self.rules[*at].kafka;
             !self.rules[..*at].iter().any(|rule| rule.kafka == *name)
         };
-        (0..self.rules.len())
-            .filter(is_first)
-            .map(|at| &self.rules[at].kafka)
+        (0..self.rules.len()).filter(is_first).map(|at| &self.rules[at].kafka)
     }
 }
 
@@ -381,11 +351,7 @@ fn check(rules: &[Rule], at: usize, rest: Option<&TopicName>) -> Result<(), MapE
     let earlier = &rules[..at];
     if let Some(wide) = earlier.iter().find(|other| covers(&other.filter, &filter)) {
         let earlier = wide.filter.clone();
-        return Err(MapError::Shadowed {
-            rule: at,
-            filter,
-            earlier,
-        });
+        return Err(MapError::Shadowed { rule: at, filter, earlier });
     }
     let is_capture = |part: &Part| matches!(part, Part::Capture(_));
     if rule.key.uses(|part| *part == Part::Key) {
@@ -404,19 +370,11 @@ fn check(rules: &[Rule], at: usize, rest: Option<&TopicName>) -> Result<(), MapE
         && !(plain(other) && plain(rule))
     {
         let earlier = other.filter.clone();
-        return Err(MapError::Ambiguous {
-            rule: at,
-            kafka,
-            earlier,
-        });
+        return Err(MapError::Ambiguous { rule: at, kafka, earlier });
     }
     if rest == Some(&rule.kafka) && !plain(rule) {
         let earlier = "the messages without a rule".to_owned();
-        return Err(MapError::Ambiguous {
-            rule: at,
-            kafka,
-            earlier,
-        });
+        return Err(MapError::Ambiguous { rule: at, kafka, earlier });
     }
     check_way_back(rules, at)
 }
@@ -429,24 +387,13 @@ fn check_way_back(rules: &[Rule], at: usize) -> Result<(), MapError> {
     let topic = template.filter();
     let refuse = |instead: String| {
         let (kafka, topic) = (rule.kafka.as_str().to_owned(), topic.clone());
-        Err(MapError::Loop {
-            rule: at,
-            kafka,
-            topic,
-            instead,
-        })
+        Err(MapError::Loop { rule: at, kafka, topic, instead })
     };
     if template.is(&Part::Key) {
         return Ok(()); // what the rule does not match is left out, record by record
     }
-    if let Some(other) = rules[..at]
-        .iter()
-        .find(|other| overlap(&other.filter, &topic))
-    {
-        return refuse(format!(
-            "`{}` before it sends to `{}`",
-            other.filter, other.kafka
-        ));
+    if let Some(other) = rules[..at].iter().find(|other| overlap(&other.filter, &topic)) {
+        return refuse(format!("`{}` before it sends to `{}`", other.filter, other.kafka));
     }
     if !covers(&rule.filter, &topic) {
         return refuse(format!("`{}` does not match", rule.filter));
@@ -489,16 +436,10 @@ mod tests {
         .unwrap();
         let of = |topic: &str| {
             let rule = map.rule(topic).unwrap();
-            (
-                rule.kafka.as_str().to_owned(),
-                map.key(rule, topic).into_owned(),
-            )
+            (rule.kafka.as_str().to_owned(), map.key(rule, topic).into_owned())
         };
         let pair = |kafka: &str, key: &str| (kafka.to_owned(), key.to_owned());
-        assert_eq!(
-            of("plant/a/temperature"),
-            pair("temperature", "plant/a/temperature")
-        );
+        assert_eq!(of("plant/a/temperature"), pair("temperature", "plant/a/temperature"));
         assert_eq!(of("plant/a/speed"), pair("plant", "a/speed"));
         assert_eq!(of("other"), pair("mqtt_messages", "other"));
         assert_eq!(of("$x/other"), pair("mqtt_messages", "$x/other"));
@@ -509,38 +450,18 @@ mod tests {
     #[test]
     fn a_record_has_the_mqtt_topic_that_leads_back_to_it() {
         let rules = vec![
-            rule(
-                "plant/+/temperature",
-                "temperature",
-                "{1}",
-                Some("plant/{key}/temperature"),
-            ),
+            rule("plant/+/temperature", "temperature", "{1}", Some("plant/{key}/temperature")),
             rule("line/#", "lines", "{1}", None),
         ];
         let map = TopicMap::new(rules, rest()).unwrap();
         let back = |kafka: &str, key: &str, carried: Option<&str>| {
-            map.back(kafka, Some(key.as_bytes()), carried)
-                .map(|(topic, _)| topic.to_string())
+            map.back(kafka, Some(key.as_bytes()), carried).map(|(topic, _)| topic.to_string())
         };
-        assert_eq!(
-            back("temperature", "a", None).as_deref(),
-            Some("plant/a/temperature")
-        );
-        assert_eq!(
-            back("temperature", "a/b", None),
-            None,
-            "it would be another topic's"
-        );
+        assert_eq!(back("temperature", "a", None).as_deref(), Some("plant/a/temperature"));
+        assert_eq!(back("temperature", "a/b", None), None, "it would be another topic's");
         assert_eq!(back("temperature", "+", None), None);
-        assert_eq!(
-            back("lines", "x", None),
-            None,
-            "nothing says its MQTT topic"
-        );
-        assert_eq!(
-            back("lines", "x", Some("line/x")).as_deref(),
-            Some("line/x")
-        );
+        assert_eq!(back("lines", "x", None), None, "nothing says its MQTT topic");
+        assert_eq!(back("lines", "x", Some("line/x")).as_deref(), Some("line/x"));
         assert_eq!(back("mqtt_messages", "a/b", None).as_deref(), Some("a/b"));
         assert_eq!(back("mqtt_messages", "plant/a/temperature", None), None);
         assert_eq!(map.back("mqtt_messages", None, None), None);
@@ -548,22 +469,13 @@ mod tests {
 
     #[test]
     fn rules_that_loop_or_can_not_be_told_apart_are_refused() {
-        let both = vec![
-            rule("a/#", "x", "{topic}", None),
-            rule("a/+", "y", "{topic}", None),
-        ];
+        let both = vec![rule("a/#", "x", "{topic}", None), rule("a/+", "y", "{topic}", None)];
         assert!(refused(both).contains("never reached"));
-        let looping = vec![
-            rule("a/#", "x", "{topic}", None),
-            rule("b/+", "y", "{1}", Some("a/{key}")),
-        ];
+        let looping = vec![rule("a/#", "x", "{topic}", None), rule("b/+", "y", "{1}", Some("a/{key}"))];
         assert!(refused(looping).contains("would loop"));
         let elsewhere = vec![rule("b/+", "y", "{1}", Some("c/{key}"))];
         assert!(refused(elsewhere).contains("would loop"));
-        let twice = vec![
-            rule("a/+", "x", "{1}", Some("a/{key}")),
-            rule("b/+", "x", "{topic}", None),
-        ];
+        let twice = vec![rule("a/+", "x", "{1}", Some("a/{key}")), rule("b/+", "x", "{topic}", None)];
         assert!(refused(twice).contains("nobody knows"));
         let rest = vec![rule("a/+", "mqtt_messages", "{1}", None)];
         assert!(refused(rest).contains("nobody knows"));

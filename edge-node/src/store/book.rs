@@ -7,7 +7,7 @@ use shared::ids::{Incarnation, Offset, TopicName};
 
 use super::partition::Partition;
 use super::value::StoreRecord;
-use super::{Ledger, PartitionId, Topic, TopicRules};
+use super::{Ledger, Log, PartitionId, Topic, TopicRules};
 
 /// What readers see: everything in it is on disk.
 #[derive(Debug)]
@@ -40,8 +40,10 @@ impl Book {
         };
         let mut ids: BTreeMap<TopicName, BTreeMap<u32, PartitionId>> = BTreeMap::new();
         for (id, partition) in partitions {
-            let of_topic = ids.entry(partition.topic.clone()).or_default();
-            of_topic.insert(partition.index, id);
+            if !partition.is_retired {
+                let of_topic = ids.entry(partition.topic.clone()).or_default();
+                of_topic.insert(partition.index, id);
+            }
             book.put(id, partition);
         }
         for (name, partitions) in ids {
@@ -65,8 +67,33 @@ impl Book {
             .map(|(id, partition)| (*id, partition))
     }
 
+    /// The topic of a partition, unless it was deleted.
     pub(super) fn topic_of(&self, id: PartitionId) -> Option<&Arc<Topic>> {
-        self.topics.get(self.partitions.get(&id)?.topic.as_str())
+        let partition = self.partitions.get(&id).filter(|p| !p.is_retired)?;
+        self.topics.get(partition.topic.as_str())
+    }
+
+    /// What is left of a deleted topic of this name: partitions by number.
+    pub(super) fn retired(&self, name: &str) -> BTreeMap<u32, PartitionId> {
+        self.partitions()
+            .filter(|(_, p)| p.is_retired && p.topic.as_str() == name)
+            .map(|(id, p)| (p.index, id))
+            .collect()
+    }
+
+    /// Logs that the hub is to have, by id.
+    pub(super) fn logs(&self) -> Vec<Log> {
+        let mut logs: Vec<Log> = self
+            .partitions()
+            .filter(|(_, p)| !p.is_retired || p.acked.offset < p.end.offset)
+            .map(|(id, p)| Log {
+                id,
+                topic: p.topic.clone(),
+                partition: p.index,
+            })
+            .collect();
+        logs.sort_unstable_by_key(|log| log.id);
+        logs
     }
 
     /// Puts a partition's new state in.

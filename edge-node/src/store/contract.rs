@@ -39,12 +39,12 @@ pub(super) fn tempdir() -> TempDir {
         .unwrap()
 }
 
-fn memory(config: &StoreConfig) -> Subject {
+pub(super) fn memory(config: &StoreConfig) -> Subject {
     let store = Arc::new(MemoryStore::new(config, Incarnation(1)));
     Subject { store, _dir: None }
 }
 
-fn rocks(config: &StoreConfig) -> Subject {
+pub(super) fn rocks(config: &StoreConfig) -> Subject {
     let dir = tempdir();
     let (store, report) = RocksStore::open(dir.path(), config, seeded()).unwrap();
     assert!(report.is_new);

@@ -86,9 +86,33 @@ impl Stored {
     }
 }
 
+/// A stored batch where it lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoredRef<'a> {
+    pub(super) base: Offset,
+    pub(super) head: BatchHead,
+    pub(super) batch: &'a [u8],
+}
+
+impl StoredRef<'_> {
+    pub(super) fn next(&self) -> Offset {
+        self.base + u64::from(self.head.count)
+    }
+}
+
 /// Batches in order, as they were when the scan began.
 pub(super) trait Scan {
-    fn next(&mut self) -> Result<Option<Stored>, DiskError>;
+    /// The next batch, in the scan's own memory.
+    fn step(&mut self) -> Result<Option<StoredRef<'_>>, DiskError>;
+
+    /// The next batch in memory of its own.
+    fn next(&mut self) -> Result<Option<Stored>, DiskError> {
+        Ok(self.step()?.map(|found| Stored {
+            base: found.base,
+            head: found.head,
+            batch: Bytes::copy_from_slice(found.batch),
+        }))
+    }
 }
 
 /// The port to what keeps the bytes.

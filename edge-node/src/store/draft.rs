@@ -9,7 +9,7 @@ use shared::record::BatchHeader;
 
 use super::book::Book;
 use super::disk::{Disk, DiskError, Op};
-use super::partition::{MAX_GAPS, Partition, Point};
+use super::partition::{Block, MAX_GAPS, Partition, Point};
 use super::producers::{Producers, Verdict};
 use super::retention::{self, Scope, Step, Usage};
 use super::state::StateChange;
@@ -176,16 +176,27 @@ impl<'a, D: Disk> Draft<'a, D> {
         let bytes = u64::try_from(append.batch.len()).unwrap_or(u64::MAX);
         let (age_ms, position) = (self.book.record.age.now_ms, self.position);
         let index_bytes = self.limits.index_bytes;
-        let (before, last_age_ms, is_due) = self.edit(partition, |p| {
+        let (before, due) = self.edit(partition, |p| {
             let last_age_ms = p.last_age_ms;
             let before = p.append(header.crc, header.count, bytes, age_ms);
-            let is_due = p.indexed.is_none_or(|(at, age)| {
-                before.bytes >= at + index_bytes || age_ms >= age + INDEX_AGE_MS
+            let open = p.block.filter(|block| {
+                before.bytes < block.bytes + index_bytes && age_ms < block.age_ms + INDEX_AGE_MS
             });
-            if is_due {
-                p.indexed = Some((before.bytes, age_ms));
-            }
-            (before, last_age_ms, is_due)
+            let due = open.is_none().then(|| IndexEntry {
+                point: before,
+                age_ms: last_age_ms,
+                max_timestamp_ms: p.block.map_or(i64::MAX, |block| block.max_timestamp_ms),
+            });
+            let block = open.unwrap_or(Block {
+                bytes: before.bytes,
+                age_ms,
+                max_timestamp_ms: i64::MIN,
+            });
+            p.block = Some(Block {
+                max_timestamp_ms: block.max_timestamp_ms.max(header.max_timestamp_ms),
+                ..block
+            });
+            (before, due)
         });
         self.position += bytes;
         let head = BatchHead {
@@ -201,13 +212,7 @@ impl<'a, D: Disk> Draft<'a, D> {
             head,
             batch: append.batch.clone(),
         });
-        if is_due {
-            let max_timestamp_ms = header.max_timestamp_ms;
-            let entry = IndexEntry {
-                point: before,
-                age_ms: last_age_ms,
-                max_timestamp_ms,
-            };
+        if let Some(entry) = due {
             self.ops.push(Op::PutIndex { partition, entry });
         }
         before

@@ -54,10 +54,10 @@ pub(super) type Answer = Result<Option<Appended>, AppendError>;
 #[derive(Debug)]
 pub(super) struct Engine<D> {
     pub(super) disk: D,
-    limits: Limits,
+    pub(super) limits: Limits,
     writing: Mutex<Writing>,
     book: RwLock<Book>,
-    changes: watch::Sender<u64>,
+    pub(super) changes: watch::Sender<u64>,
     failure: watch::Sender<Option<StoreError>>,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Writing {
     /// Numbers of producer ids that are taken from the disk and not given out.
     producer_ids: std::ops::Range<i64>,
     /// Logs whose last write failed: bytes beyond their end may be left in the write-ahead log.
-    unclean: BTreeSet<PartitionId>,
+    pub(super) unclean: BTreeSet<PartitionId>,
 }
 
 impl<D: Disk> Engine<D> {
@@ -179,7 +179,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Writes a change and publishes it. Everything that changes the store passes here.
-    fn commit(
+    pub(super) fn commit(
         &self,
         change: Change,
         is_synced: bool,
@@ -291,8 +291,14 @@ impl<D: Disk> Engine<D> {
                 .get(name.as_str())
                 .map_or_else(Vec::new, |t| t.partitions.clone());
             let mut record = book.record;
+            let retired = book.retired(name.as_str());
             let mut draft = Draft::new(&book, &self.disk, self.limits, false);
             for index in u32::try_from(ids.len()).unwrap_or(u32::MAX)..partitions {
+                if let Some(id) = retired.get(&index) {
+                    draft.edit(*id, |p| p.is_retired = false);
+                    ids.push(*id);
+                    continue;
+                }
                 let id = PartitionId(record.next_partition);
                 record.next_partition += 1;
                 draft.create(id, Partition::new(name.clone(), index));
@@ -435,12 +441,12 @@ impl<D: Disk> Engine<D> {
         self.failure.subscribe()
     }
 
-    fn check_alive(&self) -> Result<(), StoreError> {
+    pub(super) fn check_alive(&self) -> Result<(), StoreError> {
         self.failure.borrow().clone().map_or(Ok(()), Err)
     }
 
     /// A full disk passes; everything else is final for the process.
-    fn fail_lasting(&self, error: DiskError) -> StoreError {
+    pub(super) fn fail_lasting(&self, error: DiskError) -> StoreError {
         match error {
             DiskError::Full(_) => error.into(),
             DiskError::Corrupt(_) | DiskError::Failed(_) => self.fail(error),

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
-use super::disk::{Disk, DiskError, Op, Scan, Stored};
+use super::disk::{Disk, DiskError, Op, Scan, Stored, StoredRef};
 use super::draft::Limits;
 use super::engine::{Engine, Loaded, Write};
 use super::state::{StateChange, StateKey, StateSpace};
 use super::value::{IndexEntry, StoreRecord};
 use super::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, Store, StoreConfig,
-    StoreError, Topic, TopicRules,
+    Append, AppendError, Appended, DeleteError, FetchLimit, Fetched, Item, Ledger, Log, LogRange,
+    Moment, PartitionId, Space, Store, StoreConfig, StoreError, Topic, TopicRules,
 };
 
 /// A store in memory. Appends are answered at once.
@@ -184,7 +184,10 @@ impl Disk for MemoryDisk {
         } else {
             Vec::new()
         };
-        Box::new(MemoryScan(found.into_iter()))
+        Box::new(MemoryScan {
+            rest: found.into_iter(),
+            at: None,
+        })
     }
 
     fn index(
@@ -224,10 +227,18 @@ impl Disk for MemoryDisk {
     }
 }
 
-struct MemoryScan(std::vec::IntoIter<Stored>);
+struct MemoryScan {
+    rest: std::vec::IntoIter<Stored>,
+    at: Option<Stored>,
+}
 
 impl Scan for MemoryScan {
-    fn next(&mut self) -> Result<Option<Stored>, DiskError> {
-        Ok(self.0.next())
+    fn step(&mut self) -> Result<Option<StoredRef<'_>>, DiskError> {
+        self.at = self.rest.next();
+        Ok(self.at.as_ref().map(|stored| StoredRef {
+            base: stored.base,
+            head: stored.head,
+            batch: &stored.batch,
+        }))
     }
 }

@@ -23,8 +23,9 @@ use super::tuning;
 use super::value::StoreRecord;
 use super::writer::Writer;
 use super::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, PartitionId, Space, StateChange,
-    StateSpace, Store, StoreConfig, StoreError, Topic, TopicRules,
+    Append, AppendError, Appended, DeleteError, FetchLimit, Fetched, Item, Ledger, Log, LogRange,
+    Moment, PartitionId, Space, StateChange, StateSpace, Store, StoreConfig, StoreError, Topic,
+    TopicRules,
 };
 
 const DB_DIR: &str = "db";

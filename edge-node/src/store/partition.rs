@@ -10,7 +10,7 @@
 //! * `start <= acked <= end`, in offsets and in bytes; `origin <= acked`;
 //! * gaps are in order and lie in `start..end`;
 //! * no gap spans `acked`;
-//! * `end = committed + queued + expired + dropped_oldest + dropped_newest + damaged`.
+//! * `end = committed + queued + expired + dropped_oldest + dropped_newest + damaged + deleted`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,6 +99,7 @@ pub(super) struct Lost {
     pub(super) oldest: u64,
     pub(super) newest: u64,
     pub(super) damaged: u64,
+    pub(super) deleted: u64,
 }
 
 impl Lost {
@@ -108,6 +109,7 @@ impl Lost {
             GapReason::DroppedOldest => self.oldest += records,
             GapReason::DroppedNewest => self.newest += records,
             GapReason::Damaged => self.damaged += records,
+            GapReason::Deleted => self.deleted += records,
         }
     }
 
@@ -118,6 +120,7 @@ impl Lost {
             GapReason::DroppedOldest => &mut self.oldest,
             GapReason::DroppedNewest => &mut self.newest,
             GapReason::Damaged => &mut self.damaged,
+            GapReason::Deleted => &mut self.deleted,
         };
         let taken = records.min(*lost);
         *lost -= taken;
@@ -125,7 +128,7 @@ impl Lost {
     }
 
     pub(super) fn total(&self) -> u64 {
-        self.expired + self.oldest + self.newest + self.damaged
+        self.expired + self.oldest + self.newest + self.damaged + self.deleted
     }
 }
 
@@ -134,6 +137,9 @@ impl Lost {
 pub(super) struct Partition {
     pub(super) topic: TopicName,
     pub(super) index: u32,
+    /// The topic was deleted: what is left are the offsets that must not be given again, and gaps that the
+    /// hub is still to be told of.
+    pub(super) is_retired: bool,
     /// Grows with every stored change: of two records the higher one is the later.
     pub(super) version: u64,
     /// First offset of this incarnation.
@@ -146,8 +152,20 @@ pub(super) struct Partition {
     /// Store age of the last append, ms.
     pub(super) last_age_ms: u64,
     pub(super) gaps: Arc<BTreeMap<Offset, Gap>>,
-    /// Bytes and age at the last entry of the time index, since the store was opened.
-    pub(super) indexed: Option<(u64, u64)>,
+    /// What was appended since the last entry of the time index; `None` when nothing was since the store was
+    /// opened.
+    pub(super) block: Option<Block>,
+}
+
+/// The stretch of a log behind the last entry of its time index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Block {
+    /// Bytes of the log before it.
+    pub(super) bytes: u64,
+    /// Store age at its first batch, ms.
+    pub(super) age_ms: u64,
+    /// Largest timestamp of its batches.
+    pub(super) max_timestamp_ms: i64,
 }
 
 impl Partition {
@@ -155,6 +173,7 @@ impl Partition {
         Self {
             topic,
             index,
+            is_retired: false,
             version: 0,
             origin: 0,
             start: Point::default(),
@@ -164,7 +183,7 @@ impl Partition {
             lost: Lost::default(),
             last_age_ms: 0,
             gaps: Arc::default(),
-            indexed: None,
+            block: None,
         }
     }
 
@@ -172,8 +191,12 @@ impl Partition {
         LogRange {
             origin: self.origin,
             start: self.start.offset,
+            first: self
+                .gap_at(self.start.offset)
+                .map_or(self.start.offset, |gap| gap.to.offset),
             acked: self.acked.offset,
             end: self.end.offset,
+            bytes: self.end.bytes,
         }
     }
 
@@ -329,7 +352,7 @@ impl Partition {
         if !self.is_balanced() {
             self.balance();
         }
-        self.indexed = None;
+        self.block = None;
     }
 
     /// The gap that holds this offset.
@@ -393,6 +416,7 @@ impl Partition {
         ledger.dropped_oldest += self.lost.oldest;
         ledger.dropped_newest += self.lost.newest;
         ledger.damaged += self.lost.damaged;
+        ledger.deleted += self.lost.deleted;
     }
 
     /// Makes the ledger add up after a recovery that could not read everything: what nothing else
@@ -407,6 +431,7 @@ impl Partition {
             &mut self.lost.expired,
             &mut self.lost.oldest,
             &mut self.lost.newest,
+            &mut self.lost.deleted,
         ] {
             let taken = excess.min(*number);
             *number -= taken;

@@ -9,7 +9,7 @@ use shared::ids::Offset;
 use super::disk::{Disk, DiskError, Scan, Stored};
 use super::engine::Engine;
 use super::partition::{Gap, Point};
-use super::{Item, PartitionId, StoreError, value};
+use super::{FetchLimit, Fetched, Item, PartitionId, StoreError, value};
 
 /// What a gap counts for in the size of a read.
 const GAP_COST: usize = 64;
@@ -139,6 +139,53 @@ impl<D: Disk> Engine<D> {
             );
         }
         Ok((items, untold))
+    }
+
+    pub(super) fn fetch(
+        &self,
+        id: PartitionId,
+        from: Offset,
+        limit: FetchLimit,
+        out: &mut Vec<u8>,
+    ) -> Result<Fetched, StoreError> {
+        let book = self.book();
+        let p = book
+            .partition(id)
+            .ok_or(StoreError::UnknownPartition)?
+            .clone();
+        let range = p.range();
+        let mut next = from;
+        if from < range.start || from >= range.end {
+            return Ok(Fetched { range, next });
+        }
+        let first = p.gap_at(from).map_or(from, |gap| gap.to.offset);
+        // begun while the book is held: the scan shows what the books say
+        let mut scan = self.disk.scan(id, first, range.end);
+        drop(book);
+        let before = out.len();
+        while next < range.end {
+            if let Some(gap) = p.gap_at(next) {
+                next = gap.to.offset;
+                continue;
+            }
+            let found = scan.step().map_err(|error| self.fail(error))?;
+            let Some(stored) = found.filter(|stored| stored.base <= next) else {
+                let why = format!("partition {} lacks offset {next}", id.0);
+                return Err(self.fail(DiskError::Corrupt(why)));
+            };
+            // a repair may have brought back batches that lie in a gap
+            if stored.next() <= next {
+                continue;
+            }
+            let used = out.len() - before;
+            let is_excused = limit.is_first_whole && used == 0;
+            if used + stored.batch.len() > limit.bytes && !is_excused {
+                break;
+            }
+            out.extend_from_slice(stored.batch);
+            next = stored.next();
+        }
+        Ok(Fetched { range, next })
     }
 
     /// What a reader would get, unseen.

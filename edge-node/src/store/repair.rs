@@ -372,7 +372,8 @@ impl Copy<'_> {
         index_bytes: u64,
     ) -> Result<(), DiskError> {
         let mut next = 0;
-        let mut indexed = None;
+        // where the block of the time index begins, and its largest timestamp
+        let mut block = None;
         let mut last_age_ms = None;
         let mut outcome = Ok(());
         each_readable(
@@ -393,15 +394,16 @@ impl Copy<'_> {
                 self.batch
                     .put_cf(rocks::family(self.db, LOG), keys::item(id, base), found);
                 self.batches += 1;
-                if indexed.is_none_or(|at| head.bytes >= at + index_bytes) {
-                    indexed = Some(head.bytes);
+                let latest = shared::record::BatchHeader::parse(batch)
+                    .map_or(i64::MAX, |header| header.max_timestamp_ms);
+                let open = block.filter(|(at, _): &(u64, i64)| head.bytes < at + index_bytes);
+                if open.is_none() {
                     let point = super::partition::Point {
                         offset: base,
                         chain: head.chain,
                         bytes: head.bytes,
                     };
-                    let max_timestamp_ms = shared::record::BatchHeader::parse(batch)
-                        .map_or(0, |header| header.max_timestamp_ms);
+                    let max_timestamp_ms = block.map_or(i64::MAX, |(_, latest)| latest);
                     let age_ms = last_age_ms.unwrap_or(head.age_ms);
                     let entry = IndexEntry {
                         point,
@@ -412,6 +414,8 @@ impl Copy<'_> {
                     self.batch
                         .put_cf(index, keys::item(id, base), value::index_entry(&entry));
                 }
+                let (begun, before) = open.unwrap_or((head.bytes, i64::MIN));
+                block = Some((begun, latest.max(before)));
                 last_age_ms = Some(head.age_ms);
                 if self.batch.size_in_bytes() >= COPY_BYTES {
                     outcome = self.flush();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
 use shared::ids::Offset;
 
-use super::disk::{Disk, DiskError, Op, Scan, Stored};
+use super::disk::{Disk, DiskError, Op, Scan, StoredRef};
 use super::ends::EndsFile;
 use super::engine::Loaded;
 use super::partition::Partition;
@@ -346,7 +346,7 @@ impl<'a> LogScan<'a> {
         Ok(())
     }
 
-    fn current(&self) -> Result<Option<Stored>, DiskError> {
+    fn current(&self) -> Result<Option<StoredRef<'_>>, DiskError> {
         match self.iter.item() {
             Some((key, value)) => parse_stored(self.partition, key, value).map(Some),
             None => self.iter.status().map(|()| None).map_err(read_error),
@@ -355,7 +355,7 @@ impl<'a> LogScan<'a> {
 }
 
 impl Scan for LogScan<'_> {
-    fn next(&mut self) -> Result<Option<Stored>, DiskError> {
+    fn step(&mut self) -> Result<Option<StoredRef<'_>>, DiskError> {
         if self.has_begun {
             if self.iter.valid() {
                 self.iter.next();
@@ -368,16 +368,16 @@ impl Scan for LogScan<'_> {
     }
 }
 
-fn parse_stored(partition: PartitionId, key: &[u8], value: &[u8]) -> Result<Stored, DiskError> {
+fn parse_stored<'a>(
+    partition: PartitionId,
+    key: &[u8],
+    value: &'a [u8],
+) -> Result<StoredRef<'a>, DiskError> {
     let base = keys::offset_of(partition, key);
     let parsed = base.zip(value::split_batch(value));
     let (base, (head, batch)) =
         parsed.ok_or_else(|| DiskError::Corrupt("stored batch does not parse".to_owned()))?;
-    Ok(Stored {
-        base,
-        head,
-        batch: value::own(batch),
-    })
+    Ok(StoredRef { base, head, batch })
 }
 
 /// The first batch whose place in the whole store's history is at or after `position`; the last one

@@ -151,7 +151,7 @@ impl<D: Disk> Draft<'_, D> {
         Ok(cut)
     }
 
-    fn trim(&mut self, partition: PartitionId, cut: Point, reason: GapReason) {
+    pub(super) fn trim(&mut self, partition: PartitionId, cut: Point, reason: GapReason) {
         // a boundary inside a gap is none
         let cut = match self.partition(partition).and_then(|p| p.gap_at(cut.offset)) {
             Some(gap) => gap.from,

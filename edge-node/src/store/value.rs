@@ -4,12 +4,14 @@
 //! batch      1 │ 0 0 0 │ count u32 │ chain u64 │ bytes u64 │ age u64 │ position u64 │ record batch
 //!              (chain and bytes: of all before it in the partition; position: bytes appended before
 //!              it in the whole store; age: store clock, ms)
-//! index      1 │ point │ age u64 │ max timestamp i64
+//! index      2 │ point │ age u64 │ max timestamp i64
+//!              (1: without a max timestamp that could be used, a batch's own stands in its place)
 //! point      offset u64 │ chain u64 │ bytes u64
 //! gap        1 │ reason u8 │ from point │ to point
-//! partition  1 │ version u64 │ origin u64 │ start point │ acked point │ end point │ committed u64
+//! partition  2 │ version u64 │ origin u64 │ start point │ acked point │ end point │ committed u64
 //!              │ expired u64 │ oldest u64 │ newest u64 │ damaged u64 │ last age u64
-//!              │ index u32 │ topic length u8 │ topic
+//!              │ index u32 │ topic length u8 │ topic │ deleted u64 │ retired u8
+//!              (1: without the last two)
 //! producer   1 │ epoch i16 │ used u64 │ n u8 │ n × (first i32 │ last i32 │ base offset u64)
 //! store      1 │ incarnation u128 │ next partition u32 │ next producer i64 │ age u64 │ wall i64
 //! ```
@@ -18,7 +20,6 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 
 use super::GapReason;
@@ -27,6 +28,8 @@ use super::partition::{Gap, Lost, Partition, Point, Told};
 use super::producers::{ProducerState, Sent};
 
 const VERSION: u8 = 1;
+const INDEX_VERSION: u8 = 2;
+const PARTITION_VERSION: u8 = 2;
 
 /// Bytes in front of a stored batch.
 pub(super) const HEAD_LEN: usize = 40;
@@ -50,7 +53,8 @@ pub(super) struct BatchHead {
 pub(super) struct IndexEntry {
     pub(super) point: Point,
     pub(super) age_ms: u64,
-    /// Largest timestamp of the batch at the point.
+    /// No batch between the entry before and this one has a larger timestamp; `i64::MAX` when that is not
+    /// known.
     pub(super) max_timestamp_ms: i64,
 }
 
@@ -112,7 +116,7 @@ pub(super) fn crc_of(batch: &[u8]) -> u32 {
 }
 
 pub(super) fn index_entry(entry: &IndexEntry) -> Vec<u8> {
-    let mut out = vec![VERSION];
+    let mut out = vec![INDEX_VERSION];
     put_point(&mut out, &entry.point);
     out.extend_from_slice(&entry.age_ms.to_be_bytes());
     out.extend_from_slice(&entry.max_timestamp_ms.to_be_bytes());
@@ -120,12 +124,21 @@ pub(super) fn index_entry(entry: &IndexEntry) -> Vec<u8> {
 }
 
 pub(super) fn parse_index_entry(value: &[u8]) -> Option<IndexEntry> {
-    let mut input = Input::new(value)?;
-    Some(IndexEntry {
+    let (version, rest) = value.split_first()?;
+    let mut input = Input(rest);
+    let entry = IndexEntry {
         point: input.point()?,
         age_ms: input.u64()?,
         max_timestamp_ms: input.u64()?.cast_signed(),
-    })
+    };
+    match *version {
+        INDEX_VERSION => Some(entry),
+        VERSION => Some(IndexEntry {
+            max_timestamp_ms: i64::MAX,
+            ..entry
+        }),
+        _ => None,
+    }
 }
 
 pub(super) fn gap(gap: &Gap) -> Vec<u8> {
@@ -142,6 +155,7 @@ pub(super) fn parse_gap(value: &[u8]) -> Option<Gap> {
         2 => GapReason::DroppedOldest,
         3 => GapReason::DroppedNewest,
         4 => GapReason::Damaged,
+        6 => GapReason::Deleted,
         _ => return None,
     };
     let (from, to) = (input.point()?, input.point()?);
@@ -158,7 +172,7 @@ pub(super) fn parse_gap(value: &[u8]) -> Option<Gap> {
 }
 
 pub(super) fn partition(p: &Partition) -> Vec<u8> {
-    let mut out = vec![VERSION];
+    let mut out = vec![PARTITION_VERSION];
     out.extend_from_slice(&p.version.to_be_bytes());
     out.extend_from_slice(&p.origin.to_be_bytes());
     for point in [&p.start, &p.acked, &p.end] {
@@ -179,12 +193,18 @@ pub(super) fn partition(p: &Partition) -> Vec<u8> {
     let name = p.topic.as_str().as_bytes();
     out.push(u8::try_from(name.len()).expect("topic names have at most 249 bytes"));
     out.extend_from_slice(name);
+    out.extend_from_slice(&lost.deleted.to_be_bytes());
+    out.push(u8::from(p.is_retired));
     out
 }
 
 /// The books of a partition, without its gaps.
 pub(super) fn parse_partition(value: &[u8]) -> Option<Partition> {
-    let mut input = Input::new(value)?;
+    let (layout, rest) = value.split_first()?;
+    if !matches!(*layout, VERSION | PARTITION_VERSION) {
+        return None;
+    }
+    let mut input = Input(rest);
     let (version, origin) = (input.u64()?, input.u64()?);
     let (start, acked, end) = (input.point()?, input.point()?, input.point()?);
     let committed = input.u64()?;
@@ -193,17 +213,24 @@ pub(super) fn parse_partition(value: &[u8]) -> Option<Partition> {
         oldest: input.u64()?,
         newest: input.u64()?,
         damaged: input.u64()?,
+        deleted: 0,
     };
     let last_age_ms = input.u64()?;
     let index = input.u32()?;
     let len = usize::from(input.u8()?);
-    let name = std::str::from_utf8(input.0.get(..len)?).ok()?;
+    let (name, rest) = input.0.split_at_checked(len)?;
+    let name = std::str::from_utf8(name).ok()?;
     let mut p = Partition::new(TopicName::new(name).ok()?, index);
     p.version = version;
     p.origin = origin;
     (p.start, p.acked, p.end) = (start, acked, end);
     p.committed = committed;
     p.lost = lost;
+    if *layout == PARTITION_VERSION {
+        let mut input = Input(rest);
+        p.lost.deleted = input.u64()?;
+        p.is_retired = input.u8()? != 0;
+    }
     p.last_age_ms = last_age_ms;
     let ordered = start.offset <= acked.offset
         && acked.offset <= end.offset
@@ -268,11 +295,6 @@ pub(super) fn parse_store(value: &[u8]) -> Option<StoreRecord> {
             wall_ms: input.u64()?.cast_signed(),
         },
     })
-}
-
-/// The batch of a stored value in memory of its own.
-pub(super) fn own(batch: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(batch)
 }
 
 fn put_point(out: &mut Vec<u8>, point: &Point) {
@@ -365,6 +387,30 @@ mod tests {
         assert_eq!(text, include_str!("golden/values.txt"));
     }
 
+    #[test]
+    fn values_of_the_first_version_stay_readable() {
+        let bytes = |hex: &str| -> Vec<u8> {
+            let digits = (0..hex.len()).step_by(2);
+            digits
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                .collect()
+        };
+        let all = include_str!("golden/values-1.txt");
+        let line = |name: &str| {
+            let mut lines = all.lines();
+            bytes(lines.find_map(|line| line.strip_prefix(name)).unwrap())
+        };
+        let entry = parse_index_entry(&line("index ")).unwrap();
+        let unknown = IndexEntry {
+            max_timestamp_ms: i64::MAX,
+            ..samples::entry()
+        };
+        assert_eq!(entry, unknown);
+        let mut books = samples::books();
+        (books.lost.deleted, books.is_retired) = (0, false);
+        assert_eq!(parse_partition(&line("partition ")), Some(books));
+    }
+
     mod samples {
         use super::*;
 
@@ -402,7 +448,9 @@ mod tests {
                 oldest: 2,
                 newest: 3,
                 damaged: 4,
+                deleted: 5,
             };
+            books.is_retired = true;
             books.last_age_ms = 88;
             books
         }

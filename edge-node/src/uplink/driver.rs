@@ -405,33 +405,31 @@ impl Session {
 
     /// Tells the sender of new logs and of those that grew.
     fn update_logs(&mut self) {
-        for topic in self.store.topics() {
-            for (number, partition) in (0_u32..).zip(&topic.partitions) {
-                let Ok(range) = self.store.range(*partition) else {
-                    continue;
-                };
-                let handle = Handle(partition.0);
-                if self.sender.log(handle).is_some() {
-                    self.sender.log_grew(handle, range.end, self.now());
-                } else {
-                    let log = TopicPartition {
-                        topic: topic.name.clone(),
-                        partition: number,
-                    };
-                    let class = self.settings.topics.settings(topic.name.as_str()).class;
-                    // what the hub acknowledged may be trimmed at any time: count on nothing below
-                    let start = range.start.max(range.origin);
-                    let declared = LogRange {
-                        origin: range.origin,
-                        start,
-                        end: range.end,
-                    };
-                    self.sender
-                        .add_log(handle, log, class, declared, range.acked);
-                    self.sender
-                        .offer_anchors(handle, self.worker.anchors().of(*partition));
-                }
+        for log in self.store.logs() {
+            let Ok(range) = self.store.range(log.id) else {
+                continue;
+            };
+            let handle = Handle(log.id.0);
+            if self.sender.log(handle).is_some() {
+                self.sender.log_grew(handle, range.end, self.now());
+                continue;
             }
+            let class = self.settings.topics.settings(log.topic.as_str()).class;
+            let place = TopicPartition {
+                topic: log.topic,
+                partition: log.partition,
+            };
+            // what the hub acknowledged may be trimmed at any time: count on nothing below
+            let start = range.start.max(range.origin);
+            let declared = LogRange {
+                origin: range.origin,
+                start,
+                end: range.end,
+            };
+            self.sender
+                .add_log(handle, place, class, declared, range.acked);
+            self.sender
+                .offer_anchors(handle, self.worker.anchors().of(log.id));
         }
         if self.store.incarnation() != self.incarnation {
             self.sender.close(Code::Stopping, None, "new incarnation");

@@ -26,6 +26,7 @@ pub(super) struct Round {
     round_trips: Duration,
     least: Duration,
     most: Duration,
+    latest: Duration,
     samples: u32,
     is_app_limited: bool,
 }
@@ -38,8 +39,11 @@ pub(super) struct Summary {
     /// Mean.
     pub(super) round_trip: Duration,
     pub(super) longest: Duration,
+    /// Of the packet that ended it.
+    pub(super) latest: Duration,
     /// From the least to the most, a quarter: what the round trip varies by.
     pub(super) deviation: Duration,
+    pub(super) acked: u64,
     pub(super) lost: u64,
     /// Of what was sent, in thousandths.
     pub(super) loss: u64,
@@ -58,6 +62,7 @@ impl Round {
             round_trips: Duration::ZERO,
             least: Duration::MAX,
             most: Duration::ZERO,
+            latest: Duration::ZERO,
             samples: 0,
             is_app_limited: false,
         }
@@ -89,6 +94,7 @@ impl Round {
         self.round_trips += round_trip;
         self.least = self.least.min(round_trip);
         self.most = self.most.max(round_trip);
+        self.latest = round_trip;
         self.samples += 1;
         self.is_app_limited |= is_app_limited;
     }
@@ -109,7 +115,9 @@ impl Round {
             rate: u64::try_from(rate).unwrap_or(u64::MAX),
             round_trip,
             longest: self.most,
+            latest: self.latest,
             deviation: self.most.saturating_sub(self.least) / 4,
+            acked: self.acked,
             lost: self.lost,
             loss: self.lost * 1000 / (self.lost + self.acked).max(1),
             is_app_limited: self.is_app_limited,

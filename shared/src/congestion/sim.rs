@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use quinn_proto::StreamId;
 use quinn_proto::congestion::ControllerFactory;
 
+use super::RateLimit;
 pub(crate) use wire::Link;
 use wire::Wire;
 
@@ -30,10 +31,14 @@ pub(crate) struct Setup {
     pub(crate) outage: Option<(u64, u64)>,
     /// At this second the link becomes this.
     pub(crate) change: Option<(u64, Link)>,
+    /// At this second the policy's limit is lifted.
+    pub(crate) lift: Option<(u64, RateLimit)>,
     /// The site begins to send as much as it can at this second; an alarm each second it has all the time.
     pub(crate) idle: u64,
     /// What is asked of alarms and of the link's use counts from this second on.
     pub(crate) from: u64,
+    /// The site hands over what the uplink would, not all it has.
+    pub(crate) in_pieces: bool,
 }
 
 impl Setup {
@@ -49,8 +54,10 @@ impl Setup {
             seed: 1,
             outage: None,
             change: None,
+            lift: None,
             idle: 0,
             from: 0,
+            in_pieces: false,
         }
     }
 }
@@ -75,9 +82,8 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// So many percent of the alarms took no longer.
     pub(crate) fn alarm(&self, percent: usize) -> Duration {
-        let place = self.alarms.len() * percent / 100;
         let last = self.alarms.len().saturating_sub(1);
-        self.alarms[place.min(last)]
+        self.alarms[last * percent / 100]
     }
 }
 
@@ -109,7 +115,11 @@ pub(crate) fn run(setup: &Setup) -> Outcome {
             tally.sent.extend(id.map(|id| (id, now)));
         }
         if now - began >= Duration::from_secs(setup.idle) {
-            site.write(tally.received);
+            if setup.in_pieces {
+                site.write_pieces();
+            } else {
+                site.write(tally.received);
+            }
         }
         let (bytes, ended) = hub.read();
         tally.add(now, bytes, &ended, restored);
@@ -214,6 +224,11 @@ fn happen(setup: &Setup, time: Duration, wires: [&mut Wire; 2]) -> Option<Durati
         from..from + Duration::from_secs(seconds)
     });
     for (is_up, wire) in [true, false].into_iter().zip(wires) {
+        if let Some((at, limit)) = &setup.lift
+            && time >= Duration::from_secs(*at)
+        {
+            limit.set(u64::MAX);
+        }
         wire.is_up = !outage.as_ref().is_some_and(|outage| outage.contains(&time));
         if let Some((at, link)) = setup.change
             && time >= Duration::from_secs(at)

@@ -1,6 +1,6 @@
 //! Promises of the controller, on simulated links.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn_proto::congestion::CubicConfig;
 
@@ -10,6 +10,12 @@ use super::{MeasuredConfig, RateLimit};
 const MBIT: u64 = 1_000_000;
 /// In millionths.
 const PERCENT: u64 = 10_000;
+
+/// Any instant.
+pub(super) fn now() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "any instant does")]
+    Instant::now()
+}
 
 fn ours(link: Link, seconds: u64) -> Setup {
     Setup::new(link, MeasuredConfig::default(), seconds)
@@ -37,6 +43,22 @@ fn a_short_queue_is_not_flooded_and_a_long_one_stays_short() {
     let long = run(&ours(Link::path(10 * MBIT, 100, 0, 400), 10));
     assert!(long.goodput > 0.88 && long.resent < 0.01, "{long:?}");
     assert!(long.queue < 0.25, "{long:?}");
+}
+
+#[test]
+fn start_up_neither_floods_a_long_fat_path_nor_stops_at_half_of_it() {
+    for (queue_percent, resent) in [(25, 0.036), (100, 0.016)] {
+        let outcome = run(&ours(Link::path(50 * MBIT, 200, 0, queue_percent), 10));
+        assert!(outcome.goodput > 0.88, "{outcome:?}");
+        assert!(outcome.resent < resent, "{outcome:?}");
+    }
+}
+
+#[test]
+fn on_a_link_that_holds_two_packets_loss_is_congestion_too() {
+    let outcome = run(&ours(Link::path(64_000, 200, 0, 100), 100));
+    assert!(outcome.goodput > 0.85, "{outcome:?}");
+    assert!(outcome.resent < 0.25, "{outcome:?}");
 }
 
 #[test]
@@ -70,6 +92,19 @@ fn a_policy_is_not_exceeded_by_much_before_anybody_shapes() {
     let link = Link::path(10 * MBIT, 100, 0, 100);
     let outcome = run(&Setup::new(link, MeasuredConfig::new(limit), 5));
     assert!((0.08..0.2).contains(&outcome.goodput), "{outcome:?}");
+}
+
+#[test]
+fn a_probe_that_a_policy_held_back_tells_nothing_of_more() {
+    let limit = RateLimit::default();
+    limit.set(MBIT / 8);
+    let link = Link::path(10 * MBIT, 100, 0, 100);
+    let mut setup = Setup::new(link, MeasuredConfig::new(limit.clone()), 30);
+    setup.lift = Some((20, limit));
+    setup.from = 20;
+    let outcome = run(&setup);
+    assert!(outcome.share > 0.7, "{outcome:?}");
+    assert!(outcome.resent < 0.02, "{outcome:?}");
 }
 
 #[test]
@@ -117,7 +152,7 @@ fn becomes(before: Link, after: Link, idle: u64) -> Outcome {
 #[test]
 fn an_alarm_is_not_late_when_the_link_becomes_thin() {
     const THIN: u64 = 256_000;
-    let wire = Link::path(1_000 * MBIT, 2, 0, 1_000);
+    let wire = Link::path(200 * MBIT, 2, 0, 1_000);
     let cellular = Link::path(20 * MBIT, 50, 0, 400);
     for before in [wire, cellular] {
         for (round_trip_ms, loss, queue_percent) in [
@@ -135,7 +170,7 @@ fn an_alarm_is_not_late_when_the_link_becomes_thin() {
                 let what = format!("{before:?}, {after:?}: {outcome:?}");
                 assert!(p50 < limit(150), "{what}");
                 assert!(p90 < limit(400), "{what}");
-                assert!(p99 < limit(1_000), "{what}");
+                assert!(p99 < limit(1_200), "{what}");
                 assert!(outcome.share > 0.88, "{what}");
             }
         }

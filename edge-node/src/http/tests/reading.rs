@@ -1,9 +1,15 @@
 //! Reading over HTTP, on a socket.
 
 use super::*;
+use crate::access::{Rules, TokenHash};
+use crate::config::{AccessConfig, UserConfig};
 
 async fn get(server: &Server, path: &str) -> (u16, Value, String) {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    get_with(server, path, "").await
+}
+
+async fn get_with(server: &Server, path: &str, headers: &str) -> (u16, Value, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
     let answer = send(server.address, request.as_bytes()).await;
     let status = answer.get(9..12).unwrap().parse().unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -303,6 +309,7 @@ async fn the_document_lists_every_route_and_every_method() {
     let server = server(|_, _, _| {}).await;
     let (status, document, _) = get(&server, "/openapi.json").await;
     assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
+    assert_eq!(document["security"], json!([{}, {"token": []}]));
     assert_eq!(
         document["info"]["version"],
         json!(env!("CARGO_PKG_VERSION"))
@@ -340,4 +347,76 @@ async fn the_document_lists_every_route_and_every_method() {
         let pointer = reference.split('"').next().unwrap();
         assert!(document.pointer(pointer).is_some(), "{pointer}");
     }
+}
+
+fn user(name: &str, token: &str, produce: &str, consume: &str) -> UserConfig {
+    UserConfig {
+        name: name.to_owned(),
+        credentials: Vec::new(),
+        password_file: None,
+        tokens: vec![TokenHash::of(token)],
+        common_name: None,
+        rules: Rules {
+            produce: vec![produce.parse().unwrap()],
+            consume: vec![consume.parse().unwrap()],
+            ..Rules::none()
+        },
+    }
+}
+
+#[tokio::test]
+async fn a_token_opens_what_its_rules_name() {
+    let config = AccessConfig {
+        anonymous: None,
+        users: vec![
+            user("till", "t0", "sales.*", "prices"),
+            user("office", "t1", "prices", "*"),
+        ],
+    };
+    let server = server_for(Access::new(&config).unwrap(), of_one_partition).await;
+    let token = |token: &str| format!("authorization: Bearer {token}\r\n");
+    let (till, office) = (token("t0"), token("t1"));
+    let record = b"x";
+    for (path, headers, status) in [
+        ("sales.day/records", &*till, 200),
+        ("prices/records", &*till, 403),
+        ("prices/records", &*office, 200),
+        ("nowhere/records", &*till, 403),
+        ("sales.day/records", "", 401),
+    ] {
+        let path = format!("/v1/topics/{path}");
+        let (found, answer, head) = post(server.address, &path, headers, record).await;
+        assert_eq!(found, status, "{path} {headers}: {answer}");
+        assert_eq!(head.contains("www-authenticate: Bearer"), status == 401);
+    }
+    for (path, headers, status) in [
+        ("/prices/records", &*till, 200),
+        ("/sales.day/records", &*till, 403),
+        ("/sales.day/records", &*office, 200),
+        ("/sales.day", &*till, 200),
+        ("/nowhere", &*till, 403),
+        ("/nowhere/tail", &*till, 403),
+        ("/prices/records", "", 401),
+        ("/prices/tail", "", 401),
+        ("/prices", "", 401),
+        ("", "", 401),
+        ("", &*token("t2"), 401),
+        ("", "authorization: Basic dDA6\r\n", 401),
+        ("", "authorization: bearer t1\r\n", 200),
+    ] {
+        let path = format!("/v1/topics{path}");
+        let (found, answer, _) = get_with(&server, &path, headers).await;
+        assert_eq!(found, status, "{path} {headers}: {answer}");
+    }
+    let seen = |list: Value| -> Vec<Value> {
+        let topics = list["topics"].as_array().unwrap();
+        topics.iter().map(|topic| topic["topic"].clone()).collect()
+    };
+    let all = get_with(&server, "/v1/topics", &till).await.1;
+    assert_eq!(seen(all), ["prices", "sales.day"]);
+    server.ingest.topic("office-only", true).await.unwrap();
+    let all = get_with(&server, "/v1/topics", &till).await.1;
+    assert_eq!(seen(all), ["prices", "sales.day"]);
+    let (_, document, _) = get(&server, "/openapi.json").await;
+    assert_eq!(document["security"], json!([{"token": []}]));
 }

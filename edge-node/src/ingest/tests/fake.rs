@@ -8,8 +8,9 @@ use shared::ids::{Incarnation, Offset, TopicName};
 use tokio::sync::{oneshot, watch};
 
 use crate::store::{
-    Append, AppendError, Appended, Item, Ledger, LogRange, MemoryStore, PartitionId, StateChange,
-    StateSpace, Store, StoreError, Topic, TopicRules,
+    Append, AppendError, Appended, DeleteError, FetchLimit, Fetched, Item, Ledger, Log, LogRange,
+    MemoryStore, Moment, PartitionId, StateChange, StateSpace, Store, StoreError, Topic,
+    TopicRules,
 };
 
 type Outcome = Result<Appended, AppendError>;
@@ -132,6 +133,22 @@ impl Store for FakeStore {
         self.memory.topic(name)
     }
 
+    fn delete_records(
+        &self,
+        partition: PartitionId,
+        before: Offset,
+    ) -> Result<LogRange, StoreError> {
+        self.memory.delete_records(partition, before)
+    }
+
+    fn delete_topic(&self, name: &str) -> Result<(), DeleteError> {
+        self.memory.delete_topic(name)
+    }
+
+    fn logs(&self) -> Vec<Log> {
+        self.memory.logs()
+    }
+
     fn next_producer_id(&self) -> Result<i64, StoreError> {
         self.memory.next_producer_id()
     }
@@ -154,8 +171,30 @@ impl Store for FakeStore {
         self.memory.browse(partition, from, max)
     }
 
+    fn fetch(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        limit: FetchLimit,
+        out: &mut Vec<u8>,
+    ) -> Result<Fetched, StoreError> {
+        self.memory.fetch(partition, from, limit, out)
+    }
+
     fn range(&self, partition: PartitionId) -> Result<LogRange, StoreError> {
         self.memory.range(partition)
+    }
+
+    fn offset_for_time(
+        &self,
+        partition: PartitionId,
+        timestamp_ms: i64,
+    ) -> Result<Option<Moment>, StoreError> {
+        self.memory.offset_for_time(partition, timestamp_ms)
+    }
+
+    fn largest_timestamp(&self, partition: PartitionId) -> Result<Option<Moment>, StoreError> {
+        self.memory.largest_timestamp(partition)
     }
 
     fn chain_at(&self, partition: PartitionId, offset: Offset) -> Result<Option<u64>, StoreError> {

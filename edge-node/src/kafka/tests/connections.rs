@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{batch, framed, metadata_request, produce_request, request};
+use crate::egress::{Egress, EgressLimits};
 use crate::ingest::tests::any_topic;
 use crate::ingest::tests::fake::{FakeStore, Mode};
 use crate::ingest::{Ingest, IngestLimits};
@@ -25,18 +26,18 @@ use crate::kafka::frame::Pace;
 use crate::kafka::{KafkaConfig, KafkaStats, Listener};
 use crate::store::AppendError;
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
-struct Node {
-    store: Arc<FakeStore>,
-    ingest: Ingest,
-    stats: Arc<KafkaStats>,
+pub(super) struct Node {
+    pub(super) store: Arc<FakeStore>,
+    pub(super) ingest: Ingest,
+    pub(super) stats: Arc<KafkaStats>,
     address: SocketAddr,
-    stop: CancellationToken,
-    task: JoinSet<()>,
+    pub(super) stop: CancellationToken,
+    pub(super) task: JoinSet<()>,
 }
 
-async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits)) -> Node {
+pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits)) -> Node {
     let mut config = KafkaConfig::new("127.0.0.1:0".parse().unwrap());
     config.full_delay = Duration::from_millis(1);
     let mut limits = IngestLimits::default();
@@ -44,7 +45,10 @@ async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits)) -> Node 
     let store = FakeStore::shared();
     let ingest = Ingest::new(store.clone(), any_topic(), limits);
     ingest.topic("t", true).await.unwrap();
-    let listener = Listener::bind(config, ingest.clone()).await.unwrap();
+    let egress = Egress::new(store.clone(), EgressLimits::default());
+    let listener = Listener::bind(config, ingest.clone(), egress)
+        .await
+        .unwrap();
     let (address, stats) = (listener.address().unwrap(), listener.stats().clone());
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
@@ -60,12 +64,12 @@ async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits)) -> Node 
 }
 
 impl Node {
-    async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> Client {
         Client(TcpStream::connect(self.address).await.unwrap())
     }
 
     /// A client that has had an answer, so that the listener knows it.
-    async fn known_client(&self) -> Client {
+    pub(super) async fn known_client(&self) -> Client {
         let mut client = self.client().await;
         client.ping(0).await;
         client
@@ -78,7 +82,7 @@ impl Node {
     }
 }
 
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let end = Instant::now() + LIMIT;
     while !is_true() {
         assert!(Instant::now() < end, "{what}");
@@ -86,19 +90,19 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-async fn until_count(counter: &AtomicU64, at_least: u64) {
+pub(super) async fn until_count(counter: &AtomicU64, at_least: u64) {
     until("counter", || counter.load(Ordering::Relaxed) >= at_least).await;
 }
 
-struct Client(TcpStream);
+pub(super) struct Client(TcpStream);
 
 impl Client {
-    async fn send(&mut self, body: &[u8]) {
+    pub(super) async fn send(&mut self, body: &[u8]) {
         self.0.write_all(&framed(body)).await.unwrap();
     }
 
     /// The next response: its correlation id and the rest.
-    async fn receive(&mut self) -> (i32, Bytes) {
+    pub(super) async fn receive(&mut self) -> (i32, Bytes) {
         let read = async {
             let len = self.0.read_u32().await.unwrap();
             let mut body = vec![0; usize::try_from(len).unwrap()];
@@ -110,19 +114,25 @@ impl Client {
     }
 
     /// Asks for the API versions and returns the correlation id of what comes back.
-    async fn ping(&mut self, correlation: i32) -> i32 {
+    pub(super) async fn ping(&mut self, correlation: i32) -> i32 {
         self.send_ping(correlation).await;
         self.receive().await.0
     }
 
-    async fn send_ping(&mut self, correlation: i32) {
+    pub(super) async fn send_ping(&mut self, correlation: i32) {
         let frame = request(ApiKey::ApiVersions, 0, correlation, |out| {
             ApiVersionsRequest::default().encode(out, 0).unwrap();
         });
         self.send(&frame).await;
     }
 
-    async fn send_produce(&mut self, correlation: i32, acks: i16, index: i32, records: Bytes) {
+    pub(super) async fn send_produce(
+        &mut self,
+        correlation: i32,
+        acks: i16,
+        index: i32,
+        records: Bytes,
+    ) {
         let data = [("t", vec![(index, Some(records))])];
         let frame = request(ApiKey::Produce, 8, correlation, |out| {
             produce_request(acks, None, &data).encode(out, 8).unwrap();
@@ -131,19 +141,19 @@ impl Client {
     }
 
     /// Error code and base offset of the next response, which answers one batch.
-    async fn produced(&mut self) -> (i32, i16, i64) {
+    pub(super) async fn produced(&mut self) -> (i32, i16, i64) {
         let (correlation, mut body) = self.receive().await;
         let response = ProduceResponse::decode(&mut body, 8).unwrap();
         let partition = &response.responses[0].partition_responses[0];
         (correlation, partition.error_code, partition.base_offset)
     }
 
-    async fn produce(&mut self, records: Bytes) -> i16 {
+    pub(super) async fn produce(&mut self, records: Bytes) -> i16 {
         self.send_produce(1, -1, 0, records).await;
         self.produced().await.1
     }
 
-    async fn expect_close(&mut self) {
+    pub(super) async fn expect_close(&mut self) {
         let mut rest = [0; 1000];
         match timeout(LIMIT, self.0.read(&mut rest))
             .await
@@ -154,7 +164,7 @@ impl Client {
         }
     }
 
-    fn has_nothing(&self) -> bool {
+    pub(super) fn has_nothing(&self) -> bool {
         let mut byte = [0];
         self.0
             .try_read(&mut byte)

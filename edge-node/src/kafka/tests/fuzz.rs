@@ -4,7 +4,7 @@ use bolero::check;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::http::records::{Gather, Placement, gather_json, gather_ndjson};
-use crate::kafka::api::VERSIONS;
+use crate::kafka::api::{Api, Header, VERSIONS};
 use crate::kafka::dispatch::plan;
 use crate::kafka::frame::FrameBuffer;
 
@@ -26,7 +26,7 @@ fn any_body_of_any_api_is_planned_or_refused() {
                 frame.put_i16(version);
                 frame.put_i32(1);
                 frame.put_i16(-1);
-                if frame_is_flexible(api as i16, version) {
+                if frame_is_flexible(api, version) {
                     frame.put_u8(0);
                 }
                 frame.put_slice(bytes);
@@ -36,8 +36,14 @@ fn any_body_of_any_api_is_planned_or_refused() {
     });
 }
 
-fn frame_is_flexible(api: i16, version: i16) -> bool {
-    api == 18 && version >= 3
+fn frame_is_flexible(api: Api, version: i16) -> bool {
+    let header = Header {
+        api: Some(api),
+        key: api as i16,
+        version,
+        correlation: 1,
+    };
+    header.is_flexible()
 }
 
 #[test]

@@ -103,9 +103,7 @@ impl Broker {
             None => {
                 let state = State::new(Arc::from(client_id), self.config.session);
                 let session = Session::new(self.number(), state);
-                sessions
-                    .by_client
-                    .insert(session.client_id.clone(), session.clone());
+                sessions.by_client.insert(session.client_id.clone(), session.clone());
                 session
             }
         };
@@ -121,12 +119,7 @@ impl Broker {
         drop(state);
         drop(sessions);
         self.stats.connected.fetch_add(1, Ordering::Relaxed);
-        Ok(Ok(Admitted {
-            session,
-            link: link.clone(),
-            session_present,
-            again,
-        }))
+        Ok(Ok(Admitted { session, link: link.clone(), session_present, again }))
     }
 
     /// Writes a session that outlives its connection, and waits for the sync.
@@ -138,10 +131,7 @@ impl Broker {
                 return true;
             }
             state.is_dirty = false;
-            vec![
-                saved::session(&state, 0),
-                saved::progress(&state, tail.processed()),
-            ]
+            vec![saved::session(&state, 0), saved::progress(&state, tail.processed())]
         };
         matches!(self.store.put_state(changes).await, Ok(Ok(())))
     }
@@ -205,11 +195,12 @@ impl Broker {
                 changes.push(saved::progress(&state, tail.processed()));
             }
             drop(state);
-            drop(sessions);
-            drop(tail);
             if is_over {
+                // before the client can have a new one, so that what is forgotten is not the new one's
                 self.end(session);
             }
+            drop(sessions);
+            drop(tail);
             self.take_back(shared);
         }
         if !changes.is_empty() {
@@ -229,16 +220,14 @@ impl Broker {
         self.publish_aside(message);
     }
 
-    /// A session is forgotten: it is out of the table of clients already.
+    /// A session is forgotten: it is out of the table of clients already, and the table is still locked.
     pub(super) fn end(self: &Arc<Self>, session: &Arc<Session>) {
         let (filters, changes, will) = {
             let mut state = session.state();
             if std::mem::replace(&mut state.is_over, true) {
                 return;
             }
-            let filters: Vec<_> = std::mem::take(&mut state.subscriptions)
-                .into_keys()
-                .collect();
+            let filters: Vec<_> = std::mem::take(&mut state.subscriptions).into_keys().collect();
             (filters, saved::forget(&state), state.will.take())
         };
         for filter in filters {

@@ -37,20 +37,12 @@ enum What {
 impl Deadline {
     /// The will is published.
     pub(super) fn will(session: &Arc<Session>, number: u64) -> Self {
-        Self {
-            session: Arc::downgrade(session),
-            number,
-            what: What::Will,
-        }
+        Self { session: Arc::downgrade(session), number, what: What::Will }
     }
 
     /// The session is forgotten.
     pub(super) fn end(session: &Arc<Session>, number: u64) -> Self {
-        Self {
-            session: Arc::downgrade(session),
-            number,
-            what: What::End,
-        }
+        Self { session: Arc::downgrade(session), number, what: What::End }
     }
 }
 
@@ -94,14 +86,10 @@ impl Broker {
         let due: Vec<Deadline> = {
             let mut sessions = self.sessions();
             let later = sessions.deadlines.split_off(&(now, u64::MAX));
-            std::mem::replace(&mut sessions.deadlines, later)
-                .into_values()
-                .collect()
+            std::mem::replace(&mut sessions.deadlines, later).into_values().collect()
         };
         for deadline in due {
-            let Some(session) = deadline.session.upgrade() else {
-                continue;
-            };
+            let Some(session) = deadline.session.upgrade() else { continue };
             match deadline.what {
                 What::Will => {
                     let will = {
@@ -118,7 +106,6 @@ impl Broker {
                     let is_due = session.state().end_deadline == Some(deadline.number);
                     if is_due {
                         sessions.by_client.remove(&session.client_id);
-                        drop(sessions);
                         self.end(&session);
                     }
                 }
@@ -134,12 +121,7 @@ impl Broker {
                 let state = session.state();
                 state.is_dirty && state.is_persistent() && !state.is_over
             };
-            sessions
-                .by_client
-                .values()
-                .filter(is_dirty)
-                .cloned()
-                .collect()
+            sessions.by_client.values().filter(is_dirty).cloned().collect()
         };
         for some in dirty.chunks(SAVE_AT_ONCE) {
             let changes: Vec<_> = {
@@ -161,17 +143,13 @@ impl Broker {
     }
 
     fn tell_system(&self, uptime: Duration) {
-        let count =
-            |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).to_string();
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).to_string();
         let (sessions, retained) = (self.sessions().by_client.len(), self.retained().len());
         let subscriptions = self.filters().len();
         let connected = self.stats.connected.load(Ordering::Relaxed);
         let disconnected = (sessions as u64).saturating_sub(connected);
         let values = [
-            (
-                "version",
-                format!("edge-node {}", env!("CARGO_PKG_VERSION")),
-            ),
+            ("version", format!("edge-node {}", env!("CARGO_PKG_VERSION"))),
             ("uptime", format!("{} seconds", uptime.as_secs())),
             ("clients/connected", connected.to_string()),
             ("clients/disconnected", disconnected.to_string()),

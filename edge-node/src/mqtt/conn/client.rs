@@ -98,18 +98,10 @@ impl<'b> Client<'b> {
         state.check(self.link.number).map(drop).map_err(End::Kicked)
     }
 
-    pub(super) async fn carry_out<S>(
-        &mut self,
-        frame: &Frame,
-        wire: &mut Wire<S>,
-    ) -> Result<(), End> {
+    pub(super) async fn carry_out<S>(&mut self, frame: &Frame, wire: &mut Wire<S>) -> Result<(), End> {
         match decode(self.version, frame, wall_ms())? {
             Incoming::Publish(publish) => self.publish(*publish, frame.1.len()).await,
-            Incoming::Ack {
-                kind: AckKind::PubRel,
-                id,
-                ..
-            } => {
+            Incoming::Ack { kind: AckKind::PubRel, id, .. } => {
                 self.released(id);
                 Ok(())
             }
@@ -133,10 +125,7 @@ impl<'b> Client<'b> {
                 put_pingresp(&mut wire.output);
                 Ok(())
             }
-            Incoming::Disconnect {
-                reason,
-                session_expiry_s,
-            } => Err(self.goodbye(reason, session_expiry_s)),
+            Incoming::Disconnect { reason, session_expiry_s } => Err(self.goodbye(reason, session_expiry_s)),
             Incoming::Connect(_) => Err(protocol("a second CONNECT")),
             Incoming::Auth => Err(protocol("AUTH without an authentication")),
         }
@@ -151,20 +140,13 @@ impl<'b> Client<'b> {
             }
             state.expiry_s = expiry_s.min(self.broker.config.max_session_expiry_s);
         }
-        End::Goodbye {
-            with_will: code == reason::DISCONNECT_WITH_WILL,
-        }
+        End::Goodbye { with_will: code == reason::DISCONNECT_WITH_WILL }
     }
 
     async fn publish(&mut self, publish: Publish, bytes: usize) -> Result<(), End> {
         let stats = &self.broker.stats;
         stats.publishes.fetch_add(1, Ordering::Relaxed);
-        let Publish {
-            mut message,
-            id,
-            alias,
-            ..
-        } = publish;
+        let Publish { mut message, id, alias, .. } = publish;
         self.resolve_alias(&mut message, alias)?;
         let (qos, kind) = match message.qos {
             Qos::AtMostOnce => (Qos::AtMostOnce, AckKind::PubAck),
@@ -215,10 +197,7 @@ impl<'b> Client<'b> {
 
     fn resolve_alias(&mut self, message: &mut Message, alias: Option<u16>) -> Result<(), End> {
         let Some(alias) = alias else { return Ok(()) };
-        let invalid = Malformed {
-            reason: reason::TOPIC_ALIAS_INVALID,
-            what: "a topic alias that is not allowed",
-        };
+        let invalid = Malformed { reason: reason::TOPIC_ALIAS_INVALID, what: "a topic alias that is not allowed" };
         if alias == 0 || alias > self.broker.config.topic_aliases {
             return Err(invalid.into());
         }
@@ -257,9 +236,7 @@ impl<'b> Client<'b> {
                 self.acks.push_fact(AckKind::PubComp, id, synced);
             }
             (true, false) => self.acks.push_ready(AckKind::PubComp, id, reason::SUCCESS),
-            (false, _) => self
-                .acks
-                .push_ready(AckKind::PubComp, id, reason::PACKET_ID_NOT_FOUND),
+            (false, _) => self.acks.push_ready(AckKind::PubComp, id, reason::PACKET_ID_NOT_FOUND),
         }
     }
 
@@ -278,13 +255,7 @@ impl<'b> Client<'b> {
             if is_known {
                 self.received.push(id);
             } else {
-                put_ack(
-                    output,
-                    self.version,
-                    AckKind::PubRel,
-                    id,
-                    reason::PACKET_ID_NOT_FOUND,
-                );
+                put_ack(output, self.version, AckKind::PubRel, id, reason::PACKET_ID_NOT_FOUND);
             }
         }
     }
@@ -337,13 +308,10 @@ impl<'b> Client<'b> {
                 let mut state = self.session.state();
                 state.check(self.link.number).map_err(End::Kicked)?;
                 while batch.len() < DELIVERIES {
-                    let Some(taken) = state.take(now_ms) else {
-                        break;
-                    };
+                    let Some(taken) = state.take(now_ms) else { break };
                     batch.push(taken);
                 }
-                let is_behind =
-                    state.behind().is_some() && !state.is_reading && state.is_half_empty();
+                let is_behind = state.behind().is_some() && !state.is_reading && state.is_half_empty();
                 let may_scan = !state.scans.is_empty() && !state.has_waiting();
                 (state.is_persistent(), is_behind, may_scan)
             };
@@ -357,9 +325,7 @@ impl<'b> Client<'b> {
                 }
                 return Ok(());
             }
-            let has_exactly_once = batch
-                .iter()
-                .any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
+            let has_exactly_once = batch.iter().any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
             if is_durable && has_exactly_once && !self.broker.save_progress(&self.session).await {
                 return Err(End::NotStored(reason::QUOTA_EXCEEDED));
             }
@@ -374,9 +340,7 @@ impl<'b> Client<'b> {
         let message = &delivery.message;
         let known = self.aliases_out.get(&message.topic).copied();
         let next = u16::try_from(self.aliases_out.len() + 1).unwrap_or(u16::MAX);
-        let alias = known
-            .map(|alias| (alias, true))
-            .or_else(|| (next <= self.limits.aliases).then_some((next, false)));
+        let alias = known.map(|alias| (alias, true)).or_else(|| (next <= self.limits.aliases).then_some((next, false)));
         let outgoing = Outgoing {
             message,
             qos: delivery.qos,
@@ -406,27 +370,15 @@ impl<'b> Client<'b> {
         let now_ms = wall_ms();
         for sent in again {
             if sent.is_released {
-                put_ack(
-                    output,
-                    self.version,
-                    AckKind::PubRel,
-                    sent.id,
-                    reason::SUCCESS,
-                );
+                put_ack(output, self.version, AckKind::PubRel, sent.id, reason::SUCCESS);
                 continue;
             }
-            let qos = if sent.is_exactly_once {
-                Qos::ExactlyOnce
-            } else {
-                Qos::AtLeastOnce
-            };
+            let qos = if sent.is_exactly_once { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
             let delivery = match (sent.delivery, sent.place) {
                 (Some(delivery), _) => Some(delivery),
                 (None, Some(place)) => {
                     let (broker, session) = (self.broker.clone(), self.session.clone());
-                    let loaded =
-                        tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos))
-                            .await;
+                    let loaded = tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos)).await;
                     loaded.unwrap_or_default()
                 }
                 (None, None) => None,
@@ -471,9 +423,5 @@ impl Drop for Client<'_> {
 }
 
 fn protocol(what: &'static str) -> End {
-    Malformed {
-        reason: reason::PROTOCOL_ERROR,
-        what,
-    }
-    .into()
+    Malformed { reason: reason::PROTOCOL_ERROR, what }.into()
 }

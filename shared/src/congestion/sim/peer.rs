@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, ConnectionStats, DatagramEvent, Dir, Endpoint,
-    EndpointConfig, ServerConfig, StreamId, TransportConfig, VarInt,
+    EndpointConfig, Event, ServerConfig, StreamEvent, StreamId, TransportConfig, VarInt,
 };
 
 use super::Setup;
@@ -18,6 +18,8 @@ use super::wire::Wire;
 const STREAM_BYTES: usize = 256 << 10;
 /// What an alarm comes to.
 const ALARM: &[u8] = &[1; 300];
+/// What a thin link carries in a third of a second.
+const PIECE: &[u8] = &[7; 9_600];
 /// Flow control does not limit.
 const WINDOW: u32 = 64 << 20;
 /// Of bulk with the transport, at most.
@@ -112,6 +114,35 @@ impl Peer {
     pub(super) fn stats(&self) -> ConnectionStats {
         let stats = self.connection.as_ref().map(|(_, connection)| connection);
         stats.expect("the site dialled").stats()
+    }
+
+    /// As the uplink: a window and a quarter in pieces, and two pieces more.
+    pub(super) fn write_pieces(&mut self) {
+        let Some((_, connection)) = &mut self.connection else {
+            return;
+        };
+        while let Some(event) = connection.poll() {
+            if let Event::Stream(StreamEvent::Finished { id }) = event
+                && self.streams.contains(&id)
+            {
+                self.streams.retain(|stream| *stream != id);
+            }
+        }
+        if connection.is_handshaking() {
+            return;
+        }
+        let window = connection.congestion_state().window();
+        let most = (window / 4 * 5) as usize + 2 * PIECE.len();
+        while self.streams.len() * PIECE.len() < most {
+            let Some(id) = connection.streams().open(Dir::Uni) else {
+                return;
+            };
+            let mut stream = connection.send_stream(id);
+            let written = stream.write(PIECE).expect("there is room");
+            assert_eq!(written, PIECE.len(), "there is room");
+            stream.finish().expect("it is open");
+            self.streams.push(id);
+        }
     }
 
     /// As much as flow control and buffers take and leave to an alarm, one stream after the other.

@@ -1,0 +1,117 @@
+//! Local consumers: how fast they read a log that is not in memory, and how soon they see a new record.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
+use system_tests::broker::Broker;
+use system_tests::settings::Settings;
+use system_tests::stage::Stage;
+
+use crate::latency::Tail;
+use crate::load;
+use crate::results::{Goal, Row};
+
+const RECORDS: u64 = 3_000_000;
+const LIMIT: Duration = Duration::from_secs(120);
+/// Systems take turns, so that what else the machine does meets all of them; the median counts.
+const TURNS: usize = 3;
+
+/// Measures the rows.
+///
+/// # Errors
+/// When a system does not start or records do not arrive.
+pub fn rows() -> Result<Vec<Row>> {
+    let mut rows = vec![cold_log()?];
+    rows.extend(latency()?);
+    Ok(rows)
+}
+
+/// A site on its own: the hub is not started.
+fn start() -> Result<Stage> {
+    let settings = Settings::default().with("topics.default.partitions", 1);
+    let mut stage = Stage::prepare("127.0.0.1:1", &Settings::default(), &settings)?;
+    stage.site.start()?;
+    Ok(stage)
+}
+
+fn cold_log() -> Result<Row> {
+    let mut stage = start()?;
+    let broker = Broker::start()?;
+    broker.create_topic("bench", 1, &[])?;
+    for bootstrap in [&stage.site.bootstrap(), broker.bootstrap()] {
+        load::produce(bootstrap, "bench", RECORDS, None)?;
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        stage.site.kill();
+        stage.site.start()?;
+        drop_caches()?;
+        ours.push(read_all(&stage.site.bootstrap())?);
+        broker.kill();
+        broker.restart()?;
+        drop_caches()?;
+        theirs.push(read_all(broker.bootstrap())?);
+    }
+    for figures in [&mut ours, &mut theirs] {
+        figures.sort_by(f64::total_cmp);
+    }
+    Ok(Row::new(
+        "fetch by one librdkafka consumer from a cold log, 200 B records",
+        "MB/s",
+        ours[TURNS / 2],
+        Some(("Kafka", theirs[TURNS / 2])),
+        Goal::AtLeast(1.0),
+    ))
+}
+
+/// Files that are not in memory, as for a consumer that comes back after days.
+fn drop_caches() -> Result<()> {
+    let synced = std::process::Command::new("sync").status()?;
+    ensure!(synced.success(), "sync ended with {synced}");
+    fs::write("/proc/sys/vm/drop_caches", "1").context("forgetting cached files needs root")
+}
+
+/// Bytes of keys and values a second, in millions.
+fn read_all(bootstrap: &str) -> Result<f64> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "bench-fetch")
+        .set("enable.auto.commit", "false")
+        .create()?;
+    let mut from = TopicPartitionList::new();
+    from.add_partition_offset("bench", 0, Offset::Beginning)?;
+    consumer.assign(&from)?;
+    let started = Instant::now();
+    let (mut records, mut bytes) = (0, 0);
+    while records < RECORDS {
+        ensure!(started.elapsed() < LIMIT, "{records} of {RECORDS} came");
+        let Some(record) = consumer.poll(Duration::from_secs(1)) else {
+            continue;
+        };
+        let record = record?;
+        records += 1;
+        bytes += record.payload_len() + record.key_len();
+    }
+    Ok(bytes as f64 / 1e6 / started.elapsed().as_secs_f64())
+}
+
+fn latency() -> Result<Vec<Row>> {
+    let stage = start()?;
+    let broker = Broker::start()?;
+    broker.create_topic("bench", 1, &[("flush.messages", "1")])?;
+    let run = |bootstrap: &str| crate::latency::run(bootstrap, &Tail::start(bootstrap, "bench")?);
+    load::produce(&stage.site.bootstrap(), "bench", 1, None)?;
+    let (median, p99) = run(&stage.site.bootstrap())?;
+    let (peer_median, peer_p99) = run(broker.bootstrap())?;
+    let row = |name: &str, ours: f64, peer: f64| {
+        let peer = Some(("Kafka, flush.messages=1", peer));
+        Row::new(name, "ms", ours, peer, Goal::AtMost(0.5))
+    };
+    Ok(vec![
+        row("produce to fetch at 1,000 records/s, p50", median, peer_median),
+        row("produce to fetch at 1,000 records/s, p99", p99, peer_p99),
+    ])
+}

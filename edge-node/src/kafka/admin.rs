@@ -1,0 +1,111 @@
+//! What administration tools ask: topics, records and settings. Decoders and encoders are plain code; in
+//! between the door to the log carries the change out ([`crate::ingest`]).
+
+mod cluster;
+mod configs;
+mod records;
+mod topics;
+
+pub use cluster::{decode_cluster, encode_cluster};
+pub use configs::{AlterConfigs, Altered, DescribeConfigs, Wanted};
+pub use records::DeleteRecords;
+pub use topics::{CreatePartitions, CreateTopics, DeleteTopics, Growth, NewTopic};
+
+use super::api::Header;
+use super::codec::Malformed;
+use super::error::ErrorCode;
+use crate::ingest::{Ingest, TopicChangeError};
+
+/// Things that one request may name, over all its levels.
+const MAX_ENTRIES: usize = 10_000;
+
+/// A request of an administration tool, decoded.
+#[derive(Debug)]
+pub enum AdminRequest {
+    /// `CreateTopics`
+    CreateTopics(CreateTopics),
+    /// `CreatePartitions`
+    CreatePartitions(CreatePartitions),
+    /// `DeleteTopics`
+    DeleteTopics(DeleteTopics),
+    /// `DeleteRecords`
+    DeleteRecords(DeleteRecords),
+    /// `DescribeConfigs`
+    DescribeConfigs(DescribeConfigs),
+    /// `IncrementalAlterConfigs`
+    AlterConfigs(AlterConfigs),
+}
+
+impl AdminRequest {
+    /// Carries it out, and returns the response.
+    pub async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+        match self {
+            Self::CreateTopics(request) => request.answer(ingest, header).await,
+            Self::CreatePartitions(request) => request.answer(ingest, header).await,
+            Self::DeleteTopics(request) => request.answer(ingest, header).await,
+            Self::DeleteRecords(request) => request.answer(ingest, header).await,
+            Self::DescribeConfigs(request) => request.answer(ingest, header),
+            Self::AlterConfigs(request) => request.answer(ingest, header).await,
+        }
+    }
+}
+
+/// Why something was not done, for the program and for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Refusal {
+    code: ErrorCode,
+    text: String,
+}
+
+impl Refusal {
+    fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: text.into(),
+        }
+    }
+}
+
+impl From<TopicChangeError> for Refusal {
+    fn from(error: TopicChangeError) -> Self {
+        let code = match &error {
+            TopicChangeError::InvalidName(_) => ErrorCode::InvalidTopic,
+            TopicChangeError::Exists(_) => ErrorCode::TopicAlreadyExists,
+            TopicChangeError::Unknown => ErrorCode::UnknownTopicOrPartition,
+            TopicChangeError::Refused(_) | TopicChangeError::Delete(_) => {
+                ErrorCode::PolicyViolation
+            }
+            TopicChangeError::Partitions(_) => ErrorCode::InvalidPartitions,
+            TopicChangeError::Setting(_) => ErrorCode::InvalidConfig,
+            TopicChangeError::OffsetOutOfRange(_) => ErrorCode::OffsetOutOfRange,
+            TopicChangeError::Store(error) => error.into(),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// The code and the text of an outcome.
+fn told<T>(outcome: &Result<T, Refusal>) -> (i16, Option<&str>) {
+    match outcome {
+        Ok(_) => (ErrorCode::None.code(), None),
+        Err(refusal) => (refusal.code.code(), Some(refusal.text.as_str())),
+    }
+}
+
+/// Counts what a request lists, over all its levels.
+#[derive(Debug)]
+struct Entries(usize);
+
+impl Entries {
+    const fn new() -> Self {
+        Self(MAX_ENTRIES)
+    }
+
+    fn enter(&mut self, count: usize) -> Result<usize, Malformed> {
+        self.0 = self
+            .0
+            .checked_sub(count)
+            .ok_or(Malformed("names too many things"))?;
+        Ok(count)
+    }
+}

@@ -1,0 +1,181 @@
+//! A fetch between its request and its answer: it waits until there is enough, or until its time is up.
+//!
+//! While it waits it holds the request only. Whether the logs have grown is known from memory; they are
+//! read when that is enough for an answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::api::Header;
+use super::fetch::{self, Assembled, FetchRequest};
+use super::offsets::{self, AtTime, EpochEnd, Question};
+use crate::egress::{Allowance, Egress, ReadFailed};
+use crate::store::{FetchLimit, LogRange, PartitionId, Store};
+
+/// Longest time that a fetch waits for records, whatever it asks.
+const LONGEST_WAIT_MS: i32 = 300_000;
+/// How long a fetch waits for its part of the node's memory before it is answered without records.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A fetch that waits for its turn.
+#[derive(Debug)]
+pub(super) struct PendingFetch {
+    header: Header,
+    request: Arc<FetchRequest>,
+    deadline: Instant,
+}
+
+/// The response, and what it holds of the node's budget until it is sent.
+#[derive(Debug)]
+pub(super) struct FetchAnswer {
+    pub(super) bytes: Vec<u8>,
+    pub(super) allowance: Option<Allowance>,
+}
+
+impl PendingFetch {
+    /// The time that it may wait begins now.
+    pub(super) fn new(header: &Header, request: FetchRequest) -> Self {
+        let wait_ms = request.max_wait_ms.clamp(0, LONGEST_WAIT_MS).unsigned_abs();
+        Self {
+            header: *header,
+            request: Arc::new(request),
+            deadline: Instant::now() + Duration::from_millis(u64::from(wait_ms)),
+        }
+    }
+
+    /// Waits until there is enough to send, the time is up, or `stop`.
+    ///
+    /// # Errors
+    /// [`ReadFailed`]: close the connection.
+    pub(super) async fn settle(
+        self,
+        egress: &Egress,
+        stop: &CancellationToken,
+    ) -> Result<FetchAnswer, ReadFailed> {
+        let mut changes = egress.store().changes();
+        loop {
+            // what comes from here on is noticed below
+            changes.borrow_and_update();
+            let (read, allowance) = self.read(egress).await?;
+            let min_bytes = usize::try_from(self.request.min_bytes).unwrap_or(0);
+            let is_due = Instant::now() >= self.deadline || stop.is_cancelled();
+            // without room there is nothing to wait for either
+            let is_complete = read.is_worth(min_bytes) || allowance.is_none();
+            if is_due || is_complete {
+                return Ok(FetchAnswer {
+                    bytes: read.bytes,
+                    allowance,
+                });
+            }
+            // one with records is read again, and holds nothing until then
+            drop(allowance);
+            let missing = min_bytes.saturating_sub(read.data_bytes);
+            let empty = (read.data_bytes == 0).then_some(read.bytes);
+            let logs = Logs {
+                store: &**egress.store(),
+                before: read.logs,
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = logs.grow(missing, &mut changes) => {}
+                () = sleep_until(self.deadline) => {}
+            }
+            if let Some(bytes) = empty.filter(|_| logs.are_unchanged()) {
+                return Ok(FetchAnswer {
+                    bytes,
+                    allowance: None,
+                });
+            }
+        }
+    }
+
+    /// Reads the logs as far as there is room; without any, only their ends.
+    async fn read(&self, egress: &Egress) -> Result<(Assembled, Option<Allowance>), ReadFailed> {
+        let asked = usize::try_from(self.request.max_bytes).unwrap_or(0);
+        let bytes = asked.min(egress.limits().max_answer_bytes);
+        // the first batch is sent however large it is
+        let room = bytes.max(self.largest_batch(&**egress.store()));
+        let mut allowance = egress.allow(room, PATIENCE).await;
+        let limit = FetchLimit {
+            bytes: if allowance.is_some() { bytes } else { 0 },
+            is_first_whole: allowance.is_some(),
+        };
+        let (header, request) = (self.header, Arc::clone(&self.request));
+        let read = egress
+            .read(move |store| fetch::assemble(store, &header, &request, limit))
+            .await?;
+        if let Some(allowance) = &mut allowance {
+            allowance.shrink(read.bytes.len());
+        }
+        Ok((read, allowance))
+    }
+
+    fn largest_batch(&self, store: &dyn Store) -> usize {
+        let topics = self.request.topics.iter();
+        let known = topics.filter_map(|topic| store.topic(&topic.name));
+        known
+            .map(|topic| topic.rules.max_batch_bytes)
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Logs that a fetch waits for, as they were when they were read.
+struct Logs<'a> {
+    store: &'a dyn Store,
+    before: Vec<(PartitionId, LogRange)>,
+}
+
+impl Logs<'_> {
+    /// Returns when so many bytes were appended to them.
+    async fn grow(&self, bytes: usize, changes: &mut watch::Receiver<u64>) {
+        let wanted = u64::try_from(bytes).unwrap_or(u64::MAX).max(1);
+        while changes.changed().await.is_ok() {
+            if self.grown_bytes() >= wanted {
+                return;
+            }
+        }
+        // the store is gone: so is the node, in a moment
+        std::future::pending().await
+    }
+
+    fn grown_bytes(&self) -> u64 {
+        let grown = self.before.iter().map(|(id, before)| {
+            let now = self.store.range(*id);
+            now.map_or(u64::MAX, |now| now.bytes.saturating_sub(before.bytes))
+        });
+        grown.fold(0, u64::saturating_add)
+    }
+
+    fn are_unchanged(&self) -> bool {
+        let mut logs = self.before.iter();
+        logs.all(|(id, before)| self.store.range(*id).as_ref() == Ok(before))
+    }
+}
+
+/// A question that the store answers at once, though it may have to read for it.
+#[derive(Debug)]
+pub(super) enum Ask {
+    ListOffsets(Header, Question<AtTime>),
+    EpochEnds(Header, Question<EpochEnd>),
+}
+
+impl Ask {
+    /// The response.
+    ///
+    /// # Errors
+    /// [`ReadFailed`]: close the connection.
+    pub(super) async fn answer(self, egress: &Egress) -> Result<Vec<u8>, ReadFailed> {
+        egress
+            .read(move |store| match &self {
+                Self::ListOffsets(header, asked) => offsets::answer_at_time(store, header, asked),
+                Self::EpochEnds(header, asked) => offsets::answer_epoch_end(store, header, asked),
+            })
+            .await
+    }
+}
