@@ -354,6 +354,7 @@ fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {
         "Bytes received",
         count(&kafka.bytes_in),
     )?;
+    scrape.counter("kafka_sent_bytes", "Bytes sent", count(&kafka.bytes_out))?;
     scrape.counter(
         "kafka_batches_refused",
         "Batches answered with an error",

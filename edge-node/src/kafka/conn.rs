@@ -210,7 +210,7 @@ impl Connection {
         mut write: OwnedWriteHalf,
         mut queue: mpsc::Receiver<Queued>,
     ) -> Result<(), ConnError> {
-        while let Some(Queued { reply, claim }) = queue.recv().await {
+        while let Some(Queued { reply, mut claim }) = queue.recv().await {
             let mut allowance = None;
             let bytes = match reply {
                 Reply::Ready(bytes) => Some(bytes),
@@ -222,6 +222,7 @@ impl Connection {
                     settled.response
                 }
                 Reply::Fetch(pending) => {
+                    claim.release();
                     let answer = pending.settle(&self.egress, &self.stop).await?;
                     allowance = answer.allowance;
                     Some(answer.bytes)

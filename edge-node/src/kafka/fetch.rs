@@ -176,7 +176,8 @@ impl Assembled {
     /// Whether it is to be sent although there is time to wait for more.
     #[must_use]
     pub fn is_worth(&self, min_bytes: usize) -> bool {
-        self.has_error || self.has_more || self.data_bytes >= min_bytes
+        let is_for_nothing = self.logs.is_empty();
+        self.has_error || self.has_more || is_for_nothing || self.data_bytes >= min_bytes
     }
 }
 

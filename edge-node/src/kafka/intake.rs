@@ -47,7 +47,7 @@ impl Intake {
         let window = self.held_window.as_mut();
         Claim {
             _window: window.and_then(|held| held.split(bytes.min(held.num_permits()))),
-            _reservation: self.held.split(bytes),
+            reservation: self.held.split(bytes),
             activity: activity.clone(),
         }
     }
@@ -104,8 +104,15 @@ impl Intake {
 #[derive(Debug)]
 pub(super) struct Claim {
     _window: Option<OwnedSemaphorePermit>,
-    _reservation: Reservation,
+    reservation: Reservation,
     activity: Arc<Activity>,
+}
+
+impl Claim {
+    /// Gives back its part of the node's budget: who waits for records must not hold up who brings some.
+    pub(super) fn release(&mut self) {
+        self.reservation = Reservation::default();
+    }
 }
 
 impl Drop for Claim {

@@ -4,6 +4,7 @@
 mod admin;
 mod connections;
 mod fuzz;
+mod golden;
 mod oracle;
 mod polling;
 mod reading;

@@ -191,9 +191,7 @@ impl Partition {
         LogRange {
             origin: self.origin,
             start: self.start.offset,
-            first: self
-                .gap_at(self.start.offset)
-                .map_or(self.start.offset, |gap| gap.to.offset),
+            first: self.behind_gaps(self.start.offset),
             acked: self.acked.offset,
             end: self.end.offset,
             bytes: self.end.bytes,
@@ -359,6 +357,15 @@ impl Partition {
     pub(super) fn gap_at(&self, offset: Offset) -> Option<Gap> {
         let (_, gap) = self.gaps.range(..=offset).next_back()?;
         (offset < gap.to.offset).then_some(*gap)
+    }
+
+    /// The offset, or the end of the gaps that stand there.
+    fn behind_gaps(&self, offset: Offset) -> Offset {
+        let mut at = offset;
+        while let Some(gap) = self.gap_at(at) {
+            at = gap.to.offset;
+        }
+        at
     }
 
     /// A boundary known from memory.

@@ -44,14 +44,14 @@ impl Client {
     }
 }
 
-/// A client whose fetch waits: what was sent before it has been answered.
+/// A client that has sent a fetch, which waits, and a ping behind it.
 async fn waiting(node: &Node, min_bytes: i32) -> Client {
     let mut client = node.known_client().await;
-    client.send_fetch(1, 0, min_bytes, FOREVER_MS).await;
     let requests = &node.stats.requests;
     let before = requests.load(Ordering::Relaxed);
+    client.send_fetch(1, 0, min_bytes, FOREVER_MS).await;
     client.send_ping(2).await;
-    until_count(requests, before + 1).await;
+    until_count(requests, before + 2).await;
     client
 }
 
