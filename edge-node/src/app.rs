@@ -23,10 +23,13 @@ use crate::config::Config;
 use crate::egress::{Egress, EgressLimits};
 use crate::http::{self, HttpStats};
 use crate::ingest::{Ingest, IngestLimits, IngestStats};
+use crate::kafka::group::Limits;
+use crate::kafka::groups::Groups;
 use crate::kafka::{self, KafkaStats};
 use crate::memory;
 use crate::mqtt::{self, MqttStats};
 use crate::store::{RocksStore, StartReport, Store, StoreConfig, StoreError};
+use crate::tls;
 use crate::uplink::{InUse, Keeper, Policies, Uplink, UplinkError, UplinkStats};
 
 /// How often certificates that could not be read are tried again.
@@ -146,9 +149,8 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         .apply_topics()
         .context("apply the topics of the configuration")?;
     let egress = Egress::new(Arc::clone(store), EgressLimits::default());
-    let cluster_id = store.incarnation().to_string();
-    let kafka = start_kafka(config, cluster_id, &ingest, &egress, tasks).await?;
     let access = open_access(config).await?;
+    let kafka = start_kafka(config, store, &ingest, &egress, &access, tasks).await?;
     let doors = http::Doors {
         ingest: ingest.clone(),
         store: Arc::clone(store),
@@ -204,26 +206,74 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
 
 async fn start_kafka(
     config: &Config,
-    cluster_id: String,
+    store: &Arc<dyn Store>,
     ingest: &Ingest,
     egress: &Egress,
+    access: &Arc<Access>,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Arc<KafkaStats>>> {
     let Some(kafka) = &config.kafka else {
         return Ok(None);
     };
-    let settings = kafka::KafkaConfig::from_file(kafka, cluster_id);
-    let listener = kafka::Listener::bind(settings, ingest.clone(), egress.clone())
+    let services = kafka::Services {
+        ingest: ingest.clone(),
+        egress: egress.clone(),
+        groups: start_groups(Limits::from_file(&kafka.groups), store, tasks).await?,
+        access: Arc::clone(access),
+        stats: Arc::default(),
+    };
+    let settings = kafka::KafkaConfig::from_file(kafka, store.incarnation().to_string());
+    start_listener("[kafka]", settings.clone(), &services, tasks).await?;
+    for (index, listener) in kafka.listeners.iter().enumerate() {
+        let place = format!("kafka.listener[{index}]");
+        let settings = settings.clone().for_listener(listener);
+        let settings = settings.with_context(|| place.clone())?;
+        start_listener(&place, settings, &services, tasks).await?;
+    }
+    Ok(Some(services.stats))
+}
+
+async fn start_listener(
+    place: &str,
+    settings: kafka::KafkaConfig,
+    services: &kafka::Services,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let (at, tls) = (settings.bind, settings.tls.clone());
+    let is_tls = tls.is_some();
+    let listener = kafka::Listener::bind(settings, services.clone())
         .await
-        .with_context(|| format!("[kafka] listen = \"{}\"", kafka.listen))?;
-    info!(address = %listener.address()?, "Kafka listens");
-    let stats = Arc::clone(listener.stats());
+        .with_context(|| format!("{place} listen = \"{at}\""))?;
+    info!(address = %listener.address()?, is_tls, "Kafka listens");
     let stop = tasks.stopping();
     tasks.core("kafka", async move {
         listener.run(stop).await;
         Ok(())
     });
-    Ok(Some(stats))
+    if let Some(acceptor) = tls {
+        let stop = tasks.stopping();
+        tasks.core("certificates", async move {
+            tls::keep_fresh(acceptor, stop).await;
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+async fn start_groups(
+    limits: Limits,
+    store: &Arc<dyn Store>,
+    tasks: &Tasks,
+) -> anyhow::Result<Groups> {
+    let store = Arc::clone(store);
+    let opened = tokio::task::spawn_blocking(move || Groups::open(store, limits)).await?;
+    let (groups, task) = opened.context("read the consumer groups")?;
+    let stop = tasks.stopping();
+    tasks.core("groups", async move {
+        task.run(stop).await;
+        Ok(())
+    });
+    Ok(groups)
 }
 
 /// Users and their rules.

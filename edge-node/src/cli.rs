@@ -5,6 +5,7 @@
     reason = "the one place that talks to a terminal"
 )]
 
+mod credential;
 mod plan;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
@@ -15,11 +16,13 @@ use clap::{Parser, Subcommand};
 use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs, print};
 
+use crate::access::Access;
 use crate::app;
 use crate::bytes::{BytesArgs, report};
 use crate::config::{Config, UplinkConfig};
 use crate::status::Status;
 use crate::store::RocksStore;
+use crate::tls::Acceptor;
 
 /// The file that is read when none is named and it exists.
 const CONFIG_FILE: &str = "/etc/kedge/edge.toml";
@@ -53,6 +56,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Tell what a recording of your own records would cost on the link, by codec and delay
     Bytes(BytesArgs),
+    /// Make what the configuration keeps of a user's password (read from standard input) or a bearer token
+    Credential(credential::CredentialArgs),
     /// Print the version
     Version,
 }
@@ -65,6 +70,7 @@ pub fn main(run: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
         Command::Status(args) => status(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Bytes(args) => bytes(&args),
+        Command::Credential(args) => credential::run(&args),
         Command::Version => {
             let protocol = String::from_utf8_lossy(shared::tls::ALPN);
             println!(
@@ -126,15 +132,35 @@ fn inspect(config: &Config, findings: &mut Findings) {
     bind("admin.listen", config.admin.listen);
     if let Some(kafka) = &config.kafka {
         bind("kafka.listen", kafka.listen);
+        for (index, listener) in kafka.listeners.iter().enumerate() {
+            bind(&format!("kafka.listener[{index}].listen"), listener.listen);
+        }
     }
     if let Some(http) = &config.http {
         bind("http.listen", http.listen);
     }
+    inspect_access(config, findings);
     match &config.uplink {
         Some(uplink) => inspect_uplink(uplink, findings),
         None => findings
             .warnings
             .push("the uplink is switched off: records queue".to_owned()),
+    }
+}
+
+/// Users' password files, and listeners' certificates.
+fn inspect_access(config: &Config, findings: &mut Findings) {
+    if let Err(error) = Access::new(&config.access) {
+        findings.problems.push(error.to_string());
+    }
+    let listeners = config.kafka.iter().flat_map(|kafka| &kafka.listeners);
+    for (index, listener) in listeners.enumerate() {
+        if let Some(tls) = &listener.tls
+            && let Err(error) = Acceptor::load(tls.clone())
+        {
+            let problem = format!("kafka.listener[{index}]: {error}");
+            findings.problems.push(problem);
+        }
     }
 }
 

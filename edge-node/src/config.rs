@@ -32,6 +32,7 @@ pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_f
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
+use crate::tls::ListenerTls;
 use crate::uplink::policy::Policy;
 use crate::uplink::{FromHub, Rules};
 
@@ -192,6 +193,40 @@ pub struct KafkaConfig {
     pub max_inflight: ByteSize,
     /// A connection without a request for so long is closed.
     pub idle_timeout: Span,
+    /// `[[kafka.listener]]`: more of them, each with its own addresses.
+    pub listeners: Vec<KafkaListener>,
+    /// `[kafka.groups]`
+    pub groups: GroupsConfig,
+}
+
+/// `[[kafka.listener]]`: another address that Kafka clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaListener {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Host and port that its clients are told; `None`: the address that they connected to.
+    pub advertised: Option<HostPort>,
+    /// Its certificate; `None`: plain text.
+    pub tls: Option<ListenerTls>,
+}
+
+/// `[kafka.groups]`: consumer groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupsConfig {
+    /// Groups.
+    pub max_groups: usize,
+    /// Members of one.
+    pub max_members: usize,
+    /// Committed offsets of all.
+    pub max_offsets: usize,
+    /// How long a group's first members wait for others.
+    pub initial_delay: Span,
+    /// Shortest session timeout of a member.
+    pub min_session: Span,
+    /// Longest.
+    pub max_session: Span,
+    /// Offsets of a group without members for so long are forgotten.
+    pub retention: Span,
 }
 
 /// `[http]`: the listener for scripts.

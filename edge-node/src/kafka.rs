@@ -19,28 +19,45 @@ pub mod error;
 pub mod fetch;
 mod fetching;
 pub mod frame;
+pub mod group;
+mod grouping;
+pub mod groups;
 mod intake;
 mod listener;
+mod login;
 pub mod metadata;
 pub mod offsets;
 mod pending;
+mod permit;
 pub mod produce;
 pub mod producer_id;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use frame::Pace;
 pub use listener::Listener;
 
+use crate::access::Access;
 use crate::config;
+use crate::egress::Egress;
+use crate::ingest::Ingest;
+use crate::tls::{Acceptor, TlsError};
+use groups::Groups;
 
 /// The listener's settings.
 #[derive(Debug, Clone)]
 pub struct KafkaConfig {
     /// Where to listen.
     pub bind: SocketAddr,
+    /// TLS; `None`: plain text.
+    pub tls: Option<Arc<Acceptor>>,
+    /// Time for a TLS handshake, and then for the login where one is needed.
+    pub login_timeout: Duration,
+    /// How long a refused login waits for its answer.
+    pub refused_delay: Duration,
     /// Host and port that clients are told; `None`: the address that they connected to.
     pub advertised: Option<(String, u16)>,
     /// Tells clients one site from another.
@@ -83,11 +100,29 @@ impl KafkaConfig {
         }
     }
 
+    /// The settings of another listener of the file.
+    ///
+    /// # Errors
+    /// [`TlsError`]: its certificate can't be used.
+    pub fn for_listener(self, listener: &config::KafkaListener) -> Result<Self, TlsError> {
+        let tls = listener.tls.clone().map(Acceptor::load).transpose()?;
+        let advertised = listener.advertised.as_ref();
+        Ok(Self {
+            bind: listener.listen,
+            advertised: advertised.map(|at| (at.host.clone(), at.port)),
+            tls: tls.map(Arc::new),
+            ..self
+        })
+    }
+
     /// Defaults for a listener at `bind`.
     #[must_use]
     pub fn new(bind: SocketAddr) -> Self {
         Self {
             bind,
+            tls: None,
+            login_timeout: Duration::from_secs(20),
+            refused_delay: Duration::from_millis(200),
             advertised: None,
             cluster_id: "kedge".to_owned(),
             max_connections: 1000,
@@ -109,7 +144,22 @@ impl KafkaConfig {
     }
 }
 
-/// Counters of the listener, for metrics.
+/// What connections work with; the same for all listeners of the protocol.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// Records in.
+    pub ingest: Ingest,
+    /// Records out.
+    pub egress: Egress,
+    /// Consumer groups.
+    pub groups: Groups,
+    /// Users and their rules.
+    pub access: Arc<Access>,
+    /// Counters.
+    pub stats: Arc<KafkaStats>,
+}
+
+/// Counters of the listeners, for metrics.
 #[derive(Debug, Default)]
 pub struct KafkaStats {
     /// Connections accepted.
@@ -130,6 +180,8 @@ pub struct KafkaStats {
     pub bytes_in: AtomicU64,
     /// Bytes sent.
     pub bytes_out: AtomicU64,
+    /// Logins refused.
+    pub refused_logins: AtomicU64,
     /// Batches that were not stored.
     pub refused_batches: AtomicU64,
 }

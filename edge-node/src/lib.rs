@@ -17,4 +17,5 @@ pub mod metrics;
 pub mod mqtt;
 pub mod status;
 pub mod store;
+pub mod tls;
 pub mod uplink;

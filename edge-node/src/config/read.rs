@@ -1,6 +1,7 @@
 //! Every key once: its name, its default with the reason for it, and what is accepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use shared::class::Class;
 use shared::config::{AdminConfig, Document, HostPort, LogConfig, Pattern, Section};
@@ -9,10 +10,13 @@ use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
 use super::{
-    AccessConfig, ClassesConfig, Codec, Config, Congestion, HttpConfig, KafkaConfig, NodeConfig,
-    StoreConfig, TopicRule, TopicSettings, TopicsConfig, UplinkConfig, policy,
+    AccessConfig, ClassesConfig, Codec, Config, Congestion, GroupsConfig, HttpConfig, KafkaConfig,
+    KafkaListener, NodeConfig, StoreConfig, TopicRule, TopicSettings, TopicsConfig, UplinkConfig,
+    policy,
 };
+use crate::kafka::group::Limits;
 use crate::store::OnFull;
+use crate::tls::ListenerTls;
 use crate::uplink::policy::Zone;
 
 /// A week of 200-byte records at 80 a second, on the smallest disk that such devices come with.
@@ -201,8 +205,88 @@ fn kafka(mut section: Section) -> Option<KafkaConfig> {
         max_request: section.size("max_request", DEFAULT_MAX_REQUEST, request),
         max_inflight: section.size("max_inflight", DEFAULT_MAX_INFLIGHT, inflight),
         idle_timeout: section.span("idle_timeout", DEFAULT_CLIENT_IDLE, idle),
+        listeners: kafka_listeners(&mut section),
+        groups: groups(section.section("groups")),
     };
     enabled.then_some(config)
+}
+
+fn kafka_listeners(section: &mut Section) -> Vec<KafkaListener> {
+    let listeners = section.sections("listener").into_iter();
+    listeners
+        .filter_map(|mut section| {
+            let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:9093\"");
+            let advertised = section.optional::<HostPort>("advertised");
+            let tls = listener_tls(&mut section);
+            Some(KafkaListener {
+                listen: listen?,
+                advertised,
+                tls,
+            })
+        })
+        .collect()
+}
+
+/// A listener's certificate and key: both, or none for plain text.
+pub(super) fn listener_tls(section: &mut Section) -> Option<ListenerTls> {
+    let mut path = |key: &str| section.has(key).then(|| section.path(key, ""));
+    let (certificate, key) = (path("certificate"), path("key"));
+    let client_ca = path("client_ca");
+    let words = [("required", true), ("optional", false)];
+    let requires_client = section.choice("client_certificates", true, &words);
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(ListenerTls {
+            certificate,
+            key,
+            client_ca,
+            requires_client,
+        }),
+        (None, None) => {
+            if client_ca.is_some() {
+                section.problem(
+                    "client_ca",
+                    "without TLS; accepted: with certificate and key",
+                );
+            }
+            None
+        }
+        (Some(_), None) => {
+            section.problem("key", "missing; a certificate needs its key");
+            None
+        }
+        (None, Some(_)) => {
+            section.problem("certificate", "missing; a key needs its certificate");
+            None
+        }
+    }
+}
+
+fn groups(mut section: Section) -> GroupsConfig {
+    let default = Limits::default();
+    let span = |time: Duration| Span::millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let session = Span::millis(100)..=Span::hours(2);
+    let config = GroupsConfig {
+        max_groups: section.number("max_groups", default.max_groups, 1..=100_000),
+        max_members: section.number("max_members", default.max_members, 1..=10_000),
+        max_offsets: section.number("max_offsets", default.max_offsets, 1..=10_000_000),
+        initial_delay: section.span(
+            "initial_delay",
+            span(default.initial_delay),
+            Span::millis(0)..=Span::minutes(5),
+        ),
+        min_session: section.span("min_session", span(default.min_session), session.clone()),
+        max_session: section.span("max_session", span(default.max_session), session),
+        retention: section.span(
+            "retention",
+            span(default.retention),
+            Span::minutes(1)..=Span::days(3_650),
+        ),
+    };
+    if config.min_session > config.max_session {
+        let message = format!("larger than max_session = {}", config.max_session);
+        section.problem("min_session", message);
+    }
+    config
 }
 
 fn http(mut section: Section) -> Option<HttpConfig> {
@@ -314,19 +398,24 @@ fn check_sizes(config: &Config, document: &mut Document) {
 
 /// Two listeners on one address: the second would fail at start.
 fn check_listeners(config: &Config, document: &mut Document) {
-    let listeners = [
+    let mut listeners = vec![
         (
-            "kafka.listen",
+            "kafka.listen".to_owned(),
             config.kafka.as_ref().map(|kafka| kafka.listen),
         ),
-        ("http.listen", config.http.as_ref().map(|http| http.listen)),
-        ("mqtt.listen", config.mqtt.as_ref().map(|mqtt| mqtt.listen)),
+        ("http.listen".to_owned(), config.http.as_ref().map(|http| http.listen)),
+        ("mqtt.listen".to_owned(), config.mqtt.as_ref().map(|mqtt| mqtt.listen)),
         (
-            "mqtt.listen_websocket",
+            "mqtt.listen_websocket".to_owned(),
             config.mqtt.as_ref().and_then(|mqtt| mqtt.listen_websocket),
         ),
-        ("admin.listen", Some(config.admin.listen)),
+        ("admin.listen".to_owned(), Some(config.admin.listen)),
     ];
+    let more = config.kafka.iter().flat_map(|kafka| &kafka.listeners);
+    listeners.extend(more.enumerate().map(|(index, listener)| {
+        let key = format!("kafka.listener[{index}].listen");
+        (key, Some(listener.listen))
+    }));
     for (index, (key, address)) in listeners.iter().enumerate() {
         let Some(address) = address.filter(|address| address.port() != 0) else {
             continue;

@@ -18,8 +18,26 @@ pub enum Api {
     ListOffsets = 2,
     /// Where topics are.
     Metadata = 3,
-    /// Answered with a refusal, see [`VERSIONS`].
+    /// Offsets kept for a consumer group.
+    OffsetCommit = 8,
+    /// Told to it.
+    OffsetFetch = 9,
+    /// Which broker has a group: this one.
     FindCoordinator = 10,
+    /// A member comes, or comes again.
+    JoinGroup = 11,
+    /// A member is there.
+    Heartbeat = 12,
+    /// Members go.
+    LeaveGroup = 13,
+    /// What each member reads.
+    SyncGroup = 14,
+    /// Groups and their members.
+    DescribeGroups = 15,
+    /// Groups.
+    ListGroups = 16,
+    /// A login begins.
+    SaslHandshake = 17,
     /// This list.
     ApiVersions = 18,
     /// A producer id for idempotence.
@@ -34,10 +52,16 @@ pub enum Api {
     OffsetForLeaderEpoch = 23,
     /// Settings.
     DescribeConfigs = 32,
+    /// A login goes on.
+    SaslAuthenticate = 36,
     /// Topics that grow.
     CreatePartitions = 37,
+    /// Groups deleted.
+    DeleteGroups = 42,
     /// Settings changed.
     IncrementalAlterConfigs = 44,
+    /// Committed offsets deleted.
+    OffsetDelete = 47,
     /// The broker, once more.
     DescribeCluster = 60,
 }
@@ -49,10 +73,22 @@ impl Api {
             Self::Produce | Self::Metadata => 9,
             Self::Fetch => 12,
             Self::ListOffsets => 6,
-            Self::FindCoordinator | Self::ApiVersions => 3,
-            Self::InitProducerId | Self::DeleteRecords | Self::CreatePartitions => 2,
-            Self::OffsetForLeaderEpoch | Self::DeleteTopics | Self::DescribeConfigs => 4,
-            Self::CreateTopics => 5,
+            Self::FindCoordinator | Self::ApiVersions | Self::ListGroups => 3,
+            Self::InitProducerId
+            | Self::DeleteRecords
+            | Self::CreatePartitions
+            | Self::DeleteGroups
+            | Self::SaslAuthenticate => 2,
+            Self::OffsetForLeaderEpoch
+            | Self::DeleteTopics
+            | Self::DescribeConfigs
+            | Self::Heartbeat
+            | Self::LeaveGroup
+            | Self::SyncGroup => 4,
+            Self::CreateTopics | Self::DescribeGroups => 5,
+            Self::OffsetFetch | Self::JoinGroup => 6,
+            Self::OffsetCommit => 8,
+            Self::OffsetDelete | Self::SaslHandshake => i16::MAX,
             Self::IncrementalAlterConfigs => 1,
             Self::DescribeCluster => 0,
         }
@@ -65,12 +101,21 @@ impl Api {
 ///   silently sends everything uncompressed (KAFKA-18659, librdkafka#4956).
 /// - librdkafka takes message format 2 from Fetch 4, zstd from Fetch 10 and lz4 from `FindCoordinator`
 ///   (`rdkafka_feature.c`). Fetch ends before 13, where topics have ids in place of names.
-pub const VERSIONS: [(Api, i16, i16); 15] = [
+pub const VERSIONS: [(Api, i16, i16); 27] = [
     (Api::Produce, 0, 8),
     (Api::Fetch, 4, 12),
     (Api::ListOffsets, 1, 7),
     (Api::Metadata, 0, 8),
-    (Api::FindCoordinator, 0, 2),
+    (Api::OffsetCommit, 2, 8),
+    (Api::OffsetFetch, 1, 8),
+    (Api::FindCoordinator, 0, 4),
+    (Api::JoinGroup, 0, 9),
+    (Api::Heartbeat, 0, 4),
+    (Api::LeaveGroup, 0, 5),
+    (Api::SyncGroup, 0, 5),
+    (Api::DescribeGroups, 0, 5),
+    (Api::ListGroups, 0, 5),
+    (Api::SaslHandshake, 0, 1),
     (Api::ApiVersions, 0, 3),
     (Api::CreateTopics, 2, 4),
     (Api::DeleteTopics, 1, 5),
@@ -78,8 +123,11 @@ pub const VERSIONS: [(Api, i16, i16); 15] = [
     (Api::InitProducerId, 0, 1),
     (Api::OffsetForLeaderEpoch, 2, 4),
     (Api::DescribeConfigs, 1, 4),
+    (Api::SaslAuthenticate, 0, 2),
     (Api::CreatePartitions, 0, 3),
+    (Api::DeleteGroups, 0, 2),
     (Api::IncrementalAlterConfigs, 0, 1),
+    (Api::OffsetDelete, 0, 0),
     (Api::DescribeCluster, 0, 1),
 ];
 
@@ -124,11 +172,20 @@ impl Header {
     /// # Errors
     /// [`Malformed`] when the bytes end early.
     pub fn finish(&self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        reader.header_string()?;
+        self.client_id(reader).map(drop)
+    }
+
+    /// As [`Header::finish`]: what the client calls itself.
+    ///
+    /// # Errors
+    /// As [`Header::finish`].
+    pub fn client_id<'a>(&self, reader: &mut Reader<'a>) -> Result<&'a str, Malformed> {
+        let client_id = reader.header_string()?;
         if self.is_flexible() {
             reader.set_flexible();
         }
-        reader.skip_tags()
+        reader.skip_tags()?;
+        Ok(client_id.unwrap_or_default())
     }
 
     /// True in versions with compact types and tagged fields.
@@ -180,42 +237,6 @@ pub fn encode_api_versions(header: &Header) -> Vec<u8> {
     }
     out.tags();
     out.finish()
-}
-
-/// `FindCoordinator`, refused: there are neither consumer groups nor transactions here.
-///
-/// # Errors
-/// [`Malformed`].
-pub fn refuse_find_coordinator(
-    mut reader: Reader<'_>,
-    header: &Header,
-) -> Result<Vec<u8>, Malformed> {
-    reader.string()?;
-    let is_transaction = header.version >= 1 && reader.i8()? == 1;
-    reader.finish()?;
-    let (error, text) = if is_transaction {
-        (
-            ErrorCode::TransactionalIdAuthorizationFailed,
-            "transactions are not served here",
-        )
-    } else {
-        (
-            ErrorCode::GroupAuthorizationFailed,
-            "consumer groups are not served here",
-        )
-    };
-    let mut out = Writer::response(header.correlation);
-    if header.version >= 1 {
-        out.i32(0);
-    }
-    out.i16(error.code());
-    if header.version >= 1 {
-        out.nullable_string(Some(text));
-    }
-    out.i32(-1);
-    out.string("");
-    out.i32(-1);
-    Ok(out.finish())
 }
 
 /// The frame's header and a cursor behind it.

@@ -23,25 +23,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::admin;
+use super::api::{Api, Header};
 use super::dispatch::{self, Plan, Unanswerable};
 use super::error::ErrorCode;
 use super::fetching::{Ask, PendingFetch};
 use super::frame::FrameError;
-use super::intake::{Activity, Claim, Intake};
+use super::grouping::{self, PendingGroup};
+use super::intake::{Activity, Claim, Incoming, Intake};
+use super::login::Login;
 use super::metadata::{self, Cluster, MetadataRequest, TopicAnswer};
 use super::pending::PendingProduce;
-use super::{KafkaConfig, KafkaStats, producer_id};
-use crate::egress::{Egress, ReadFailed};
-use crate::ingest::Ingest;
+use super::{KafkaConfig, Services, producer_id};
+use crate::access::Principal;
+use crate::egress::ReadFailed;
+use crate::tls;
 
 /// How a connection ended when nobody did anything wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub(super) enum End {
     Closed,
     /// No request for the idle timeout.
     Idle,
+    /// It could not log in.
+    Refused,
     /// This node stops, or made room for another client.
     Stopped,
 }
@@ -69,6 +74,10 @@ pub(super) enum ConnError {
     NotReading,
     #[error("answers took too long while the connection was closed")]
     Drain,
+    #[error("the TLS handshake took too long")]
+    SlowHandshake,
+    #[error("a request of {0} bytes before the login")]
+    LargeLogin(usize),
     #[error(transparent)]
     Read(#[from] ReadFailed),
     #[error(transparent)]
@@ -79,10 +88,14 @@ pub(super) enum ConnError {
 #[derive(Debug)]
 enum Reply {
     Ready(Vec<u8>),
+    /// The connection ends with it.
+    Last(Vec<u8>),
     Produce(PendingProduce),
     Fetch(PendingFetch),
     /// What the store is asked when it is this request's turn.
     Ask(Ask),
+    /// What the groups' task has to answer.
+    Group(PendingGroup),
 }
 
 #[derive(Debug)]
@@ -91,13 +104,26 @@ struct Queued {
     claim: Claim,
 }
 
+/// Whose connection it is, and what its client is told about this node.
+#[derive(Debug)]
+struct Session {
+    login: Login,
+    peer: IpAddr,
+    host: String,
+    port: u16,
+}
+
+/// The sending side of a socket, with TLS or without.
+type Outgoing = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Largest request before a login; a login's messages are far smaller.
+const MAX_LOGIN: usize = 64 * 1024;
+
 /// One connection; consumed by [`Connection::serve`].
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) config: Arc<KafkaConfig>,
-    pub(super) ingest: Ingest,
-    pub(super) egress: Egress,
-    pub(super) stats: Arc<KafkaStats>,
+    pub(super) services: Services,
     pub(super) activity: Arc<Activity>,
     pub(super) stop: CancellationToken,
 }
@@ -106,16 +132,23 @@ impl Connection {
     pub(super) async fn serve(self, stream: TcpStream) -> Result<End, ConnError> {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
+        let peer = stream.peer_addr()?.ip();
         let (host, port) = self
             .config
             .advertised
             .clone()
             .unwrap_or_else(|| (text_of(local.ip()), local.port()));
-        let (read, write) = stream.into_split();
+        let (read, write, common_name) = self.open(stream).await?;
+        let session = Session {
+            login: Login::new(Arc::clone(&self.services.access), common_name.as_deref()),
+            peer,
+            host,
+            port,
+        };
         let (sender, receiver) = mpsc::channel(self.config.max_inflight_requests.max(1));
         let intake = Intake::new(read, &self.config);
         let mut writer = std::pin::pin!(self.answer(write, receiver));
-        let mut reader = std::pin::pin!(self.read(intake, sender, &host, port));
+        let mut reader = std::pin::pin!(self.read(intake, sender, session));
         tokio::select! {
             biased;
             // it ends first only when it fails
@@ -132,71 +165,163 @@ impl Connection {
         }
     }
 
+    /// The two sides of the socket, and the common name of the client's certificate.
+    async fn open(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(Incoming, Outgoing, Option<String>), ConnError> {
+        let Some(acceptor) = &self.config.tls else {
+            let (read, write) = stream.into_split();
+            return Ok((Incoming::Plain(read), Box::new(write), None));
+        };
+        let acceptor = tokio_rustls::TlsAcceptor::from(acceptor.config());
+        let stream = timeout(self.config.login_timeout, acceptor.accept(stream))
+            .await
+            .map_err(|_| ConnError::SlowHandshake)??;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let common_name = certificates.and_then(|chain| tls::common_name(chain.first()?));
+        let (read, write) = tokio::io::split(stream);
+        Ok((Incoming::Tls(Box::new(read)), Box::new(write), common_name))
+    }
+
     async fn read(
         &self,
         mut intake: Intake,
         sender: mpsc::Sender<Queued>,
-        host: &str,
-        port: u16,
+        mut session: Session,
     ) -> Result<End, ConnError> {
+        let opened = Instant::now();
         loop {
             while let Some((frame, wire_bytes)) = intake.frames.take()? {
-                self.stats.requests.fetch_add(1, Ordering::Relaxed);
+                self.services.stats.requests.fetch_add(1, Ordering::Relaxed);
                 let claim = intake.claim(wire_bytes, &self.activity);
-                let reply = self.carry_out(&frame, host, port).await?;
+                if session.login.principal().is_none() && wire_bytes > MAX_LOGIN {
+                    return Err(ConnError::LargeLogin(wire_bytes));
+                }
+                let reply = self.carry_out(&frame, &mut session).await?;
+                let is_refused = matches!(reply, Reply::Last(_));
                 if sender.send(Queued { reply, claim }).await.is_err() {
                     return Ok(End::Closed); // the writer failed and says why
                 }
+                if is_refused {
+                    return Ok(End::Refused);
+                }
             }
             intake.frames.mark(now());
-            if let Some(end) = intake.fill(self).await? {
+            let mut idle_until = Instant::now() + self.config.idle_timeout;
+            if session.login.principal().is_none() {
+                idle_until = idle_until.min(opened + self.config.login_timeout);
+            }
+            if let Some(end) = intake.fill(self, idle_until).await? {
                 return Ok(end);
             }
         }
     }
 
-    async fn carry_out(&self, frame: &Bytes, host: &str, port: u16) -> Result<Reply, ConnError> {
+    async fn carry_out(&self, frame: &Bytes, session: &mut Session) -> Result<Reply, ConnError> {
         let (header, plan) = dispatch::plan(frame)?;
-        Ok(match plan {
+        let is_login = matches!(
+            header.api,
+            Some(Api::ApiVersions | Api::SaslHandshake | Api::SaslAuthenticate)
+        );
+        match (plan, session.login.principal().cloned()) {
+            (Plan::Handshake(mechanism), _) => {
+                let step = session.login.handshake(&header, &mechanism);
+                Ok(Reply::Ready(step.response))
+            }
+            (Plan::Authenticate(bytes), _) => {
+                let step = session.login.authenticate(&header, &bytes).await;
+                if !step.is_refused {
+                    return Ok(Reply::Ready(step.response));
+                }
+                let refused = &self.services.stats.refused_logins;
+                refused.fetch_add(1, Ordering::Relaxed);
+                debug!("Login refused");
+                // who guesses has to wait
+                self.hold_back(Instant::now() + self.config.refused_delay)
+                    .await;
+                Ok(Reply::Last(step.response))
+            }
+            (Plan::Reply(bytes), None) if is_login => Ok(Reply::Ready(bytes)),
+            (_, None) => Err(Unanswerable::NotLoggedIn { key: header.key }.into()),
+            (plan, Some(principal)) => Ok(self.serve_plan(header, plan, session, &principal).await),
+        }
+    }
+
+    async fn serve_plan(
+        &self,
+        header: Header,
+        plan: Plan<'_>,
+        session: &Session,
+        principal: &Principal,
+    ) -> Reply {
+        let (host, port) = (session.host.as_str(), session.port);
+        match plan {
             Plan::Reply(bytes) => Reply::Ready(bytes),
+            Plan::Handshake(_) | Plan::Authenticate(_) => Reply::Last(Vec::new()),
             Plan::Metadata(request) => {
-                let topics = self.topics(&request).await;
+                let topics = self.topics(&request, principal).await;
                 let id = &self.config.cluster_id;
                 let cluster = Cluster { host, port, id };
                 let bytes = metadata::encode(header.correlation, header.version, &cluster, &topics);
                 Reply::Ready(bytes)
             }
             Plan::ProducerId => {
-                let id = self.ingest.next_producer_id().await;
+                let id = self.services.ingest.next_producer_id().await;
                 let id = id.map_err(|error| {
                     debug!(%error, "No producer id");
                     ErrorCode::KafkaStorageError
                 });
                 Reply::Ready(producer_id::encode(header.correlation, id))
             }
-            Plan::Produce(request) => {
-                Reply::Produce(PendingProduce::append(&self.ingest, &header, request).await)
-            }
+            Plan::Produce(request) => Reply::Produce(
+                PendingProduce::append(&self.services.ingest, principal, &header, request).await,
+            ),
             Plan::Fetch(request) => Reply::Fetch(PendingFetch::new(&header, request)),
             Plan::ListOffsets(asked) => Reply::Ask(Ask::ListOffsets(header, asked)),
             Plan::EpochEnds(asked) => Reply::Ask(Ask::EpochEnds(header, asked)),
-            Plan::Admin(request) => Reply::Ready(request.answer(&self.ingest, &header).await),
+            Plan::Admin(request) => {
+                Reply::Ready(request.answer(&self.services.ingest, &header).await)
+            }
             Plan::Cluster(endpoints) => {
                 let id = &self.config.cluster_id;
                 let cluster = Cluster { host, port, id };
                 Reply::Ready(admin::encode_cluster(&header, endpoints, &cluster))
             }
-        })
+            Plan::Coordinators(request) => {
+                Reply::Ready(grouping::coordinators(&header, &request, host, port))
+            }
+            Plan::Group(request) => {
+                let request =
+                    grouping::complete(request, &self.services.ingest, session.peer).await;
+                let groups = &self.services.groups;
+                Reply::Group(PendingGroup::ask(groups, &header, request, principal).await)
+            }
+        }
     }
 
-    async fn topics(&self, request: &MetadataRequest<'_>) -> Vec<TopicAnswer> {
+    async fn topics(
+        &self,
+        request: &MetadataRequest<'_>,
+        principal: &Principal,
+    ) -> Vec<TopicAnswer> {
         let Some(names) = &request.topics else {
-            let topics = self.ingest.topics();
-            return topics.into_iter().map(TopicAnswer::Found).collect();
+            let topics = self.services.ingest.topics();
+            let seen = topics
+                .into_iter()
+                .filter(|topic| principal.may_see(topic.name.as_str()));
+            return seen.map(TopicAnswer::Found).collect();
         };
         let mut answers = Vec::new();
         for name in names {
-            answers.push(match self.ingest.topic(name, request.may_create).await {
+            if !principal.may_see(name) {
+                let error = ErrorCode::TopicAuthorizationFailed;
+                answers.push(TopicAnswer::Missing((*name).to_owned(), error));
+                continue;
+            }
+            let may_create =
+                request.may_create && (principal.may_produce(name) || principal.may_administer());
+            answers.push(match self.services.ingest.topic(name, may_create).await {
                 Ok(topic) => TopicAnswer::Found(topic),
                 Err(error) => TopicAnswer::Missing((*name).to_owned(), (&error).into()),
             });
@@ -207,15 +332,15 @@ impl Connection {
     /// Sends answers in the order of their requests.
     async fn answer(
         &self,
-        mut write: OwnedWriteHalf,
+        mut write: Outgoing,
         mut queue: mpsc::Receiver<Queued>,
     ) -> Result<(), ConnError> {
         while let Some(Queued { reply, mut claim }) = queue.recv().await {
             let mut allowance = None;
             let bytes = match reply {
-                Reply::Ready(bytes) => Some(bytes),
+                Reply::Ready(bytes) | Reply::Last(bytes) => Some(bytes),
                 Reply::Produce(pending) => {
-                    let settled = pending.settle(&self.stats.refused_batches).await?;
+                    let settled = pending.settle(&self.services.stats.refused_batches).await?;
                     if let Some(since) = settled.full_since {
                         self.hold_back(since + self.config.full_delay).await;
                     }
@@ -223,18 +348,31 @@ impl Connection {
                 }
                 Reply::Fetch(pending) => {
                     claim.release();
-                    let answer = pending.settle(&self.egress, &self.stop).await?;
+                    let answer = pending.settle(&self.services.egress, &self.stop).await?;
                     allowance = answer.allowance;
                     Some(answer.bytes)
                 }
-                Reply::Ask(ask) => Some(ask.answer(&self.egress).await?),
+                Reply::Ask(ask) => Some(ask.answer(&self.services.egress).await?),
+                Reply::Group(pending) => match pending.settle(&self.stop).await {
+                    Some(bytes) => Some(bytes),
+                    // the node stops: clients find the group again after it
+                    None => return Ok(()),
+                },
             };
             if let Some(bytes) = bytes {
-                timeout(self.config.write_timeout, write.write_all(&bytes))
+                let write = async {
+                    write.write_all(&bytes).await?;
+                    // TLS has a buffer of its own
+                    write.flush().await
+                };
+                timeout(self.config.write_timeout, write)
                     .await
                     .map_err(|_| ConnError::NotReading)??;
                 let sent = u64::try_from(bytes.len()).unwrap_or(0);
-                self.stats.bytes_out.fetch_add(sent, Ordering::Relaxed);
+                self.services
+                    .stats
+                    .bytes_out
+                    .fetch_add(sent, Ordering::Relaxed);
             }
             drop(allowance);
             self.activity.touch();
@@ -255,7 +393,7 @@ impl Connection {
 }
 
 /// An address as clients can dial it: IPv4 as such even when the socket is IPv6.
-fn text_of(ip: IpAddr) -> String {
+pub(super) fn text_of(ip: IpAddr) -> String {
     ip.to_canonical().to_string()
 }
 

@@ -10,6 +10,9 @@ use super::api::{self, Api, Header};
 use super::codec::Malformed;
 use super::error::ErrorCode;
 use super::fetch::{self, FetchRequest};
+use super::group;
+use super::group::codec::{self as groups, FindCoordinator};
+use super::login;
 use super::metadata::{self, MetadataRequest};
 use super::offsets::{self, AtTime, EpochEnd, Question};
 use super::produce::{self, Acks, Outcome, ProduceRequest, TopicOutcome};
@@ -36,6 +39,14 @@ pub enum Plan<'a> {
     Admin(AdminRequest),
     /// The broker, for this kind of endpoint.
     Cluster(i8),
+    /// Which broker has groups.
+    Coordinators(FindCoordinator),
+    /// A login begins, with this mechanism.
+    Handshake(String),
+    /// A login goes on.
+    Authenticate(Bytes),
+    /// Something about groups.
+    Group(group::Request),
 }
 
 /// Why a connection is closed with no answer.
@@ -50,6 +61,9 @@ pub enum Unanswerable {
     /// `acks=0` has no response, so that a refusal can only be told by closing (as Kafka does).
     #[error("batch sent with acks=0 was refused: {0:?}")]
     RefusedWithoutAcks(ErrorCode),
+    /// Only a login may come before one.
+    #[error("API {key} before a login")]
+    NotLoggedIn { key: i16 },
 }
 
 /// Decodes a request.
@@ -71,7 +85,8 @@ pub fn plan(frame: &Bytes) -> Result<(Header, Plan<'_>), Unanswerable> {
     if !header.is_supported() {
         return Err(not_served);
     }
-    header.finish(&mut reader)?;
+    let client_id = header.client_id(&mut reader)?;
+    let version = header.version;
     let plan = match api {
         Api::ApiVersions => {
             api::decode_api_versions(reader, header.version)?;
@@ -87,7 +102,39 @@ pub fn plan(frame: &Bytes) -> Result<(Header, Plan<'_>), Unanswerable> {
                 Plan::ProducerId
             }
         }
-        Api::FindCoordinator => Plan::Reply(api::refuse_find_coordinator(reader, &header)?),
+        Api::FindCoordinator => {
+            Plan::Coordinators(groups::decode_find_coordinator(reader, version)?)
+        }
+        Api::SaslHandshake => Plan::Handshake(login::decode_handshake(reader)?),
+        Api::SaslAuthenticate => Plan::Authenticate(login::decode_authenticate(reader)?),
+        Api::JoinGroup => {
+            let request = groups::decode_join(reader, version, client_id)?;
+            Plan::Group(group::Request::Join(request))
+        }
+        Api::SyncGroup => Plan::Group(group::Request::Sync(groups::decode_sync(reader, version)?)),
+        Api::Heartbeat => {
+            let request = groups::decode_heartbeat(reader, version)?;
+            Plan::Group(group::Request::Heartbeat(request))
+        }
+        Api::LeaveGroup => Plan::Group(group::Request::Leave(groups::decode_leave(
+            reader, version,
+        )?)),
+        Api::OffsetCommit => Plan::Group(group::Request::Commit(groups::decode_commit(
+            reader, version,
+        )?)),
+        Api::OffsetFetch => Plan::Group(group::Request::Fetch(groups::decode_fetch(
+            reader, version,
+        )?)),
+        Api::DescribeGroups => {
+            let request = groups::decode_describe(reader, version)?;
+            Plan::Group(group::Request::Describe(request))
+        }
+        Api::ListGroups => Plan::Group(group::Request::List(groups::decode_list(reader, version)?)),
+        Api::DeleteGroups => Plan::Group(group::Request::Delete(groups::decode_delete(reader)?)),
+        Api::OffsetDelete => {
+            let (group, topics) = groups::decode_delete_offsets(reader)?;
+            Plan::Group(group::Request::DeleteOffsets(group, topics))
+        }
         Api::Fetch => {
             let request = fetch::decode(reader, header.version)?;
             if request.is_of_session {

@@ -24,12 +24,38 @@ pub enum ErrorCode {
     RequestTimedOut = 7,
     /// The batch is larger than the topic allows; Java splits it, others fail it.
     MessageTooLarge = 10,
+    /// What is committed with an offset is too large.
+    OffsetMetadataTooLarge = 12,
+    /// The disk refused it: retriable.
+    CoordinatorNotAvailable = 15,
     /// Not a topic name.
     InvalidTopic = 17,
     /// Acks other than 0, 1 and all.
     InvalidRequiredAcks = 21,
-    /// Consumer groups are not served.
+    /// A member of another generation: it joins again.
+    IllegalGeneration = 22,
+    /// No protocol that the group and the member both know.
+    InconsistentGroupProtocol = 23,
+    /// Empty, or too long.
+    InvalidGroupId = 24,
+    /// It is out, or never was in: it joins as a new one.
+    UnknownMemberId = 25,
+    /// Shorter or longer than allowed.
+    InvalidSessionTimeout = 26,
+    /// The group forms anew: it joins again.
+    RebalanceInProgress = 27,
+    /// As many offsets are kept as may be.
+    InvalidCommitOffsetSize = 28,
+    /// The user's rules do not allow it.
+    TopicAuthorizationFailed = 29,
+    /// The user's rules do not allow it.
     GroupAuthorizationFailed = 30,
+    /// The user's rules do not allow it.
+    ClusterAuthorizationFailed = 31,
+    /// A way to log in that is not served.
+    UnsupportedSaslMechanism = 33,
+    /// A login in the wrong order.
+    IllegalSaslState = 34,
     /// A version of an API that is not served.
     UnsupportedVersion = 35,
     /// There is a topic of this name.
@@ -56,6 +82,12 @@ pub enum ErrorCode {
     TransactionalIdAuthorizationFailed = 53,
     /// The store is full, or its disk failed: retriable.
     KafkaStorageError = 56,
+    /// The user or its password is wrong.
+    SaslAuthenticationFailed = 58,
+    /// Somebody is in the group.
+    NonEmptyGroup = 68,
+    /// No such group.
+    GroupIdNotFound = 69,
     /// There are no fetch sessions: clients ask without one.
     FetchSessionIdNotFound = 70,
     /// The client knows an older leader epoch.
@@ -64,6 +96,12 @@ pub enum ErrorCode {
     UnknownLeaderEpoch = 75,
     /// A codec that Kafka does not define.
     UnsupportedCompression = 76,
+    /// Join again with the id that comes with this.
+    MemberIdRequired = 79,
+    /// As many members, or groups, as may be.
+    GroupMaxSizeReached = 81,
+    /// Another instance has the static id.
+    FencedInstanceId = 82,
     /// The batch breaks a rule of its format.
     InvalidRecord = 87,
     /// Controllers were asked for, and there are none.

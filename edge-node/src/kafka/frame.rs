@@ -114,6 +114,11 @@ impl FrameBuffer {
         (&mut self.buffer).limit(wanted)
     }
 
+    /// Takes bytes that were read elsewhere; no more at once than [`READ_BYTES`].
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
     /// Most bytes that can be in the buffer after a read, when whole requests are taken between reads.
     #[must_use]
     pub fn max_buffered(&self) -> usize {

@@ -1,23 +1,33 @@
 //! The receiving side of a connection: what it read, and what its bytes hold of the budgets.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead as _, ReadBuf, ReadHalf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::server::TlsStream;
 
 use super::KafkaConfig;
 use super::conn::{ConnError, Connection, End};
 use super::frame::FrameBuffer;
 use crate::ingest::Reservation;
 
+/// A read from TLS, whose records have at most 16 KiB, goes by the stack.
+const TLS_CHUNK: usize = 8 * 1024;
+
 /// Socket, buffer and budgets.
 #[derive(Debug)]
 pub(super) struct Intake {
-    read: OwnedReadHalf,
+    read: Incoming,
     pub(super) frames: FrameBuffer,
     /// Bytes that this connection may have in flight.
     window: Arc<Semaphore>,
@@ -26,7 +36,7 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(read: OwnedReadHalf, config: &KafkaConfig) -> Self {
+    pub(super) fn new(read: Incoming, config: &KafkaConfig) -> Self {
         let frames = FrameBuffer::new(config.max_request_bytes);
         // less would wait for bytes that nothing gives back
         let window = config
@@ -52,29 +62,34 @@ impl Intake {
         }
     }
 
-    /// Reads once, and takes what came from the budgets. `Some`: there will be nothing more.
-    pub(super) async fn fill(&mut self, connection: &Connection) -> Result<Option<End>, ConnError> {
+    /// Reads once, and takes what came from the budgets. `Some`: there will be nothing more. Between two
+    /// requests it waits until `idle_until`.
+    pub(super) async fn fill(
+        &mut self,
+        connection: &Connection,
+        idle_until: Instant,
+    ) -> Result<Option<End>, ConnError> {
         let config = &connection.config;
         let overdue = self.frames.deadline(config.pace);
-        let until = overdue.map_or_else(|| Instant::now() + config.idle_timeout, Instant::from);
-        tokio::select! {
+        let until = overdue.map_or(idle_until, Instant::from);
+        let received = tokio::select! {
             biased;
             () = connection.stop.cancelled() => return Ok(Some(End::Stopped)),
-            ready = timeout_at(until, self.read.readable()) => match ready {
+            received = timeout_at(until, self.read.receive(&mut self.frames)) => match received {
                 Err(_) if overdue.is_some() => return Err(ConnError::TooSlow),
                 Err(_) => return Ok(Some(End::Idle)),
-                Ok(ready) => ready?,
+                Ok(received) => received?,
             },
-        }
-        let count = match self.read.try_read_buf(&mut self.frames.room()) {
-            Ok(0) if self.frames.is_empty() => return Ok(Some(End::Closed)),
-            Ok(0) => return Err(ConnError::Truncated),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error.into()),
+        };
+        let count = match received {
+            None => return Ok(None),
+            Some(0) if self.frames.is_empty() => return Ok(Some(End::Closed)),
+            Some(0) => return Err(ConnError::Truncated),
+            Some(count) => count,
         };
         connection.activity.touch();
         connection
+            .services
             .stats
             .bytes_in
             .fetch_add(count as u64, Ordering::Relaxed);
@@ -96,7 +111,43 @@ impl Intake {
             Some(held) => held.merge(window),
             None => self.held_window = Some(window),
         }
-        self.held.grow(connection.ingest.budget(), count).await;
+        self.held
+            .grow(connection.services.ingest.budget(), count)
+            .await;
+    }
+}
+
+/// The receiving side of a socket, with TLS or without.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Plain(OwnedReadHalf),
+    Tls(Box<ReadHalf<TlsStream<TcpStream>>>),
+}
+
+impl Incoming {
+    /// Reads once, without memory for it while nothing comes. `None`: there was nothing after all; 0: there will
+    /// be nothing more. Cancel-safe.
+    async fn receive(&mut self, frames: &mut FrameBuffer) -> io::Result<Option<usize>> {
+        match self {
+            Self::Plain(read) => {
+                read.readable().await?;
+                match read.try_read_buf(&mut frames.room()) {
+                    Ok(count) => Ok(Some(count)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            Self::Tls(read) => {
+                poll_fn(|context| {
+                    let mut chunk = [MaybeUninit::uninit(); TLS_CHUNK];
+                    let mut chunk = ReadBuf::uninit(&mut chunk);
+                    ready!(Pin::new(&mut **read).poll_read(context, &mut chunk))?;
+                    frames.push(chunk.filled());
+                    Poll::Ready(Ok(Some(chunk.filled().len())))
+                })
+                .await
+            }
+        }
     }
 }
 

@@ -15,9 +15,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::conn::{ConnError, Connection, End};
 use super::intake::Activity;
-use super::{KafkaConfig, KafkaStats};
-use crate::egress::Egress;
-use crate::ingest::Ingest;
+use super::{KafkaConfig, Services};
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,9 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     socket: TcpListener,
     config: Arc<KafkaConfig>,
-    ingest: Ingest,
-    egress: Egress,
-    stats: Arc<KafkaStats>,
+    services: Services,
 }
 
 type Ended = Result<(Id, Result<End, ConnError>), JoinError>;
@@ -45,13 +41,11 @@ impl Listener {
     ///
     /// # Errors
     /// The address is taken, or not ours.
-    pub async fn bind(config: KafkaConfig, ingest: Ingest, egress: Egress) -> io::Result<Self> {
+    pub async fn bind(config: KafkaConfig, services: Services) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::bind(config.bind).await?,
             config: Arc::new(config),
-            ingest,
-            egress,
-            stats: Arc::default(),
+            services,
         })
     }
 
@@ -63,29 +57,19 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Counters, for metrics.
-    #[must_use]
-    pub fn stats(&self) -> &Arc<KafkaStats> {
-        &self.stats
-    }
-
     /// Serves clients until `stop`; then answers what is in flight, within the drain timeout.
     pub async fn run(self, stop: CancellationToken) {
         let Self {
             socket,
             config,
-            ingest,
-            egress,
-            stats,
+            services,
         } = self;
         let mut pool = Pool {
             tasks: JoinSet::new(),
             open: HashMap::new(),
             next: 0,
             config,
-            ingest,
-            egress,
-            stats,
+            services,
             stop,
         };
         loop {
@@ -96,7 +80,7 @@ impl Listener {
                 accepted = socket.accept() => match accepted {
                     Ok((stream, _)) => pool.accepted(stream),
                     Err(error) => {
-                        pool.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
+                        pool.services.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
                         debug!(%error, "Accept failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
@@ -115,16 +99,15 @@ struct Pool {
     open: HashMap<Id, Open>,
     next: u64,
     config: Arc<KafkaConfig>,
-    ingest: Ingest,
-    egress: Egress,
-    stats: Arc<KafkaStats>,
+    services: Services,
     stop: CancellationToken,
 }
 
 impl Pool {
     fn accepted(&mut self, stream: TcpStream) {
         if self.open.len() >= self.config.max_connections && !self.make_room() {
-            self.stats
+            self.services
+                .stats
                 .refused_connections
                 .fetch_add(1, Ordering::Relaxed);
             debug!("Connection refused: as many as allowed are busy");
@@ -135,17 +118,15 @@ impl Pool {
         let activity = Arc::new(Activity::new());
         let connection = Connection {
             config: self.config.clone(),
-            ingest: self.ingest.clone(),
-            egress: self.egress.clone(),
-            stats: self.stats.clone(),
+            services: self.services.clone(),
             activity: activity.clone(),
             stop: stop.clone(),
         };
         let span = info_span!("kafka", conn = self.next);
         let task = self.tasks.spawn(connection.serve(stream).instrument(span));
         self.open.insert(task.id(), Open { stop, activity });
-        self.stats.accepted.fetch_add(1, Ordering::Relaxed);
-        self.stats.open.fetch_add(1, Ordering::Relaxed);
+        self.services.stats.accepted.fetch_add(1, Ordering::Relaxed);
+        self.services.stats.open.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends the connection that was idle longest. False when all are busy.
@@ -160,12 +141,12 @@ impl Pool {
             return false;
         };
         evicted.stop.cancel();
-        self.stats.evicted.fetch_add(1, Ordering::Relaxed);
+        self.services.stats.evicted.fetch_add(1, Ordering::Relaxed);
         true
     }
 
     fn ended(&mut self, ended: Ended) {
-        self.stats.open.fetch_sub(1, Ordering::Relaxed);
+        self.services.stats.open.fetch_sub(1, Ordering::Relaxed);
         match ended {
             Ok((id, Ok(end))) => {
                 self.open.remove(&id);
@@ -173,12 +154,12 @@ impl Pool {
             }
             Ok((id, Err(error))) => {
                 self.open.remove(&id);
-                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                self.services.stats.failed.fetch_add(1, Ordering::Relaxed);
                 debug!(%error, "Connection ended by an error");
             }
             Err(error) => {
                 self.open.remove(&error.id());
-                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                self.services.stats.failed.fetch_add(1, Ordering::Relaxed);
                 warn!(%error, "Connection task failed");
             }
         }

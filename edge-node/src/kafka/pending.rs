@@ -11,6 +11,7 @@ use super::api::Header;
 use super::dispatch::Unanswerable;
 use super::error::ErrorCode;
 use super::produce::{self, Acks, Outcome, ProduceRequest, TopicData, TopicOutcome};
+use crate::access::Principal;
 use crate::ingest::{Ingest, Pending};
 use crate::store::AppendError;
 
@@ -49,6 +50,7 @@ impl PendingProduce {
     /// Appends every batch of a request, one after the other.
     pub(super) async fn append(
         ingest: &Ingest,
+        principal: &Principal,
         header: &Header,
         request: ProduceRequest<'_>,
     ) -> Self {
@@ -58,7 +60,7 @@ impl PendingProduce {
         let wait = Duration::from_millis(u64::from(wait_ms.unsigned_abs()));
         let mut topics = Vec::with_capacity(request.topics.len());
         for data in request.topics {
-            topics.push(PendingTopic::append(ingest, data).await);
+            topics.push(PendingTopic::append(ingest, principal, data).await);
         }
         Self {
             correlation: header.correlation,
@@ -127,7 +129,22 @@ async fn synced(batch: Pending, deadline: Instant, is_full: &mut bool) -> Outcom
 }
 
 impl PendingTopic {
-    async fn append(ingest: &Ingest, data: TopicData<'_>) -> Self {
+    fn refused(data: &TopicData<'_>) -> Self {
+        let refusal = || {
+            let text = "the user may not write to this topic".to_owned();
+            Err(Outcome::Refused(ErrorCode::TopicAuthorizationFailed, text))
+        };
+        let partitions = data.partitions.iter().map(|(index, _)| (*index, refusal()));
+        Self {
+            name: data.name.to_owned(),
+            partitions: partitions.collect(),
+        }
+    }
+
+    async fn append(ingest: &Ingest, principal: &Principal, data: TopicData<'_>) -> Self {
+        if !principal.may_produce(data.name) {
+            return Self::refused(&data);
+        }
         let topic = ingest.topic(data.name, false).await;
         let mut partitions = Vec::with_capacity(data.partitions.len());
         for (index, records) in data.partitions {

@@ -5,6 +5,7 @@ mod admin;
 mod connections;
 mod fuzz;
 mod golden;
+mod groups;
 mod oracle;
 mod polling;
 mod reading;

@@ -18,12 +18,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{batch, framed, metadata_request, produce_request, request};
+use crate::access::Access;
 use crate::egress::{Egress, EgressLimits};
 use crate::ingest::tests::any_topic;
 use crate::ingest::tests::fake::{FakeStore, Mode};
 use crate::ingest::{Ingest, IngestLimits};
 use crate::kafka::frame::Pace;
-use crate::kafka::{KafkaConfig, KafkaStats, Listener};
+use crate::kafka::group::Limits;
+use crate::kafka::groups::Groups;
+use crate::kafka::{KafkaConfig, KafkaStats, Listener, Services};
 use crate::store::AppendError;
 
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -46,13 +49,21 @@ pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits
     let ingest = Ingest::new(store.clone(), any_topic(), limits);
     ingest.topic("t", true).await.unwrap();
     let egress = Egress::new(store.clone(), EgressLimits::default());
-    let listener = Listener::bind(config, ingest.clone(), egress)
-        .await
-        .unwrap();
-    let (address, stats) = (listener.address().unwrap(), listener.stats().clone());
+    let (groups, groups_task) = Groups::open(store.clone(), Limits::default()).unwrap();
+    let stats = Arc::new(KafkaStats::default());
+    let services = Services {
+        ingest: ingest.clone(),
+        egress,
+        groups,
+        access: Arc::new(Access::open()),
+        stats: Arc::clone(&stats),
+    };
+    let listener = Listener::bind(config, services).await.unwrap();
+    let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(listener.run(stop.clone()));
+    task.spawn(groups_task.run(stop.clone()));
     Node {
         store,
         ingest,

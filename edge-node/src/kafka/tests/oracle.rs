@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, ApiVersionsResponse, FindCoordinatorRequest,
-    FindCoordinatorResponse, InitProducerIdRequest, InitProducerIdResponse, MetadataResponse,
-    ProduceResponse,
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, InitProducerIdRequest, InitProducerIdResponse,
+    MetadataResponse, ProduceResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 use proptest::prelude::*;
@@ -204,6 +203,10 @@ proptest! {
             | Plan::EpochEnds(_)
             | Plan::Admin(_)
             | Plan::Cluster(_)
+            | Plan::Coordinators(_)
+            | Plan::Group(_)
+            | Plan::Handshake(_)
+            | Plan::Authenticate(_)
             | Plan::Produce(_)) => panic!("{other:?}"),
         };
         let (_, found) = response::<InitProducerIdResponse>(bytes, version);
@@ -239,31 +242,6 @@ fn api_versions_are_told_in_every_version_and_refused_in_version_0() {
         );
         let produce = found.api_keys.iter().find(|api| api.api_key == 0).unwrap();
         assert_eq!((produce.min_version, produce.max_version), (0, 8));
-    }
-}
-
-#[test]
-fn coordinators_are_refused_in_every_version() {
-    for version in 0..=2 {
-        for key_type in [0, 1] {
-            let frame = request(ApiKey::FindCoordinator, version, 1, |out| {
-                FindCoordinatorRequest::default()
-                    .with_key(text("group"))
-                    .with_key_type(if version >= 1 { key_type } else { 0 })
-                    .encode(out, version)
-                    .unwrap();
-            });
-            let (_, Plan::Reply(bytes)) = plan(&frame).unwrap() else {
-                panic!("an answer at once");
-            };
-            let (_, found) = response::<FindCoordinatorResponse>(bytes, version);
-            let code = if version >= 1 && key_type == 1 {
-                53
-            } else {
-                30
-            };
-            assert_eq!(found.error_code, code);
-        }
     }
 }
 
