@@ -103,7 +103,9 @@ test-lanes: setup-test build ## The hub's lanes alone on a real Kafka
 	"$$CARGO_TARGET_DIR/debug/with-broker" cargo test --workspace --locked kafka_tests
 
 .PHONY: soak
-soak: setup-test build ## A million simulated seeds and a long chaos run
+soak: setup-test build ## A million simulated seeds, ten minutes of a link ten times overloaded, a long chaos run
 	KEDGE_SIM_SEEDS=$(SOAK_SEEDS) cargo test --workspace --locked --lib -- --nocapture link::sim::many_seeds
+	KEDGE_OVERLOAD_SECONDS=600 cargo test --workspace --locked --test scenarios -- \
+	  --ignored --test-threads=1 --nocapture tenfold_overload
 	KEDGE_CHAOS_SECONDS=$(SOAK_SECONDS) cargo test --workspace --locked --test scenarios -- \
 	  --ignored --test-threads=1 --nocapture chaos

@@ -158,7 +158,7 @@ async fn start(config: &Config, store: &Arc<dyn Store>, tasks: &Tasks) -> anyhow
         max_decoded: limits.max_uncompressed_bytes,
     };
     let http = start_http(config, doors, tasks).await?;
-    let mqtt = start_mqtt(config, store, &ingest, tasks).await?;
+    let mqtt = start_mqtt(config, store, &ingest, &access, tasks).await?;
     let policies = start_policies(config, tasks).await?;
     let uplink = start_uplink(config, store, limits, policies.clone(), tasks);
     let policies = policies.map(|(policies, _)| policies);
@@ -311,6 +311,7 @@ async fn start_mqtt(
     config: &Config,
     store: &Arc<dyn Store>,
     ingest: &Ingest,
+    access: &Arc<Access>,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Arc<MqttStats>>> {
     let Some(mqtt) = &config.mqtt else {
@@ -318,8 +319,13 @@ async fn start_mqtt(
     };
     let settings = mqtt::MqttConfig::from_file(mqtt);
     let stats = Arc::new(MqttStats::default());
-    let (store, ingest, told) = (Arc::clone(store), ingest.clone(), Arc::clone(&stats));
-    let listener = mqtt::Listener::bind(settings, mqtt.map.clone(), store, ingest, told)
+    let services = mqtt::Services {
+        store: Arc::clone(store),
+        ingest: ingest.clone(),
+        access: Arc::clone(access),
+        stats: Arc::clone(&stats),
+    };
+    let listener = mqtt::Listener::bind(settings, mqtt.map.clone(), services)
         .await
         .with_context(|| format!("[mqtt] listen = \"{}\"", mqtt.listen))?;
     info!(addresses = ?listener.addresses()?, "MQTT listens");

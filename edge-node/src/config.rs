@@ -27,7 +27,7 @@ use shared::units::{ByteSize, Span};
 
 pub use access::{AccessConfig, UserConfig};
 pub use classes::ClassesConfig;
-pub use mqtt::MqttConfig;
+pub use mqtt::{MqttConfig, MqttListener};
 pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};

@@ -55,6 +55,9 @@ pub fn write(scrape: &mut Scrape<'_>, status: &Status, counters: Counters<'_>) -
         .kafka
         .map_or(Ok(()), |kafka| write_kafka(scrape, kafka))?;
     counters
+        .http
+        .map_or(Ok(()), |http| write_http(scrape, http))?;
+    counters
         .mqtt
         .map_or(Ok(()), |mqtt| write_mqtt(scrape, mqtt))?;
     shared::metrics::process(scrape)
@@ -359,6 +362,20 @@ fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {
         "kafka_batches_refused",
         "Batches answered with an error",
         count(&kafka.refused_batches),
+    )
+}
+
+fn write_http(scrape: &mut Scrape<'_>, http: &HttpStats) -> fmt::Result {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    scrape.counter(
+        "http_refused",
+        "Requests answered with an error",
+        single(read(&http.refused)),
+    )?;
+    scrape.gauge(
+        "http_tails_open",
+        "Tails that are read",
+        single(level(read(&http.tails))),
     )
 }
 

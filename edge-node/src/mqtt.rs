@@ -28,6 +28,7 @@ pub mod gather;
 pub mod inflight;
 mod listener;
 pub mod packet;
+pub mod rate;
 pub mod record;
 pub mod retained;
 pub mod saved;
@@ -39,26 +40,59 @@ pub mod topic_map;
 mod websocket;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-pub use listener::{Addresses, Listener};
+pub use listener::Listener;
 pub use topic_map::{AckRule, MapError, RetainRule, Rule, Template, TopicMap};
 
+use crate::access::Access;
 use crate::config;
+use crate::ingest::Ingest;
+use crate::store::Store;
 use retained::RetainedLimits;
 use session::{Overflow, SessionLimits};
 
 /// Largest packet before a client is known.
 const MAX_CONNECT_PACKET: usize = 128 * 1024;
 
+/// What of the node MQTT works with.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// The way into it.
+    pub ingest: Ingest,
+    /// Users and their rules.
+    pub access: Arc<Access>,
+    /// Counters.
+    pub stats: Arc<MqttStats>,
+}
+
+/// What MQTT is spoken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// A connection's bytes as they are.
+    Tcp,
+    /// Binary messages of WebSocket.
+    WebSocket,
+}
+
+/// One address that clients connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where.
+    pub bind: SocketAddr,
+    /// Over what.
+    pub transport: Transport,
+}
+
 /// The listeners' settings.
 #[derive(Debug, Clone)]
 pub struct MqttConfig {
-    /// Where MQTT over TCP is spoken.
-    pub bind: Option<SocketAddr>,
-    /// Where MQTT over WebSocket is spoken.
-    pub bind_websocket: Option<SocketAddr>,
+    /// Where MQTT is spoken, and over what.
+    pub endpoints: Vec<Endpoint>,
     /// Open connections, over all listeners.
     pub max_connections: usize,
     /// Sessions, with those whose clients are away.
@@ -85,6 +119,8 @@ pub struct MqttConfig {
     pub session: SessionLimits,
     /// Bounds of what is retained.
     pub retained: RetainedLimits,
+    /// Messages a second that one client may publish; `None`: no limit.
+    pub publish_rate: Option<u32>,
     /// Filters that nobody may subscribe to.
     pub no_subscribe: Vec<String>,
     /// Time to answer what is in flight on stop.
@@ -95,10 +131,15 @@ impl MqttConfig {
     /// The file's settings, with defaults for what it doesn't name.
     #[must_use]
     pub fn from_file(file: &config::MqttConfig) -> Self {
+        let first = Endpoint { bind: file.listen, transport: Transport::Tcp };
+        let more = file.listeners.iter().map(|listener| Endpoint {
+            bind: listener.listen,
+            transport: if listener.websocket { Transport::WebSocket } else { Transport::Tcp },
+        });
+        let endpoints = std::iter::once(first).chain(more);
         let overflow = file.overflow;
         Self {
-            bind: Some(file.listen),
-            bind_websocket: file.listen_websocket,
+            endpoints: endpoints.collect(),
             max_connections: file.max_connections,
             max_sessions: file.max_sessions,
             max_packet: file.max_packet.as_usize(),
@@ -118,17 +159,17 @@ impl MqttConfig {
                 entries: file.retained_messages,
                 bytes: file.retained_bytes.as_usize(),
             },
+            publish_rate: file.publish_rate,
             no_subscribe: file.no_subscribe.clone(),
-            ..Self::new(Some(file.listen))
+            ..Self::new(file.listen)
         }
     }
 
     /// Defaults for a listener at `bind`.
     #[must_use]
-    pub fn new(bind: Option<SocketAddr>) -> Self {
+    pub fn new(bind: SocketAddr) -> Self {
         Self {
-            bind,
-            bind_websocket: None,
+            endpoints: vec![Endpoint { bind, transport: Transport::Tcp }],
             max_connections: 10_000,
             max_sessions: 20_000,
             max_packet: 1024 * 1024,
@@ -147,6 +188,7 @@ impl MqttConfig {
                 subscriptions: 1_000,
             },
             retained: RetainedLimits { entries: 10_000, bytes: 16 * 1024 * 1024 },
+            publish_rate: None,
             no_subscribe: Vec::new(),
             drain_timeout: Duration::from_secs(10),
         }

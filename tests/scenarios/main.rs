@@ -16,6 +16,7 @@ mod commands;
 mod crowds;
 mod disk;
 mod hostile;
+mod http;
 mod identity;
 mod ingress;
 mod kafka_clients;

@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use system_tests::broker::Broker;
+use system_tests::clock::Clock;
 use system_tests::settings::Settings;
 use system_tests::stage::Stage;
 use system_tests::writer::{Pace, Writer};
 use system_tests::{paths, process, seed, wait};
+use toml::toml;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(20);
@@ -188,6 +190,97 @@ fn a_policy_follows_its_file_and_a_bad_one_changes_nothing() -> Result<()> {
         after <= sessions.max(1.0),
         "{after} sessions after {sessions}"
     );
+    Ok(())
+}
+
+/// A site's day in India: half past five hours from UTC, and no daylight saving.
+struct Day {
+    clock: Clock,
+    /// From true time to the site's at the beginning.
+    ahead: i64,
+    began: Instant,
+}
+
+impl Day {
+    const ZONE: &str = "Asia/Kolkata";
+    const FROM_UTC: i64 = 5 * 3_600 + 1_800;
+
+    /// Begins the day at a time of the next 24 hours, so that certificates hold.
+    fn begin(clock: Clock, hour: i64, minute: i64) -> Result<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let local = i64::try_from(now)? + Self::FROM_UTC;
+        let ahead = (hour * 3_600 + minute * 60 - local).rem_euclid(86_400);
+        let day = Self {
+            clock,
+            ahead,
+            began: Instant::now(),
+        };
+        day.clock.jump(ahead)?;
+        Ok(day)
+    }
+
+    /// Turns the clock on: so much later than the beginning, whatever has passed since.
+    fn turn_to(&self, later: i64) -> Result<()> {
+        let passed = i64::try_from(self.began.elapsed().as_secs())?;
+        self.clock.jump(self.ahead + later - passed)
+    }
+}
+
+/// Windows open and close on the site's own clock, in its zone, under records that flow.
+#[test]
+#[ignore = "system test: make test-links"]
+fn the_rate_on_the_link_follows_the_windows() -> Result<()> {
+    const DAY_BITS: u64 = 64_000;
+    const NIGHT_BITS: u64 = 1_000_000;
+    let window = toml! {
+        from = "08:00"
+        to = "18:00"
+        rate_up = "64kbit"
+    };
+    let site = Settings::default()
+        .with("policy.time_zone", Day::ZONE)
+        .with("policy.rate_up", "1Mbit")
+        .with("policy.window", vec![toml::Value::Table(window)]);
+    let mut stage = Stage::prepare(Broker::shared().bootstrap(), &Settings::default(), &site)?;
+    let day = Day::begin(Clock::of(&mut stage.site)?, 7, 0)?;
+    stage.hub.start()?;
+    stage.site.start()?;
+    let topic = stage.topic("window");
+    write(&stage, &topic, 40_000)?;
+    let in_force = |bits: u64| {
+        wait::until_true("the window's rate is in force", LIMIT, || {
+            policy(&stage).is_ok_and(|found| found["paths"][0]["rate_up_bits"] == bits)
+        })
+    };
+    let measure = |what: &str, bits: u64| {
+        let time = Duration::from_secs(20);
+        let (most, all) = watch_link(&stage, time);
+        let allowed = bits / 8 * 10;
+        let (over, used) = (most * 1_000 / allowed, all * 1_000 / (allowed * 2));
+        seed::say(&format!(
+            "{what}: at most {over} per mille of the rate in ten seconds, {used} in the mean"
+        ));
+        ensure!(over <= 1_020, "{what}: {most} of {allowed} bytes in 10 s");
+        ensure!(used >= 850, "{what}: {all} bytes in {time:?}");
+        Ok(())
+    };
+    in_force(NIGHT_BITS)?;
+    let sessions = || {
+        let admin = stage.site.admin();
+        admin.metric("kedge_edge_uplink_sessions_total", "")
+    };
+    wait::until_true("the site has a session", LIMIT, || {
+        sessions().is_ok_and(|count| count == 1.0)
+    })?;
+    measure("before the window", NIGHT_BITS)?;
+    // the window opens by itself, three seconds later
+    day.turn_to(3_600 - 3)?;
+    in_force(DAY_BITS)?;
+    measure("in the window", DAY_BITS)?;
+    day.turn_to(11 * 3_600 - 3)?;
+    in_force(NIGHT_BITS)?;
+    measure("after the window", NIGHT_BITS)?;
+    ensure!(sessions()? == 1.0, "a window cost a session");
     Ok(())
 }
 

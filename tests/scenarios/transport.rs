@@ -212,6 +212,65 @@ fn a_hub_that_was_killed_and_is_back_is_dialled_at_once() -> Result<()> {
     stage.judge(&ledger.acked(), LIMIT)?.check()
 }
 
+/// Ten times what a thin link carries, for `KEDGE_OVERLOAD_SECONDS` (a minute; ten in `make soak`): the session's own
+/// words get through, records go on arriving, and in the end all of them are there.
+#[test]
+#[ignore = "system test: make test-links"]
+fn a_thin_link_under_tenfold_overload_loses_no_session() -> Result<()> {
+    const RATE: u64 = 50_000 / 8;
+    const RECORD: usize = 250;
+    let seconds = std::env::var("KEDGE_OVERLOAD_SECONDS");
+    let seconds: u64 = seconds.map_or(Ok(60), |text| text.parse())?;
+    let (hub, site) = as_delivered();
+    let stage = Stage::start_with(Broker::shared(), &hub, &site)?;
+    let topic = stage.topic("overload");
+    let reader = stage.reader(&[&topic])?;
+    wait::until_true("the site is connected", LIMIT, || {
+        metric(&stage, "connected") == 1.0
+    })?;
+    stage.link.set(|faults| {
+        faults.rate = Some(RATE);
+        faults.delay = Duration::from_millis(100);
+        faults.queue = Duration::from_millis(500);
+    });
+    // nothing that a codec could make less of
+    let tenfold = Pace {
+        rate: u32::try_from(10 * RATE)? / u32::try_from(RECORD)?,
+        size: RECORD,
+        ..Pace::default()
+    };
+    let writer = Writer::kafka("w", &stage.site.bootstrap(), &topic, tenfold, &[])?;
+    reader.wait_for(1, LIMIT)?;
+    let sessions = metric(&stage, "sessions_total");
+    let (before, began) = (stage.link.bytes().0, Instant::now());
+    let mut longest = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let since = Instant::now();
+        reader.wait_more(1, LIMIT)?;
+        longest = longest.max(since.elapsed());
+    }
+    let (spent, took) = (stage.link.bytes().0 - before, began.elapsed());
+    let used = spent as f64 / (took.as_secs_f64() * RATE as f64);
+    let after = metric(&stage, "sessions_total");
+    let written = writer.ledger().acked_count() * RECORD;
+    let load = written as f64 / (took.as_secs_f64() * RATE as f64);
+    seed::say(&format!(
+        "thin link: {took:?} at {load:.1} times its rate, {used:.2} of it used, longest silence at the centre \
+         {longest:?}; {sessions} sessions became {after}"
+    ));
+    ensure!(load > 5.0, "the load is only {load:.1} times the rate");
+    ensure!(after == sessions, "{sessions} sessions became {after}");
+    ensure!(metric(&stage, "silent") == 0.0, "the hub seems silent");
+    ensure!(used > 0.8, "{used:.2} of the link used");
+    // what waits is delivered when there is room
+    stage.link.heal();
+    let ledger = writer.finish(LIMIT)?;
+    stage.judge(&ledger.acked(), LIMIT)?.check()?;
+    let after = metric(&stage, "sessions_total");
+    ensure!(after == sessions, "{sessions} sessions became {after}");
+    Ok(())
+}
+
 /// Below 1 MB a day.
 #[test]
 #[ignore = "system test: make test-links"]

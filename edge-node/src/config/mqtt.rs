@@ -21,8 +21,8 @@ const DEFAULT_MAX_SESSION_EXPIRY: Span = Span::days(7);
 pub struct MqttConfig {
     /// MQTT over TCP.
     pub listen: SocketAddr,
-    /// MQTT over WebSocket; `None`: not served.
-    pub listen_websocket: Option<SocketAddr>,
+    /// `[[mqtt.listener]]`: more of them.
+    pub listeners: Vec<MqttListener>,
     /// Open connections, over all listeners.
     pub max_connections: usize,
     /// Sessions, with those whose clients are away.
@@ -49,10 +49,21 @@ pub struct MqttConfig {
     pub retained_messages: usize,
     /// And their bytes.
     pub retained_bytes: ByteSize,
+    /// Messages a second that one client may publish; `None`: no limit.
+    pub publish_rate: Option<u32>,
     /// Filters that nobody may subscribe to.
     pub no_subscribe: Vec<String>,
     /// Which Kafka topic an MQTT topic is.
     pub map: TopicMap,
+}
+
+/// `[[mqtt.listener]]`: another address that MQTT clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MqttListener {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// MQTT over WebSocket.
+    pub websocket: bool,
 }
 
 pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
@@ -69,7 +80,7 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
     let enabled = section.flag("enabled", true);
     let config = MqttConfig {
         listen: section.parsed("listen", super::read::loopback(PORT)),
-        listen_websocket: section.optional("listen_websocket"),
+        listeners: section.sections("listener").into_iter().filter_map(listener).collect(),
         max_connections: section.number("max_connections", 10_000_u32, 1..=1_000_000) as usize,
         max_sessions: section.number("max_sessions", 20_000_u32, 1..=1_000_000) as usize,
         max_packet: section.size("max_packet", ByteSize::mib(1), packet),
@@ -83,10 +94,17 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
         max_subscriptions: section.number("max_subscriptions", 1_000_u32, 1..=100_000) as usize,
         retained_messages: section.number("retained_messages", 10_000_u32, 1..=1_000_000) as usize,
         retained_bytes: section.size("retained_bytes", ByteSize::mib(16), retained),
+        publish_rate: Some(section.number("publish_rate", 0, 0..=1_000_000)).filter(|rate| *rate > 0),
         no_subscribe: section.list("no_subscribe", Vec::new()),
         map: map(&mut section),
     };
     enabled.then_some(config)
+}
+
+fn listener(mut section: Section) -> Option<MqttListener> {
+    let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:8083\"");
+    let websocket = section.flag("websocket", false);
+    Some(MqttListener { listen: listen?, websocket })
 }
 
 fn map(section: &mut Section) -> TopicMap {

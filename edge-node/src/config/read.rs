@@ -403,11 +403,13 @@ fn check_listeners(config: &Config, document: &mut Document) {
             "kafka.listen".to_owned(),
             config.kafka.as_ref().map(|kafka| kafka.listen),
         ),
-        ("http.listen".to_owned(), config.http.as_ref().map(|http| http.listen)),
-        ("mqtt.listen".to_owned(), config.mqtt.as_ref().map(|mqtt| mqtt.listen)),
         (
-            "mqtt.listen_websocket".to_owned(),
-            config.mqtt.as_ref().and_then(|mqtt| mqtt.listen_websocket),
+            "http.listen".to_owned(),
+            config.http.as_ref().map(|http| http.listen),
+        ),
+        (
+            "mqtt.listen".to_owned(),
+            config.mqtt.as_ref().map(|mqtt| mqtt.listen),
         ),
         ("admin.listen".to_owned(), Some(config.admin.listen)),
     ];

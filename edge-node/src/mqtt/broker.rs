@@ -31,6 +31,7 @@ use super::session::State;
 use super::tail::Tail;
 use super::topic_map::{RetainRule, TopicMap};
 use super::{MqttConfig, MqttStats};
+use crate::access::Access;
 use crate::ingest::Ingest;
 use crate::store::Store;
 
@@ -85,6 +86,7 @@ pub struct Broker {
     pub(super) map: Arc<TopicMap>,
     pub(super) stats: Arc<MqttStats>,
     pub(super) store: Arc<dyn Store>,
+    pub(super) access: Arc<Access>,
     pub(super) ingest: Ingest,
     pub(super) gather: Gather,
     pub(super) tasks: TaskTracker,

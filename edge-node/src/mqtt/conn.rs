@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -134,6 +135,8 @@ pub(super) struct Wire<S> {
     /// Since when nothing of the output was taken.
     stuck_since: Option<Instant>,
     is_busy: bool,
+    /// Something was written and may still be in a buffer below.
+    needs_flush: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite> Wire<S> {
@@ -150,6 +153,7 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
             partial_since: None,
             stuck_since: None,
             is_busy: false,
+            needs_flush: false,
         }
     }
 
@@ -183,15 +187,23 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
         self.is_busy = count >= SMALL_READ;
     }
 
-    fn written(&mut self) {
-        self.stuck_since = if self.output.is_empty() {
+    /// So many bytes were written, or with 0 the rest was flushed.
+    fn pushed(&mut self, count: usize) -> io::Result<()> {
+        self.needs_flush = count > 0;
+        if self.output.is_empty() {
             if self.output.capacity() > HIGH_WATER {
                 self.output = BytesMut::new();
             }
-            None
-        } else {
-            Some(Instant::now())
-        };
+            if self.needs_flush
+                && let Some(flushed) = self.write.flush().now_or_never()
+            {
+                flushed?;
+                self.needs_flush = false;
+            }
+        }
+        let is_done = self.output.is_empty() && !self.needs_flush;
+        self.stuck_since = (!is_done).then(Instant::now);
+        Ok(())
     }
 
     /// Writes all there is, for so long.
@@ -207,6 +219,18 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
     async fn close(&mut self, limit: Duration) {
         self.flush(limit).await;
         drop(timeout(LAST_WORD, self.write.shutdown()).await);
+    }
+}
+
+/// Writes some of what there is, or flushes when there is nothing (0). Cancel-safe.
+async fn push<S: AsyncWrite>(write: &mut WriteHalf<S>, output: &mut BytesMut) -> io::Result<usize> {
+    if output.is_empty() {
+        write.flush().await?;
+        return Ok(0);
+    }
+    match write.write_buf(output).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        count => Ok(count),
     }
 }
 
@@ -263,20 +287,18 @@ impl<'b> Client<'b> {
                 return end;
             }
             let deadline = self.deadline(wire);
-            if timer.deadline() != deadline {
+            if let Some(deadline) = deadline.filter(|deadline| timer.deadline() != *deadline) {
                 timer.as_mut().reset(deadline);
             }
-            let may_read = self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER;
+            let may_read = self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER && self.paused().is_none();
             let may_make = wire.output.len() < HIGH_WATER;
-            let Wire { read, write, input, output, needed, is_busy, .. } = wire;
+            let Wire { read, write, input, output, needed, is_busy, needs_flush, .. } = wire;
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
-                written = write.write_buf(output), if !output.is_empty() => match written {
-                    Ok(0) => return End::Closed,
+                pushed = push(write, output), if !output.is_empty() || *needs_flush => match pushed {
                     Ok(count) => {
                         self.broker.stats.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
-                        wire.written();
-                        if wire.output.is_empty() && let Err(error) = wire.write.flush().await {
+                        if let Err(error) = wire.pushed(count) {
                             return error.into();
                         }
                     }
@@ -292,7 +314,7 @@ impl<'b> Client<'b> {
                     }
                     Err(error) => return error.into(),
                 },
-                () = &mut timer => if let Some(end) = self.overdue(wire) { return end },
+                () = &mut timer, if deadline.is_some() => if let Some(end) = self.overdue(wire) { return end },
             }
         }
     }
@@ -302,7 +324,7 @@ impl<'b> Client<'b> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
-        while self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER {
+        while self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER && self.paused().is_none() {
             let Some(frame) = wire.frame()? else { break };
             self.carry_out(&frame, wire).await?;
         }
@@ -315,13 +337,18 @@ impl<'b> Client<'b> {
         Ok(())
     }
 
-    fn deadline<S>(&self, wire: &Wire<S>) -> Instant {
+    /// Until when nothing is read because the client publishes too fast.
+    fn paused(&self) -> Option<Instant> {
+        let rate = self.rate.as_ref()?;
+        Some(self.began + rate.pause(self.began.elapsed())?)
+    }
+
+    fn deadline<S>(&self, wire: &Wire<S>) -> Option<Instant> {
         let config = &self.broker.config;
-        let far = wire.last_in + Duration::from_secs(24 * 3600);
-        let silent = self.keep_alive.map_or(far, |limit| wire.last_in + limit);
-        let slow = wire.partial_since.map_or(far, |since| since + config.packet_timeout);
-        let stuck = wire.stuck_since.map_or(far, |since| since + config.write_timeout);
-        silent.min(slow).min(stuck)
+        let silent = self.keep_alive.map(|limit| wire.last_in + limit);
+        let slow = wire.partial_since.map(|since| since + config.packet_timeout);
+        let stuck = wire.stuck_since.map(|since| since + config.write_timeout);
+        [silent, slow, stuck, self.paused()].into_iter().flatten().min()
     }
 
     fn overdue<S>(&self, wire: &Wire<S>) -> Option<End> {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -14,36 +15,19 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::broker::{Broker, run_timers};
 use super::conn::{Connection, End, Peer};
-use super::{MqttConfig, MqttStats, TopicMap, tail, websocket};
-use crate::ingest::Ingest;
-use crate::store::Store;
+use super::{Endpoint, MqttConfig, Services, TopicMap, Transport, tail, websocket};
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the listeners are bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Addresses {
-    /// MQTT over TCP.
-    pub tcp: Option<SocketAddr>,
-    /// MQTT over WebSocket.
-    pub websocket: Option<SocketAddr>,
-}
-
 /// Bound sockets, not yet accepting.
 #[derive(Debug)]
 pub struct Listener {
-    tcp: Option<TcpListener>,
-    websocket: Option<TcpListener>,
+    sockets: Vec<(TcpListener, Transport)>,
     broker: Arc<Broker>,
 }
 
-/// How a connection came.
-#[derive(Debug, Clone, Copy)]
-enum Transport {
-    Tcp,
-    WebSocket,
-}
+type Accepted = (io::Result<(TcpStream, SocketAddr)>, Transport);
 
 impl Listener {
     /// Binds the sockets and reads what an earlier process left.
@@ -53,29 +37,30 @@ impl Listener {
     pub async fn bind(
         config: MqttConfig,
         map: TopicMap,
-        store: Arc<dyn Store>,
-        ingest: Ingest,
-        stats: Arc<MqttStats>,
+        services: Services,
     ) -> io::Result<Self> {
-        let tcp = bind(config.bind).await?;
-        let websocket = bind(config.bind_websocket).await?;
-        let load = move || Broker::load_from(config, map, store, ingest, stats);
+        let mut sockets = Vec::with_capacity(config.endpoints.len());
+        for Endpoint { bind, transport } in &config.endpoints {
+            let socket = TcpListener::bind(bind).await;
+            let socket = socket.map_err(|error| io::Error::new(error.kind(), format!("{bind}: {error}")))?;
+            sockets.push((socket, *transport));
+        }
+        let load = move || Broker::load_from(config, map, services);
         let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
-        Ok(Self { tcp, websocket, broker })
+        Ok(Self { sockets, broker })
     }
 
-    /// Where they are bound.
+    /// Where they are bound, in the order of the configuration.
     ///
     /// # Errors
     /// The operating system's.
-    pub fn addresses(&self) -> io::Result<Addresses> {
-        let address = |socket: &Option<TcpListener>| socket.as_ref().map(TcpListener::local_addr).transpose();
-        Ok(Addresses { tcp: address(&self.tcp)?, websocket: address(&self.websocket)? })
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(|(socket, _)| socket.local_addr()).collect()
     }
 
     /// Serves clients until `stop`; then answers what is in flight, within the drain timeout.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { tcp, websocket, broker } = self;
+        let Self { sockets, broker } = self;
         let limit = broker.config.drain_timeout;
         // the tail goes on while connections end
         let last = CancellationToken::new();
@@ -92,11 +77,10 @@ impl Listener {
                     warn!(?ended, "A part of MQTT ended");
                     break;
                 }
-                accepted = accept(tcp.as_ref()) => pool.accepted(accepted, Transport::Tcp).await,
-                accepted = accept(websocket.as_ref()) => pool.accepted(accepted, Transport::WebSocket).await,
+                (accepted, transport) = accept(&sockets) => pool.accepted(accepted, transport).await,
             }
         }
-        drop((tcp, websocket));
+        drop(sockets);
         pool.stop.cancel();
         pool.drain(limit).await;
         broker.gather.close();
@@ -108,18 +92,17 @@ impl Listener {
     }
 }
 
-async fn bind(address: Option<SocketAddr>) -> io::Result<Option<TcpListener>> {
-    match address {
-        Some(address) => TcpListener::bind(address).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
-    match socket {
-        Some(socket) => socket.accept().await,
-        None => std::future::pending().await,
-    }
+/// The next connection on any of them. Cancel-safe.
+async fn accept(sockets: &[(TcpListener, Transport)]) -> Accepted {
+    std::future::poll_fn(|cx| {
+        for (socket, transport) in sockets {
+            if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+                return Poll::Ready((accepted, *transport));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// The open connections.

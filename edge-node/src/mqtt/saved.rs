@@ -415,8 +415,8 @@ mod tests {
             drop(read_session(&bytes));
             drop(read_progress(&bytes));
             drop(read_retained("t", &Bytes::from(bytes.clone())));
-            drop(read_cursor(&bytes, &bytes));
-            drop(read_incoming(&bytes));
+            let _cursor = read_cursor(&bytes, &bytes);
+            let _incoming = read_incoming(&bytes);
         }
     }
 }

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::packet::{AckKind, Qos, Version, reason};
 use super::*;
+use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
-use crate::ingest::{Ingest, IngestLimits};
-use crate::store::{Item, MemoryStore, Store, StoreConfig};
+use crate::store::{Item, MemoryStore, StoreConfig};
 use client::{Client, connect};
 
 struct Node {
@@ -35,14 +35,20 @@ async fn node(rules: Vec<Rule>) -> Node {
 }
 
 async fn node_on(store: Arc<dyn Store>, rules: Vec<Rule>, change: impl FnOnce(&mut MqttConfig)) -> Node {
-    let mut config = MqttConfig::new(Some("127.0.0.1:0".parse().unwrap()));
+    let mut config = MqttConfig::new("127.0.0.1:0".parse().unwrap());
     config.no_subscribe = vec!["secret/#".to_owned()];
     change(&mut config);
     let ingest = Ingest::new(store.clone(), any_topic(), IngestLimits::default());
     let map = TopicMap::new(rules, TopicName::new("mqtt_messages").ok()).unwrap();
     let stats = Arc::new(MqttStats::default());
-    let listener = Listener::bind(config, map, store.clone(), ingest.clone(), stats.clone()).await.unwrap();
-    let address = listener.addresses().unwrap().tcp.unwrap();
+    let services = Services {
+        store: store.clone(),
+        ingest: ingest.clone(),
+        access: Arc::new(Access::open()),
+        stats: stats.clone(),
+    };
+    let listener = Listener::bind(config, map, services).await.unwrap();
+    let address = listener.addresses().unwrap()[0];
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(listener.run(stop.clone()));

@@ -324,6 +324,14 @@ impl TopicMap {
         (rule.kafka.as_str() == kafka).then(|| (Arc::from(&*topic), rule))
     }
 
+    /// The Kafka topics that records for a filter may be in.
+    pub fn behind<'m>(&'m self, filter: &'m str) -> impl Iterator<Item = &'m TopicName> {
+        // `#` of the last rule is meant for `$` topics too
+        let is_rest = |rule: &Rule| rule.filter == "#" && filter.starts_with('$');
+        let rules = self.rules.iter().filter(move |rule| overlap(&rule.filter, filter) || is_rest(rule));
+        rules.map(|rule| &rule.kafka)
+    }
+
     /// [`RetainRule::Always`] when any record of the Kafka topic may be retained unasked.
     #[must_use]
     pub fn retain_rule(&self, kafka: &str) -> RetainRule {

@@ -45,6 +45,7 @@ impl Broker {
     pub async fn admit(
         self: &Arc<Self>,
         client_id: &str,
+        user: Option<&str>,
         connect: &mut Connect,
         expiry_s: u32,
         window: usize,
@@ -57,7 +58,7 @@ impl Broker {
             window,
         };
         for is_last in [false, false, true] {
-            let gone = match self.try_admit(client_id, connect, expiry_s, &link) {
+            let gone = match self.try_admit(client_id, user, connect, expiry_s, &link) {
                 Ok(admitted) => return admitted,
                 Err(gone) => gone,
             };
@@ -72,6 +73,7 @@ impl Broker {
     fn try_admit(
         self: &Arc<Self>,
         client_id: &str,
+        user: Option<&str>,
         connect: &mut Connect,
         expiry_s: u32,
         link: &Link,
@@ -81,6 +83,10 @@ impl Broker {
         let found = sessions.by_client.get(client_id).cloned();
         if let Some(session) = &found {
             let mut state = session.state();
+            if state.owner.as_deref() != user {
+                // the messages of one user are not another's who knows the client id
+                return Ok(Err(Refused(reason::NOT_AUTHORIZED)));
+            }
             state.kick(reason::SESSION_TAKEN_OVER);
             if let Some(link) = &state.link {
                 return Err(link.gone.clone());
@@ -101,7 +107,8 @@ impl Broker {
                 return Ok(Err(Refused(reason::QUOTA_EXCEEDED)));
             }
             None => {
-                let state = State::new(Arc::from(client_id), self.config.session);
+                let mut state = State::new(Arc::from(client_id), self.config.session);
+                state.owner = user.map(Box::from);
                 let session = Session::new(self.number(), state);
                 sessions.by_client.insert(session.client_id.clone(), session.clone());
                 session

@@ -90,7 +90,7 @@ impl Group {
     fn next_waiting(&self) -> Option<Place> {
         let members = self.members();
         let place = members.backlog.front().copied()?;
-        members.list.iter().any(|member| takes(member)).then_some(place)
+        members.list.iter().any(takes).then_some(place)
     }
 
     /// True when it is done with.

@@ -11,7 +11,6 @@ use tracing::{info, warn};
 
 use super::timers::Deadline;
 use super::{Broker, READERS, Session, Sessions};
-use crate::ingest::Ingest;
 use crate::mqtt::filters::Filters;
 use crate::mqtt::gather::Gather;
 use crate::mqtt::retained::{Retained, RetainedLimits};
@@ -19,8 +18,8 @@ use crate::mqtt::saved::{self, SavedProgress};
 use crate::mqtt::session::{Positions, State};
 use crate::mqtt::tail::Tail;
 use crate::mqtt::topic_map::TopicMap;
-use crate::mqtt::{MqttConfig, MqttStats};
-use crate::store::{StateSpace, Store, StoreError};
+use crate::mqtt::{MqttConfig, Services};
+use crate::store::{StateSpace, StoreError};
 
 /// The broker's own messages are few.
 const SYSTEM: RetainedLimits = RetainedLimits { entries: 64, bytes: 64 * 1024 };
@@ -33,10 +32,9 @@ impl Broker {
     pub fn load_from(
         config: MqttConfig,
         map: TopicMap,
-        store: Arc<dyn Store>,
-        ingest: Ingest,
-        stats: Arc<MqttStats>,
+        services: Services,
     ) -> Result<Arc<Self>, StoreError> {
+        let Services { store, ingest, access, stats } = services;
         let mut retained = Retained::new(config.retained);
         let mut cursors = Positions::new();
         for (key, value) in store.state(StateSpace::MqttRetained, b"")? {
@@ -44,7 +42,9 @@ impl Broker {
                 cursors.insert(partition, next);
             } else if let Some((b'm', topic)) = saved::read_key(&key) {
                 match saved::read_retained(topic, &value) {
-                    Some(message) => drop(retained.put(&Arc::new(message))),
+                    Some(message) => {
+                        retained.put(&Arc::new(message));
+                    }
                     None => warn!("A retained message on disk can't be read"),
                 }
             }
@@ -57,6 +57,7 @@ impl Broker {
             map: Arc::new(map),
             stats,
             store,
+            access,
             ingest,
             tasks,
             sessions: Mutex::new(Sessions::default()),

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::Broker;
+use crate::access::Principal;
 use crate::ingest::{Reservation, TopicError};
 use crate::mqtt::gather::{Item, Synced};
 use crate::mqtt::packet::{Message, reason};
@@ -21,7 +22,7 @@ use crate::store::{StateChange, Topic};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// No rule says which Kafka topic it belongs to, or it is the broker's own topic.
-    #[error("messages of this topic are not taken here")]
+    #[error("messages of this topic are not taken here, or not from this client")]
     NotTaken,
     /// The Kafka topic's largest batch is smaller.
     #[error("a record of {bytes} bytes; accepted: {limit}")]
@@ -63,13 +64,15 @@ pub struct Accepted {
 }
 
 impl Broker {
-    /// Hands a message to the log, with a fact that is written if it is. Waits only while too many wait
+    /// Hands a message of a user (`None`: one that was allowed before) to the log, with a fact that is written if
+    /// it is. Waits only while too many wait
     /// already: await one before the next to keep their order.
     ///
     /// # Errors
     /// [`PublishError`] when it never went there.
     pub async fn publish(
         &self,
+        user: Option<&Principal>,
         mut message: Message,
         state: Option<StateChange>,
         reservation: Reservation,
@@ -78,6 +81,9 @@ impl Broker {
             return Err(PublishError::NotTaken);
         }
         let rule = self.map.rule(&message.topic).ok_or(PublishError::NotTaken)?;
+        if user.is_some_and(|user| !user.may_produce(rule.kafka.as_str())) {
+            return Err(PublishError::NotTaken);
+        }
         if rule.retain == RetainRule::Never {
             message.retain = false;
         }
@@ -104,6 +110,12 @@ impl Broker {
         Ok(Accepted { synced, ack_early })
     }
 
+    /// Whether a user may publish to a topic.
+    pub fn may_publish(&self, user: &Principal, topic: &str) -> bool {
+        let rule = self.map.rule(topic).filter(|_| !topic.starts_with("$SYS"));
+        rule.is_some_and(|rule| user.may_produce(rule.kafka.as_str()))
+    }
+
     async fn topic(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
         match self.store.topic(name) {
             Some(topic) => Ok(topic),
@@ -117,7 +129,7 @@ impl Broker {
         self.tasks.spawn(async move {
             let mut reservation = Reservation::default();
             reservation.grow(broker.ingest.budget(), message.weight()).await;
-            match broker.publish(message, None, reservation).await {
+            match broker.publish(None, message, None, reservation).await {
                 Ok(accepted) => match accepted.synced.await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => debug!(%error, "Will not stored"),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::group::shared;
 use super::{Broker, Group, Session, Subscriber};
+use crate::access::Principal;
 use crate::mqtt::codec::is_valid_filter;
 use crate::mqtt::filters::matches;
 use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
@@ -14,9 +15,9 @@ const SCAN: usize = 64;
 
 impl Broker {
     /// Subscribes, and gives the codes for SUBACK. What is published from now on is delivered.
-    pub async fn subscribe(&self, session: &Arc<Session>, filters: Vec<(String, Options)>) -> Vec<u8> {
+    pub async fn subscribe(&self, session: &Arc<Session>, user: &Principal, filters: Vec<(String, Options)>) -> Vec<u8> {
         self.tail_caught_up().await;
-        let codes = filters.into_iter().map(|(filter, options)| self.subscribe_one(session, filter, options));
+        let codes = filters.into_iter().map(|(filter, options)| self.subscribe_one(session, user, filter, options));
         let codes = codes.collect();
         if self.save(session).await {
             session.state().wake();
@@ -25,7 +26,7 @@ impl Broker {
         codes.into_iter().map(|_| reason::UNSPECIFIED).collect()
     }
 
-    fn subscribe_one(&self, session: &Arc<Session>, filter: String, options: Options) -> u8 {
+    fn subscribe_one(&self, session: &Arc<Session>, user: &Principal, filter: String, options: Options) -> u8 {
         let (name, plain) = match shared(&filter) {
             Some((name, plain)) => (Some(name), plain),
             None => (None, filter.as_str()),
@@ -37,6 +38,10 @@ impl Broker {
         }
         if self.config.no_subscribe.iter().any(|denied| denied == plain || matches(denied, plain)) {
             return reason::UNSPECIFIED;
+        }
+        let is_system = plain.starts_with("$SYS");
+        if !is_system && !self.map.behind(plain).all(|kafka| user.may_consume(kafka.as_str())) {
+            return reason::NOT_AUTHORIZED;
         }
         let is_new = {
             let mut state = session.state();

@@ -122,7 +122,7 @@ proptest! {
     fn no_bytes_break_the_decoder(first: u8, body: Vec<u8>, is_v5: bool) {
         let version = if is_v5 { Version::V5 } else { Version::V3 };
         let frame = (first, Bytes::from(body));
-        drop(connect_version(&frame));
+        let _version = connect_version(&frame);
         drop(decode(version, &frame, 0));
     }
 

@@ -58,6 +58,12 @@ impl Acks {
         self.pubacks
     }
 
+    /// Packet ids of messages of QoS 2 of which nobody knows yet whether they are stored.
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = u16> {
+        let records = self.waiting.iter().filter(|waiting| matches!(waiting.wait, Wait::Record(_)));
+        records.filter(|waiting| waiting.kind == AckKind::PubRec).map(|waiting| waiting.id)
+    }
+
     fn push(&mut self, kind: AckKind, id: u16, wait: Wait) {
         self.pubacks += usize::from(kind == AckKind::PubAck);
         self.waiting.push_back(Waiting { kind, id, wait });

@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::BytesMut;
 use shared::time::wall_ms;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::acks::{Acks, Due};
 use super::{End, HIGH_WATER, SETTLE, Wire, has_codes};
+use crate::access::Principal;
 use crate::ingest::Reservation;
 use crate::mqtt::broker::{Broker, Session};
 use crate::mqtt::codec::{
@@ -21,6 +22,7 @@ use crate::mqtt::codec::{
 use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
+use crate::mqtt::rate::Rate;
 use crate::mqtt::saved;
 use crate::mqtt::session::{Delivery, Link};
 
@@ -48,9 +50,11 @@ pub(super) struct Client<'b> {
     pub(super) link: Link,
     pub(super) acks: Acks,
     pub(super) keep_alive: Option<Duration>,
+    /// When the connection began, for its rate.
+    pub(super) began: Instant,
+    pub(super) rate: Option<Rate>,
     limits: Limits,
-    #[expect(dead_code, reason = "the rules of users are to come")]
-    user: Option<String>,
+    user: Principal,
     /// What its aliases stand for.
     aliases_in: HashMap<u16, Arc<str>>,
     /// What ours stand for.
@@ -68,7 +72,7 @@ impl<'b> Client<'b> {
         session: Arc<Session>,
         link: Link,
         limits: Limits,
-        user: Option<String>,
+        user: Principal,
     ) -> Self {
         let mut client = Self {
             broker,
@@ -77,6 +81,8 @@ impl<'b> Client<'b> {
             link,
             acks: Acks::default(),
             keep_alive: limits.keep_alive,
+            began: Instant::now(),
+            rate: broker.config.publish_rate.map(Rate::new),
             limits,
             user,
             aliases_in: HashMap::new(),
@@ -110,7 +116,7 @@ impl<'b> Client<'b> {
                 Ok(())
             }
             Incoming::Subscribe { id, filters } => {
-                let codes = self.broker.subscribe(&self.session, filters).await;
+                let codes = self.broker.subscribe(&self.session, &self.user, filters).await;
                 self.look_at_options();
                 put_suback(&mut wire.output, self.version, id, &codes);
                 self.check()
@@ -146,6 +152,9 @@ impl<'b> Client<'b> {
     async fn publish(&mut self, publish: Publish, bytes: usize) -> Result<(), End> {
         let stats = &self.broker.stats;
         stats.publishes.fetch_add(1, Ordering::Relaxed);
+        if let Some(rate) = &mut self.rate {
+            rate.count(self.began.elapsed());
+        }
         let Publish { mut message, id, alias, .. } = publish;
         self.resolve_alias(&mut message, alias)?;
         let (qos, kind) = match message.qos {
@@ -167,13 +176,19 @@ impl<'b> Client<'b> {
                 fact = Some(saved::stored(&state.client_id, id));
             }
         }
-        self.check_receive_maximum()?;
+        if let Err(end) = self.check_receive_maximum() {
+            // it is not stored: when it is sent again it must not look as if it were
+            if qos == Qos::ExactlyOnce {
+                self.session.state().incoming.remove(&id);
+            }
+            return Err(end);
+        }
         if self.has_no_local {
             message.from = Some(Box::from(&*self.session.client_id));
         }
         let mut reservation = Reservation::default();
         reservation.grow(self.broker.ingest.budget(), bytes).await;
-        match (self.broker.publish(message, fact, reservation).await, qos) {
+        match (self.broker.publish(Some(&self.user), message, fact, reservation).await, qos) {
             (Ok(_), Qos::AtMostOnce) => {}
             (Ok(accepted), Qos::AtLeastOnce | Qos::ExactlyOnce) => {
                 if accepted.ack_early {
@@ -287,9 +302,18 @@ impl<'b> Client<'b> {
         let is_error = due.code >= reason::UNSPECIFIED && due.code != reason::PACKET_ID_NOT_FOUND;
         if is_error {
             self.broker.stats.refused.fetch_add(1, Ordering::Relaxed);
-            if due.kind == AckKind::PubRec {
-                self.session.state().incoming.remove(&due.id);
+            let mut state = self.session.state();
+            match due.kind {
+                AckKind::PubRec => {
+                    state.incoming.remove(&due.id);
+                }
+                AckKind::PubComp => {
+                    // on disk it is not released: PUBREL comes again
+                    state.incoming.insert(due.id);
+                }
+                AckKind::PubAck | AckKind::PubRel => {}
             }
+            drop(state);
             // MQTT 3.1.1 has no way to say that a message was not taken
             if !has_codes(self.version) || due.kind == AckKind::PubComp {
                 return Err(End::NotStored(due.code));
@@ -385,8 +409,10 @@ impl<'b> Client<'b> {
             };
             match delivery.filter(|delivery| !delivery.message.is_expired(now_ms)) {
                 Some(delivery) => self.put(&delivery, sent.id, true, now_ms, output),
-                // retention has let it go
-                None => drop(self.session.state().inflight.refused(sent.id)),
+                None => {
+                    // retention has let it go
+                    self.session.state().inflight.refused(sent.id);
+                }
             }
         }
     }
@@ -412,12 +438,25 @@ impl<'b> Client<'b> {
         if timeout(SETTLE, all).await.is_err() {
             debug!("A connection ended before what was published on it was stored");
         }
+        self.forget_unsettled();
+    }
+
+    /// Better stored twice than not at all.
+    fn forget_unsettled(&self) {
+        let mut state = self.session.state();
+        let is_ours = state.link.as_ref().is_some_and(|link| link.number == self.link.number);
+        if is_ours {
+            for id in self.acks.unsettled() {
+                state.incoming.remove(&id);
+            }
+        }
     }
 }
 
 impl Drop for Client<'_> {
     /// A task that fails must not keep the session from the client's next connection.
     fn drop(&mut self) {
+        self.forget_unsettled();
         self.broker.release(&self.session, self.link.number, true);
     }
 }

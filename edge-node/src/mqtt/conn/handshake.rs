@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::client::{Client, Limits};
 use super::{Connection, End, Wire};
+use crate::access::Principal;
 use crate::mqtt::codec::{ConnAck, Malformed, connect_version, decode, put_connack};
 use crate::mqtt::frame::Frame;
 use crate::mqtt::packet::{Connect, Incoming, Version, reason};
@@ -74,11 +75,16 @@ impl Connection {
             return Err(reason::CLIENT_ID_INVALID);
         }
         let client_id = if is_assigned { new_client_id() } else { connect.client_id.clone() };
-        let user = self.user(connect)?;
+        let user = self.user(connect).await?;
+        if let Some(will) = &connect.will
+            && !self.broker.may_publish(&user, &will.message.topic)
+        {
+            return Err(reason::NOT_AUTHORIZED);
+        }
         let expiry_s = connect.session_expiry_s.min(config.max_session_expiry_s);
         let window = usize::from(connect.receive_maximum).min(config.max_inflight);
         let keep_alive_s = keep_alive(connect, config.max_keep_alive_s);
-        let admitted = self.broker.admit(&client_id, connect, expiry_s, window).await;
+        let admitted = self.broker.admit(&client_id, user.name(), connect, expiry_s, window).await;
         let admitted = admitted.map_err(|refused| refused.0)?;
         if !self.broker.save(&admitted.session).await {
             self.broker.release(&admitted.session, admitted.link.number, false);
@@ -109,9 +115,18 @@ impl Connection {
         Ok(client)
     }
 
-    /// Who the client is.
-    fn user(&self, _connect: &Connect) -> Result<Option<String>, u8> {
-        Ok(self.peer.certified.clone())
+    /// Who the client is: who its user name and password say, else its certificate, else nobody in particular.
+    async fn user(&self, connect: &Connect) -> Result<Principal, u8> {
+        let access = &self.broker.access;
+        let certified = self.peer.certified.as_deref().and_then(|name| access.by_common_name(name));
+        match (&connect.user, certified) {
+            (Some(name), _) if access.has_users() => {
+                let password = connect.password.as_deref().unwrap_or_default();
+                access.check_password(name, password).await.ok_or(reason::BAD_CREDENTIALS)
+            }
+            (_, Some(user)) => Ok(user),
+            (_, None) => access.anonymous().ok_or(reason::NOT_AUTHORIZED),
+        }
     }
 }
 
