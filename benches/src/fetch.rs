@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use system_tests::broker::Broker;
 use system_tests::settings::Settings;
 use system_tests::stage::Stage;
@@ -111,7 +111,11 @@ fn latency() -> Result<Vec<Row>> {
         Row::new(name, "ms", ours, peer, Goal::AtMost(0.5))
     };
     Ok(vec![
-        row("produce to fetch at 1,000 records/s, p50", median, peer_median),
+        row(
+            "produce to fetch at 1,000 records/s, p50",
+            median,
+            peer_median,
+        ),
         row("produce to fetch at 1,000 records/s, p99", p99, peer_p99),
     ])
 }

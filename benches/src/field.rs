@@ -104,6 +104,12 @@ impl Field {
         self.lab.link(0)
     }
 
+    /// Whether `edge-node` runs at the site's end.
+    #[must_use]
+    pub const fn has_site(&self) -> bool {
+        self.site.is_some()
+    }
+
     /// IP bytes that the interfaces at both ends sent so far.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {

@@ -4,6 +4,11 @@
 //! Every recording is a topic, played evenly so that the whole of it would take ten minutes; both systems
 //! have a second to fill a batch. The first minute is not counted: it is where codecs learn.
 
+#![allow(clippy::print_stdout, reason = "a bench says how it went")]
+
+mod trace;
+
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +19,7 @@ use system_tests::settings::Settings;
 use system_tests::wait;
 use system_tests::wan::Conditions;
 
+use self::trace::{Look, Trace};
 use crate::bytes::{Recording, recordings};
 use crate::field::Field;
 use crate::load::Count;
@@ -97,11 +103,13 @@ fn play(
 ) -> Result<f64> {
     let began = Instant::now();
     let mut sent = vec![0; recordings.len()];
-    let (mut learnt, mut counted) = (None, 0_u64);
+    let mut learnt = None;
+    let mut counted = BTreeMap::new();
     while began.elapsed() < PLAYED {
         let now = began.elapsed();
         if learnt.is_none() && now >= LEARNS {
-            (learnt, counted) = (Some(field.sent_bytes()), 0);
+            learnt = Some(Look::now(field)?);
+            counted.clear();
         }
         for (recording, sent) in recordings.iter().zip(&mut sent) {
             let due = recording.samples.len() as u128 * now.as_millis() / WHOLE.as_millis();
@@ -116,12 +124,20 @@ fn play(
                     record = record.payload(value);
                 }
                 producer.send(record).map_err(|(error, _)| error)?;
-                counted += 1;
+                *counted.entry(recording.name.clone()).or_default() += 1;
             }
             *sent = due.max(*sent);
         }
         thread::sleep(TICK);
     }
     let learnt = learnt.context("too short to learn")?;
-    Ok((field.sent_bytes() - learnt) as f64 / counted as f64)
+    let played = Look::now(field)?;
+    let trace = Trace {
+        from: &learnt,
+        to: &played,
+        records: &counted,
+    };
+    println!("{trace}");
+    let records: u64 = counted.values().sum();
+    Ok((played.bytes() - learnt.bytes()) as f64 / records as f64)
 }

@@ -215,12 +215,14 @@ async fn start_kafka(
     let Some(kafka) = &config.kafka else {
         return Ok(None);
     };
+    let stats = Arc::new(KafkaStats::default());
+    let limits = Limits::from_file(&kafka.groups);
     let services = kafka::Services {
         ingest: ingest.clone(),
         egress: egress.clone(),
-        groups: start_groups(Limits::from_file(&kafka.groups), store, tasks).await?,
+        groups: start_groups(limits, store, &stats, tasks).await?,
         access: Arc::clone(access),
-        stats: Arc::default(),
+        stats,
     };
     let settings = kafka::KafkaConfig::from_file(kafka, store.incarnation().to_string());
     start_listener("[kafka]", settings.clone(), &services, tasks).await?;
@@ -263,10 +265,11 @@ async fn start_listener(
 async fn start_groups(
     limits: Limits,
     store: &Arc<dyn Store>,
+    stats: &Arc<KafkaStats>,
     tasks: &Tasks,
 ) -> anyhow::Result<Groups> {
-    let store = Arc::clone(store);
-    let opened = tokio::task::spawn_blocking(move || Groups::open(store, limits)).await?;
+    let (store, stats) = (Arc::clone(store), Arc::clone(stats));
+    let opened = tokio::task::spawn_blocking(move || Groups::open(store, limits, stats)).await?;
     let (groups, task) = opened.context("read the consumer groups")?;
     let stop = tasks.stopping();
     tasks.core("groups", async move {
@@ -317,7 +320,9 @@ async fn start_mqtt(
     let Some(mqtt) = &config.mqtt else {
         return Ok(None);
     };
-    let settings = mqtt::MqttConfig::from_file(mqtt);
+    let file = mqtt.clone();
+    let settings =
+        tokio::task::spawn_blocking(move || mqtt::MqttConfig::from_file(&file)).await??;
     let stats = Arc::new(MqttStats::default());
     let services = mqtt::Services {
         store: Arc::clone(store),

@@ -180,6 +180,12 @@ pub struct KafkaStats {
     pub bytes_in: AtomicU64,
     /// Bytes sent.
     pub bytes_out: AtomicU64,
+    /// Consumer groups known.
+    pub groups: AtomicU64,
+    /// Offsets that they committed.
+    pub offsets: AtomicU64,
+    /// Writes of offsets that the disk refused.
+    pub failed_commits: AtomicU64,
     /// Logins refused.
     pub refused_logins: AtomicU64,
     /// Batches that were not stored.

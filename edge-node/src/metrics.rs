@@ -12,7 +12,9 @@ use crate::http::HttpStats;
 use crate::ingest::IngestStats;
 use crate::kafka::KafkaStats;
 use crate::mqtt::MqttStats;
-use crate::status::{AllowanceStatus, Ledger, PathStatus, PolicyStatus, Status, TopicStatus};
+use crate::status::{
+    AllowanceStatus, Ledger, PathStatus, PolicyStatus, Status, TopicStatus, TopicTraffic,
+};
 use crate::store::Space;
 
 /// In front of every name.
@@ -217,11 +219,61 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
         "Bytes of all IP packets received",
         single(uplink.received_bytes),
     )?;
+    scrape.counter(
+        "uplink_sent_packets",
+        "IP packets sent",
+        single(uplink.sent_packets),
+    )?;
+    scrape.counter(
+        "uplink_received_packets",
+        "IP packets received",
+        single(uplink.received_packets),
+    )?;
+    let codecs = [
+        ("memory", uplink.codec_bytes),
+        ("disk", uplink.codec_saved_bytes),
+    ];
+    scrape.gauge(
+        "codec_state_bytes",
+        "Bytes that codecs remember, by where; both are bounded by uplink.codec_memory",
+        codecs.map(|(place, bytes)| (vec![("in", place.to_owned())], level(bytes))),
+    )?;
+    scrape.gauge(
+        "codec_logs",
+        "Topic partitions whose codec remembers something",
+        single(level(uplink.codec_logs)),
+    )?;
+    write_traffic(scrape, &uplink.traffic)?;
     let rtt = level(uplink.rtt_us) / 1_000_000.0;
     scrape.gauge(
         "uplink_rtt_seconds",
         "Smoothed round-trip time to the hub",
         single(rtt),
+    )
+}
+
+/// Labels: topics, bounded where they are counted, and the codecs.
+fn write_traffic(scrape: &mut Scrape<'_>, traffic: &[TopicTraffic]) -> fmt::Result {
+    let count = |read: fn(&TopicTraffic) -> u64| {
+        traffic.iter().map(move |it| {
+            let labels = vec![("topic", it.topic.clone()), ("codec", it.codec.clone())];
+            (labels, read(it))
+        })
+    };
+    scrape.counter(
+        "uplink_topic_raw_bytes",
+        "Bytes of records sent, before compression, by topic and codec",
+        count(|it| it.raw_bytes),
+    )?;
+    scrape.counter(
+        "uplink_topic_encoded_bytes",
+        "Bytes of records sent, compressed, by topic and codec; packets around them not included",
+        count(|it| it.sent_bytes),
+    )?;
+    scrape.counter(
+        "uplink_topic_streams",
+        "Data streams sent, by topic and codec",
+        count(|it| it.streams),
     )
 }
 
@@ -362,6 +414,23 @@ fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {
         "kafka_batches_refused",
         "Batches answered with an error",
         count(&kafka.refused_batches),
+    )?;
+    scrape.counter(
+        "kafka_logins_refused",
+        "Logins with a wrong user or password",
+        count(&kafka.refused_logins),
+    )?;
+    scrape.counter(
+        "kafka_commits_failed",
+        "Writes of committed offsets that the disk refused",
+        count(&kafka.failed_commits),
+    )?;
+    let read = |counter: &AtomicU64| single(level(counter.load(Ordering::Relaxed)));
+    scrape.gauge("kafka_groups", "Consumer groups known", read(&kafka.groups))?;
+    scrape.gauge(
+        "kafka_committed_offsets",
+        "Offsets that consumer groups committed and that are kept",
+        read(&kafka.offsets),
     )
 }
 
@@ -387,15 +456,43 @@ fn write_mqtt(scrape: &mut Scrape<'_>, mqtt: &MqttStats) -> fmt::Result {
         [(Labels::new(), level(read(&mqtt.connected)))],
     )?;
     for (name, help, counter) in [
-        ("mqtt_connections_refused", "Connections refused at the limit", &mqtt.refused_connections),
-        ("mqtt_connections_failed", "Connections ended by garbage, slowness or a broken socket", &mqtt.failed),
+        (
+            "mqtt_connections_refused",
+            "Connections refused at the limit",
+            &mqtt.refused_connections,
+        ),
+        (
+            "mqtt_connections_failed",
+            "Connections ended by garbage, slowness or a broken socket",
+            &mqtt.failed,
+        ),
         ("mqtt_received_bytes", "Bytes received", &mqtt.bytes_in),
         ("mqtt_sent_bytes", "Bytes sent", &mqtt.bytes_out),
-        ("mqtt_messages_sent", "Messages sent to subscribers", &mqtt.deliveries),
-        ("mqtt_messages_refused", "Messages received and not stored", &mqtt.refused),
-        ("mqtt_messages_dropped", "Messages not sent to subscribers that did not keep up", &mqtt.dropped),
-        ("mqtt_messages_not_retained", "Messages delivered and, at the bound, not retained", &mqtt.not_retained),
-        ("mqtt_records_unmapped", "Records of mapped topics without an MQTT topic", &mqtt.unmapped),
+        (
+            "mqtt_messages_sent",
+            "Messages sent to subscribers",
+            &mqtt.deliveries,
+        ),
+        (
+            "mqtt_messages_refused",
+            "Messages received and not stored",
+            &mqtt.refused,
+        ),
+        (
+            "mqtt_messages_dropped",
+            "Messages not sent to subscribers that did not keep up",
+            &mqtt.dropped,
+        ),
+        (
+            "mqtt_messages_not_retained",
+            "Messages delivered and, at the bound, not retained",
+            &mqtt.not_retained,
+        ),
+        (
+            "mqtt_records_unmapped",
+            "Records of mapped topics without an MQTT topic",
+            &mqtt.unmapped,
+        ),
     ] {
         scrape.counter(name, help, single(read(counter)))?;
     }
@@ -433,7 +530,16 @@ mod tests {
             uptime_ms: 1_500,
             ready: true,
             problems: Vec::new(),
-            uplink: UplinkStatus::default(),
+            uplink: UplinkStatus {
+                traffic: vec![TopicTraffic {
+                    topic: "a".to_owned(),
+                    codec: "modelled".to_owned(),
+                    streams: 2,
+                    raw_bytes: 900,
+                    sent_bytes: 60,
+                }],
+                ..UplinkStatus::default()
+            },
             policy: policy(),
             topics,
         };
@@ -518,6 +624,8 @@ mod tests {
             "kedge_edge_records_dropped{topic=\"a\",reason=\"newest\"} 5.0",
             "kedge_edge_records_dropped{topic=\"a\",reason=\"damaged\"} 0.0",
             "kedge_edge_connections_open{protocol=\"kafka\"} 3.0",
+            "kedge_edge_uplink_topic_encoded_bytes_total{topic=\"a\",codec=\"modelled\"} 60",
+            "kedge_edge_uplink_topic_streams_total{topic=\"a\",codec=\"modelled\"} 2",
             "kedge_edge_ready 1.0",
             "kedge_edge_store_bytes 7.0",
             "kedge_edge_store_quota_bytes 9.0",

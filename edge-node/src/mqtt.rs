@@ -51,6 +51,7 @@ use crate::access::Access;
 use crate::config;
 use crate::ingest::Ingest;
 use crate::store::Store;
+use crate::tls::{Acceptor, TlsError};
 use retained::RetainedLimits;
 use session::{Overflow, SessionLimits};
 
@@ -80,12 +81,39 @@ pub enum Transport {
 }
 
 /// One address that clients connect to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     /// Where.
     pub bind: SocketAddr,
     /// Over what.
     pub transport: Transport,
+    /// What TLS is accepted with; `None`: plain text.
+    pub tls: Option<Arc<Acceptor>>,
+}
+
+impl Endpoint {
+    /// MQTT over TCP in plain text.
+    #[must_use]
+    pub fn plain(bind: SocketAddr) -> Self {
+        Self {
+            bind,
+            transport: Transport::Tcp,
+            tls: None,
+        }
+    }
+
+    fn from_file(file: &config::MqttListener) -> Result<Self, TlsError> {
+        let tls = file.tls.clone().map(Acceptor::load).transpose()?;
+        Ok(Self {
+            bind: file.listen,
+            transport: if file.websocket {
+                Transport::WebSocket
+            } else {
+                Transport::Tcp
+            },
+            tls: tls.map(Arc::new),
+        })
+    }
 }
 
 /// The listeners' settings.
@@ -128,27 +156,29 @@ pub struct MqttConfig {
 }
 
 impl MqttConfig {
-    /// The file's settings, with defaults for what it doesn't name.
-    #[must_use]
-    pub fn from_file(file: &config::MqttConfig) -> Self {
-        let first = Endpoint { bind: file.listen, transport: Transport::Tcp };
-        let more = file.listeners.iter().map(|listener| Endpoint {
-            bind: listener.listen,
-            transport: if listener.websocket { Transport::WebSocket } else { Transport::Tcp },
-        });
-        let endpoints = std::iter::once(first).chain(more);
+    /// The file's settings, with defaults for what it doesn't name. Reads the certificates: blocks.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file and what is wrong with it.
+    pub fn from_file(file: &config::MqttConfig) -> Result<Self, TlsError> {
+        let mut endpoints = vec![Endpoint::plain(file.listen)];
+        for listener in &file.listeners {
+            endpoints.push(Endpoint::from_file(listener)?);
+        }
         let overflow = file.overflow;
-        Self {
-            endpoints: endpoints.collect(),
+        Ok(Self {
+            endpoints,
             max_connections: file.max_connections,
             max_sessions: file.max_sessions,
             max_packet: file.max_packet.as_usize(),
             receive_maximum: file.receive_maximum,
             max_inflight: usize::from(file.max_inflight),
-            max_keep_alive_s: file.max_keep_alive.map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
-            max_session_expiry_s: file
-                .max_session_expiry
-                .map_or(u32::MAX, |span| u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)),
+            max_keep_alive_s: file
+                .max_keep_alive
+                .map(|span| u16::try_from(span.as_millis() / 1000).unwrap_or(u16::MAX)),
+            max_session_expiry_s: file.max_session_expiry.map_or(u32::MAX, |span| {
+                u32::try_from(span.as_millis() / 1000).unwrap_or(u32::MAX)
+            }),
             session: SessionLimits {
                 queue_messages: file.queue_messages,
                 queue_bytes: file.queue_bytes.as_usize(),
@@ -162,14 +192,14 @@ impl MqttConfig {
             publish_rate: file.publish_rate,
             no_subscribe: file.no_subscribe.clone(),
             ..Self::new(file.listen)
-        }
+        })
     }
 
     /// Defaults for a listener at `bind`.
     #[must_use]
     pub fn new(bind: SocketAddr) -> Self {
         Self {
-            endpoints: vec![Endpoint { bind, transport: Transport::Tcp }],
+            endpoints: vec![Endpoint::plain(bind)],
             max_connections: 10_000,
             max_sessions: 20_000,
             max_packet: 1024 * 1024,
@@ -187,7 +217,10 @@ impl MqttConfig {
                 overflow: Overflow::DropNewest,
                 subscriptions: 1_000,
             },
-            retained: RetainedLimits { entries: 10_000, bytes: 16 * 1024 * 1024 },
+            retained: RetainedLimits {
+                entries: 10_000,
+                bytes: 16 * 1024 * 1024,
+            },
             publish_rate: None,
             no_subscribe: Vec::new(),
             drain_timeout: Duration::from_secs(10),

@@ -79,6 +79,33 @@ pub struct UplinkStatus {
     pub is_silent: bool,
     /// Sessions over TCP since the start.
     pub tcp_sessions: u64,
+    /// IP packets sent since the start.
+    pub sent_packets: u64,
+    /// IP packets received.
+    pub received_packets: u64,
+    /// Memory that codecs take, bytes.
+    pub codec_bytes: u64,
+    /// Their saved states on disk, bytes.
+    pub codec_saved_bytes: u64,
+    /// Topic partitions whose codec remembers something.
+    pub codec_logs: u64,
+    /// What was sent since the start, by topic and codec.
+    pub traffic: Vec<TopicTraffic>,
+}
+
+/// What one topic put on the link with one codec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicTraffic {
+    /// Its name; `*`: those beyond the first thousand.
+    pub topic: String,
+    /// `none`, `zstd`, `dictionary`, `columnar`, `modelled` or `chunks`; `gap` for what was dropped.
+    pub codec: String,
+    /// Data streams.
+    pub streams: u64,
+    /// Records' bytes before the codec, by size class.
+    pub raw_bytes: u64,
+    /// Bytes of the streams, their headers included.
+    pub sent_bytes: u64,
 }
 
 /// One topic.

@@ -32,9 +32,12 @@ mod sendbuffer;
 pub mod shaper;
 pub mod socket;
 mod steward;
+mod traffic;
 mod vigil;
 mod watch;
+mod work;
 mod worker;
+mod worth;
 
 use std::path::Path;
 use std::pin::pin;
@@ -51,6 +54,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub use chains::CodecBytes;
 pub use connect::ConnectError;
 pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
 pub use steward::{FromHub, Rules, Standing};
@@ -64,6 +68,7 @@ use connect::Connector;
 use driver::{Ended, SessionSettings, Signals};
 use reasons::{Reason, Reasons};
 use roam::Roam;
+use traffic::Traffic;
 use watch::Better;
 use worker::{Worker, WorkerConfig};
 
@@ -92,6 +97,14 @@ pub struct UplinkStats {
     pub wire_tx_bytes: AtomicU64,
     /// Bytes received in IP packets, headers included.
     pub wire_rx_bytes: AtomicU64,
+    /// IP packets sent.
+    pub wire_tx_packets: AtomicU64,
+    /// IP packets received.
+    pub wire_rx_packets: AtomicU64,
+    /// What codecs take.
+    pub codecs: Arc<CodecBytes>,
+    /// Data streams by topic and codec.
+    traffic: Traffic,
     /// Logs that the hub does not take.
     pub denied_logs: AtomicU64,
     /// New incarnations since the process started.
@@ -175,10 +188,16 @@ impl UplinkView for UplinkStats {
             encoded_bytes: read(&self.payload_bytes),
             sent_bytes: read(&self.wire_tx_bytes),
             received_bytes: read(&self.wire_rx_bytes),
+            sent_packets: read(&self.wire_tx_packets),
+            received_packets: read(&self.wire_rx_packets),
             rtt_us: read(&self.rtt_micros),
             is_over_tcp: is_connected && self.over_tcp.load(Ordering::Relaxed),
             is_silent: is_connected && self.silent.load(Ordering::Relaxed),
             tcp_sessions: read(&self.tcp_sessions),
+            codec_bytes: read(&self.codecs.live),
+            codec_saved_bytes: read(&self.codecs.saved),
+            codec_logs: read(&self.codecs.logs),
+            traffic: self.traffic.read(),
         }
     }
 }
@@ -188,21 +207,29 @@ impl UplinkView for UplinkStats {
 struct Seen {
     tx: u64,
     rx: u64,
+    tx_packets: u64,
+    rx_packets: u64,
 }
 
 impl Seen {
     /// Adds what the connection sent and received since the last look.
     fn observe(&mut self, connection: &Connection, totals: &UplinkStats) {
         let stats = connection.stats();
-        let (tx, rx) = (stats.tx_bytes, stats.rx_bytes);
+        let now = Self {
+            tx: stats.tx_bytes,
+            rx: stats.rx_bytes,
+            tx_packets: stats.tx_packets,
+            rx_packets: stats.heard,
+        };
         // a path that changed from IPv6 to IPv4 counts smaller headers
-        totals
-            .wire_tx_bytes
-            .fetch_add(tx.saturating_sub(self.tx), Ordering::Relaxed);
-        totals
-            .wire_rx_bytes
-            .fetch_add(rx.saturating_sub(self.rx), Ordering::Relaxed);
-        *self = Self { tx, rx };
+        let add = |total: &AtomicU64, now: u64, before: u64| {
+            total.fetch_add(now.saturating_sub(before), Ordering::Relaxed);
+        };
+        add(&totals.wire_tx_bytes, now.tx, self.tx);
+        add(&totals.wire_rx_bytes, now.rx, self.rx);
+        add(&totals.wire_tx_packets, now.tx_packets, self.tx_packets);
+        add(&totals.wire_rx_packets, now.rx_packets, self.rx_packets);
+        *self = now;
         let rtt = u64::try_from(stats.rtt.as_micros()).unwrap_or(u64::MAX);
         totals.rtt_micros.store(rtt, Ordering::Relaxed);
     }
@@ -266,6 +293,7 @@ impl Uplink {
             chunk_bytes: config.hub_chunks.bytes(),
             zstd_level: config.level,
             max_uncompressed_bytes,
+            counted: Arc::clone(&stats.codecs),
         };
         let connector = Connector::new(config, policies)?;
         Ok(Self {

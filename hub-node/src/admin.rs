@@ -114,6 +114,9 @@ impl Node {
             admitted: levels.admitted,
             limited: levels.limited,
             held_bytes: levels.held_bytes,
+            codec_bytes: levels.codec_bytes,
+            codec_saved_bytes: levels.codec_saved_bytes,
+            codec_disk_bytes: levels.codec_disk_bytes,
         }
     }
 

@@ -196,7 +196,12 @@ fn codec_states(config: &Config) -> anyhow::Result<CodecStates> {
     }
     let limit = listen.codec_memory.bytes();
     let saved = usize::try_from(limit).unwrap_or(usize::MAX);
-    Ok(CodecStates::new(saved, limit, listen.codec_dir.clone()))
+    Ok(CodecStates::new(
+        saved,
+        limit,
+        listen.codec_dir.clone(),
+        listen.codec_disk.bytes(),
+    ))
 }
 
 fn site_chunks(config: &Config) -> SiteChunks {

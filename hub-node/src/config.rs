@@ -132,6 +132,8 @@ pub struct ListenConfig {
     pub codec_memory: ByteSize,
     /// Where saved states and chunks outlive the process.
     pub codec_dir: Option<PathBuf>,
+    /// Bytes of saved states there.
+    pub codec_disk: ByteSize,
     /// Bytes of chunks of large values that are kept for one site; 0: none.
     pub site_chunks: ByteSize,
     /// The same for all sites.

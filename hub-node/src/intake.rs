@@ -63,6 +63,12 @@ pub struct IntakeLevels {
     pub limited: u64,
     /// Bytes that came and are not committed.
     pub held_bytes: u64,
+    /// Memory of the codecs of open sessions.
+    pub codec_bytes: u64,
+    /// Saved states in memory.
+    pub codec_saved_bytes: u64,
+    /// Saved states on disk.
+    pub codec_disk_bytes: u64,
 }
 
 impl IntakeStats {

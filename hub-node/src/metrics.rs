@@ -94,6 +94,21 @@ fn write_levels(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
             "Bytes that came and are not committed",
             intake.held_bytes,
         ),
+        (
+            "codec_live_bytes",
+            "Memory of the codecs of open sessions",
+            intake.codec_bytes,
+        ),
+        (
+            "codec_saved_memory_bytes",
+            "Saved states of codecs in memory",
+            intake.codec_saved_bytes,
+        ),
+        (
+            "codec_saved_disk_bytes",
+            "Saved states of codecs on disk, at most listen.codec_disk",
+            intake.codec_disk_bytes,
+        ),
     ] {
         scrape.gauge(name, help, single(level(value)))?;
     }

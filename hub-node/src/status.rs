@@ -90,6 +90,15 @@ pub struct IntakeCounts {
     pub limited: u64,
     /// Bytes that came and are not committed.
     pub held_bytes: u64,
+    /// Memory of the codecs of open sessions, bytes.
+    #[serde(default)]
+    pub codec_bytes: u64,
+    /// Their saved states in memory, bytes.
+    #[serde(default)]
+    pub codec_saved_bytes: u64,
+    /// Their saved states on disk, bytes.
+    #[serde(default)]
+    pub codec_disk_bytes: u64,
 }
 
 /// One site.

@@ -37,7 +37,7 @@ pub use blocks::{Block, BlockWriter, read_blocks};
 pub use chain::{ChainCodec, ChainLimits, load_chain, new_chain, next_position, remembers};
 pub use codec::{
     CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_LONG, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD, Decoder,
-    Encoder, NoneCodec, supported_codecs,
+    Encoder, NoneCodec, codec_name, supported_codecs,
 };
 pub use columns::ColumnarCodec;
 pub use dictionary::DictionaryCodec;

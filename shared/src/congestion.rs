@@ -27,6 +27,7 @@
 //! Integers only, no clock, a few hundred bytes a connection.
 
 mod change;
+mod limit;
 mod losses;
 mod rounds;
 mod train;
@@ -38,13 +39,13 @@ mod tests;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
 use change::{Change, Drain};
+pub use limit::RateLimit;
 use losses::{Losses, Verdict};
 use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
@@ -74,27 +75,6 @@ const MARGIN_PACKETS: u64 = 2;
 const LEAST_PACKETS: u64 = 4;
 /// Unless the path does not hold as many.
 const FEWEST_PACKETS: u64 = 2;
-
-/// What a policy allows, in bytes per second; it may change at any time.
-#[derive(Debug, Clone)]
-pub struct RateLimit(Arc<AtomicU64>);
-
-impl Default for RateLimit {
-    fn default() -> Self {
-        Self(Arc::new(AtomicU64::new(u64::MAX)))
-    }
-}
-
-impl RateLimit {
-    /// `u64::MAX` is no limit.
-    pub fn set(&self, bytes_per_second: u64) {
-        self.0.store(bytes_per_second, Ordering::Relaxed);
-    }
-
-    fn bytes_per_second(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// Makes a controller for each path of a connection.
 #[derive(Debug, Clone, Default)]

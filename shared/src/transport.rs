@@ -198,6 +198,8 @@ pub struct LinkStats {
     pub tx_bytes: u64,
     /// Bytes received in IP packets, headers included.
     pub rx_bytes: u64,
+    /// IP packets sent.
+    pub tx_packets: u64,
     /// Packets sent that the peer must answer: an unchanged [`Self::heard`] after one means silence.
     pub asked: u64,
     /// Packets received.

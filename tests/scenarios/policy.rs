@@ -60,6 +60,8 @@ fn a_configured_rate_holds_over_every_ten_seconds() -> Result<()> {
         let stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;
         let topic = stage.topic("rate");
         write(&stage, &topic, 30_000)?;
+        // not the time until the first batch is made
+        wait::until_true("records leave", LIMIT, || stage.link.bytes().0 > 20_000)?;
         let (most, all) = watch_link(&stage, Duration::from_secs(25));
         let allowed = bits / 8 * 10;
         let (over, used) = (most * 1_000 / allowed, all * 1_000 / (allowed * 25 / 10));

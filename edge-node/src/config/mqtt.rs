@@ -6,9 +6,10 @@ use shared::config::Section;
 use shared::ids::TopicName;
 use shared::units::{ByteSize, Span};
 
+use crate::mqtt::packet::Qos;
 use crate::mqtt::session::Overflow;
 use crate::mqtt::{AckRule, RetainRule, Rule, Template, TopicMap};
-use crate::mqtt::packet::Qos;
+use crate::tls::ListenerTls;
 
 const PORT: u16 = 1883;
 /// Where messages without a rule go.
@@ -64,6 +65,8 @@ pub struct MqttListener {
     pub listen: SocketAddr,
     /// MQTT over WebSocket.
     pub websocket: bool,
+    /// Its certificate; `None`: plain text.
+    pub tls: Option<ListenerTls>,
 }
 
 pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
@@ -80,21 +83,30 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
     let enabled = section.flag("enabled", true);
     let config = MqttConfig {
         listen: section.parsed("listen", super::read::loopback(PORT)),
-        listeners: section.sections("listener").into_iter().filter_map(listener).collect(),
+        listeners: section
+            .sections("listener")
+            .into_iter()
+            .filter_map(listener)
+            .collect(),
         max_connections: section.number("max_connections", 10_000_u32, 1..=1_000_000) as usize,
         max_sessions: section.number("max_sessions", 20_000_u32, 1..=1_000_000) as usize,
         max_packet: section.size("max_packet", ByteSize::mib(1), packet),
         receive_maximum: section.number("receive_maximum", 256, 1..=65_535),
         max_inflight: section.number("max_inflight", 64, 1..=1_000),
         max_keep_alive: section.span_limit("max_keep_alive", None, keep_alive),
-        max_session_expiry: section.span_limit("max_session_expiry", Some(DEFAULT_MAX_SESSION_EXPIRY), expiry),
+        max_session_expiry: section.span_limit(
+            "max_session_expiry",
+            Some(DEFAULT_MAX_SESSION_EXPIRY),
+            expiry,
+        ),
         queue_messages: section.number("queue_messages", 1_000_u32, 10..=100_000) as usize,
         queue_bytes: section.size("queue_bytes", ByteSize::mib(1), queue),
         overflow: section.choice("overflow", Overflow::DropNewest, &overflow),
         max_subscriptions: section.number("max_subscriptions", 1_000_u32, 1..=100_000) as usize,
         retained_messages: section.number("retained_messages", 10_000_u32, 1..=1_000_000) as usize,
         retained_bytes: section.size("retained_bytes", ByteSize::mib(16), retained),
-        publish_rate: Some(section.number("publish_rate", 0, 0..=1_000_000)).filter(|rate| *rate > 0),
+        publish_rate: Some(section.number("publish_rate", 0, 0..=1_000_000))
+            .filter(|rate| *rate > 0),
         no_subscribe: section.list("no_subscribe", Vec::new()),
         map: map(&mut section),
     };
@@ -104,7 +116,12 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
 fn listener(mut section: Section) -> Option<MqttListener> {
     let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:8083\"");
     let websocket = section.flag("websocket", false);
-    Some(MqttListener { listen: listen?, websocket })
+    let tls = super::read::listener_tls(&mut section);
+    Some(MqttListener {
+        listen: listen?,
+        websocket,
+        tls,
+    })
 }
 
 fn map(section: &mut Section) -> TopicMap {
@@ -148,7 +165,15 @@ fn rule(section: &mut Section) -> Option<Rule> {
     let qos = section.choice("qos", Qos::AtLeastOnce, &qos);
     let retain = section.choice("retain", RetainRule::AsPublished, &retain);
     let ack = section.choice("ack", AckRule::AfterSync, &ack);
-    Some(Rule { filter: filter?, kafka: kafka?.0, key, topic, qos, retain, ack })
+    Some(Rule {
+        filter: filter?,
+        kafka: kafka?.0,
+        key,
+        topic,
+        qos,
+        retain,
+        ack,
+    })
 }
 
 struct TopicText(TopicName);

@@ -418,6 +418,11 @@ fn check_listeners(config: &Config, document: &mut Document) {
         let key = format!("kafka.listener[{index}].listen");
         (key, Some(listener.listen))
     }));
+    let more = config.mqtt.iter().flat_map(|mqtt| &mqtt.listeners);
+    listeners.extend(more.enumerate().map(|(index, listener)| {
+        let key = format!("mqtt.listener[{index}].listen");
+        (key, Some(listener.listen))
+    }));
     for (index, (key, address)) in listeners.iter().enumerate() {
         let Some(address) = address.filter(|address| address.port() != 0) else {
             continue;

@@ -44,7 +44,7 @@ pub(super) struct Gap {
     pub(super) reason: &'static str,
 }
 
-/// Read and deleted since, as retention says.
+/// Deleted: as retention says after the hub had them, or by a client.
 const DELETED: &str = "deleted";
 
 fn word(reason: GapReason) -> &'static str {
@@ -53,6 +53,7 @@ fn word(reason: GapReason) -> &'static str {
         GapReason::DroppedOldest => "dropped-oldest",
         GapReason::DroppedNewest => "dropped-newest",
         GapReason::Damaged => "damaged",
+        GapReason::Deleted => DELETED,
     }
 }
 

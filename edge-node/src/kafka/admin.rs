@@ -14,6 +14,7 @@ pub use topics::{CreatePartitions, CreateTopics, DeleteTopics, Growth, NewTopic}
 use super::api::Header;
 use super::codec::Malformed;
 use super::error::ErrorCode;
+use crate::access::Principal;
 use crate::ingest::{Ingest, TopicChangeError};
 
 /// Things that one request may name, over all its levels.
@@ -37,15 +38,28 @@ pub enum AdminRequest {
 }
 
 impl AdminRequest {
-    /// Carries it out, and returns the response.
-    pub async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    /// Topics that it deletes.
+    #[must_use]
+    pub fn deletes(&self) -> &[String] {
         match self {
-            Self::CreateTopics(request) => request.answer(ingest, header).await,
-            Self::CreatePartitions(request) => request.answer(ingest, header).await,
-            Self::DeleteTopics(request) => request.answer(ingest, header).await,
-            Self::DeleteRecords(request) => request.answer(ingest, header).await,
-            Self::DescribeConfigs(request) => request.answer(ingest, header),
-            Self::AlterConfigs(request) => request.answer(ingest, header).await,
+            Self::DeleteTopics(request) => &request.names,
+            Self::CreateTopics(_)
+            | Self::CreatePartitions(_)
+            | Self::DeleteRecords(_)
+            | Self::DescribeConfigs(_)
+            | Self::AlterConfigs(_) => &[],
+        }
+    }
+
+    /// Carries it out, and returns the response.
+    pub async fn answer(self, ingest: &Ingest, header: &Header, user: &Principal) -> Vec<u8> {
+        match self {
+            Self::CreateTopics(request) => request.answer(ingest, header, user).await,
+            Self::CreatePartitions(request) => request.answer(ingest, header, user).await,
+            Self::DeleteTopics(request) => request.answer(ingest, header, user).await,
+            Self::DeleteRecords(request) => request.answer(ingest, header, user).await,
+            Self::DescribeConfigs(request) => request.answer(ingest, header, user),
+            Self::AlterConfigs(request) => request.answer(ingest, header, user).await,
         }
     }
 }
@@ -82,6 +96,15 @@ impl From<TopicChangeError> for Refusal {
         };
         Self::new(code, error.to_string())
     }
+}
+
+/// Lets go on whoever may change topics.
+fn check_admin(user: &Principal) -> Result<(), Refusal> {
+    if user.may_administer() {
+        return Ok(());
+    }
+    let text = "the user may not administer topics";
+    Err(Refusal::new(ErrorCode::TopicAuthorizationFailed, text))
 }
 
 /// The code and the text of an outcome.

@@ -17,6 +17,7 @@
 //! client's own window fills. A stream that can't be understood ends the connection after everything
 //! before it was answered.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use super::grouping::{self, PendingGroup};
 use super::intake::{Activity, Claim, Incoming, Intake};
 use super::login::Login;
 use super::metadata::{self, Cluster, MetadataRequest, TopicAnswer};
+use super::offsets::Question;
 use super::pending::PendingProduce;
 use super::{KafkaConfig, Services, producer_id};
 use crate::access::Principal;
@@ -277,11 +279,31 @@ impl Connection {
             Plan::Produce(request) => Reply::Produce(
                 PendingProduce::append(&self.services.ingest, principal, &header, request).await,
             ),
-            Plan::Fetch(request) => Reply::Fetch(PendingFetch::new(&header, request)),
-            Plan::ListOffsets(asked) => Reply::Ask(Ask::ListOffsets(header, asked)),
-            Plan::EpochEnds(asked) => Reply::Ask(Ask::EpochEnds(header, asked)),
+            Plan::Fetch(mut request) => {
+                let names = request.topics.iter().map(|topic| &topic.name);
+                let refused = names.filter(|name| !principal.may_consume(name));
+                request.refused = refused.cloned().collect();
+                Reply::Fetch(PendingFetch::new(&header, request))
+            }
+            Plan::ListOffsets(mut asked) => {
+                asked.refused = unseen(&asked, principal);
+                Reply::Ask(Ask::ListOffsets(header, asked))
+            }
+            Plan::EpochEnds(mut asked) => {
+                asked.refused = unseen(&asked, principal);
+                Reply::Ask(Ask::EpochEnds(header, asked))
+            }
             Plan::Admin(request) => {
-                Reply::Ready(request.answer(&self.services.ingest, &header).await)
+                let ingest = &self.services.ingest;
+                let deleted = request.deletes().to_vec();
+                let answer = request.answer(ingest, &header, principal).await;
+                for topic in deleted {
+                    // a topic of the same name that comes later begins anew
+                    if ingest.topic(&topic, false).await.is_err() {
+                        self.services.groups.topic_gone(&topic).await;
+                    }
+                }
+                Reply::Ready(answer)
             }
             Plan::Cluster(endpoints) => {
                 let id = &self.config.cluster_id;
@@ -353,11 +375,14 @@ impl Connection {
                     Some(answer.bytes)
                 }
                 Reply::Ask(ask) => Some(ask.answer(&self.services.egress).await?),
-                Reply::Group(pending) => match pending.settle(&self.stop).await {
-                    Some(bytes) => Some(bytes),
-                    // the node stops: clients find the group again after it
-                    None => return Ok(()),
-                },
+                Reply::Group(pending) => {
+                    claim.release();
+                    match pending.settle(&self.stop).await {
+                        Some(bytes) => Some(bytes),
+                        // the node stops: clients find the group again after it
+                        None => return Ok(()),
+                    }
+                }
             };
             if let Some(bytes) = bytes {
                 let write = async {
@@ -390,6 +415,15 @@ impl Connection {
             () = tokio::time::sleep_until(until) => {}
         }
     }
+}
+
+/// Topics of a question that the user may not know of.
+fn unseen<T>(asked: &Question<T>, principal: &Principal) -> BTreeSet<String> {
+    let names = asked.topics.iter().map(|(name, _)| name);
+    names
+        .filter(|name| !principal.may_see(name))
+        .cloned()
+        .collect()
 }
 
 /// An address as clients can dial it: IPv4 as such even when the socket is IPv6.

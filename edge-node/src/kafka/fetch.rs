@@ -4,6 +4,8 @@
 //! partitions each time. Every stored record is committed: the last stable offset is the high watermark,
 //! and the list of aborted transactions is empty.
 
+use std::collections::BTreeSet;
+
 use shared::ids::Offset;
 
 use super::api::Header;
@@ -33,6 +35,8 @@ pub struct FetchRequest {
     pub is_of_session: bool,
     /// What to read.
     pub topics: Vec<FetchTopic>,
+    /// Topics among them that the user may not read.
+    pub refused: BTreeSet<String>,
 }
 
 /// What to read of one topic.
@@ -88,6 +92,7 @@ pub fn decode(mut reader: Reader<'_>, version: i16) -> Result<FetchRequest, Malf
         max_bytes,
         is_of_session,
         topics,
+        refused: BTreeSet::new(),
     })
 }
 
@@ -202,13 +207,20 @@ pub fn assemble(
     };
     out.array_len(request.topics.len());
     for topic in &request.topics {
-        let known = store.topic(&topic.name);
+        let known = if request.refused.contains(&topic.name) {
+            Err(ErrorCode::TopicAuthorizationFailed)
+        } else {
+            let known = store.topic(&topic.name);
+            known.ok_or(ErrorCode::UnknownTopicOrPartition)
+        };
         out.string(&topic.name);
         out.array_len(topic.partitions.len());
         for wanted in &topic.partitions {
-            let index = usize::try_from(wanted.index).ok();
-            let id = known.as_ref().zip(index);
-            let id = id.and_then(|(topic, index)| topic.partitions.get(index).copied());
+            let id = known.as_ref().map_err(|error| *error).and_then(|topic| {
+                let index = usize::try_from(wanted.index).ok();
+                let id = index.and_then(|index| topic.partitions.get(index).copied());
+                id.ok_or(ErrorCode::UnknownTopicOrPartition)
+            });
             assembly.put_partition(&mut out, id, wanted);
             out.tags();
         }
@@ -257,7 +269,7 @@ impl Assembly<'_> {
     fn put_partition(
         &mut self,
         out: &mut Writer,
-        id: Option<PartitionId>,
+        id: Result<PartitionId, ErrorCode>,
         wanted: &FetchPartition,
     ) {
         out.i32(wanted.index);
@@ -292,11 +304,11 @@ impl Assembly<'_> {
 
     fn read(
         &mut self,
-        id: Option<PartitionId>,
+        id: Result<PartitionId, ErrorCode>,
         wanted: &FetchPartition,
         bytes: &mut Vec<u8>,
     ) -> Result<LogRange, ErrorCode> {
-        let id = id.ok_or(ErrorCode::UnknownTopicOrPartition)?;
+        let id = id?;
         check_epoch(wanted.leader_epoch)?;
         let from = u64::try_from(wanted.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
         let limit = FetchLimit {

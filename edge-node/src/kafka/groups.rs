@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::SeedableRng as _;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::KafkaStats;
 use super::group::{Answer, Coordinator, Limits, Output, Request, Ticket, WriteId};
 use crate::store::{AppendError, StateSpace, Store, StoreError};
 
@@ -39,18 +40,6 @@ enum Work {
 #[derive(Debug, Clone)]
 pub struct Groups {
     queue: mpsc::Sender<Message>,
-    stats: Arc<GroupStats>,
-}
-
-/// Counters, for metrics.
-#[derive(Debug, Default)]
-pub struct GroupStats {
-    /// Groups known.
-    pub groups: AtomicU64,
-    /// Committed offsets kept.
-    pub offsets: AtomicU64,
-    /// Offset facts that could not be written.
-    pub failed_writes: AtomicU64,
 }
 
 /// The task's half.
@@ -59,7 +48,7 @@ pub struct GroupsTask {
     queue: mpsc::Receiver<Message>,
     coordinator: Coordinator,
     store: Arc<dyn Store>,
-    stats: Arc<GroupStats>,
+    stats: Arc<KafkaStats>,
     waiting: HashMap<Ticket, oneshot::Sender<Answer>>,
     writes: VecDeque<(WriteId, oneshot::Receiver<Result<(), AppendError>>)>,
     next_ticket: u64,
@@ -70,7 +59,11 @@ impl Groups {
     ///
     /// # Errors
     /// [`StoreError`] of the read.
-    pub fn open(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, GroupsTask), StoreError> {
+    pub fn open(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        stats: Arc<KafkaStats>,
+    ) -> Result<(Self, GroupsTask), StoreError> {
         let facts = store.state(StateSpace::GroupOffset, &[])?;
         let random = StdRng::from_rng(&mut rand::rng());
         let now = shared::time::now();
@@ -82,21 +75,16 @@ impl Groups {
             );
         }
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let stats = Arc::new(GroupStats::default());
         let task = GroupsTask {
             queue: receiver,
             coordinator,
             store,
-            stats: Arc::clone(&stats),
+            stats,
             waiting: HashMap::new(),
             writes: VecDeque::new(),
             next_ticket: 0,
         };
-        let groups = Self {
-            queue: sender,
-            stats,
-        };
-        Ok((groups, task))
+        Ok((Self { queue: sender }, task))
     }
 
     /// Hands a request over, in the order of the calls. The answer may take as long as a rebalance; none
@@ -119,12 +107,6 @@ impl Groups {
             .send((Work::TopicGone(topic.to_owned()), None))
             .await;
         drop(sent);
-    }
-
-    /// Counters.
-    #[must_use]
-    pub fn stats(&self) -> &Arc<GroupStats> {
-        &self.stats
     }
 }
 
@@ -180,7 +162,7 @@ impl GroupsTask {
 
     fn written(&mut self, id: WriteId, is_stored: bool) {
         if !is_stored {
-            self.stats.failed_writes.fetch_add(1, Ordering::Relaxed);
+            self.stats.failed_commits.fetch_add(1, Ordering::Relaxed);
         }
         self.coordinator.written(id, is_stored);
     }

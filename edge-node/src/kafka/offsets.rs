@@ -1,6 +1,8 @@
 //! `ListOffsets` 1 to 7 and `OffsetForLeaderEpoch` 2 to 4. Plain code; the answers are read from the store
 //! through its port.
 
+use std::collections::BTreeSet;
+
 use super::api::Header;
 use super::codec::{Malformed, Reader, Writer};
 use super::error::ErrorCode;
@@ -21,6 +23,8 @@ const NO_TIMESTAMP: i64 = -1;
 pub struct Question<T> {
     /// Topics by name, unchecked, and what is asked of their partitions.
     pub topics: Vec<(String, Vec<T>)>,
+    /// Topics among them that the user may not know of.
+    pub refused: BTreeSet<String>,
 }
 
 /// What `ListOffsets` asks of one partition.
@@ -112,7 +116,10 @@ fn decode_topics<T>(
         reader.skip_tags()?;
         topics.push((name, partitions));
     }
-    Ok(Question { topics })
+    Ok(Question {
+        topics,
+        refused: BTreeSet::new(),
+    })
 }
 
 /// Answers a `ListOffsets` request. Blocks for the disk.
@@ -150,9 +157,15 @@ fn put_topics<T>(
     out.array_len(asked.topics.len());
     for (name, partitions) in &asked.topics {
         let topic = store.topic(name);
+        let is_refused = asked.refused.contains(name);
         let id_of = |index: i32| {
-            let index = usize::try_from(index).ok()?;
-            topic.as_ref()?.partitions.get(index).copied()
+            if is_refused {
+                return Err(ErrorCode::TopicAuthorizationFailed);
+            }
+            let index = usize::try_from(index).ok();
+            let id = topic.as_ref().zip(index);
+            id.and_then(|(topic, index)| topic.partitions.get(index).copied())
+                .ok_or(ErrorCode::UnknownTopicOrPartition)
         };
         out.string(name);
         out.array_len(partitions.len());
@@ -165,7 +178,7 @@ fn put_topics<T>(
 }
 
 /// Finds a topic's partition by number.
-type IdOf<'a> = &'a dyn Fn(i32) -> Option<PartitionId>;
+type IdOf<'a> = &'a dyn Fn(i32) -> Result<PartitionId, ErrorCode>;
 
 struct Found {
     timestamp: i64,
@@ -178,7 +191,7 @@ fn find(
     asked: &AtTime,
     version: i16,
 ) -> Result<Found, ErrorCode> {
-    let id = id_of(asked.index).ok_or(ErrorCode::UnknownTopicOrPartition)?;
+    let id = id_of(asked.index)?;
     check_epoch(asked.leader_epoch)?;
     let range = store.range(id).map_err(|error| ErrorCode::from(&error))?;
     let at = |offset| Found {
@@ -226,7 +239,7 @@ pub fn answer_epoch_end(store: &dyn Store, header: &Header, asked: &Question<Epo
 }
 
 fn end_of(store: &dyn Store, id_of: IdOf<'_>, asked: &EpochEnd) -> Result<Option<i64>, ErrorCode> {
-    let id = id_of(asked.index).ok_or(ErrorCode::UnknownTopicOrPartition)?;
+    let id = id_of(asked.index)?;
     check_epoch(asked.current_epoch)?;
     let range = store.range(id).map_err(|error| ErrorCode::from(&error))?;
     Ok((asked.epoch == LEADER_EPOCH).then(|| as_i64(range.end)))

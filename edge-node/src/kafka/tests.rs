@@ -6,6 +6,7 @@ mod connections;
 mod fuzz;
 mod golden;
 mod groups;
+mod logins;
 mod oracle;
 mod polling;
 mod reading;

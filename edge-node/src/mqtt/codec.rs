@@ -12,6 +12,6 @@ mod tests;
 
 pub use decode::{Malformed, connect_version, decode, is_valid_filter, is_valid_topic};
 pub use encode::{
-    ConnAck, Outgoing, put_ack, put_connack, put_disconnect, put_pingresp, put_publish,
-    put_suback, put_unsuback,
+    ConnAck, Outgoing, put_ack, put_connack, put_disconnect, put_pingresp, put_publish, put_suback,
+    put_unsuback,
 };

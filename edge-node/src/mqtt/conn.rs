@@ -23,7 +23,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
+};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -84,7 +86,11 @@ impl End {
     /// What an MQTT 5 client is told.
     fn code(&self) -> Option<u8> {
         match self {
-            Self::Closed | Self::Goodbye { .. } | Self::NoConnect | Self::Refused(_) | Self::Io(_) => None,
+            Self::Closed
+            | Self::Goodbye { .. }
+            | Self::NoConnect
+            | Self::Refused(_)
+            | Self::Io(_) => None,
             Self::Stopped => Some(reason::SERVER_SHUTTING_DOWN),
             Self::Kicked(code) | Self::NotStored(code) => Some(*code),
             Self::Silent => Some(reason::KEEP_ALIVE_TIMEOUT),
@@ -101,7 +107,10 @@ impl End {
 
     /// Nobody did anything wrong.
     pub(super) fn is_ordinary(&self) -> bool {
-        matches!(self, Self::Closed | Self::Goodbye { .. } | Self::Stopped | Self::Kicked(_))
+        matches!(
+            self,
+            Self::Closed | Self::Goodbye { .. } | Self::Stopped | Self::Kicked(_)
+        )
     }
 }
 
@@ -265,7 +274,8 @@ impl Connection {
         };
         let end = client.run(&mut wire, &self.stop).await;
         client.settle(&mut wire).await;
-        self.broker.release(&client.session, client.link.number, end.keeps_will());
+        self.broker
+            .release(&client.session, client.link.number, end.keeps_will());
         if let Some(code) = end.code() {
             put_disconnect(&mut wire.output, client.version, code);
         }
@@ -290,9 +300,20 @@ impl<'b> Client<'b> {
             if let Some(deadline) = deadline.filter(|deadline| timer.deadline() != *deadline) {
                 timer.as_mut().reset(deadline);
             }
-            let may_read = self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER && self.paused().is_none();
+            let may_read = self.acks.len() < MAX_ACKS
+                && wire.output.len() < HIGH_WATER
+                && self.paused().is_none();
             let may_make = wire.output.len() < HIGH_WATER;
-            let Wire { read, write, input, output, needed, is_busy, needs_flush, .. } = wire;
+            let Wire {
+                read,
+                write,
+                input,
+                output,
+                needed,
+                is_busy,
+                needs_flush,
+                ..
+            } = wire;
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
                 pushed = push(write, output), if !output.is_empty() || *needs_flush => match pushed {
@@ -305,7 +326,7 @@ impl<'b> Client<'b> {
                     Err(error) => return error.into(),
                 },
                 () = self.acks.ready(), if may_make && !self.acks.is_empty() => {}
-                () = self.link.wake.notified(), if may_make => {}
+                () = self.link.wake.notified() => {}
                 read = fill(read, input, *needed, *is_busy), if may_read => match read {
                     Ok(0) => return End::Closed,
                     Ok(count) => {
@@ -324,7 +345,11 @@ impl<'b> Client<'b> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
-        while self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER && self.paused().is_none() {
+        self.check()?;
+        while self.acks.len() < MAX_ACKS
+            && wire.output.len() < HIGH_WATER
+            && self.paused().is_none()
+        {
             let Some(frame) = wire.frame()? else { break };
             self.carry_out(&frame, wire).await?;
         }
@@ -346,15 +371,25 @@ impl<'b> Client<'b> {
     fn deadline<S>(&self, wire: &Wire<S>) -> Option<Instant> {
         let config = &self.broker.config;
         let silent = self.keep_alive.map(|limit| wire.last_in + limit);
-        let slow = wire.partial_since.map(|since| since + config.packet_timeout);
+        let slow = wire
+            .partial_since
+            .map(|since| since + config.packet_timeout);
         let stuck = wire.stuck_since.map(|since| since + config.write_timeout);
-        [silent, slow, stuck, self.paused()].into_iter().flatten().min()
+        [silent, slow, stuck, self.paused()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn overdue<S>(&self, wire: &Wire<S>) -> Option<End> {
         let (config, now) = (&self.broker.config, Instant::now());
-        let is_past = |since: Option<Instant>, limit: Duration| since.is_some_and(|since| now >= since + limit);
-        if is_past(self.keep_alive.map(|_| wire.last_in), self.keep_alive.unwrap_or_default()) {
+        let is_past = |since: Option<Instant>, limit: Duration| {
+            since.is_some_and(|since| now >= since + limit)
+        };
+        if is_past(
+            self.keep_alive.map(|_| wire.last_in),
+            self.keep_alive.unwrap_or_default(),
+        ) {
             return Some(End::Silent);
         }
         if is_past(wire.partial_since, config.packet_timeout) {

@@ -204,7 +204,10 @@ fn put<V>(values: &mut Vec<V>, value: V, is_same: impl Fn(&V) -> bool) -> bool {
 
 impl<V> Node<V> {
     fn is_empty(&self) -> bool {
-        self.levels.is_empty() && self.any_level.is_none() && self.here.is_empty() && self.rest.is_empty()
+        self.levels.is_empty()
+            && self.any_level.is_none()
+            && self.here.is_empty()
+            && self.rest.is_empty()
     }
 
     fn for_each<'f>(&'f self, found: &mut impl FnMut(&'f V)) {
@@ -296,12 +299,19 @@ mod tests {
     }
 
     fn level() -> impl Strategy<Value = String> {
-        prop_oneof![Just(String::new()), Just("a".to_owned()), Just("b".to_owned()), Just("$x".to_owned())]
+        prop_oneof![
+            Just(String::new()),
+            Just("a".to_owned()),
+            Just("b".to_owned()),
+            Just("$x".to_owned())
+        ]
     }
 
     fn topic() -> impl Strategy<Value = String> {
         let levels = prop::collection::vec(level(), 1..4);
-        levels.prop_map(|levels| levels.join("/")).prop_filter("not empty", |t| !t.is_empty())
+        levels
+            .prop_map(|levels| levels.join("/"))
+            .prop_filter("not empty", |t| !t.is_empty())
     }
 
     fn filter() -> impl Strategy<Value = String> {

@@ -81,10 +81,7 @@ mod tests {
                     frames.push(frame);
                 }
             }
-            let expected = [
-                (0x30, Bytes::from_static(&[1, 2, 3])),
-                (0xc0, Bytes::new()),
-            ];
+            let expected = [(0x30, Bytes::from_static(&[1, 2, 3])), (0xc0, Bytes::new())];
             assert_eq!(frames, expected, "cut at {cut}");
         }
     }

@@ -57,13 +57,19 @@ impl Gather {
     pub fn new(ingest: Ingest, tasks: TaskTracker) -> Self {
         let queues = Mutex::default();
         Self {
-            inner: Arc::new(Inner { ingest, tasks, queues }),
+            inner: Arc::new(Inner {
+                ingest,
+                tasks,
+                queues,
+            }),
         }
     }
 
     /// Hands a message over; waits while as many as allowed wait for its partition.
     pub async fn append(&self, topic: &Arc<Topic>, partition: u32, item: Item) {
-        let id = usize::try_from(partition).ok().and_then(|at| topic.partitions.get(at).copied());
+        let id = usize::try_from(partition)
+            .ok()
+            .and_then(|at| topic.partitions.get(at).copied());
         let Some(id) = id else {
             drop(item.done.send(Err(Refusal::UnknownPartition)));
             return;
@@ -76,10 +82,19 @@ impl Gather {
     }
 
     fn queue(&self, id: PartitionId, topic: &Arc<Topic>, partition: u32) -> mpsc::Sender<Item> {
-        let mut queues = self.inner.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self
+            .inner
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let queue = queues.entry(id).or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(QUEUE);
-            let run = run(self.inner.ingest.clone(), topic.name.as_str().to_owned(), partition, receiver);
+            let run = run(
+                self.inner.ingest.clone(),
+                topic.name.as_str().to_owned(),
+                partition,
+                receiver,
+            );
             self.inner.tasks.spawn(run);
             sender
         });
@@ -88,7 +103,11 @@ impl Gather {
 
     /// Lets the gatherers end when they have nothing more to do.
     pub fn close(&self) {
-        let mut queues = self.inner.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self
+            .inner
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queues.clear();
     }
 }
@@ -119,7 +138,11 @@ async fn run(ingest: Ingest, name: String, partition: u32, mut queue: mpsc::Rece
 }
 
 /// What goes into one batch, and the message that no longer fits.
-fn gather(first: Item, queue: &mut mpsc::Receiver<Item>, max_bytes: usize) -> (Batch, Option<Item>) {
+fn gather(
+    first: Item,
+    queue: &mut mpsc::Receiver<Item>,
+    max_bytes: usize,
+) -> (Batch, Option<Item>) {
     let mut batch = Batch::default();
     batch.push(first);
     while let Ok(item) = queue.try_recv() {
@@ -146,8 +169,13 @@ impl Batch {
     }
 
     async fn append(self, ingest: &Ingest, topic: &Topic, partition: u32) {
-        let Some(bytes) = self.builder.build() else { return };
-        let outcome = match ingest.append_with(topic, partition, bytes, self.state).await {
+        let Some(bytes) = self.builder.build() else {
+            return;
+        };
+        let outcome = match ingest
+            .append_with(topic, partition, bytes, self.state)
+            .await
+        {
             Ok(pending) => pending.synced().await.map(drop).map_err(Refusal::from),
             Err(refusal) => Err(refusal),
         };

@@ -86,7 +86,10 @@ impl Inflight {
 
     /// PUBREC: false when nothing of this id waits for it. It may come again.
     pub fn received(&mut self, id: u16) -> bool {
-        let sent = self.sent.iter_mut().find(|sent| sent.id == id && sent.is_exactly_once);
+        let sent = self
+            .sent
+            .iter_mut()
+            .find(|sent| sent.id == id && sent.is_exactly_once);
         let Some(sent) = sent else { return false };
         sent.is_released = true;
         sent.delivery = None;

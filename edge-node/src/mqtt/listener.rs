@@ -7,15 +7,18 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::broker::{Broker, run_timers};
 use super::conn::{Connection, End, Peer};
 use super::{Endpoint, MqttConfig, Services, TopicMap, Transport, tail, websocket};
+use crate::tls::{self, Acceptor};
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -23,30 +26,30 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bound sockets, not yet accepting.
 #[derive(Debug)]
 pub struct Listener {
-    sockets: Vec<(TcpListener, Transport)>,
+    sockets: Vec<(TcpListener, Endpoint)>,
     broker: Arc<Broker>,
 }
 
-type Accepted = (io::Result<(TcpStream, SocketAddr)>, Transport);
+type Accepted<'s> = (io::Result<(TcpStream, SocketAddr)>, &'s Endpoint);
 
 impl Listener {
     /// Binds the sockets and reads what an earlier process left.
     ///
     /// # Errors
     /// An address is taken or not ours, or the disk fails.
-    pub async fn bind(
-        config: MqttConfig,
-        map: TopicMap,
-        services: Services,
-    ) -> io::Result<Self> {
+    pub async fn bind(config: MqttConfig, map: TopicMap, services: Services) -> io::Result<Self> {
         let mut sockets = Vec::with_capacity(config.endpoints.len());
-        for Endpoint { bind, transport } in &config.endpoints {
+        for endpoint in &config.endpoints {
+            let bind = endpoint.bind;
             let socket = TcpListener::bind(bind).await;
-            let socket = socket.map_err(|error| io::Error::new(error.kind(), format!("{bind}: {error}")))?;
-            sockets.push((socket, *transport));
+            let socket =
+                socket.map_err(|error| io::Error::new(error.kind(), format!("{bind}: {error}")))?;
+            sockets.push((socket, endpoint.clone()));
         }
         let load = move || Broker::load_from(config, map, services);
-        let broker = tokio::task::spawn_blocking(load).await?.map_err(io::Error::other)?;
+        let broker = tokio::task::spawn_blocking(load)
+            .await?
+            .map_err(io::Error::other)?;
         Ok(Self { sockets, broker })
     }
 
@@ -55,7 +58,10 @@ impl Listener {
     /// # Errors
     /// The operating system's.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        self.sockets.iter().map(|(socket, _)| socket.local_addr()).collect()
+        self.sockets
+            .iter()
+            .map(|(socket, _)| socket.local_addr())
+            .collect()
     }
 
     /// Serves clients until `stop`; then answers what is in flight, within the drain timeout.
@@ -67,7 +73,18 @@ impl Listener {
         let mut shared = JoinSet::new();
         shared.spawn(tail::run(broker.clone(), last.clone()));
         shared.spawn(run_timers(broker.clone(), last.clone()));
-        let mut pool = Pool { tasks: JoinSet::new(), next: 0, broker: broker.clone(), stop };
+        for acceptor in sockets
+            .iter()
+            .filter_map(|(_, endpoint)| endpoint.tls.clone())
+        {
+            shared.spawn(tls::keep_fresh(acceptor, last.clone()));
+        }
+        let mut pool = Pool {
+            tasks: JoinSet::new(),
+            next: 0,
+            broker: broker.clone(),
+            stop: stop.child_token(),
+        };
         loop {
             tokio::select! {
                 biased;
@@ -77,7 +94,7 @@ impl Listener {
                     warn!(?ended, "A part of MQTT ended");
                     break;
                 }
-                (accepted, transport) = accept(&sockets) => pool.accepted(accepted, transport).await,
+                (accepted, endpoint) = accept(&sockets) => pool.accepted(accepted, endpoint).await,
             }
         }
         drop(sockets);
@@ -93,11 +110,11 @@ impl Listener {
 }
 
 /// The next connection on any of them. Cancel-safe.
-async fn accept(sockets: &[(TcpListener, Transport)]) -> Accepted {
+async fn accept(sockets: &[(TcpListener, Endpoint)]) -> Accepted<'_> {
     std::future::poll_fn(|cx| {
-        for (socket, transport) in sockets {
+        for (socket, endpoint) in sockets {
             if let Poll::Ready(accepted) = socket.poll_accept(cx) {
-                return Poll::Ready((accepted, *transport));
+                return Poll::Ready((accepted, endpoint));
             }
         }
         Poll::Pending
@@ -115,7 +132,11 @@ struct Pool {
 }
 
 impl Pool {
-    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>, transport: Transport) {
+    async fn accepted(
+        &mut self,
+        accepted: io::Result<(TcpStream, SocketAddr)>,
+        endpoint: &Endpoint,
+    ) {
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -138,19 +159,15 @@ impl Pool {
             peer: Peer::default(),
             stop: self.stop.clone(),
         };
+        let (transport, tls) = (endpoint.transport, endpoint.tls.clone());
         let span = info_span!("mqtt", conn = self.next);
         let served = async move {
             // slower without, not wrong
             drop(stream.set_nodelay(true));
-            match transport {
-                Transport::Tcp => connection.serve(stream).await,
-                Transport::WebSocket => {
-                    let limit = connection.broker.config.connect_timeout;
-                    match timeout(limit, websocket::accept(stream)).await {
-                        Ok(Ok(stream)) => connection.serve(stream).await,
-                        Ok(Err(error)) => error.into(),
-                        Err(_) => End::NoConnect,
-                    }
+            match tls {
+                None => serve(connection, stream, transport).await,
+                Some(acceptor) => {
+                    Box::pin(serve_tls(connection, stream, transport, acceptor)).await
                 }
             }
         };
@@ -183,4 +200,40 @@ impl Pool {
         let is_done = timeout(limit, all).await.is_ok();
         info!(connections, is_done, "MQTT clients are disconnected");
     }
+}
+
+/// Each kind in a box of its own: a plain connection takes no more memory for what others need.
+async fn serve<S>(connection: Connection, stream: S, transport: Transport) -> End
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    match transport {
+        Transport::Tcp => Box::pin(connection.serve(stream)).await,
+        Transport::WebSocket => {
+            let limit = connection.broker.config.connect_timeout;
+            match timeout(limit, Box::pin(websocket::accept(stream))).await {
+                Ok(Ok(stream)) => Box::pin(connection.serve(stream)).await,
+                Ok(Err(error)) => error.into(),
+                Err(_) => End::NoConnect,
+            }
+        }
+    }
+}
+
+async fn serve_tls(
+    mut connection: Connection,
+    stream: TcpStream,
+    transport: Transport,
+    acceptor: Arc<Acceptor>,
+) -> End {
+    let limit = connection.broker.config.connect_timeout;
+    let acceptor = TlsAcceptor::from(acceptor.config());
+    let stream = match timeout(limit, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return error.into(),
+        Err(_) => return End::NoConnect,
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    connection.peer.certified = certificates.and_then(|chain| tls::common_name(chain.first()?));
+    serve(connection, stream, transport).await
 }

@@ -105,9 +105,14 @@ impl Message {
     pub fn weight(&self) -> usize {
         let properties = self.properties.as_ref().map_or(0, |properties| {
             let user = properties.user.iter();
-            let user: usize = user.map(|(name, value)| name.len() + value.len() + 32).sum();
+            let user: usize = user
+                .map(|(name, value)| name.len() + value.len() + 32)
+                .sum();
             let texts = [&properties.content_type, &properties.response_topic];
-            let texts: usize = texts.iter().map(|text| text.as_ref().map_or(0, |t| t.len())).sum();
+            let texts: usize = texts
+                .iter()
+                .map(|text| text.as_ref().map_or(0, |t| t.len()))
+                .sum();
             128 + user + texts + properties.correlation.as_ref().map_or(0, Bytes::len)
         });
         96 + self.topic.len() + self.payload.len() + properties

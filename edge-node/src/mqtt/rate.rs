@@ -20,7 +20,10 @@ impl Rate {
     /// So many messages a second, at least one.
     #[must_use]
     pub fn new(per_s: u32) -> Self {
-        Self { interval: Duration::from_secs(1) / per_s.max(1), due: Duration::ZERO }
+        Self {
+            interval: Duration::from_secs(1) / per_s.max(1),
+            due: Duration::ZERO,
+        }
     }
 
     /// Counts a message.

@@ -72,11 +72,27 @@ impl Draft {
             let properties = *properties;
             let number = |number: u32| number.to_string().into_bytes();
             let text = |text: Box<str>| text.into_string().into_bytes();
-            own.extend(properties.payload_format.map(|format| (FORMAT, number(format.into()))));
+            own.extend(
+                properties
+                    .payload_format
+                    .map(|format| (FORMAT, number(format.into()))),
+            );
             own.extend(properties.expiry_s.map(|expiry| (EXPIRY, number(expiry))));
-            own.extend(properties.content_type.map(|value| (CONTENT_TYPE, text(value))));
-            own.extend(properties.response_topic.map(|value| (RESPONSE_TOPIC, text(value))));
-            own.extend(properties.correlation.map(|value| (CORRELATION, value.to_vec())));
+            own.extend(
+                properties
+                    .content_type
+                    .map(|value| (CONTENT_TYPE, text(value))),
+            );
+            own.extend(
+                properties
+                    .response_topic
+                    .map(|value| (RESPONSE_TOPIC, text(value))),
+            );
+            own.extend(
+                properties
+                    .correlation
+                    .map(|value| (CORRELATION, value.to_vec())),
+            );
             user = properties.user;
             for (name, _) in &mut user {
                 if name.starts_with(PREFIX) {
@@ -84,7 +100,12 @@ impl Draft {
                 }
             }
         }
-        Self { key, message, own, user }
+        Self {
+            key,
+            message,
+            own,
+            user,
+        }
     }
 
     /// The record's key.
@@ -95,9 +116,16 @@ impl Draft {
 
     fn headers(&self) -> Vec<Header<'_>> {
         let own = self.own.iter().map(|(name, value)| (*name, &value[..]));
-        let user = self.user.iter().map(|(name, value)| (&**name, value.as_bytes()));
+        let user = self
+            .user
+            .iter()
+            .map(|(name, value)| (&**name, value.as_bytes()));
         let all = own.chain(user);
-        all.map(|(name, value)| Header { name: name.as_bytes(), value: Some(value) }).collect()
+        all.map(|(name, value)| Header {
+            name: name.as_bytes(),
+            value: Some(value),
+        })
+        .collect()
     }
 
     /// Bytes that it takes in a batch, at most.
@@ -116,15 +144,26 @@ impl Draft {
 
 /// A record as MQTT subscribers get it, and the rule that holds for it; `None`: it is not for MQTT.
 #[must_use]
-pub fn topic_of<'m>(map: &'m TopicMap, kafka: &str, record: &RecordRef<'_>) -> Option<(Arc<str>, &'m Rule)> {
-    let carried = record.headers().find(|header| header.name == TOPIC.as_bytes());
+pub fn topic_of<'m>(
+    map: &'m TopicMap,
+    kafka: &str,
+    record: &RecordRef<'_>,
+) -> Option<(Arc<str>, &'m Rule)> {
+    let carried = record
+        .headers()
+        .find(|header| header.name == TOPIC.as_bytes());
     let carried = carried.and_then(|header| std::str::from_utf8(header.value?).ok());
     map.back(kafka, record.key, carried)
 }
 
 /// The rest of the message whose topic was found by [`topic_of`].
 #[must_use]
-pub fn message_of(topic: Arc<str>, rule: &Rule, timestamp_ms: i64, record: &RecordRef<'_>) -> Message {
+pub fn message_of(
+    topic: Arc<str>,
+    rule: &Rule,
+    timestamp_ms: i64,
+    record: &RecordRef<'_>,
+) -> Message {
     let mut message = Message {
         topic,
         payload: record.value.map(Bytes::copy_from_slice).unwrap_or_default(),
@@ -142,13 +181,24 @@ pub fn message_of(topic: Arc<str>, rule: &Rule, timestamp_ms: i64, record: &Reco
         if value.len() > MAX_TEXT || name.len() > MAX_TEXT {
             continue;
         }
-        let text = || std::str::from_utf8(value).ok().filter(|text| !text.contains('\0'));
+        let text = || {
+            std::str::from_utf8(value)
+                .ok()
+                .filter(|text| !text.contains('\0'))
+        };
         match name {
             TOPIC => {}
-            QOS => message.qos = text().and_then(|t| t.parse().ok()).and_then(Qos::of).unwrap_or(message.qos),
+            QOS => {
+                message.qos = text()
+                    .and_then(|t| t.parse().ok())
+                    .and_then(Qos::of)
+                    .unwrap_or(message.qos)
+            }
             RETAIN => message.retain |= rule.retain != RetainRule::Never && value == b"1",
             FROM => message.from = text().map(Box::from),
-            FORMAT => properties.payload_format = text().and_then(|t| t.parse().ok()).filter(|f| *f <= 1),
+            FORMAT => {
+                properties.payload_format = text().and_then(|t| t.parse().ok()).filter(|f| *f <= 1)
+            }
             EXPIRY => properties.expiry_s = text().and_then(|t| t.parse().ok()),
             CONTENT_TYPE => properties.content_type = text().map(Box::from),
             RESPONSE_TOPIC => properties.response_topic = text().map(Box::from),
@@ -158,7 +208,9 @@ pub fn message_of(topic: Arc<str>, rule: &Rule, timestamp_ms: i64, record: &Reco
                     Some(rest) if rest.starts_with(PREFIX) => rest,
                     Some(_) | None => name,
                 };
-                if let Some(value) = text().filter(|_| properties.user.len() < MAX_USER && !name.contains('\0')) {
+                if let Some(value) =
+                    text().filter(|_| properties.user.len() < MAX_USER && !name.contains('\0'))
+                {
                     properties.user.push((name.into(), value.into()));
                 }
             }
@@ -207,9 +259,18 @@ mod tests {
             prop::option::of(any::<Vec<u8>>().prop_map(Bytes::from)),
             prop::collection::vec((text(), text()), 0..4),
         )
-            .prop_map(|(payload_format, expiry_s, content_type, response_topic, correlation, user)| {
-                MessageProperties { payload_format, expiry_s, content_type, response_topic, correlation, user }
-            })
+            .prop_map(
+                |(payload_format, expiry_s, content_type, response_topic, correlation, user)| {
+                    MessageProperties {
+                        payload_format,
+                        expiry_s,
+                        content_type,
+                        response_topic,
+                        correlation,
+                        user,
+                    }
+                },
+            )
     }
 
     proptest! {
@@ -247,11 +308,26 @@ mod tests {
     fn any_record_is_a_message() {
         let mut batch = BatchBuilder::default();
         let bad = [
-            Header { name: b"mqtt.qos", value: Some(b"9") },
-            Header { name: b"\xff", value: Some(b"x") },
-            Header { name: b"mqtt.expiry", value: Some(b"-1") },
-            Header { name: b"none", value: None },
-            Header { name: b"unit", value: Some(b"C") },
+            Header {
+                name: b"mqtt.qos",
+                value: Some(b"9"),
+            },
+            Header {
+                name: b"\xff",
+                value: Some(b"x"),
+            },
+            Header {
+                name: b"mqtt.expiry",
+                value: Some(b"-1"),
+            },
+            Header {
+                name: b"none",
+                value: None,
+            },
+            Header {
+                name: b"unit",
+                value: Some(b"C"),
+            },
         ];
         batch.push(7, Some(b"a/b"), None, &bad);
         batch.push(7, Some(b"a/#"), Some(b"not a topic"), &[]);
@@ -260,6 +336,9 @@ mod tests {
         assert_eq!(messages.len(), 1);
         let properties = messages[0].properties.as_ref().unwrap();
         assert_eq!(properties.user, [("unit".into(), "C".into())]);
-        assert_eq!((messages[0].qos, messages[0].payload.len()), (Qos::AtLeastOnce, 0));
+        assert_eq!(
+            (messages[0].qos, messages[0].payload.len()),
+            (Qos::AtLeastOnce, 0)
+        );
     }
 }

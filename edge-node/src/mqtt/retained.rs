@@ -106,12 +106,18 @@ impl Retained {
         let range = self.messages.range::<str, _>((from, Bound::Unbounded));
         let near = range.take_while(|(topic, _)| topic.starts_with(prefix));
         let matching = near.filter(|(topic, _)| matches(filter, topic));
-        matching.map(|(_, message)| message.clone()).take(limit).collect()
+        matching
+            .map(|(_, message)| message.clone())
+            .take(limit)
+            .collect()
     }
 
     /// Takes out those that nobody wants any more; their topics.
     pub fn expire(&mut self, now_ms: i64) -> Vec<Arc<str>> {
-        let old = self.messages.values().filter(|message| message.is_expired(now_ms));
+        let old = self
+            .messages
+            .values()
+            .filter(|message| message.is_expired(now_ms));
         let topics: Vec<_> = old.map(|message| message.topic.clone()).collect();
         for topic in &topics {
             let old = self.messages.remove(topic);
@@ -141,7 +147,10 @@ mod tests {
         })
     }
 
-    const LIMITS: RetainedLimits = RetainedLimits { entries: 3, bytes: 1_000 };
+    const LIMITS: RetainedLimits = RetainedLimits {
+        entries: 3,
+        bytes: 1_000,
+    };
 
     #[test]
     fn the_newest_is_kept_and_an_empty_one_removes_it() {

@@ -56,14 +56,20 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
     out.put_u8(VERSION);
     out.put_u32(state.expiry_s);
     out.put_i64(away_since_ms);
-    put_option(&mut out, state.owner.as_deref(), |out, text| put_text(out, text));
+    put_option(&mut out, state.owner.as_deref(), |out, text| {
+        put_text(out, text)
+    });
     put_count(&mut out, state.subscriptions.len());
     for (filter, options) in &state.subscriptions {
         put_text(&mut out, filter);
         out.put_u8(options_bits(options));
         out.put_u32(options.identifier.unwrap_or(0));
     }
-    StateChange::put(StateSpace::MqttSession, key(b's', &state.client_id), out.freeze())
+    StateChange::put(
+        StateSpace::MqttSession,
+        key(b's', &state.client_id),
+        out.freeze(),
+    )
 }
 
 /// Writes how far a session has come.
@@ -77,7 +83,11 @@ pub fn progress(state: &State, tail: &Positions) -> StateChange {
         out.put_u32(partition.0);
         out.put_u64(*offset);
     }
-    let sent: Vec<_> = state.inflight.iter().filter_map(|sent| Some((sent, sent.place?))).collect();
+    let sent: Vec<_> = state
+        .inflight
+        .iter()
+        .filter_map(|sent| Some((sent, sent.place?)))
+        .collect();
     put_count(&mut out, sent.len());
     for (sent, place) in sent {
         out.put_u16(sent.id);
@@ -85,7 +95,11 @@ pub fn progress(state: &State, tail: &Positions) -> StateChange {
         out.put_u32(place.partition.0);
         out.put_u64(place.offset);
     }
-    StateChange::put(StateSpace::MqttSession, key(b'p', &state.client_id), out.freeze())
+    StateChange::put(
+        StateSpace::MqttSession,
+        key(b'p', &state.client_id),
+        out.freeze(),
+    )
 }
 
 /// Forgets a session.
@@ -95,14 +109,23 @@ pub fn forget(state: &State) -> Vec<StateChange> {
         StateChange::forget(StateSpace::MqttSession, key(b's', &state.client_id)),
         StateChange::forget(StateSpace::MqttSession, key(b'p', &state.client_id)),
     ];
-    changes.extend(state.incoming.iter().map(|id| released(&state.client_id, *id)));
+    changes.extend(
+        state
+            .incoming
+            .iter()
+            .map(|id| released(&state.client_id, *id)),
+    );
     changes
 }
 
 /// Notes that a PUBLISH of QoS 2 is stored: in one write with its record.
 #[must_use]
 pub fn stored(client_id: &str, id: u16) -> StateChange {
-    StateChange::put(StateSpace::MqttInflight, incoming_key(client_id, id), Bytes::new())
+    StateChange::put(
+        StateSpace::MqttInflight,
+        incoming_key(client_id, id),
+        Bytes::new(),
+    )
 }
 
 /// Notes that it was released.
@@ -121,7 +144,10 @@ fn incoming_key(client_id: &str, id: u16) -> Bytes {
 #[must_use]
 pub fn read_incoming(key: &[u8]) -> Option<(&str, u16)> {
     let (client_id, id) = key.split_at_checked(key.len().checked_sub(2)?)?;
-    Some((std::str::from_utf8(client_id).ok()?, u16::from_be_bytes([id[0], id[1]])))
+    Some((
+        std::str::from_utf8(client_id).ok()?,
+        u16::from_be_bytes([id[0], id[1]]),
+    ))
 }
 
 fn key(kind: u8, name: &str) -> Bytes {
@@ -155,7 +181,12 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
         let identifier = Some(from.try_get_u32().ok()?).filter(|id| *id != 0);
         subscriptions.push((filter, read_options(bits, identifier)?));
     }
-    Some(SavedSession { expiry_s, away_since_ms, owner, subscriptions })
+    Some(SavedSession {
+        expiry_s,
+        away_since_ms,
+        owner,
+        subscriptions,
+    })
 }
 
 /// Reads what [`progress`] wrote.
@@ -173,7 +204,10 @@ pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
     for _ in 0..from.try_get_u32().ok()? {
         let (id, flags) = (from.try_get_u16().ok()?, from.try_get_u8().ok()?);
         let partition = PartitionId(from.try_get_u32().ok()?);
-        let place = Place { partition, offset: from.try_get_u64().ok()? };
+        let place = Place {
+            partition,
+            offset: from.try_get_u64().ok()?,
+        };
         saved.sent.push(Sent {
             id,
             delivery: None,
@@ -222,16 +256,28 @@ pub fn retained(message: &Message) -> StateChange {
     let properties = message.properties.as_deref().unwrap_or(&none);
     put_option(&mut out, properties.payload_format, BytesMut::put_u8);
     put_option(&mut out, properties.expiry_s, BytesMut::put_u32);
-    put_option(&mut out, properties.content_type.as_deref(), |out, text| put_text(out, text));
-    put_option(&mut out, properties.response_topic.as_deref(), |out, text| put_text(out, text));
-    put_option(&mut out, properties.correlation.as_deref(), |out, data| put_data(out, data));
+    put_option(&mut out, properties.content_type.as_deref(), |out, text| {
+        put_text(out, text)
+    });
+    put_option(
+        &mut out,
+        properties.response_topic.as_deref(),
+        |out, text| put_text(out, text),
+    );
+    put_option(&mut out, properties.correlation.as_deref(), |out, data| {
+        put_data(out, data)
+    });
     put_count(&mut out, properties.user.len());
     for (name, value) in &properties.user {
         put_text(&mut out, name);
         put_text(&mut out, value);
     }
     out.put_slice(&message.payload);
-    StateChange::put(StateSpace::MqttRetained, key(b'm', &message.topic), out.freeze())
+    StateChange::put(
+        StateSpace::MqttRetained,
+        key(b'm', &message.topic),
+        out.freeze(),
+    )
 }
 
 /// Forgets a topic's retained message.
@@ -278,7 +324,11 @@ pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
 pub fn cursor(partition: PartitionId, next: u64) -> StateChange {
     let mut key = BytesMut::from(&b"c"[..]);
     key.put_u32(partition.0);
-    StateChange::put(StateSpace::MqttRetained, key.freeze(), next.to_be_bytes().to_vec())
+    StateChange::put(
+        StateSpace::MqttRetained,
+        key.freeze(),
+        next.to_be_bytes().to_vec(),
+    )
 }
 
 /// Reads what [`cursor`] wrote.
@@ -286,7 +336,10 @@ pub fn cursor(partition: PartitionId, next: u64) -> StateChange {
 pub fn read_cursor(key: &[u8], value: &[u8]) -> Option<(PartitionId, u64)> {
     let number: [u8; 4] = key.strip_prefix(b"c")?.try_into().ok()?;
     let next: [u8; 8] = value.try_into().ok()?;
-    Some((PartitionId(u32::from_be_bytes(number)), u64::from_be_bytes(next)))
+    Some((
+        PartitionId(u32::from_be_bytes(number)),
+        u64::from_be_bytes(next),
+    ))
 }
 
 fn put_count(out: &mut BytesMut, count: usize) {
@@ -311,7 +364,10 @@ fn put_option<T>(out: &mut BytesMut, value: Option<T>, put: impl Fn(&mut BytesMu
     }
 }
 
-fn take_option<'b, T>(from: &mut &'b [u8], take: impl Fn(&mut &'b [u8]) -> Option<T>) -> Option<Option<T>> {
+fn take_option<'b, T>(
+    from: &mut &'b [u8],
+    take: impl Fn(&mut &'b [u8]) -> Option<T>,
+) -> Option<Option<T>> {
     match from.try_get_u8().ok()? {
         0 => Some(None),
         _ => take(from).map(Some),

@@ -191,7 +191,12 @@ impl State {
 
     /// One that outlived a restart.
     #[must_use]
-    pub fn restored(client_id: Arc<str>, limits: SessionLimits, positions: Positions, sent: Vec<Sent>) -> Self {
+    pub fn restored(
+        client_id: Arc<str>,
+        limits: SessionLimits,
+        positions: Positions,
+        sent: Vec<Sent>,
+    ) -> Self {
         let mut state = Self::new(client_id, limits);
         state.feed = Feed::Behind(positions);
         for sent in sent {
@@ -271,7 +276,10 @@ impl State {
         match self.limits.overflow {
             Overflow::DropNewest => {}
             Overflow::DropOldest => {
-                let oldest = self.queue.iter().position(|queued| queued.qos == Qos::AtMostOnce);
+                let oldest = self
+                    .queue
+                    .iter()
+                    .position(|queued| queued.qos == Qos::AtMostOnce);
                 if let Some(old) = oldest.and_then(|at| self.queue.remove(at)) {
                     self.queue_bytes -= old.message.weight();
                     self.enqueue(delivery);
@@ -296,7 +304,8 @@ impl State {
     /// True when half of the queue is free: time to read on.
     #[must_use]
     pub fn is_half_empty(&self) -> bool {
-        self.queue.len() <= self.limits.queue_messages / 2 && self.queue_bytes <= self.limits.queue_bytes / 2
+        self.queue.len() <= self.limits.queue_messages / 2
+            && self.queue_bytes <= self.limits.queue_bytes / 2
     }
 
     /// Puts a message into the queue, past its bounds if need be.
@@ -325,7 +334,9 @@ impl State {
             if delivery.qos == Qos::AtMostOnce {
                 return Some((delivery, 0));
             }
-            let id = self.inflight.send(delivery.clone(), delivery.qos == Qos::ExactlyOnce)?;
+            let id = self
+                .inflight
+                .send(delivery.clone(), delivery.qos == Qos::ExactlyOnce)?;
             self.is_dirty = true;
             return Some((delivery, id));
         }
@@ -338,7 +349,10 @@ impl State {
             Feed::Live => tail.clone(),
             Feed::Behind(positions) => positions.clone(),
         };
-        let own = self.queue.iter().filter(|delivery| delivery.shared.is_none());
+        let own = self
+            .queue
+            .iter()
+            .filter(|delivery| delivery.shared.is_none());
         for place in own.filter_map(|delivery| delivery.place) {
             let first = places.entry(place.partition).or_insert(place.offset);
             *first = place.offset.min(*first);
@@ -356,16 +370,27 @@ impl State {
         for delivery in std::mem::take(&mut self.queue) {
             match (delivery.qos, delivery.place) {
                 (Qos::AtMostOnce, _) => {}
-                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) if delivery.shared.is_some() => shared.push(delivery),
+                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) if delivery.shared.is_some() => {
+                    shared.push(delivery)
+                }
                 (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) => {}
                 (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => self.queue.push_back(delivery),
             }
         }
-        self.queue_bytes = self.queue.iter().map(|delivery| delivery.message.weight()).sum();
+        self.queue_bytes = self
+            .queue
+            .iter()
+            .map(|delivery| delivery.message.weight())
+            .sum();
         if self.expiry_s == 0 {
             // nobody will acknowledge them here
-            let sent = self.inflight.iter().filter_map(|sent| sent.delivery.clone());
-            shared.extend(sent.filter(|delivery| delivery.shared.is_some() && delivery.place.is_some()));
+            let sent = self
+                .inflight
+                .iter()
+                .filter_map(|sent| sent.delivery.clone());
+            shared.extend(
+                sent.filter(|delivery| delivery.shared.is_some() && delivery.place.is_some()),
+            );
         }
         for sent in self.inflight.iter_mut() {
             if sent.place.is_some() {
@@ -411,8 +436,13 @@ impl State {
     /// left to those who are there.
     #[must_use]
     pub fn wants(&self, message: &Arc<Message>, place: Place) -> Option<Delivery> {
-        let own = self.subscriptions.iter().filter(|(filter, _)| !filter.starts_with("$share/"));
-        let matching = own.filter(|(filter, _)| matches(filter, &message.topic)).map(|(_, options)| options);
+        let own = self
+            .subscriptions
+            .iter()
+            .filter(|(filter, _)| !filter.starts_with("$share/"));
+        let matching = own
+            .filter(|(filter, _)| matches(filter, &message.topic))
+            .map(|(_, options)| options);
         let delivery = merge(message, matching, &self.client_id, Some(place))?;
         (delivery.qos != Qos::AtMostOnce).then_some(delivery)
     }
@@ -420,13 +450,16 @@ impl State {
     /// Whether a subscription of its own matches.
     #[must_use]
     pub fn listens_to(&self, topic: &str) -> bool {
-        self.subscriptions.keys().any(|filter| matches(filter, topic))
+        self.subscriptions
+            .keys()
+            .any(|filter| matches(filter, topic))
     }
 
     /// The limit on subscriptions.
     #[must_use]
     pub fn may_subscribe(&self, filter: &str) -> bool {
-        self.subscriptions.contains_key(filter) || self.subscriptions.len() < self.limits.subscriptions
+        self.subscriptions.contains_key(filter)
+            || self.subscriptions.len() < self.limits.subscriptions
     }
 }
 

@@ -4,6 +4,8 @@
 //! even copied. Retained messages are made here too, in the order of the log, and written to disk with the
 //! place that they were made up to.
 
+mod fill;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::broker::{Broker, Session, Subscriber};
+use super::broker::{Broker, Subscriber};
 use super::packet::Message;
 use super::record::{message_of, topic_of};
 use super::retained::Kept;
@@ -33,6 +35,8 @@ const MAX_UNCOMPRESSED: usize = 16 * 1024 * 1024;
 const CHUNK: usize = 64;
 /// Bytes read after which the place of retained messages is written though none has changed.
 const CURSOR_BYTES: u64 = 4 * 1024 * 1024;
+/// Records passed over after which it is, when nobody wants any.
+const CURSOR_RECORDS: u64 = 10_000;
 /// Pause after the disk refused.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a subscription waits for the tail; then it may get a message that is older.
@@ -44,9 +48,7 @@ pub struct Tail {
     processed: Positions,
     /// The Kafka topic of each partition.
     names: BTreeMap<PartitionId, Arc<str>>,
-    /// Below these everything must be read, whether anybody subscribes or not.
-    must_read: Positions,
-    /// Places found on disk.
+    /// Places up to which retained messages on disk were made.
     cursors: Positions,
     has_started: bool,
     bytes: u64,
@@ -56,7 +58,10 @@ impl Tail {
     /// With the places that an earlier process had come to.
     #[must_use]
     pub fn new(cursors: Positions) -> Self {
-        Self { cursors, ..Self::default() }
+        Self {
+            cursors,
+            ..Self::default()
+        }
     }
 
     /// The next offset of each partition.
@@ -81,8 +86,12 @@ struct Found<'b> {
 
 /// Calls `found` with the records of a batch; false ends the walk.
 fn walk(batch: &Bytes, partition: PartitionId, mut found: impl FnMut(Found<'_>) -> bool) {
-    let Ok(header) = BatchHeader::parse(batch) else { return };
-    let Ok(records) = open(batch, &header, MAX_UNCOMPRESSED) else { return };
+    let Ok(header) = BatchHeader::parse(batch) else {
+        return;
+    };
+    let Ok(records) = open(batch, &header, MAX_UNCOMPRESSED) else {
+        return;
+    };
     for record in Records::new(&records, header.count) {
         // it was checked when it came in
         let Ok(record) = record else { return };
@@ -90,9 +99,15 @@ fn walk(batch: &Bytes, partition: PartitionId, mut found: impl FnMut(Found<'_>) 
         let timestamp_ms = if header.is_log_append_time {
             header.max_timestamp_ms
         } else {
-            header.base_timestamp_ms.saturating_add(record.timestamp_delta_ms)
+            header
+                .base_timestamp_ms
+                .saturating_add(record.timestamp_delta_ms)
         };
-        if !found(Found { place: Place { partition, offset }, record, timestamp_ms }) {
+        if !found(Found {
+            place: Place { partition, offset },
+            record,
+            timestamp_ms,
+        }) {
             return;
         }
     }
@@ -138,7 +153,10 @@ pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
 
 /// What can't be written is kept, and written with what comes next.
 async fn save(broker: &Broker, unsaved: &mut Vec<StateChange>) {
-    let newest: BTreeMap<_, _> = unsaved.drain(..).map(|change| (change.key.clone(), change)).collect();
+    let newest: BTreeMap<_, _> = unsaved
+        .drain(..)
+        .map(|change| (change.key.clone(), change))
+        .collect();
     let changes: Vec<_> = newest.into_values().collect();
     let written = broker.store.put_state(changes.clone()).await;
     if !matches!(written, Ok(Ok(()))) {
@@ -152,7 +170,12 @@ impl Broker {
         self.find_partitions()?;
         let mut changes = Vec::new();
         let mut has_more = false;
-        let partitions: Vec<_> = self.tail().processed.iter().map(|(id, next)| (*id, *next)).collect();
+        let partitions: Vec<_> = self
+            .tail()
+            .processed
+            .iter()
+            .map(|(id, next)| (*id, *next))
+            .collect();
         for (partition, next) in partitions {
             let end = match self.store.range(partition) {
                 Ok(range) => range.end,
@@ -162,7 +185,7 @@ impl Broker {
                 }
                 Err(error) => return Err(error),
             };
-            if next < end && !self.skip(partition, end) {
+            if next < end && !self.skip(partition, end, &mut changes) {
                 self.read_on(partition, next, &mut changes)?;
                 has_more = true;
             }
@@ -171,11 +194,12 @@ impl Broker {
         Ok((has_more, changes))
     }
 
-    /// Partitions that are not followed yet: of a new topic from its start, else from where the last
-    /// process was, or from the end.
+    /// Partitions that are not followed yet: of a topic that is new from its start, on start from the end.
     pub(super) fn find_partitions(&self) -> Result<(), StoreError> {
         for name in self.map.kafka_topics() {
-            let Some(topic) = self.store.topic(name.as_str()) else { continue };
+            let Some(topic) = self.store.topic(name.as_str()) else {
+                continue;
+            };
             for partition in &topic.partitions {
                 if self.tail().processed.contains_key(partition) {
                     continue;
@@ -186,13 +210,12 @@ impl Broker {
                     Err(error) => return Err(error),
                 };
                 let mut tail = self.tail();
-                let next = match tail.cursors.get(partition) {
-                    Some(next) => (*next).clamp(range.start, range.end),
-                    None if tail.has_started => range.start,
-                    None => range.end,
+                let next = if tail.has_started {
+                    range.start
+                } else {
+                    range.end
                 };
                 tail.processed.insert(*partition, next);
-                tail.must_read.insert(*partition, range.end);
                 tail.names.insert(*partition, Arc::from(name.as_str()));
             }
         }
@@ -200,26 +223,113 @@ impl Broker {
         Ok(())
     }
 
+    /// Makes the retained messages of records that an earlier process had not come to. Blocks; on start, when
+    /// nobody is there to get anything.
+    pub(super) fn catch_up_retained(&self) -> Result<(), StoreError> {
+        let partitions: Vec<_> = {
+            let tail = self.tail();
+            let place = |(id, end): (&PartitionId, &Offset)| {
+                let next = *tail.cursors.get(id)?;
+                Some((*id, next, *end, tail.names.get(id)?.clone()))
+            };
+            tail.processed.iter().filter_map(place).collect()
+        };
+        let mut changes = Vec::new();
+        for (partition, mut next, end, name) in partitions {
+            while next < end {
+                let before = next;
+                for item in self.store.browse(partition, next, READ_BYTES)? {
+                    match item {
+                        Item::Gap { to, .. } => next = next.max(to),
+                        Item::Batch {
+                            batch, next_offset, ..
+                        } => {
+                            self.retain_batch(&name, partition, &batch, &mut changes);
+                            next = next.max(next_offset);
+                        }
+                    }
+                }
+                if next == before {
+                    break;
+                }
+            }
+            self.tail().cursors.insert(partition, end);
+            changes.push(saved::cursor(partition, end));
+        }
+        if !self.retained().is_empty() {
+            self.uses_retained.store(true, Ordering::Release);
+        }
+        if !changes.is_empty() {
+            // without the sync it is made again
+            drop(self.store.put_state(changes));
+        }
+        Ok(())
+    }
+
+    fn retain_batch(
+        &self,
+        name: &str,
+        partition: PartitionId,
+        batch: &Bytes,
+        changes: &mut Vec<StateChange>,
+    ) {
+        walk(batch, partition, |found| {
+            if let Some((topic, rule)) = topic_of(&self.map, name, &found.record) {
+                let message = message_of(topic, rule, found.timestamp_ms, &found.record);
+                if message.retain {
+                    changes.extend(self.retain(&Arc::new(message)));
+                }
+            }
+            true
+        });
+    }
+
+    /// Keeps a retained message, and says what is to be written.
+    fn retain(&self, message: &Arc<Message>) -> Option<StateChange> {
+        let kept = self.retained().put(message);
+        match kept {
+            Kept::Stored => Some(saved::retained(message)),
+            Kept::Removed => Some(saved::forget_retained(&message.topic)),
+            Kept::Nothing => None,
+            Kept::Refused => {
+                self.stats.not_retained.fetch_add(1, Ordering::Relaxed);
+                Some(saved::forget_retained(&message.topic))
+            }
+        }
+    }
+
     /// Goes to the end without reading when nobody wants anything.
-    fn skip(&self, partition: PartitionId, end: Offset) -> bool {
+    fn skip(&self, partition: PartitionId, end: Offset, changes: &mut Vec<StateChange>) -> bool {
         let mut tail = self.tail();
-        let must_read = tail.must_read.get(&partition).copied().unwrap_or_default();
-        let next = tail.processed.get(&partition).copied().unwrap_or_default();
         // `end` was read before: what is published after a subscription lies behind it
-        if next < must_read || self.has_readers() {
+        if self.has_readers() {
             return false;
         }
         tail.processed.insert(partition, end);
+        let cursor = tail.cursors.get(&partition).copied();
+        if cursor.is_none_or(|cursor| end.saturating_sub(cursor) > CURSOR_RECORDS) {
+            tail.cursors.insert(partition, end);
+            changes.push(saved::cursor(partition, end));
+        }
         true
     }
 
-    fn read_on(&self, partition: PartitionId, from: Offset, changes: &mut Vec<StateChange>) -> Result<(), StoreError> {
-        let Some(name) = self.tail().name(partition) else { return Ok(()) };
+    fn read_on(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        changes: &mut Vec<StateChange>,
+    ) -> Result<(), StoreError> {
+        let Some(name) = self.tail().name(partition) else {
+            return Ok(());
+        };
         let before = changes.len();
         for item in self.store.browse(partition, from, READ_BYTES)? {
             match item {
                 Item::Gap { to, .. } => self.tail().advance(partition, to),
-                Item::Batch { batch, next_offset, .. } => {
+                Item::Batch {
+                    batch, next_offset, ..
+                } => {
                     self.deliver(&name, partition, from, &batch, changes);
                     let mut tail = self.tail();
                     tail.advance(partition, next_offset);
@@ -229,7 +339,10 @@ impl Broker {
         }
         self.ticks.send_modify(|ticks| *ticks += 1);
         let mut tail = self.tail();
-        if changes.len() > before || tail.bytes > CURSOR_BYTES || !tail.cursors.contains_key(&partition) {
+        if changes.len() > before
+            || tail.bytes > CURSOR_BYTES
+            || !tail.cursors.contains_key(&partition)
+        {
             tail.bytes = 0;
             let next = tail.processed.get(&partition).copied().unwrap_or_default();
             tail.cursors.insert(partition, next);
@@ -238,7 +351,14 @@ impl Broker {
         Ok(())
     }
 
-    fn deliver(&self, name: &str, partition: PartitionId, from: Offset, batch: &Bytes, changes: &mut Vec<StateChange>) {
+    fn deliver(
+        &self,
+        name: &str,
+        partition: PartitionId,
+        from: Offset,
+        batch: &Bytes,
+        changes: &mut Vec<StateChange>,
+    ) {
         let mut chunk: Vec<(Place, Arc<Message>, RetainRule)> = Vec::with_capacity(CHUNK);
         walk(batch, partition, |found| {
             if found.place.offset < from {
@@ -262,7 +382,8 @@ impl Broker {
     }
 
     fn is_wanted(&self, topic: &str, rule: &Rule) -> bool {
-        let mut is_wanted = rule.retain == RetainRule::Always || self.uses_retained.load(Ordering::Acquire);
+        let mut is_wanted =
+            rule.retain == RetainRule::Always || self.uses_retained.load(Ordering::Acquire);
         if !is_wanted {
             self.filters().find(topic, |_| is_wanted = true);
         }
@@ -272,21 +393,17 @@ impl Broker {
         is_wanted
     }
 
-    fn deliver_chunk(&self, chunk: &mut Vec<(Place, Arc<Message>, RetainRule)>, changes: &mut Vec<StateChange>) {
+    fn deliver_chunk(
+        &self,
+        chunk: &mut Vec<(Place, Arc<Message>, RetainRule)>,
+        changes: &mut Vec<StateChange>,
+    ) {
         // a session that goes, or that comes up with the tail, sees all of a chunk or nothing
         let mut tail = self.tail();
         for (place, message, _) in chunk.drain(..) {
             self.offer(place, &message, tail.processed());
             if message.retain {
-                match self.retained().put(&message) {
-                    Kept::Stored => changes.push(saved::retained(&message)),
-                    Kept::Removed => changes.push(saved::forget_retained(&message.topic)),
-                    Kept::Nothing => {}
-                    Kept::Refused => {
-                        self.stats.not_retained.fetch_add(1, Ordering::Relaxed);
-                        changes.push(saved::forget_retained(&message.topic));
-                    }
-                }
+                changes.extend(self.retain(&message));
             }
             tail.advance(place.partition, place.offset + 1);
         }
@@ -306,7 +423,9 @@ impl Broker {
             }
         }
         drop(filters);
-        self.groups().find(&message.topic, |group| self.count(group.offer(place, message, tail)));
+        self.groups().find(&message.topic, |group| {
+            self.count(group.offer(place, message, tail))
+        });
     }
 
     pub(super) fn count(&self, offered: Offered) {
@@ -328,7 +447,8 @@ impl Broker {
                 ticks.borrow_and_update();
                 let is_reached = {
                     let tail = self.tail();
-                    ends.iter().all(|(id, end)| tail.processed.get(id).is_none_or(|next| next >= end))
+                    ends.iter()
+                        .all(|(id, end)| tail.processed.get(id).is_none_or(|next| next >= end))
                 };
                 if is_reached || ticks.changed().await.is_err() {
                     return;
@@ -338,147 +458,6 @@ impl Broker {
         if timeout(CATCH_UP, reached).await.is_err() {
             warn!("A subscription did not wait for the tail");
         }
-    }
-
-    /// Fills a session's queue from the log, until it is full or the session has come up with the tail.
-    /// One at a time for a session.
-    pub(super) fn fill(self: &Arc<Self>, session: &Arc<Session>, number: u64) {
-        {
-            let mut state = session.state();
-            let is_due = state.behind().is_some() && !state.is_reading && state.is_half_empty();
-            if !is_due || state.check(number).is_err() {
-                return;
-            }
-            state.is_reading = true;
-        }
-        let (broker, session) = (self.clone(), session.clone());
-        self.tasks.spawn(async move {
-            loop {
-                let Ok(_turn) = broker.readers.acquire().await else { return };
-                let (at, of) = (broker.clone(), session.clone());
-                let filled = tokio::task::spawn_blocking(move || at.fill_step(&of, number)).await;
-                match filled {
-                    Ok(Ok(true)) => {}
-                    Ok(Ok(false)) => return,
-                    Ok(Err(_)) | Err(_) => {
-                        // the tail says why
-                        session.state().is_reading = false;
-                        return;
-                    }
-                }
-            }
-        });
-    }
-
-    /// False when there is nothing more to do.
-    fn fill_step(&self, session: &Session, number: u64) -> Result<bool, StoreError> {
-        let next = {
-            let tail = self.tail();
-            let mut state = session.state();
-            if state.check(number).is_err() {
-                return Ok(false);
-            }
-            if state.try_live(tail.processed()) || !state.has_room() {
-                state.is_reading = false;
-                state.wake();
-                return Ok(false);
-            }
-            let positions = state.behind().cloned().unwrap_or_default();
-            let place = |id: &PartitionId| positions.get(id).copied().unwrap_or_default();
-            let mut ends = tail.processed().iter().map(|(id, end)| (*id, place(id), *end));
-            ends.find(|(_, from, end)| from < end)
-        };
-        let Some((partition, from, end)) = next else { return Ok(true) };
-        let name = self.tail().name(partition);
-        let items = match (self.store.browse(partition, from, READ_BYTES), name) {
-            (Ok(items), Some(name)) => (items, name),
-            (Err(StoreError::UnknownPartition), _) | (_, None) => {
-                session.state().advance(partition, end);
-                return Ok(true);
-            }
-            (Err(error), _) => return Err(error),
-        };
-        let (items, name) = items;
-        if items.is_empty() {
-            session.state().advance(partition, end);
-        }
-        for item in items {
-            let is_full = match item {
-                Item::Gap { to, .. } => {
-                    session.state().advance(partition, to.min(end));
-                    false
-                }
-                Item::Batch { batch, next_offset, .. } => {
-                    !self.fill_batch(session, number, &name, partition, (from, end), &batch, next_offset)
-                }
-            };
-            if is_full {
-                break;
-            }
-        }
-        Ok(true)
-    }
-
-    /// False when the queue is full or the session gone.
-    fn fill_batch(
-        &self,
-        session: &Session,
-        number: u64,
-        name: &str,
-        partition: PartitionId,
-        (from, end): (Offset, Offset),
-        batch: &Bytes,
-        next_offset: Offset,
-    ) -> bool {
-        let mut goes_on = true;
-        walk(batch, partition, |found| {
-            let offset = found.place.offset;
-            if offset < from {
-                return true;
-            }
-            if offset >= end {
-                session.state().advance(partition, end);
-                goes_on = false;
-                return false;
-            }
-            let Some((topic, rule)) = topic_of(&self.map, name, &found.record) else { return true };
-            if !session.state().listens_to(&topic) {
-                return true;
-            }
-            let message = Arc::new(message_of(topic, rule, found.timestamp_ms, &found.record));
-            let mut state = session.state();
-            goes_on = state.check(number).is_ok() && state.has_room();
-            if goes_on {
-                if let Some(delivery) = state.wants(&message, found.place) {
-                    state.enqueue(delivery);
-                }
-                state.advance(partition, offset + 1);
-            }
-            goes_on
-        });
-        if goes_on {
-            session.state().advance(partition, next_offset.min(end));
-        }
-        goes_on
-    }
-
-    /// The message of a record that was on its way to a client when the client went. Blocks.
-    pub(super) fn load(&self, place: Place) -> Option<Arc<Message>> {
-        let name = self.tail().name(place.partition)?;
-        let items = self.store.browse(place.partition, place.offset, 1).ok()?;
-        let mut loaded = None;
-        for item in items {
-            if let Item::Batch { batch, .. } = item {
-                walk(&batch, place.partition, |found| {
-                    if found.place == place {
-                        loaded = topic_of(&self.map, &name, &found.record)
-                            .map(|(topic, rule)| message_of(topic, rule, found.timestamp_ms, &found.record));
-                    }
-                    found.place.offset < place.offset
-                });
-            }
-        }
-        loaded.map(Arc::new)
     }
 }
 
@@ -492,7 +471,6 @@ impl Tail {
     fn forget(&mut self, partition: PartitionId) {
         self.processed.remove(&partition);
         self.names.remove(&partition);
-        self.must_read.remove(&partition);
         self.cursors.remove(&partition);
     }
 }

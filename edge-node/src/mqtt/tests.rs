@@ -2,10 +2,10 @@
 
 mod client;
 
-use std::sync::Arc;
 use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 use shared::record::{BatchBuilder, BatchHeader, Header, Records, open};
+use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,10 @@ struct Node {
 }
 
 fn new_store() -> Arc<dyn Store> {
-    let config = StoreConfig { default_rules: any_topic().default.rules(), ..StoreConfig::default() };
+    let config = StoreConfig {
+        default_rules: any_topic().default.rules(),
+        ..StoreConfig::default()
+    };
     Arc::new(MemoryStore::new(&config, Incarnation(7)))
 }
 
@@ -34,7 +37,11 @@ async fn node(rules: Vec<Rule>) -> Node {
     node_on(new_store(), rules, |_| {}).await
 }
 
-async fn node_on(store: Arc<dyn Store>, rules: Vec<Rule>, change: impl FnOnce(&mut MqttConfig)) -> Node {
+async fn node_on(
+    store: Arc<dyn Store>,
+    rules: Vec<Rule>,
+    change: impl FnOnce(&mut MqttConfig),
+) -> Node {
     let mut config = MqttConfig::new("127.0.0.1:0".parse().unwrap());
     config.no_subscribe = vec!["secret/#".to_owned()];
     change(&mut config);
@@ -52,7 +59,14 @@ async fn node_on(store: Arc<dyn Store>, rules: Vec<Rule>, change: impl FnOnce(&m
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(listener.run(stop.clone()));
-    Node { store, ingest, stats, address, stop, task }
+    Node {
+        store,
+        ingest,
+        stats,
+        address,
+        stop,
+        task,
+    }
 }
 
 impl Node {
@@ -66,16 +80,25 @@ impl Node {
     /// Everything in a Kafka topic: key, value, headers.
     fn records(&self, topic: &str) -> Vec<(String, String, Vec<(String, String)>)> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let Some(topic) = self.store.topic(topic) else { return Vec::new() };
+        let Some(topic) = self.store.topic(topic) else {
+            return Vec::new();
+        };
         let mut found = Vec::new();
         for partition in &topic.partitions {
             for item in self.store.read(*partition, 0, 1 << 24).unwrap() {
-                let Item::Batch { batch, .. } = item else { continue };
+                let Item::Batch { batch, .. } = item else {
+                    continue;
+                };
                 let header = BatchHeader::parse(&batch).unwrap();
                 let records = open(&batch, &header, 1 << 24).unwrap();
                 for record in Records::new(&records, header.count).map(Result::unwrap) {
-                    let headers = record.headers().map(|h| (text(h.name), text(h.value.unwrap_or_default())));
-                    let (key, value) = (record.key.unwrap_or_default(), record.value.unwrap_or_default());
+                    let headers = record
+                        .headers()
+                        .map(|h| (text(h.name), text(h.value.unwrap_or_default())));
+                    let (key, value) = (
+                        record.key.unwrap_or_default(),
+                        record.value.unwrap_or_default(),
+                    );
                     found.push((text(key), text(value), headers.collect()));
                 }
             }
@@ -86,9 +109,21 @@ impl Node {
     async fn produce(&self, topic: &str, key: &str, value: &str) -> Offset {
         let topic = self.ingest.topic(topic, true).await.unwrap();
         let mut batch = BatchBuilder::default();
-        let unit = Header { name: b"unit", value: Some(b"C") };
-        batch.push(shared::time::wall_ms(), Some(key.as_bytes()), Some(value.as_bytes()), &[unit]);
-        let pending = self.ingest.append(&topic, 0, batch.build().unwrap()).await.unwrap();
+        let unit = Header {
+            name: b"unit",
+            value: Some(b"C"),
+        };
+        batch.push(
+            shared::time::wall_ms(),
+            Some(key.as_bytes()),
+            Some(value.as_bytes()),
+            &[unit],
+        );
+        let pending = self
+            .ingest
+            .append(&topic, 0, batch.build().unwrap())
+            .await
+            .unwrap();
         pending.synced().await.unwrap().base_offset
     }
 }
@@ -100,17 +135,31 @@ async fn a_message_is_a_record_and_reaches_its_subscribers() {
         let mut subscriber = Client::new(node.address, connect(version, "s")).await;
         subscriber.subscribe("plant/+", Qos::ExactlyOnce).await;
         let mut publisher = Client::new(node.address, connect(version, "p")).await;
-        for (id, qos) in [(0, Qos::AtMostOnce), (7, Qos::AtLeastOnce), (8, Qos::ExactlyOnce)] {
-            publisher.publish("plant/a", &format!("m{id}"), qos, id).await;
+        for (id, qos) in [
+            (0, Qos::AtMostOnce),
+            (7, Qos::AtLeastOnce),
+            (8, Qos::ExactlyOnce),
+        ] {
+            publisher
+                .publish("plant/a", &format!("m{id}"), qos, id)
+                .await;
             publisher.expect_acks(qos, id).await;
             let message = subscriber.message().await;
-            assert_eq!((&*message.topic, message.qos), ("plant/a", qos), "{version:?}");
+            assert_eq!(
+                (&*message.topic, message.qos),
+                ("plant/a", qos),
+                "{version:?}"
+            );
             assert_eq!(message.payload, format!("m{id}"));
         }
         let records = node.records("mqtt_messages");
         let qos = |number: &str| vec![("mqtt.qos".to_owned(), number.to_owned())];
         let record = |value: &str, headers| ("plant/a".to_owned(), value.to_owned(), headers);
-        let expected = [record("m0", qos("0")), record("m7", Vec::new()), record("m8", qos("2"))];
+        let expected = [
+            record("m0", qos("0")),
+            record("m7", Vec::new()),
+            record("m8", qos("2")),
+        ];
         assert_eq!(records, expected);
     }
 }
@@ -130,17 +179,31 @@ async fn what_kafka_and_http_produce_reaches_subscribers() {
     subscriber.subscribe("plant/#", Qos::AtLeastOnce).await;
     node.produce("temperature", "a", "20.5").await;
     let message = subscriber.message().await;
-    assert_eq!((&*message.topic, &message.payload[..], message.retain), ("plant/a/temperature", &b"20.5"[..], false));
-    assert_eq!(message.properties.unwrap().user, [("unit".into(), "C".into())]);
+    assert_eq!(
+        (&*message.topic, &message.payload[..], message.retain),
+        ("plant/a/temperature", &b"20.5"[..], false)
+    );
+    assert_eq!(
+        message.properties.unwrap().user,
+        [("unit".into(), "C".into())]
+    );
     let mut late = Client::new(node.address, connect(Version::V5, "late")).await;
-    late.subscribe("plant/+/temperature", Qos::AtLeastOnce).await;
-    assert!(late.message().await.retain, "the newest of each key is retained");
+    late.subscribe("plant/+/temperature", Qos::AtLeastOnce)
+        .await;
+    assert!(
+        late.message().await.retain,
+        "the newest of each key is retained"
+    );
 }
 
 #[tokio::test]
 async fn a_message_of_qos_2_that_is_sent_again_after_a_restart_is_stored_once() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect { clean_start: false, session_expiry_s: u32::MAX, ..connect(Version::V5, "p") };
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: u32::MAX,
+        ..connect(Version::V5, "p")
+    };
     let mut publisher = Client::new(node.address, persistent()).await;
     publisher.publish("t", "once", Qos::ExactlyOnce, 5).await;
     publisher.expect_ack(AckKind::PubRec, 5).await;
@@ -154,14 +217,22 @@ async fn a_message_of_qos_2_that_is_sent_again_after_a_restart_is_stored_once() 
     publisher.expect_ack(AckKind::PubComp, 5).await;
     publisher.publish("t", "twice", Qos::ExactlyOnce, 5).await;
     publisher.expect_ack(AckKind::PubRec, 5).await;
-    let values: Vec<_> = node.records("mqtt_messages").into_iter().map(|(_, value, _)| value).collect();
+    let values: Vec<_> = node
+        .records("mqtt_messages")
+        .into_iter()
+        .map(|(_, value, _)| value)
+        .collect();
     assert_eq!(values, ["once", "twice"]);
 }
 
 #[tokio::test]
 async fn a_session_outlives_the_process_with_what_waits_for_it() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect { clean_start: false, session_expiry_s: 1000, ..connect(Version::V5, "s") };
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
     let mut subscriber = Client::new(node.address, persistent()).await;
     assert!(!subscriber.session_present);
     subscriber.subscribe("t", Qos::ExactlyOnce).await;
@@ -179,7 +250,11 @@ async fn a_session_outlives_the_process_with_what_waits_for_it() {
     let mut subscriber = Client::new(node.address, persistent()).await;
     assert!(subscriber.session_present);
     let (again, same_id) = subscriber.message_and_id().await;
-    assert_eq!((&again.payload[..], same_id), (&b"sent"[..], id), "it was not acknowledged");
+    assert_eq!(
+        (&again.payload[..], same_id),
+        (&b"sent"[..], id),
+        "it was not acknowledged"
+    );
     subscriber.ack(AckKind::PubRec, id).await;
     for text in ["first", "second"] {
         assert_eq!(subscriber.message().await.payload, text);
@@ -189,12 +264,17 @@ async fn a_session_outlives_the_process_with_what_waits_for_it() {
 #[tokio::test]
 async fn a_subscriber_that_falls_behind_reads_the_log_and_misses_nothing() {
     let store = new_store();
-    let node = node_on(store, Vec::new(), |config| config.session.queue_messages = 10).await;
+    let node = node_on(store, Vec::new(), |config| {
+        config.session.queue_messages = 10
+    })
+    .await;
     let mut subscriber = Client::new(node.address, connect(Version::V5, "s")).await;
     subscriber.subscribe("t", Qos::AtLeastOnce).await;
     let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
     for number in 1..=500 {
-        publisher.publish("t", &number.to_string(), Qos::AtLeastOnce, number).await;
+        publisher
+            .publish("t", &number.to_string(), Qos::AtLeastOnce, number)
+            .await;
     }
     for number in 1..=500 {
         publisher.expect_ack(AckKind::PubAck, number).await;
@@ -209,15 +289,26 @@ async fn a_subscriber_that_falls_behind_reads_the_log_and_misses_nothing() {
 #[tokio::test]
 async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     let node = node(Vec::new()).await;
-    let persistent = |id| client::Connect { clean_start: false, session_expiry_s: 1000, ..connect(Version::V5, id) };
+    let persistent = |id| client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, id)
+    };
     let mut member = Client::new(node.address, persistent("m")).await;
     member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
     drop(member);
     let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
-    let gone = || node.stats.connected.load(std::sync::atomic::Ordering::Relaxed) == 1;
+    let gone = || {
+        node.stats
+            .connected
+            .load(std::sync::atomic::Ordering::Relaxed)
+            == 1
+    };
     client::until("the member is gone", gone).await;
     for number in 1..=3 {
-        publisher.publish("t", &number.to_string(), Qos::AtLeastOnce, number).await;
+        publisher
+            .publish("t", &number.to_string(), Qos::AtLeastOnce, number)
+            .await;
         publisher.expect_ack(AckKind::PubAck, number).await;
     }
     let mut member = Client::new(node.address, persistent("m")).await;
@@ -238,9 +329,18 @@ async fn the_second_connection_of_a_client_takes_the_session_over() {
 async fn filters_that_may_not_be_subscribed_to_are_refused() {
     let node = node(Vec::new()).await;
     let mut client = Client::new(node.address, connect(Version::V5, "c")).await;
-    assert_eq!(client.try_subscribe("secret/a", Qos::AtLeastOnce).await, reason::UNSPECIFIED);
-    assert_eq!(client.try_subscribe("a/#/b", Qos::AtLeastOnce).await, reason::FILTER_INVALID);
-    assert_eq!(client.try_subscribe("$share/x", Qos::AtLeastOnce).await, reason::FILTER_INVALID);
+    assert_eq!(
+        client.try_subscribe("secret/a", Qos::AtLeastOnce).await,
+        reason::UNSPECIFIED
+    );
+    assert_eq!(
+        client.try_subscribe("a/#/b", Qos::AtLeastOnce).await,
+        reason::FILTER_INVALID
+    );
+    assert_eq!(
+        client.try_subscribe("$share/x", Qos::AtLeastOnce).await,
+        reason::FILTER_INVALID
+    );
 }
 
 #[tokio::test]
@@ -248,7 +348,10 @@ async fn a_will_is_published_when_a_client_goes_without_a_word() {
     let node = node(Vec::new()).await;
     let mut subscriber = Client::new(node.address, connect(Version::V3, "s")).await;
     subscriber.subscribe("will", Qos::AtLeastOnce).await;
-    let will = client::Connect { will: Some(("will", "gone")), ..connect(Version::V3, "w") };
+    let will = client::Connect {
+        will: Some(("will", "gone")),
+        ..connect(Version::V3, "w")
+    };
     drop(Client::new(node.address, will).await);
     assert_eq!(subscriber.message().await.payload, "gone");
 }
@@ -257,10 +360,19 @@ async fn a_will_is_published_when_a_client_goes_without_a_word() {
 async fn garbage_ends_its_own_connection_only() {
     let node = node(Vec::new()).await;
     let mut bystander = Client::new(node.address, connect(Version::V5, "b")).await;
-    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x10, 0xff, 0xff, 0xff, 0x7f], &[0x10, 2, 0, 0]] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0x10, 0xff, 0xff, 0xff, 0x7f],
+        &[0x10, 2, 0, 0],
+    ] {
         client::raw(node.address, bytes).await;
     }
     bystander.ping().await;
-    bystander.send(&Bytes::from_static(&[0x30, 0xff, 0xff, 0xff, 0x7f])).await;
-    assert_eq!(bystander.disconnected().await, Some(reason::PACKET_TOO_LARGE));
+    bystander
+        .send(&Bytes::from_static(&[0x30, 0xff, 0xff, 0xff, 0x7f]))
+        .await;
+    assert_eq!(
+        bystander.disconnected().await,
+        Some(reason::PACKET_TOO_LARGE)
+    );
 }

@@ -47,7 +47,9 @@ impl std::str::FromStr for Template {
             if !before.is_empty() {
                 parts.push(Part::Text(before.into()));
             }
-            let (name, after) = after.split_once('}').ok_or_else(|| TemplateError(text.to_owned()))?;
+            let (name, after) = after
+                .split_once('}')
+                .ok_or_else(|| TemplateError(text.to_owned()))?;
             parts.push(match name {
                 "topic" => Part::Topic,
                 "key" => Part::Key,
@@ -108,7 +110,9 @@ impl Template {
     /// A filter that matches every topic that this makes of a key without `/`.
     fn filter(&self) -> String {
         let text = self.topic("\u{1}");
-        let levels = text.split('/').map(|level| if level.contains('\u{1}') { "+" } else { level });
+        let levels = text
+            .split('/')
+            .map(|level| if level.contains('\u{1}') { "+" } else { level });
         levels.collect::<Vec<_>>().join("/")
     }
 }
@@ -215,8 +219,10 @@ pub enum MapError {
         instead: String,
     },
     /// Two rules for one Kafka topic that disagree on what a key is.
-    #[error("`{kafka}` is also the topic of `{earlier}`: then the key of both must be \"{{topic}}\", \
-             or nobody knows the MQTT topic of a record")]
+    #[error(
+        "`{kafka}` is also the topic of `{earlier}`: then the key of both must be \"{{topic}}\", \
+             or nobody knows the MQTT topic of a record"
+    )]
     Ambiguous {
         /// Which.
         rule: usize,
@@ -289,7 +295,9 @@ impl TopicMap {
     pub fn rule(&self, topic: &str) -> Option<&Rule> {
         // `#` of the last rule is meant for `$` topics too
         let is_rest = |rule: &Rule| rule.filter == "#" && topic.starts_with('$');
-        self.rules.iter().find(|rule| matches(&rule.filter, topic) || is_rest(rule))
+        self.rules
+            .iter()
+            .find(|rule| matches(&rule.filter, topic) || is_rest(rule))
     }
 
     /// The key of a message's record.
@@ -306,15 +314,28 @@ impl TopicMap {
 
     /// The MQTT topic of a record and the rule that holds for it; `None`: it is not for MQTT.
     #[must_use]
-    pub fn back(&self, kafka: &str, key: Option<&[u8]>, carried: Option<&str>) -> Option<(Arc<str>, &Rule)> {
+    pub fn back(
+        &self,
+        kafka: &str,
+        key: Option<&[u8]>,
+        carried: Option<&str>,
+    ) -> Option<(Arc<str>, &Rule)> {
         let key = key.and_then(|key| std::str::from_utf8(key).ok());
         let topic = match carried {
             Some(topic) => Cow::Borrowed(topic),
             None => {
                 let of_topic = |rule: &&Rule| rule.kafka.as_str() == kafka;
                 let template = self.rules.iter().find(of_topic)?.back()?;
-                let key = if template.uses(|part| *part == Part::Key) { key? } else { "" };
-                if template.is(&Part::Key) { Cow::Borrowed(key) } else { Cow::Owned(template.topic(key)) }
+                let key = if template.uses(|part| *part == Part::Key) {
+                    key?
+                } else {
+                    ""
+                };
+                if template.is(&Part::Key) {
+                    Cow::Borrowed(key)
+                } else {
+                    Cow::Owned(template.topic(key))
+                }
             }
         };
         if !is_valid_topic(&topic) {
@@ -327,17 +348,27 @@ impl TopicMap {
     /// The Kafka topics that records for a filter may be in.
     pub fn behind<'m>(&'m self, filter: &'m str) -> impl Iterator<Item = &'m TopicName> {
         // `#` of the last rule is meant for `$` topics too
-        let is_rest = |rule: &Rule| rule.filter == "#" && filter.starts_with('$');
-        let rules = self.rules.iter().filter(move |rule| overlap(&rule.filter, filter) || is_rest(rule));
+        let is_rest = move |rule: &Rule| rule.filter == "#" && filter.starts_with('$');
+        let rules = self
+            .rules
+            .iter()
+            .filter(move |rule| overlap(&rule.filter, filter) || is_rest(rule));
         rules.map(|rule| &rule.kafka)
     }
 
     /// [`RetainRule::Always`] when any record of the Kafka topic may be retained unasked.
     #[must_use]
     pub fn retain_rule(&self, kafka: &str) -> RetainRule {
-        let mut of_topic = self.rules.iter().filter(|rule| rule.kafka.as_str() == kafka);
+        let mut of_topic = self
+            .rules
+            .iter()
+            .filter(|rule| rule.kafka.as_str() == kafka);
         let is_always = of_topic.any(|rule| rule.retain == RetainRule::Always);
-        if is_always { RetainRule::Always } else { RetainRule::AsPublished }
+        if is_always {
+            RetainRule::Always
+        } else {
+            RetainRule::AsPublished
+        }
     }
 
     /// All Kafka topics that messages may be in, each once.
@@ -346,7 +377,9 @@ impl TopicMap {
             let name = &self.rules[*at].kafka;
             !self.rules[..*at].iter().any(|rule| rule.kafka == *name)
         };
-        (0..self.rules.len()).filter(is_first).map(|at| &self.rules[at].kafka)
+        (0..self.rules.len())
+            .filter(is_first)
+            .map(|at| &self.rules[at].kafka)
     }
 }
 
@@ -359,7 +392,11 @@ fn check(rules: &[Rule], at: usize, rest: Option<&TopicName>) -> Result<(), MapE
     let earlier = &rules[..at];
     if let Some(wide) = earlier.iter().find(|other| covers(&other.filter, &filter)) {
         let earlier = wide.filter.clone();
-        return Err(MapError::Shadowed { rule: at, filter, earlier });
+        return Err(MapError::Shadowed {
+            rule: at,
+            filter,
+            earlier,
+        });
     }
     let is_capture = |part: &Part| matches!(part, Part::Capture(_));
     if rule.key.uses(|part| *part == Part::Key) {
@@ -378,11 +415,19 @@ fn check(rules: &[Rule], at: usize, rest: Option<&TopicName>) -> Result<(), MapE
         && !(plain(other) && plain(rule))
     {
         let earlier = other.filter.clone();
-        return Err(MapError::Ambiguous { rule: at, kafka, earlier });
+        return Err(MapError::Ambiguous {
+            rule: at,
+            kafka,
+            earlier,
+        });
     }
     if rest == Some(&rule.kafka) && !plain(rule) {
         let earlier = "the messages without a rule".to_owned();
-        return Err(MapError::Ambiguous { rule: at, kafka, earlier });
+        return Err(MapError::Ambiguous {
+            rule: at,
+            kafka,
+            earlier,
+        });
     }
     check_way_back(rules, at)
 }
@@ -395,13 +440,24 @@ fn check_way_back(rules: &[Rule], at: usize) -> Result<(), MapError> {
     let topic = template.filter();
     let refuse = |instead: String| {
         let (kafka, topic) = (rule.kafka.as_str().to_owned(), topic.clone());
-        Err(MapError::Loop { rule: at, kafka, topic, instead })
+        Err(MapError::Loop {
+            rule: at,
+            kafka,
+            topic,
+            instead,
+        })
     };
     if template.is(&Part::Key) {
         return Ok(()); // what the rule does not match is left out, record by record
     }
-    if let Some(other) = rules[..at].iter().find(|other| overlap(&other.filter, &topic)) {
-        return refuse(format!("`{}` before it sends to `{}`", other.filter, other.kafka));
+    if let Some(other) = rules[..at]
+        .iter()
+        .find(|other| overlap(&other.filter, &topic))
+    {
+        return refuse(format!(
+            "`{}` before it sends to `{}`",
+            other.filter, other.kafka
+        ));
     }
     if !covers(&rule.filter, &topic) {
         return refuse(format!("`{}` does not match", rule.filter));
@@ -410,101 +466,4 @@ fn check_way_back(rules: &[Rule], at: usize) -> Result<(), MapError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn rule(filter: &str, kafka: &str, key: &str, topic: Option<&str>) -> Rule {
-        Rule {
-            filter: filter.to_owned(),
-            key: key.parse().unwrap(),
-            topic: topic.map(|topic| topic.parse().unwrap()),
-            ..Rule::everything(TopicName::new(kafka).unwrap())
-        }
-    }
-
-    fn rest() -> Option<TopicName> {
-        Some(TopicName::new("mqtt_messages").unwrap())
-    }
-
-    fn refused(rules: Vec<Rule>) -> String {
-        TopicMap::new(rules, rest()).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn the_first_rule_that_matches_decides() {
-        let map = TopicMap::new(
-            vec![
-                rule("plant/+/temperature", "temperature", "{topic}", None),
-                rule("plant/#", "plant", "{1}", None),
-            ],
-            rest(),
-        )
-        .unwrap();
-        let of = |topic: &str| {
-            let rule = map.rule(topic).unwrap();
-            (rule.kafka.as_str().to_owned(), map.key(rule, topic).into_owned())
-        };
-        let pair = |kafka: &str, key: &str| (kafka.to_owned(), key.to_owned());
-        assert_eq!(of("plant/a/temperature"), pair("temperature", "plant/a/temperature"));
-        assert_eq!(of("plant/a/speed"), pair("plant", "a/speed"));
-        assert_eq!(of("other"), pair("mqtt_messages", "other"));
-        assert_eq!(of("$x/other"), pair("mqtt_messages", "$x/other"));
-        let topics: Vec<_> = map.kafka_topics().map(TopicName::as_str).collect();
-        assert_eq!(topics, ["temperature", "plant", "mqtt_messages"]);
-    }
-
-    #[test]
-    fn a_record_has_the_mqtt_topic_that_leads_back_to_it() {
-        let rules = vec![
-            rule("plant/+/temperature", "temperature", "{1}", Some("plant/{key}/temperature")),
-            rule("line/#", "lines", "{1}", None),
-        ];
-        let map = TopicMap::new(rules, rest()).unwrap();
-        let back = |kafka: &str, key: &str, carried: Option<&str>| {
-            map.back(kafka, Some(key.as_bytes()), carried).map(|(topic, _)| topic.to_string())
-        };
-        assert_eq!(back("temperature", "a", None).as_deref(), Some("plant/a/temperature"));
-        assert_eq!(back("temperature", "a/b", None), None, "it would be another topic's");
-        assert_eq!(back("temperature", "+", None), None);
-        assert_eq!(back("lines", "x", None), None, "nothing says its MQTT topic");
-        assert_eq!(back("lines", "x", Some("line/x")).as_deref(), Some("line/x"));
-        assert_eq!(back("mqtt_messages", "a/b", None).as_deref(), Some("a/b"));
-        assert_eq!(back("mqtt_messages", "plant/a/temperature", None), None);
-        assert_eq!(map.back("mqtt_messages", None, None), None);
-    }
-
-    #[test]
-    fn rules_that_loop_or_can_not_be_told_apart_are_refused() {
-        let both = vec![rule("a/#", "x", "{topic}", None), rule("a/+", "y", "{topic}", None)];
-        assert!(refused(both).contains("never reached"));
-        let looping = vec![rule("a/#", "x", "{topic}", None), rule("b/+", "y", "{1}", Some("a/{key}"))];
-        assert!(refused(looping).contains("would loop"));
-        let elsewhere = vec![rule("b/+", "y", "{1}", Some("c/{key}"))];
-        assert!(refused(elsewhere).contains("would loop"));
-        let twice = vec![rule("a/+", "x", "{1}", Some("a/{key}")), rule("b/+", "x", "{topic}", None)];
-        assert!(refused(twice).contains("nobody knows"));
-        let rest = vec![rule("a/+", "mqtt_messages", "{1}", None)];
-        assert!(refused(rest).contains("nobody knows"));
-        assert!(refused(vec![rule("a/#/b", "x", "{topic}", None)]).contains("not an MQTT"));
-        assert!("{nothing}".parse::<Template>().is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn a_message_comes_back_as_its_topic(topic in "[a-c]{1,2}(/[a-c]{0,2}){0,3}") {
-            let rules = vec![
-                rule("a/+", "x", "{1}", Some("a/{key}")),
-                rule("b/#", "y", "k-{1}", None),
-                rule("+/c", "z", "{topic}", None),
-            ];
-            let map = TopicMap::new(rules, rest()).unwrap();
-            let rule = map.rule(&topic).unwrap();
-            let key = map.key(rule, &topic);
-            let carried = map.needs_topic(rule).then_some(&*topic);
-            let back = map.back(rule.kafka.as_str(), Some(key.as_bytes()), carried);
-            prop_assert_eq!(back, Some((Arc::from(&*topic), rule)));
-        }
-    }
-}
+mod tests;

@@ -29,22 +29,33 @@ where
         .max_write_buffer_size(2 * MAX_MESSAGE)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
-    let accepted = tokio_tungstenite::accept_hdr_async_with_config(stream, choose, Some(config)).await;
+    let accepted =
+        tokio_tungstenite::accept_hdr_async_with_config(stream, choose, Some(config)).await;
     let socket = accepted.map_err(io_error)?;
-    Ok(WebSocket { socket, rest: Bytes::new() })
+    Ok(WebSocket {
+        socket,
+        rest: Bytes::new(),
+    })
 }
 
 #[expect(clippy::result_large_err, reason = "the signature is the crate's")]
 fn choose(request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
-    let offered = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let mut offered = offered.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let offered = request
+        .headers()
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter();
+    let mut offered = offered
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
     if !offered.any(|name| name.trim() == SUBPROTOCOL) {
         let mut refusal = ErrorResponse::new(Some("accepted subprotocol: mqtt".to_owned()));
         *refusal.status_mut() = StatusCode::BAD_REQUEST;
         return Err(refusal);
     }
     let value = HeaderValue::from_static(SUBPROTOCOL);
-    response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    response
+        .headers_mut()
+        .insert(header::SEC_WEBSOCKET_PROTOCOL, value);
     Ok(response)
 }
 
@@ -64,10 +75,17 @@ pub(super) struct WebSocket<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.rest.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
-                None | Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::AlreadyClosed)) => {
+                None
+                | Some(
+                    Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::AlreadyClosed),
+                ) => {
                     return Poll::Ready(Ok(()));
                 }
                 Some(Ok(Message::Binary(bytes))) => self.rest = bytes,
@@ -87,13 +105,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         ready!(Pin::new(&mut self.socket).poll_ready(cx)).map_err(io_error)?;
         let count = buf.len().min(MAX_MESSAGE);
         let message = Message::Binary(Bytes::copy_from_slice(&buf[..count]));
-        Pin::new(&mut self.socket).start_send(message).map_err(io_error)?;
+        Pin::new(&mut self.socket)
+            .start_send(message)
+            .map_err(io_error)?;
         // what the socket does not take at once goes with the next write or flush
-        let _flushed = Pin::new(&mut self.socket).poll_flush(cx).map_err(io_error)?;
+        let _flushed = Pin::new(&mut self.socket)
+            .poll_flush(cx)
+            .map_err(io_error)?;
         Poll::Ready(Ok(count))
     }
 

@@ -6,32 +6,42 @@
 //! After some payloads both ends save their state: an anchor. It counts once the hub has acknowledged what
 //! it stands behind; only then is it written to disk, and only then may the next one follow, so that of the
 //! two that a hub keeps one is always here. A lost state costs bytes and nothing else: every file may go.
+//!
+//! Memory is bounded, states that wait for their acknowledgement included. Where it is too little for all logs it
+//! stays with those that it brings most ([`worth`](super::worth)); the others get the dictionary, which takes a
+//! third, or what remembers nothing.
+
+mod saved;
+mod trial;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use shared::batch::{
-    BatchError, CODEC_LONG, ChainCodec, ChainLimits, Outgoing, Packed, load_chain, new_chain,
+    BatchError, CODEC_DICTIONARY, CODEC_LONG, CODEC_ZSTD, ChainCodec, ChainLimits, Outgoing,
+    Packed, load_chain, new_chain, remembers,
 };
-use shared::crashsafe::{self, Access};
 use shared::ids::Offset;
 use shared::link::Begin;
 use shared::wire::Anchor;
-use tracing::{debug, warn};
 
+use self::saved::{Saved, SavedStates};
+use self::trial::Large;
 use super::chunks::Chunks;
+use super::worth::{Holder, Scales, Worth};
 use crate::store::PartitionId;
 
 /// Raw bytes before a log's first anchor; each later one waits for twice as many as the one before.
 const FIRST_ANCHOR_AFTER: u64 = 64 << 10;
 /// The limit of that doubling: what a lost connection may cost to learn again.
 const ANCHOR_AFTER: u64 = 4 << 20;
-/// `KDGA`, codec, position; then the state, which carries its own checksum.
-const MAGIC: [u8; 4] = *b"KDGA";
-const HEAD_LEN: usize = MAGIC.len() + 1 + 8;
+/// What codecs are taken to need before they begin.
+const STREAM_BYTES: usize = 5 << 18;
+const DICTIONARY_BYTES: usize = 3 << 17;
+const LONG_BYTES: usize = 12 << 20;
 
 /// The anchors that a session may offer, by log, newest first. Written by the thread that encodes, read by
 /// the session when it declares a log.
@@ -46,28 +56,37 @@ impl AnchorBook {
 
     fn set(&self, partition: PartitionId, anchors: Vec<Anchor>) {
         let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        book.insert(partition, anchors);
+        if anchors.is_empty() {
+            book.remove(&partition);
+        } else {
+            book.insert(partition, anchors);
+        }
     }
 }
 
-/// A saved state.
-#[derive(Debug, Clone)]
-struct Saved {
-    anchor: Anchor,
-    state: Bytes,
+/// What codecs take, for metrics.
+#[derive(Debug, Default)]
+pub struct CodecBytes {
+    /// In memory.
+    pub live: AtomicU64,
+    /// Of saved states, on disk.
+    pub saved: AtomicU64,
+    /// Logs whose codec remembers something.
+    pub logs: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Log {
     codec: Option<Box<dyn ChainCodec>>,
+    /// Of the codec, of what waits for its acknowledgement, and of what is tried.
     bytes: usize,
-    used: u64,
-    /// The hub has it, if it has kept it.
-    settled: Option<Saved>,
+    worth: Worth,
     /// Sent, and not acknowledged up to this offset.
     pending: Option<(Offset, Saved)>,
     raw_since_anchor: u64,
     next_anchor_after: u64,
+    /// Present once its values were large.
+    large: Option<Large>,
 }
 
 impl Default for Log {
@@ -75,72 +94,173 @@ impl Default for Log {
         Self {
             codec: None,
             bytes: 0,
-            used: 0,
-            settled: None,
+            worth: Worth::default(),
             pending: None,
             raw_since_anchor: 0,
             next_anchor_after: FIRST_ANCHOR_AFTER,
+            large: None,
         }
     }
+}
+
+impl Log {
+    fn memory(&self) -> usize {
+        self.codec.as_ref().map_or(0, |codec| codec.memory())
+            + self
+                .pending
+                .as_ref()
+                .map_or(0, |(_, saved)| saved.state.len())
+            + self.large.as_ref().map_or(0, Large::memory)
+    }
+
+    fn codec(&self) -> Option<u8> {
+        self.codec.as_ref().map(|codec| codec.codec())
+    }
+}
+
+/// What a log's next payload gets by the link and the load, and what it holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish<'a> {
+    /// The codec for values of any size.
+    pub(super) codec: u8,
+    /// Codecs of the session.
+    pub(super) allowed: &'a [u8],
+    /// Bytes of the payload.
+    pub(super) raw_len: usize,
+    /// Records in it.
+    pub(super) records: u64,
 }
 
 /// The codecs of all logs.
 #[derive(Debug)]
 pub(super) struct Chains {
-    directory: PathBuf,
     limit: usize,
     level: i32,
     bytes: usize,
-    uses: u64,
+    scales: Scales,
     logs: HashMap<PartitionId, Log>,
+    saved: SavedStates,
     book: AnchorBook,
     chunks: Chunks,
+    counted: Arc<CodecBytes>,
 }
 
 impl Chains {
-    /// `limit` bytes of codecs in memory: beyond, the least recently used forget. States are kept in
-    /// `directory`, which need not exist. `level` is zstd's.
+    /// `limit` bytes of codecs in memory, and of saved states in `directory`, which need not exist. `level` is
+    /// zstd's.
     pub(super) fn open(
         directory: PathBuf,
         limit: usize,
         level: i32,
         book: AnchorBook,
         chunks: Chunks,
+        counted: Arc<CodecBytes>,
     ) -> Self {
-        let mut chains = Self {
-            directory,
+        let saved = SavedStates::open(directory, limit as u64);
+        let mut logs: HashMap<PartitionId, Log> = HashMap::new();
+        for (partition, anchor) in saved.anchors() {
+            book.set(partition, vec![anchor]);
+            logs.entry(partition).or_default().next_anchor_after = ANCHOR_AFTER;
+        }
+        let chains = Self {
             limit,
             level,
             bytes: 0,
-            uses: 0,
-            logs: HashMap::new(),
+            scales: Scales::default(),
+            logs,
+            saved,
             book,
             chunks,
+            counted,
         };
-        if let Err(error) = std::fs::create_dir_all(&chains.directory) {
-            warn!(%error, "No directory for codec states: they do not outlive the process");
-        }
-        chains.read_directory();
+        chains.count();
         chains
     }
 
-    fn read_directory(&mut self) {
-        let Ok(entries) = std::fs::read_dir(&self.directory) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(".anchor"));
-            let Some(partition) = number.and_then(|number| number.parse().ok()) else {
-                continue;
-            };
-            let partition = PartitionId(partition);
-            let saved = std::fs::read(entry.path()).ok().and_then(decode);
-            let log = self.logs.entry(partition).or_default();
-            log.settled = saved;
-            log.next_anchor_after = ANCHOR_AFTER;
-            self.publish(partition);
+    /// The codec that a log's next payload gets.
+    pub(super) fn choose(&mut self, partition: PartitionId, wish: &Wish<'_>) -> u8 {
+        let logs = self.logs.len().max(1);
+        let log = self.logs.entry(partition).or_default();
+        self.scales.turn(&mut log.worth, wish.raw_len, logs);
+        let is_in_use = log.codec() == Some(CODEC_LONG);
+        let is_large = wish.allowed.contains(&CODEC_LONG)
+            && self.chunks.suits(wish.raw_len, wish.records, is_in_use);
+        let mut first = wish.codec;
+        if is_large {
+            let in_use = log.codec();
+            let large = log.large.get_or_insert_with(|| Large::new(in_use));
+            // whatever the link: what repeats costs less to find than to send
+            if large.is_long() {
+                first = CODEC_LONG;
+            }
+            let other = large.wants(wish.codec);
+            self.try_beside(partition, first, other);
+        } else if let Some(large) = &mut log.large {
+            large.stop();
         }
+        let second = Some(wish.codec).filter(|codec| *codec != first);
+        let third = Some(CODEC_DICTIONARY).filter(|codec| wish.allowed.contains(codec));
+        let mut wanted = std::iter::once(first).chain(second).chain(third);
+        let found = wanted.find(|codec| !remembers(*codec) || self.has_room(partition, *codec));
+        let codec = found.unwrap_or_else(|| {
+            let is_allowed = wish.allowed.contains(&CODEC_ZSTD);
+            if is_allowed { CODEC_ZSTD } else { wish.codec }
+        });
+        if codec != first
+            && let Some(large) = self
+                .logs
+                .get_mut(&partition)
+                .and_then(|log| log.large.as_mut())
+        {
+            large.stop();
+        }
+        codec
+    }
+
+    /// Begins a trial, if there is room for it beside everything else.
+    fn try_beside(&mut self, partition: PartitionId, codec: u8, other: Option<u8>) {
+        let Some(other) = other else { return };
+        let own = self.logs.get(&partition).map_or(0, |log| log.bytes);
+        let need = expected(codec).max(own) + expected(other);
+        if self.bytes - own + need > self.limit {
+            return;
+        }
+        let beside = if other == CODEC_LONG {
+            self.chunks.trial(partition)
+        } else {
+            new_chain(other, ChainLimits::default(), self.level)
+        };
+        let large = self
+            .logs
+            .get_mut(&partition)
+            .and_then(|log| log.large.as_mut());
+        if let (Some(large), Ok(beside)) = (large, beside) {
+            large.begin(beside);
+        }
+    }
+
+    /// Whether a log may have the memory that a codec needs.
+    fn has_room(&self, partition: PartitionId, codec: u8) -> bool {
+        let Some(log) = self.logs.get(&partition) else {
+            return false;
+        };
+        let need = expected(codec);
+        let free = self.limit.saturating_sub(self.bytes - log.bytes);
+        log.codec() == Some(codec)
+            || need <= free
+            || self
+                .scales
+                .admits(log.worth, need, free, self.others(partition))
+    }
+
+    fn others(&self, partition: PartitionId) -> impl Iterator<Item = Holder<PartitionId>> {
+        let others = self.logs.iter();
+        let others = others.filter(move |(id, log)| **id != partition && log.codec.is_some());
+        others.map(|(id, log)| Holder {
+            key: *id,
+            worth: log.worth,
+            bytes: log.bytes,
+        })
     }
 
     /// Encodes the next payload of a log with a codec that remembers.
@@ -153,9 +273,7 @@ impl Chains {
         codec: u8,
         outgoing: &Outgoing<'_>,
     ) -> Result<Packed, BatchError> {
-        self.uses += 1;
         let log = self.logs.entry(partition).or_default();
-        log.used = self.uses;
         let known = log.codec.take().filter(|known| known.codec() == codec);
         let is_fresh = known.is_none();
         let mut memory = match known {
@@ -165,21 +283,21 @@ impl Chains {
         };
         self.chunks.at(partition, outgoing.next_offset);
         let mut packed = outgoing.pack_chain(memory.as_mut(), is_fresh)?;
+        if let Some(large) = &mut log.large {
+            large.sent(outgoing.raw, packed.payload.len());
+        }
         log.raw_since_anchor += outgoing.raw.len() as u64;
-        if log.pending.is_none() && log.raw_since_anchor >= log.next_anchor_after {
+        let is_due = log.pending.is_none() && log.raw_since_anchor >= log.next_anchor_after;
+        if is_due {
             packed.header.is_anchor = true;
             log.anchor(memory.as_ref(), outgoing.next_offset);
+        }
+        log.codec = Some(memory);
+        self.keep(partition);
+        if is_due {
             self.publish(partition);
         }
-        self.keep(partition, memory);
         Ok(packed)
-    }
-
-    /// Whether the values of a payload are large enough to be cut into chunks.
-    pub(super) fn are_large(&self, partition: PartitionId, raw_len: usize, records: u64) -> bool {
-        let codec = self.logs.get(&partition).and_then(|log| log.codec.as_ref());
-        let is_in_use = codec.is_some_and(|codec| codec.codec() == CODEC_LONG);
-        self.chunks.suits(raw_len, records, is_in_use)
     }
 
     /// What the hub is believed to hold.
@@ -197,52 +315,83 @@ impl Chains {
         self.chunks.write();
     }
 
-    fn keep(&mut self, partition: PartitionId, memory: Box<dyn ChainCodec>) {
+    /// Counts a log's memory, and takes that of others if there is too much.
+    fn keep(&mut self, partition: PartitionId) {
         if let Some(log) = self.logs.get_mut(&partition) {
-            let before = std::mem::replace(&mut log.bytes, memory.memory());
+            let before = std::mem::replace(&mut log.bytes, 0);
+            log.bytes = log.memory();
             self.bytes = self.bytes + log.bytes - before;
-            log.codec = Some(memory);
         }
         while self.bytes > self.limit {
-            let others = self.logs.iter_mut().filter(|(id, _)| **id != partition);
-            let oldest = others.filter(|(_, log)| log.codec.is_some());
-            let Some((_, log)) = oldest.min_by_key(|(_, log)| log.used) else {
-                return;
+            let Some(least) = self.scales.least(self.others(partition)) else {
+                break;
             };
-            log.codec = None;
-            self.bytes -= std::mem::take(&mut log.bytes);
+            self.clear(least);
         }
+        self.count();
+    }
+
+    /// A log's codec forgets. What waits for its acknowledgement can still be gone on from.
+    fn clear(&mut self, partition: PartitionId) {
+        if let Some(log) = self.logs.get_mut(&partition) {
+            log.codec = None;
+            if let Some(large) = &mut log.large {
+                large.stop();
+            }
+            let before = std::mem::replace(&mut log.bytes, 0);
+            log.bytes = log.memory();
+            self.bytes = self.bytes + log.bytes - before;
+        }
+    }
+
+    fn count(&self) {
+        let counted = &self.counted;
+        counted.live.store(self.bytes as u64, Ordering::Relaxed);
+        counted.saved.store(self.saved.bytes(), Ordering::Relaxed);
+        let remember = self.logs.values().filter(|log| log.codec.is_some());
+        counted
+            .logs
+            .store(remember.count() as u64, Ordering::Relaxed);
     }
 
     /// A session begins to send a log, or begins it again.
     pub(super) fn begin(&mut self, partition: PartitionId, begin: Begin) {
         let log = self.logs.entry(partition).or_default();
-        let saved = match begin {
-            Begin::Fresh => None,
-            Begin::Anchor(anchor) => {
-                let pending = log.pending.as_ref().map(|(_, saved)| saved);
-                let mut known = pending.into_iter().chain(&log.settled);
-                known.find(|saved| saved.anchor == anchor).cloned()
-            }
-        };
         // what was sent with a session that is over counts if the hub says so now
-        log.pending = None;
-        log.settled = saved.clone();
+        let pending = log.pending.take().map(|(_, saved)| saved);
         log.raw_since_anchor = 0;
-        self.bytes -= std::mem::take(&mut log.bytes);
-        let (limits, level) = (ChainLimits::default(), self.level);
-        self.chunks.restarted(partition);
-        log.codec = saved.and_then(|saved| match saved.anchor.codec {
-            CODEC_LONG => self.chunks.load(&saved.state).ok(),
-            codec => load_chain(codec, &saved.state, limits, level).ok(),
-        });
-        match &log.codec {
-            Some(memory) => {
-                log.bytes = memory.memory();
-                self.bytes += log.bytes;
-            }
-            None => log.next_anchor_after = FIRST_ANCHOR_AFTER,
+        log.codec = None;
+        if let Some(large) = &mut log.large {
+            large.stop();
         }
+        let state = match begin {
+            Begin::Fresh => {
+                self.saved.remove(partition);
+                None
+            }
+            Begin::Anchor(anchor) => match pending.filter(|saved| saved.anchor == anchor) {
+                Some(saved) => {
+                    self.save(partition, &saved);
+                    Some((anchor, saved.state))
+                }
+                None => {
+                    let state = self.saved.load(partition, anchor);
+                    state.map(|state| (anchor, state))
+                }
+            },
+        };
+        self.chunks.restarted(partition);
+        let codec = state.and_then(|(anchor, state)| match anchor.codec {
+            CODEC_LONG => self.chunks.load(&state).ok(),
+            codec => load_chain(codec, &state, ChainLimits::default(), self.level).ok(),
+        });
+        if let Some(log) = self.logs.get_mut(&partition) {
+            log.codec = codec;
+            if log.codec.is_none() {
+                log.next_anchor_after = FIRST_ANCHOR_AFTER;
+            }
+        }
+        self.keep(partition);
         self.publish(partition);
     }
 
@@ -255,21 +404,23 @@ impl Chains {
         let Some((_, saved)) = log.pending.take_if(|(offset, _)| *offset <= next) else {
             return;
         };
-        let path = file(&self.directory, partition);
-        if let Err(error) = crashsafe::replace(&path, &encode(&saved), Access::Private) {
-            debug!(%error, path = %path.display(), "Codec state not written");
-        }
-        log.settled = Some(saved);
+        self.save(partition, &saved);
+        self.keep(partition);
         self.publish(partition);
     }
 
-    fn publish(&self, partition: PartitionId) {
-        if let Some(log) = self.logs.get(&partition) {
-            let pending = log.pending.as_ref().map(|(_, saved)| saved.anchor);
-            let settled = log.settled.as_ref().map(|saved| saved.anchor);
-            let anchors = pending.into_iter().chain(settled).collect();
-            self.book.set(partition, anchors);
+    fn save(&mut self, partition: PartitionId, saved: &Saved) {
+        for gone in self.saved.save(partition, saved) {
+            self.publish(gone);
         }
+    }
+
+    fn publish(&self, partition: PartitionId) {
+        let log = self.logs.get(&partition);
+        let pending = log.and_then(|log| log.pending.as_ref());
+        let pending = pending.map(|(_, saved)| saved.anchor);
+        let anchors = pending.into_iter().chain(self.saved.anchor(partition));
+        self.book.set(partition, anchors.collect());
     }
 }
 
@@ -288,28 +439,13 @@ impl Log {
     }
 }
 
-fn file(directory: &Path, partition: PartitionId) -> PathBuf {
-    directory.join(format!("{}.anchor", partition.0))
+fn expected(codec: u8) -> usize {
+    match codec {
+        CODEC_LONG => LONG_BYTES,
+        CODEC_DICTIONARY => DICTIONARY_BYTES,
+        _ => STREAM_BYTES,
+    }
 }
 
-fn encode(saved: &Saved) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_LEN + saved.state.len());
-    out.extend_from_slice(&MAGIC);
-    out.push(saved.anchor.codec);
-    out.extend_from_slice(&saved.anchor.position.to_be_bytes());
-    out.extend_from_slice(&saved.state);
-    out
-}
-
-fn decode(file: Vec<u8>) -> Option<Saved> {
-    let rest = file.strip_prefix(&MAGIC)?;
-    let (&codec, rest) = rest.split_first()?;
-    let (position, state) = rest.split_first_chunk::<8>()?;
-    Some(Saved {
-        anchor: Anchor {
-            codec,
-            position: u64::from_be_bytes(*position),
-        },
-        state: Bytes::copy_from_slice(state),
-    })
-}
+#[cfg(test)]
+mod tests;

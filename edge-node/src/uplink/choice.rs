@@ -4,7 +4,10 @@
 //! Of a backlog, a codec sends `min(speed, link / ratio)` raw bytes a second: what it can encode, and what
 //! the link carries of what it makes. The codec that sends most is taken. Records that come no faster than
 //! they are sent get the codec that makes least of them, as long as that takes a processor a small part of its
-//! time: the hub, which decodes for many sites, spends as much. Speeds and ratios are what was measured here.
+//! time: the hub, which decodes for many sites, spends as much. Speeds and ratios are what was measured here; of a
+//! codec that is not in use, what was measured once fades, or a moment at which the processor was busy with
+//! something else would keep the codec out for good. What a codec takes of a processor is told by the thread's own
+//! time: a processor that others use as well makes records wait and does not make a codec dearer.
 //! Plain zstd is for hubs that take no dictionary: with one it is never better by more than a byte.
 
 use std::time::Duration;
@@ -20,6 +23,8 @@ const MEMORY_BYTES: f64 = 256.0 * 1024.0;
 /// been taken.
 const LOAD: f64 = 0.35;
 const LOAD_SLACK: f64 = 0.15;
+/// What was measured of a codec that is not in use counts half after this.
+const FADES: Duration = Duration::from_secs(300);
 /// Over which the load is looked at.
 const LOAD_SPAN: Duration = Duration::from_secs(2);
 
@@ -29,6 +34,8 @@ struct Known {
     codec: u8,
     /// Raw bytes a second.
     speed: f64,
+    /// Raw bytes a second of a processor's time.
+    work: f64,
     /// Encoded bytes for each raw byte.
     ratio: f64,
 }
@@ -38,6 +45,8 @@ struct Known {
 pub(super) struct Choice {
     /// Best ratio first.
     known: [Known; 5],
+    /// What is taken to hold of a codec that was not used yet, or not for long.
+    usual: [Known; 5],
     last: u8,
     /// Raw bytes that came, fading over [`LOAD_SPAN`], as of a time.
     came: f64,
@@ -50,16 +59,19 @@ impl Default for Choice {
         let known = |codec, speed, ratio| Known {
             codec,
             speed,
+            work: speed,
             ratio,
         };
+        let known = [
+            known(CODEC_MODELLED, 5e6, 0.1),
+            known(CODEC_COLUMNAR, 40e6, 0.15),
+            known(CODEC_DICTIONARY, 180e6, 0.33),
+            known(CODEC_ZSTD, 200e6, 0.35),
+            known(CODEC_NONE, 4e9, 1.0),
+        ];
         Self {
-            known: [
-                known(CODEC_MODELLED, 5e6, 0.1),
-                known(CODEC_COLUMNAR, 40e6, 0.15),
-                known(CODEC_DICTIONARY, 180e6, 0.33),
-                known(CODEC_ZSTD, 200e6, 0.35),
-                known(CODEC_NONE, 4e9, 1.0),
-            ],
+            known,
+            usual: known,
             last: CODEC_MODELLED,
             came: 0.0,
             as_of: Duration::ZERO,
@@ -92,7 +104,7 @@ impl Choice {
             let rate = self.came / LOAD_SPAN.as_secs_f64();
             let is_light = |known: &&Known| {
                 let slack = f64::from(known.codec == self.last) * LOAD_SLACK;
-                rate <= known.speed * (LOAD + slack)
+                rate <= known.work * (LOAD + slack)
             };
             let light = usable().find(is_light).or_else(|| usable().next_back());
             self.last = light.map_or(CODEC_NONE, |known| known.codec);
@@ -117,24 +129,45 @@ impl Choice {
     fn arrive(&mut self, raw: usize, now: Duration) {
         let passed = now.saturating_sub(self.as_of);
         self.as_of = now;
+        self.fade(passed);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let raw = raw as f64;
         self.came = self.came * (-passed.as_secs_f64() / LOAD_SPAN.as_secs_f64()).exp() + raw;
     }
 
-    /// A payload of `raw` bytes became `encoded` bytes in this time.
-    pub(super) fn observe(&mut self, codec: u8, raw: usize, encoded: usize, spent: Duration) {
+    fn fade(&mut self, passed: Duration) {
+        let kept = (-passed.as_secs_f64() / FADES.as_secs_f64()).exp2();
+        for (known, usual) in self.known.iter_mut().zip(&self.usual) {
+            if known.codec != self.last {
+                known.speed = usual.speed + kept * (known.speed - usual.speed);
+                known.work = usual.work + kept * (known.work - usual.work);
+                known.ratio = usual.ratio + kept * (known.ratio - usual.ratio);
+            }
+        }
+    }
+
+    /// A payload of `raw` bytes became `encoded` bytes in this time, of which the thread worked for so long.
+    pub(super) fn observe(
+        &mut self,
+        codec: u8,
+        raw: usize,
+        encoded: usize,
+        spent: Duration,
+        worked: Duration,
+    ) {
         let Some(known) = self.known.iter_mut().find(|known| known.codec == codec) else {
             return;
         };
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let (raw, encoded) = (raw as f64, encoded as f64);
         let weight = raw / (raw + MEMORY_BYTES);
-        let speed = raw / spent.as_secs_f64().max(1e-6);
-        known.speed += weight * (speed - known.speed);
+        let each = |spent: Duration| raw / spent.as_secs_f64().max(1e-6);
+        known.speed += weight * (each(spent) - known.speed);
+        known.work += weight * (each(worked) - known.work);
         known.ratio += weight * (encoded / raw.max(1.0) - known.ratio);
         known.ratio = known.ratio.clamp(0.001, 2.0);
         known.speed = known.speed.max(1e3);
+        known.work = known.work.max(1e3);
     }
 }
 
@@ -221,13 +254,49 @@ mod tests {
         let mut choice = Choice::default();
         for codec in ALL {
             for _ in 0..200 {
-                choice.observe(codec, 100_000, 100_020, Duration::from_millis(20));
+                let spent = Duration::from_millis(20);
+                choice.observe(codec, 100_000, 100_020, spent, spent);
             }
         }
         assert_eq!(
             choice.pick(&ALL, 100_000, true, Some(20_000_000), NOW),
             CODEC_NONE
         );
+    }
+
+    fn observe(choice: &mut Choice, codec: u8, spent_ms: u64, worked_ms: u64) {
+        let (spent, worked) = (
+            Duration::from_millis(spent_ms),
+            Duration::from_millis(worked_ms),
+        );
+        for _ in 0..200 {
+            choice.observe(codec, 100_000, 10_000, spent, worked);
+        }
+    }
+
+    #[test]
+    fn a_busy_processor_does_not_make_a_codec_dearer() {
+        let mut choice = Choice::default();
+        observe(&mut choice, CODEC_MODELLED, 400, 20);
+        assert_eq!(choice.pick(&ALL, 100_000, false, None, NOW), CODEC_MODELLED);
+        observe(&mut choice, CODEC_MODELLED, 400, 400);
+        assert_eq!(
+            choice.pick(&ALL, 1_000_000, false, None, NOW),
+            CODEC_COLUMNAR
+        );
+    }
+
+    #[test]
+    fn a_codec_that_was_slow_once_comes_back() {
+        let mut choice = Choice::default();
+        observe(&mut choice, CODEC_MODELLED, 400, 400);
+        let mut at = |seconds: u64| {
+            let now = NOW + Duration::from_secs(seconds);
+            choice.pick(&ALL, 300_000, false, None, now)
+        };
+        assert_eq!(at(0), CODEC_COLUMNAR);
+        assert_eq!(at(10), CODEC_COLUMNAR);
+        assert_eq!(at(900), CODEC_MODELLED);
     }
 
     #[test]

@@ -76,6 +76,19 @@ impl Chunks {
         Ok(self.end(LongEncoder::restore(saved, self.config)?))
     }
 
+    /// A chain that is tried on payloads which are sent otherwise. It believes what is believed now, and what it
+    /// adds is its own.
+    pub(super) fn trial(&self, partition: PartitionId) -> Result<Box<dyn ChainCodec>, BatchError> {
+        let book = lock(&self.book);
+        Ok(Box::new(SiteEnd {
+            encoder: LongEncoder::new(self.config)?,
+            book: Arc::new(Mutex::new(Book {
+                index: book.index.clone(),
+                place: place(partition, 0),
+            })),
+        }))
+    }
+
     fn end(&self, encoder: LongEncoder) -> Box<dyn ChainCodec> {
         Box::new(SiteEnd {
             encoder,

@@ -369,6 +369,9 @@ impl Session {
             .raw_bytes
             .fetch_add(stream.header.charge(), Ordering::Relaxed);
         self.buffer.observe_batch(stream.header.charge(), sent);
+        if let Some(log) = self.sender.log(stream.header.handle) {
+            self.stats.traffic.sent(&log.topic, &stream);
+        }
         let priority = priority(class);
         let sending = self.connection.send(stream.head, stream.payload, priority);
         self.tasks.spawn(async move {

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 
-use shared::batch::{
-    BatchError, CODEC_LONG, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder, remembers,
-};
+use shared::batch::{BatchError, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder, remembers};
 use shared::dedup::ChunkId;
 use shared::ids::Offset;
 use shared::link::{Begin, ReadResult};
@@ -16,9 +14,10 @@ use shared::wire::Handle;
 use tokio::sync::mpsc;
 
 use super::batcher::{AssembleError, Assembled, assemble};
-use super::chains::{AnchorBook, Chains};
+use super::chains::{AnchorBook, Chains, CodecBytes, Wish};
 use super::choice::Choice;
 use super::chunks::Chunks;
+use super::work::thread_time;
 use crate::store::{PartitionId, Store, StoreError};
 
 /// Jobs that may wait for the thread. A session never has more reads under way than its link allows.
@@ -107,8 +106,10 @@ pub(super) struct Worker {
 pub(super) struct WorkerConfig {
     /// Where states of codecs are kept.
     pub(super) codec_directory: PathBuf,
-    /// Bytes that codecs may remember.
+    /// Bytes that codecs may remember, in memory and as much on disk.
     pub(super) codec_memory: usize,
+    /// Where what they take is counted.
+    pub(super) counted: Arc<CodecBytes>,
     /// Bytes of chunks that the hub is taken to keep.
     pub(super) chunk_bytes: u64,
     /// zstd level of what is sent.
@@ -134,6 +135,7 @@ impl Worker {
                     config.chunk_bytes,
                     config.zstd_level,
                 ),
+                Arc::clone(&config.counted),
             ),
             choice: Choice::default(),
         };
@@ -212,6 +214,7 @@ impl Encoders {
         outgoing: &Outgoing<'_>,
     ) -> Result<Packed, BatchError> {
         let started = shared::time::now();
+        let before = thread_time();
         let packed = if remembers(codec) {
             self.chains.pack(partition, codec, outgoing)
         } else if codec == CODEC_ZSTD {
@@ -220,8 +223,10 @@ impl Encoders {
             outgoing.pack(&mut NoneCodec)
         }?;
         let spent = shared::time::now().saturating_sub(started);
+        let worked = before.and_then(|before| Some(thread_time()?.saturating_sub(before)));
+        let (raw, encoded) = (outgoing.raw.len(), packed.payload.len());
         self.choice
-            .observe(codec, outgoing.raw.len(), packed.payload.len(), spent);
+            .observe(codec, raw, encoded, spent, worked.unwrap_or(spent));
         Ok(packed)
     }
 }
@@ -268,10 +273,13 @@ fn run(
                     let codec = encoders
                         .choice
                         .pick(&codecs, raw.len(), is_backlog, link, now);
-                    // whatever the link: what repeats costs less to find than to send
-                    let is_large = codecs.contains(&CODEC_LONG)
-                        && encoders.chains.are_large(partition, raw.len(), records);
-                    let codec = if is_large { CODEC_LONG } else { codec };
+                    let wish = Wish {
+                        codec,
+                        allowed: &codecs,
+                        raw_len: raw.len(),
+                        records,
+                    };
+                    let codec = encoders.chains.choose(partition, &wish);
                     let packed = encoders.pack(partition, codec, &outgoing);
                     let packed = packed.map_err(AssembleError::Codec)?;
                     ReadResult::Records {

@@ -40,6 +40,7 @@ const DEFAULT_MAX_LOGS: u32 = 10_000;
 /// Each costs a producer: 0.7 MB and seven threads with three brokers.
 /// A thousand topic partitions at a megabyte each.
 const DEFAULT_CODEC_MEMORY: ByteSize = ByteSize::gib(1);
+const DEFAULT_CODEC_DISK: ByteSize = ByteSize::gib(16);
 /// The last few versions of what most sites send: images, firmware, snapshots.
 const DEFAULT_SITE_CHUNKS: ByteSize = ByteSize::mib(64);
 /// As much as a hub has for its sessions.
@@ -144,6 +145,7 @@ fn listen(mut section: Section) -> ListenConfig {
     let window = ByteSize::kib(64)..=ByteSize::mib(256);
     let memory = ByteSize::mib(16)..=ByteSize::gib(256);
     let codec_memory = ByteSize::mib(1)..=ByteSize::gib(256);
+    let codec_disk = ByteSize::mib(1)..=ByteSize::gib(16 << 10);
     let site_chunks = ByteSize::kib(0)..=ByteSize::gib(64);
     let chunks = ByteSize::mib(1)..=ByteSize::gib(16 << 10);
     // every batch that a site takes in must fit
@@ -179,6 +181,7 @@ fn listen(mut section: Section) -> ListenConfig {
         max_logs: section.number("max_logs", DEFAULT_MAX_LOGS, 1..=1_000_000) as usize,
         codec_memory: section.size("codec_memory", DEFAULT_CODEC_MEMORY, codec_memory),
         codec_dir,
+        codec_disk: section.size("codec_disk", DEFAULT_CODEC_DISK, codec_disk),
         site_chunks: section.size("site_chunks", DEFAULT_SITE_CHUNKS, site_chunks),
         chunks: section.size("chunks", default_chunks, chunks),
     };

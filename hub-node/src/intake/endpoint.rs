@@ -156,6 +156,9 @@ impl Intake {
             admitted: admitted as u64,
             limited: self.ingress.waiting() as u64,
             held_bytes: self.budget.held(),
+            codec_bytes: self.states.live_bytes(),
+            codec_saved_bytes: self.states.saved_bytes() as u64,
+            codec_disk_bytes: self.states.disk_bytes(),
         }
     }
 

@@ -522,8 +522,10 @@ impl Session<'_> {
     fn handle_event(&mut self, event: LaneEvent) {
         match event {
             LaneEvent::Committed(checkpoints) => {
+                let now = self.now();
                 for (log, checkpoint) in checkpoints {
-                    self.receiver.handle_committed(&log, checkpoint.next_offset);
+                    let next = checkpoint.next_offset;
+                    self.receiver.handle_committed(&log, next, now);
                 }
                 self.slow_start.committed(self.now());
                 self.set_window();

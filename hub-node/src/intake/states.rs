@@ -2,9 +2,11 @@
 //! places, so that a connection that comes back need not learn anew.
 //!
 //! A state lost costs bytes and nothing else, so this is a cache. With a directory states are there and take no
-//! memory; without one they take what the codecs of open sessions leave of one bound, and the least recently used
+//! memory, bounded by their own limit; without one they take what the codecs of open sessions leave of one bound, and the least recently used
 //! goes first. The two newest states of a log are kept: the site may have lost the newest. A state is found by
 //! site, log and position, never by what a message says about another site.
+
+mod files;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use bytes::Bytes;
 use shared::ids::{SiteId, TopicPartition};
 use shared::wire::Anchor;
 use tracing::debug;
+
+use self::files::{Files, SUFFIX};
 
 /// States of one log.
 const PER_LOG: usize = 2;
@@ -42,6 +46,7 @@ pub struct CodecStates {
     limit: usize,
     directory: Option<PathBuf>,
     saved: Mutex<Shelf>,
+    files: Mutex<Files>,
     live_limit: u64,
     live: AtomicU64,
 }
@@ -66,13 +71,18 @@ impl CodecStates {
     /// `limit` bytes of codecs of open sessions and of saved states in memory, together; `live_limit` bytes
     /// of codecs of open sessions: from three quarters of it on new sessions are offered only codecs that remember
     /// nothing, and beyond it those that grow are ended, until it holds again. With
-    /// a directory, states outlive the process and are not in memory.
+    /// a directory, states outlive the process and are not in memory: at most `disk_limit` bytes of them.
     #[must_use]
-    pub fn new(limit: usize, live_limit: u64, directory: Option<PathBuf>) -> Self {
+    pub fn new(limit: usize, live_limit: u64, directory: Option<PathBuf>, disk_limit: u64) -> Self {
+        let (files, gone) = Files::look(directory.as_deref(), disk_limit);
+        if let Some(directory) = &directory {
+            remove_all(directory, gone);
+        }
         Self {
             limit,
             directory,
             saved: Mutex::default(),
+            files: Mutex::new(files),
             live_limit,
             live: AtomicU64::new(0),
         }
@@ -106,10 +116,15 @@ impl CodecStates {
 
     /// Keeps a state. Blocks when there is a directory.
     pub(super) fn keep(&self, key: &StateKey, saved: Saved) {
-        if let Some(path) = self.path(key) {
-            let states = newest(self.load(key), saved.clone());
-            match std::fs::write(&path, encode(&states)) {
-                Ok(()) => return self.lock().remove(key),
+        if let Some((directory, name)) = self.place(key) {
+            let path = directory.join(&name);
+            let states = encode(&newest(self.load(key), saved.clone()));
+            match std::fs::write(&path, &states) {
+                Ok(()) => {
+                    let gone = self.files().saved(&name, states.len() as u64);
+                    remove_all(directory, gone);
+                    return self.lock().remove(key);
+                }
                 Err(error) => debug!(%error, path = %path.display(), "Codec state not written"),
             }
         }
@@ -118,23 +133,35 @@ impl CodecStates {
     }
 
     fn load(&self, key: &StateKey) -> Vec<Saved> {
-        let read = self.path(key).and_then(|path| std::fs::read(path).ok());
+        let read = self
+            .place(key)
+            .and_then(|(directory, name)| std::fs::read(directory.join(name)).ok());
         read.map_or_else(Vec::new, |bytes| decode(&Bytes::from(bytes)))
     }
 
     /// Names of sites and topics are letters, digits and `._-`, so no two files have one name.
-    fn path(&self, key: &StateKey) -> Option<PathBuf> {
+    fn place(&self, key: &StateKey) -> Option<(&Path, String)> {
         let directory: &Path = self.directory.as_deref()?;
         let TopicPartition { topic, partition } = &key.log;
-        let name = format!("{}@{}@{partition}.state", key.site, topic.as_str());
+        let name = format!("{}@{}@{partition}{SUFFIX}", key.site, topic.as_str());
         // a file system takes 255 bytes: what does not fit is kept in memory only
-        (name.len() <= 255).then(|| directory.join(name))
+        (name.len() <= 255).then_some((directory, name))
     }
 
     /// Bytes of saved states in memory.
     #[must_use]
     pub fn saved_bytes(&self) -> usize {
         self.lock().bytes
+    }
+
+    /// Bytes of saved states on disk.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.files().bytes()
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of the codecs of open sessions.
@@ -160,6 +187,15 @@ impl CodecStates {
             self.live.fetch_add(after - before, Ordering::Relaxed);
         } else {
             self.live.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+}
+
+fn remove_all(directory: &Path, names: Vec<String>) {
+    for name in names {
+        let path = directory.join(name);
+        if let Err(error) = std::fs::remove_file(&path) {
+            debug!(%error, path = %path.display(), "Codec state not removed");
         }
     }
 }
@@ -293,7 +329,7 @@ mod tests {
 
     #[test]
     fn who_comes_late_finds_no_room_before_those_who_are_here_must_go() {
-        let states = CodecStates::new(0, 1_000, None);
+        let states = CodecStates::new(0, 1_000, None, 1 << 20);
         states.account(0, 749);
         assert!(states.has_room() && !states.is_over());
         states.account(749, 1_000);
@@ -306,7 +342,7 @@ mod tests {
 
     #[test]
     fn the_two_newest_states_of_a_log_are_known_to_its_site_only() {
-        let states = CodecStates::new(1_000, 0, None);
+        let states = CodecStates::new(1_000, 0, None, 1 << 20);
         for position in [1, 2, 3] {
             states.keep(&key("a"), saved(position, 100));
         }
@@ -318,7 +354,7 @@ mod tests {
 
     #[test]
     fn at_the_limit_the_least_recently_used_goes() {
-        let states = CodecStates::new(250, 0, None);
+        let states = CodecStates::new(250, 0, None, 1 << 20);
         states.keep(&key("a"), saved(1, 100));
         states.keep(&key("b"), saved(2, 100));
         assert!(agreed(&states, "a", &[1]).is_some());
@@ -331,7 +367,7 @@ mod tests {
     #[test]
     fn with_a_directory_states_outlive_the_process() {
         let directory = tempfile::tempdir().unwrap();
-        let open = || CodecStates::new(1_000, 0, Some(directory.path().to_owned()));
+        let open = || CodecStates::new(1_000, 0, Some(directory.path().to_owned()), 1 << 20);
         let before = open();
         before.keep(&key("a"), saved(1, 100));
         before.keep(&key("a"), saved(2, 50));
@@ -347,7 +383,7 @@ mod tests {
 
     #[test]
     fn saved_states_take_what_codecs_in_use_leave() {
-        let states = CodecStates::new(1_000, 1_000, None);
+        let states = CodecStates::new(1_000, 1_000, None, 1 << 20);
         states.keep(&key("a"), saved(1, 300));
         states.keep(&key("b"), saved(2, 300));
         states.account(0, 500);
@@ -360,10 +396,26 @@ mod tests {
 
     #[test]
     fn a_directory_that_takes_nothing_leaves_them_in_memory() {
-        let states = CodecStates::new(1_000, 0, Some(PathBuf::from("/proc/nowhere")));
+        let states = CodecStates::new(1_000, 0, Some(PathBuf::from("/proc/nowhere")), 1 << 20);
         states.keep(&key("a"), saved(1, 100));
         assert!(agreed(&states, "a", &[1]).is_some());
         assert_eq!(states.saved_bytes(), 100);
+    }
+
+    #[test]
+    fn the_directory_has_a_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |limit| CodecStates::new(1_000, 0, Some(directory.path().to_owned()), limit);
+        let states = open(300);
+        states.keep(&key("a"), saved(1, 100));
+        states.keep(&key("b"), saved(2, 100));
+        assert!(agreed(&states, "a", &[1]).is_some());
+        states.keep(&key("c"), saved(3, 100));
+        assert_eq!(agreed(&states, "a", &[1]), None);
+        assert!(agreed(&states, "b", &[2]).is_some() && agreed(&states, "c", &[3]).is_some());
+        assert!((200..=300).contains(&states.disk_bytes()));
+        assert!(open(150).disk_bytes() <= 150);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -24,6 +24,20 @@ pub fn supported_codecs() -> Vec<u8> {
     vec![CODEC_MODELLED, CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_ZSTD]
 }
 
+/// A codec's name, for people.
+#[must_use]
+pub const fn codec_name(codec: u8) -> &'static str {
+    match codec {
+        CODEC_NONE => "none",
+        CODEC_ZSTD => "zstd",
+        CODEC_DICTIONARY => "dictionary",
+        CODEC_COLUMNAR => "columnar",
+        CODEC_MODELLED => "modelled",
+        CODEC_LONG => "chunks",
+        _ => "unknown",
+    }
+}
+
 /// Shrinks raw payloads. May keep a context between calls, but each payload decodes on its own.
 pub trait Encoder: std::fmt::Debug + Send {
     /// The id that the payloads carry.

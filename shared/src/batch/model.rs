@@ -168,6 +168,11 @@ impl ModelChain {
         Ok(chain)
     }
 
+    /// Between payloads nothing is kept but what is counted: of a thousand chains one is at work.
+    fn rest(&mut self) {
+        self.scratch = Scratch::default();
+    }
+
     /// Codes the records of a payload and learns from them.
     fn modelled(&mut self, list: &RecordList<'_>) -> Result<Vec<u8>, BatchError> {
         let coded = self.state.encode(list, &mut self.scratch);
@@ -293,12 +298,14 @@ impl ChainCodec for ModelChain {
 
     fn encode(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
         let payload = self.coded(raw)?;
+        self.rest();
         self.position = next_position(self.position, raw);
         Ok(payload)
     }
 
     fn decode(&mut self, payload: &[u8], max_raw_len: usize) -> Result<Bytes, BatchError> {
         let raw = self.opened(payload, max_raw_len)?;
+        self.rest();
         self.position = next_position(self.position, &raw);
         Ok(raw.into())
     }

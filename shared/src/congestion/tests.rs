@@ -140,6 +140,22 @@ fn delay_that_varies_and_a_receiver_that_stalls_are_not_congestion() {
     );
 }
 
+#[test]
+fn an_alarm_is_not_late_on_a_thin_link_that_bulk_fills() {
+    for (loss, share) in [(0, 0.89), (PERCENT, 0.88)] {
+        let mut setup = ours(Link::path(256_000, 600, loss, 100), 200);
+        setup.in_pieces = true;
+        setup.from = 20;
+        let outcome = run(&setup);
+        assert!(outcome.share > share, "{outcome:?}");
+        assert!(outcome.resent < 0.02, "{outcome:?}");
+        assert!(
+            outcome.alarm(99) < Duration::from_millis(1_000),
+            "{outcome:?}"
+        );
+    }
+}
+
 /// What becomes of a link under a connection, and after how many seconds there is bulk to send.
 fn becomes(before: Link, after: Link, idle: u64) -> Outcome {
     let mut setup = ours(before, 120);

@@ -24,7 +24,7 @@ pub trait ChunkStore: fmt::Debug + Send {
 }
 
 /// Keys in the order of their use, each with the bytes that it stands for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Lru<V> {
     entries: HashMap<ChunkId, (u64, V)>,
     order: BTreeMap<u64, ChunkId>,
@@ -163,7 +163,7 @@ const MANY_MISSES: u32 = 3;
 ///  ├ "KCI1" ├ CRC-32C├ count    ├ id        ├ length
 ///  │        │ u32    │ varint   │ 16 bytes  │ varint
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ChunkIndex {
     known: Lru<Known>,
     unproven: BTreeMap<Place, Vec<ChunkId>>,

@@ -32,6 +32,9 @@ use crate::wire::{
 /// Entries in one frame of checkpoints or acknowledgements: at most 24 and 15 bytes each.
 const MAX_CHECKPOINTS: usize = 2_500;
 const MAX_ACKS: usize = 4_000;
+/// How long an acknowledgement waits for what else is about to be committed: topics whose batches came together
+/// share one packet back.
+const ACK_HOLD: Duration = Duration::from_millis(100);
 
 /// What the hub's half needs to know from the start.
 #[derive(Debug, Clone)]
@@ -148,6 +151,8 @@ pub struct Receiver {
     lookups: VecDeque<Vec<Declared>>,
     /// Logs with something to acknowledge.
     dirty: BTreeSet<Handle>,
+    /// When they are acknowledged at the latest.
+    acks_due: Option<Duration>,
     /// Streams that are held, early or delivered.
     streams: usize,
     /// The codecs of the welcome.
@@ -173,6 +178,7 @@ impl Receiver {
             handles: BTreeMap::new(),
             lookups: VecDeque::new(),
             dirty: BTreeSet::new(),
+            acks_due: None,
             streams: 0,
             codecs: Vec::new(),
             decoder: FrameDecoder::default(),
@@ -550,8 +556,9 @@ impl Receiver {
     }
 
     /// The lane committed everything of this log before `next_offset`. The acknowledgement comes with
-    /// the next outputs, one frame for all logs. Unknown logs and lower offsets are ignored.
-    pub fn handle_committed(&mut self, log: &TopicPartition, next_offset: Offset) {
+    /// the next outputs, one frame for all logs; while more is on its way to be committed it waits a moment for
+    /// that. Unknown logs and lower offsets are ignored.
+    pub fn handle_committed(&mut self, log: &TopicPartition, next_offset: Offset, now: Duration) {
         let is_credit_lost = broken!(self, ForgetCredit);
         let Some((&handle, log)) = self
             .handles
@@ -571,7 +578,23 @@ impl Receiver {
             if end > log.committed {
                 log.committed = end;
                 self.dirty.insert(handle);
+                self.acks_due.get_or_insert(now.saturating_add(ACK_HOLD));
             }
+        }
+        if self.acks_due.is_some() && self.is_ack_urgent() {
+            self.acks_due = Some(Duration::ZERO);
+        }
+    }
+
+    /// Nothing else is about to be committed, or the site needs its credit.
+    fn is_ack_urgent(&self) -> bool {
+        self.streams == 0 || self.dirty.len() >= MAX_ACKS || self.credit.is_wanted()
+    }
+
+    /// The acknowledgements wait no longer.
+    fn release_acks(&mut self, now: Duration) {
+        if self.acks_due.is_some_and(|due| due <= now) {
+            self.acks_due = Some(Duration::ZERO);
         }
     }
 
@@ -603,6 +626,9 @@ impl Receiver {
         }
         match self.state {
             State::AwaitHello { .. } => self.fail(Code::Timeout, "no hello in time"),
+            State::Open { .. } if self.dead_at().is_none_or(|at| now < at) => {
+                self.release_acks(now)
+            }
             State::Open { .. } => self.fail(Code::Timeout, "nothing heard from the site"),
             State::Attaching { .. } | State::Closed => {}
         }
@@ -613,20 +639,27 @@ impl Receiver {
     pub fn poll_timeout(&self) -> Option<Duration> {
         match self.state {
             State::AwaitHello { deadline } => Some(deadline),
+            State::Open { .. } => self.dead_at().into_iter().chain(self.acks_due).min(),
+            State::Attaching { .. } | State::Closed => None,
+        }
+    }
+
+    fn dead_at(&self) -> Option<Duration> {
+        match self.state {
             State::Open { .. } if broken!(self, ForgetDeadPeer) => None,
             State::Open { last_heard } => {
                 Some(last_heard.saturating_add(self.config.keep_alive * 3))
             }
-            State::Attaching { .. } | State::Closed => None,
+            State::AwaitHello { .. } | State::Attaching { .. } | State::Closed => None,
         }
     }
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<ReceiverOutput> {
         if matches!(self.state, State::Open { .. }) {
-            if !self.dirty.is_empty() {
+            if self.acks_due.is_some_and(|due| due.is_zero()) {
                 self.acknowledge();
-            } else if self.credit.is_news() {
+            } else if self.acks_due.is_none() && self.credit.is_news() {
                 let limit = self.credit.announce();
                 self.send(&Frame::Credit(limit));
             }
@@ -637,6 +670,7 @@ impl Receiver {
     /// Only `committed` is ever acknowledged, and only [`Receiver::handle_committed`] moves it.
     fn acknowledge(&mut self) {
         let mut acked = Vec::new();
+        self.acks_due = None;
         while acked.len() < MAX_ACKS
             && let Some(handle) = self.dirty.pop_first()
         {
@@ -646,6 +680,9 @@ impl Receiver {
                 log.acked = log.committed;
                 acked.push((handle, log.committed));
             }
+        }
+        if !self.dirty.is_empty() {
+            self.acks_due = Some(Duration::ZERO);
         }
         let credit_limit = self.credit.announce();
         self.send(&Frame::Ack(Ack {
@@ -706,6 +743,7 @@ impl Receiver {
         self.logs.clear();
         self.handles.clear();
         self.dirty.clear();
+        self.acks_due = None;
         // what was not handed to the lane is sent again; after a delivery that does not decode nothing of
         // its log may follow
         self.outputs

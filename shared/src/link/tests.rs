@@ -676,7 +676,7 @@ fn a_log_that_cannot_be_read_on_is_sent_again_from_there() {
         3 * CHARGE,
         "what is void is not held"
     );
-    receiver.handle_committed(&log(0), 30);
+    receiver.handle_committed(&log(0), 30, Duration::ZERO);
     let Some(Frame::Ack(ack)) = hub_frames(&mut receiver).pop() else {
         panic!("an acknowledgement");
     };
@@ -701,7 +701,7 @@ fn a_void_stream_that_comes_late_gives_its_credit_back() {
     receiver.handle_data(&data(1, 10, 100), START);
     receiver.handle_data(&data(3, 10, 100), START);
     assert_eq!(delivered(&hub_outputs(&mut receiver)), [(10, 20), (20, 30)]);
-    receiver.handle_committed(&log(0), 30);
+    receiver.handle_committed(&log(0), 30, Duration::ZERO);
     let Some(Frame::Ack(ack)) = hub_frames(&mut receiver).pop() else {
         panic!("an acknowledgement");
     };
@@ -844,14 +844,39 @@ fn only_what_is_committed_is_acknowledged_and_gives_credit_back() {
     receiver.handle_data(&data(0, 10, 100), START);
     receiver.handle_data(&data(1, 10, 100), START);
     assert_eq!(hub_frames(&mut receiver), []);
-    receiver.handle_committed(&log(0), 20);
+    receiver.handle_committed(&log(0), 20, Duration::ZERO);
     let ack = Ack {
         credit_limit: 1_000 + CHARGE,
         acked: vec![(Handle(1), 20)],
     };
     assert_eq!(hub_frames(&mut receiver), [Frame::Ack(ack)]);
-    receiver.handle_committed(&log(0), 20);
+    receiver.handle_committed(&log(0), 20, Duration::ZERO);
     assert_eq!(hub_frames(&mut receiver), []);
+}
+
+#[test]
+fn an_acknowledgement_waits_for_what_is_about_to_be_committed_but_not_long() {
+    let mut receiver = open(1_000_000);
+    for seq in 0..3 {
+        receiver.handle_data(&data(seq, 10, 100), START);
+    }
+    assert_eq!(hub_frames(&mut receiver), []);
+    receiver.handle_committed(&log(0), 20, START);
+    assert_eq!(hub_frames(&mut receiver), [], "two are under way");
+    let due = receiver.poll_timeout().unwrap();
+    assert!(due <= START + Duration::from_millis(100));
+    receiver.handle_timeout(due);
+    let acked = |next, streams| {
+        Frame::Ack(Ack {
+            credit_limit: 1_000_000 + streams * CHARGE,
+            acked: vec![(Handle(1), next)],
+        })
+    };
+    assert_eq!(hub_frames(&mut receiver), [acked(20, 1)]);
+    receiver.handle_committed(&log(0), 30, due);
+    assert_eq!(hub_frames(&mut receiver), []);
+    receiver.handle_committed(&log(0), 40, due);
+    assert_eq!(hub_frames(&mut receiver), [acked(40, 3)], "nothing is left");
 }
 
 #[test]
@@ -868,7 +893,7 @@ fn a_smaller_window_grants_nothing_until_it_has_room() {
     let mut receiver = open(1_000);
     receiver.set_window(100);
     receiver.handle_data(&data(0, 10, 100), START);
-    receiver.handle_committed(&log(0), 20);
+    receiver.handle_committed(&log(0), 20, Duration::ZERO);
     let Frame::Ack(ack) = &hub_frames(&mut receiver)[0] else {
         panic!("an acknowledgement");
     };

@@ -1,5 +1,8 @@
 //! Credit, as both ends count it: absolute numbers of bytes since the session began.
 
+/// Of the window: what is told at once when it has become free.
+const WANTED_PART: u64 = 8;
+
 /// The site's side: `charged <= limit`.
 #[derive(Debug, Default)]
 pub(super) struct SendCredit {
@@ -79,6 +82,11 @@ impl ReceiveCredit {
     /// True when the site does not know the limit yet.
     pub(super) fn is_news(&self) -> bool {
         self.limit > self.announced
+    }
+
+    /// So much is free that the site should know soon.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.limit - self.announced >= (self.window / WANTED_PART).max(1)
     }
 
     /// The limit, about to be told.

@@ -232,6 +232,7 @@ impl QuicConnection {
         LinkStats {
             tx_bytes: stats.udp_tx.bytes + headers * stats.udp_tx.datagrams,
             rx_bytes: stats.udp_rx.bytes + headers * stats.udp_rx.datagrams,
+            tx_packets: stats.udp_tx.datagrams,
             asked: asked.iter().sum(),
             heard: stats.udp_rx.datagrams,
             rtt: stats.path.rtt,

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Entries, Refusal, told};
+use super::{Entries, Refusal, check_admin, told};
+use crate::access::Principal;
 use crate::config::{Kind, SETTINGS, TopicSettings, TopicsConfig, value_in_force};
 use crate::ingest::{Ingest, SettingChange};
 use crate::kafka::api::Header;
@@ -103,12 +104,17 @@ impl DescribeConfigs {
         })
     }
 
-    pub(super) fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    pub(super) fn answer(self, ingest: &Ingest, header: &Header, user: &Principal) -> Vec<u8> {
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.resources.len());
         for wanted in &self.resources {
-            let outcome = wanted.describe(ingest);
+            let outcome = if wanted.kind != TOPIC || user.may_see(&wanted.name) {
+                wanted.describe(ingest)
+            } else {
+                let text = "the user may not know of this topic";
+                Err(Refusal::new(ErrorCode::TopicAuthorizationFailed, text))
+            };
             let (code, text) = told(&outcome);
             out.i16(code);
             out.nullable_string(text);
@@ -323,12 +329,20 @@ impl AlterConfigs {
         })
     }
 
-    pub(super) async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    pub(super) async fn answer(
+        self,
+        ingest: &Ingest,
+        header: &Header,
+        user: &Principal,
+    ) -> Vec<u8> {
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.resources.len());
         for altered in &self.resources {
-            let outcome = altered.alter(ingest, self.is_trial).await;
+            let outcome = match check_admin(user) {
+                Ok(()) => altered.alter(ingest, self.is_trial).await,
+                Err(refusal) => Err(refusal),
+            };
             let (code, text) = told(&outcome);
             out.i16(code);
             out.nullable_string(text);

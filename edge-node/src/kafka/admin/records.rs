@@ -3,7 +3,8 @@
 //! The cut is made between batches, so a few records before the offset may stay; the answer says where the
 //! log begins. Records that the hub lacks leave a gap that it is told of.
 
-use super::{Entries, Refusal};
+use super::{Entries, Refusal, check_admin};
+use crate::access::Principal;
 use crate::ingest::Ingest;
 use crate::kafka::api::Header;
 use crate::kafka::codec::{Malformed, Reader, Writer};
@@ -44,7 +45,12 @@ impl DeleteRecords {
         Ok(Self { topics })
     }
 
-    pub(super) async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    pub(super) async fn answer(
+        self,
+        ingest: &Ingest,
+        header: &Header,
+        user: &Principal,
+    ) -> Vec<u8> {
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.topics.len());
@@ -52,7 +58,10 @@ impl DeleteRecords {
             out.string(name);
             out.array_len(partitions.len());
             for (index, before) in partitions {
-                let outcome = delete(ingest, name, *index, *before).await;
+                let outcome = match check_admin(user) {
+                    Ok(()) => delete(ingest, name, *index, *before).await,
+                    Err(refusal) => Err(refusal),
+                };
                 let (code, low) = match outcome {
                     Ok(low) => (ErrorCode::None, low),
                     Err(refusal) => (refusal.code, NO_OFFSET),

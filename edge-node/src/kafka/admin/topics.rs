@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Entries, Refusal, told};
+use super::{Entries, Refusal, check_admin, told};
+use crate::access::Principal;
 use crate::config::{Overrides, SettingError};
 use crate::ingest::{Ingest, TopicChangeError};
 use crate::kafka::api::Header;
@@ -51,13 +52,20 @@ impl CreateTopics {
         Ok(Self { topics, is_trial })
     }
 
-    pub(super) async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    pub(super) async fn answer(
+        self,
+        ingest: &Ingest,
+        header: &Header,
+        user: &Principal,
+    ) -> Vec<u8> {
         let repeated = repeated(self.topics.iter().map(|topic| topic.name.as_str()));
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.topics.len());
         for topic in &self.topics {
-            let outcome = if repeated.contains(&topic.name) {
+            let outcome = if let Err(refusal) = check_admin(user) {
+                Err(refusal)
+            } else if repeated.contains(&topic.name) {
                 let text = "Create topics request contains the topic more than once.";
                 Err(Refusal::new(ErrorCode::InvalidRequest, text))
             } else {
@@ -204,13 +212,20 @@ impl CreatePartitions {
         Ok(Self { topics, is_trial })
     }
 
-    pub(super) async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    pub(super) async fn answer(
+        self,
+        ingest: &Ingest,
+        header: &Header,
+        user: &Principal,
+    ) -> Vec<u8> {
         let repeated = repeated(self.topics.iter().map(|topic| topic.name.as_str()));
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.topics.len());
         for topic in &self.topics {
-            let outcome = if repeated.contains(&topic.name) {
+            let outcome = if let Err(refusal) = check_admin(user) {
+                Err(refusal)
+            } else if repeated.contains(&topic.name) {
                 let text = "Duplicate topic in request.";
                 Err(Refusal::new(ErrorCode::InvalidRequest, text))
             } else {
@@ -263,12 +278,20 @@ impl DeleteTopics {
         Ok(Self { names })
     }
 
-    pub(super) async fn answer(self, ingest: &Ingest, header: &Header) -> Vec<u8> {
+    pub(super) async fn answer(
+        self,
+        ingest: &Ingest,
+        header: &Header,
+        user: &Principal,
+    ) -> Vec<u8> {
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.names.len());
         for name in &self.names {
-            let outcome = ingest.delete_topic(name).await.map_err(Refusal::from);
+            let outcome = match check_admin(user) {
+                Ok(()) => ingest.delete_topic(name).await.map_err(Refusal::from),
+                Err(refusal) => Err(refusal),
+            };
             let (code, text) = told(&outcome);
             out.string(name);
             out.i16(code);

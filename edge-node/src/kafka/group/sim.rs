@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::SeedableRng as _;
 
 use super::*;
 use crate::kafka::error::ErrorCode;
@@ -309,7 +309,12 @@ impl World {
             // dies, or is killed
             0 | 1 => self.stop(index),
             2 => self.clients[index].is_stuck = true,
-            3 => self.clients[index].is_stuck = false,
+            3 if std::mem::take(&mut self.clients[index].is_stuck) => {
+                // what it waited for went to nobody: its requests time out
+                if matches!(phase, Phase::Joining(_) | Phase::Syncing(_)) {
+                    self.join(index);
+                }
+            }
             4 if phase == Phase::Running => {
                 let who = self.who(index);
                 let leaving = Leaving {

@@ -14,6 +14,7 @@ use shared::record::Compression;
 
 use super::oracle::response;
 use super::{request, text};
+use crate::access::{Principal, Rules};
 use crate::ingest::tests::fake::FakeStore;
 use crate::ingest::tests::{any_topic, batch_of};
 use crate::ingest::{Ingest, IngestLimits};
@@ -36,7 +37,8 @@ async fn asked<Q: Encodable, A: Decodable + HeaderVersion>(
     let Plan::Admin(asked) = plan else {
         panic!("{plan:?}")
     };
-    let bytes = asked.answer(ingest, &header).await;
+    let user = Principal::anonymous(Rules::all());
+    let bytes = asked.answer(ingest, &header, &user).await;
     response(bytes, version).1
 }
 

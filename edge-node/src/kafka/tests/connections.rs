@@ -35,12 +35,20 @@ pub(super) struct Node {
     pub(super) store: Arc<FakeStore>,
     pub(super) ingest: Ingest,
     pub(super) stats: Arc<KafkaStats>,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     pub(super) stop: CancellationToken,
     pub(super) task: JoinSet<()>,
+    _groups: JoinSet<()>,
 }
 
 pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits)) -> Node {
+    node_with(Access::open(), change).await
+}
+
+pub(super) async fn node_with(
+    access: Access,
+    change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits),
+) -> Node {
     let mut config = KafkaConfig::new("127.0.0.1:0".parse().unwrap());
     config.full_delay = Duration::from_millis(1);
     let mut limits = IngestLimits::default();
@@ -49,13 +57,14 @@ pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits
     let ingest = Ingest::new(store.clone(), any_topic(), limits);
     ingest.topic("t", true).await.unwrap();
     let egress = Egress::new(store.clone(), EgressLimits::default());
-    let (groups, groups_task) = Groups::open(store.clone(), Limits::default()).unwrap();
     let stats = Arc::new(KafkaStats::default());
+    let opened = Groups::open(store.clone(), Limits::default(), Arc::clone(&stats));
+    let (groups, groups_task) = opened.unwrap();
     let services = Services {
         ingest: ingest.clone(),
         egress,
         groups,
-        access: Arc::new(Access::open()),
+        access: Arc::new(access),
         stats: Arc::clone(&stats),
     };
     let listener = Listener::bind(config, services).await.unwrap();
@@ -63,7 +72,8 @@ pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(listener.run(stop.clone()));
-    task.spawn(groups_task.run(stop.clone()));
+    let mut groups = JoinSet::new();
+    groups.spawn(groups_task.run(stop.clone()));
     Node {
         store,
         ingest,
@@ -71,6 +81,7 @@ pub(super) async fn node(change: impl FnOnce(&mut KafkaConfig, &mut IngestLimits
         address,
         stop,
         task,
+        _groups: groups,
     }
 }
 

@@ -110,7 +110,9 @@ impl Broker {
                 let mut state = State::new(Arc::from(client_id), self.config.session);
                 state.owner = user.map(Box::from);
                 let session = Session::new(self.number(), state);
-                sessions.by_client.insert(session.client_id.clone(), session.clone());
+                sessions
+                    .by_client
+                    .insert(session.client_id.clone(), session.clone());
                 session
             }
         };
@@ -126,7 +128,12 @@ impl Broker {
         drop(state);
         drop(sessions);
         self.stats.connected.fetch_add(1, Ordering::Relaxed);
-        Ok(Ok(Admitted { session, link: link.clone(), session_present, again }))
+        Ok(Ok(Admitted {
+            session,
+            link: link.clone(),
+            session_present,
+            again,
+        }))
     }
 
     /// Writes a session that outlives its connection, and waits for the sync.
@@ -138,7 +145,10 @@ impl Broker {
                 return true;
             }
             state.is_dirty = false;
-            vec![saved::session(&state, 0), saved::progress(&state, tail.processed())]
+            vec![
+                saved::session(&state, 0),
+                saved::progress(&state, tail.processed()),
+            ]
         };
         matches!(self.store.put_state(changes).await, Ok(Ok(())))
     }
@@ -234,7 +244,9 @@ impl Broker {
             if std::mem::replace(&mut state.is_over, true) {
                 return;
             }
-            let filters: Vec<_> = std::mem::take(&mut state.subscriptions).into_keys().collect();
+            let filters: Vec<_> = std::mem::take(&mut state.subscriptions)
+                .into_keys()
+                .collect();
             (filters, saved::forget(&state), state.will.take())
         };
         for filter in filters {

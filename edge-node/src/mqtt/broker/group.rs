@@ -36,7 +36,11 @@ struct Members {
 
 impl Group {
     pub(super) fn new(name: &str, filter: &str) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), filter: filter.into(), members: Mutex::default() })
+        Arc::new(Self {
+            name: name.into(),
+            filter: filter.into(),
+            members: Mutex::default(),
+        })
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -45,7 +49,9 @@ impl Group {
 
     pub(super) fn join(&self, subscriber: Subscriber) {
         let mut members = self.members();
-        members.list.retain(|old| old.session.key != subscriber.session.key);
+        members
+            .list
+            .retain(|old| old.session.key != subscriber.session.key);
         members.list.push(subscriber);
     }
 
@@ -58,11 +64,19 @@ impl Group {
 
     /// Whether a session is a member.
     pub(super) fn has(&self, key: u64) -> bool {
-        self.members().list.iter().any(|member| member.session.key == key)
+        self.members()
+            .list
+            .iter()
+            .any(|member| member.session.key == key)
     }
 
     /// Gives a message to the next member that takes it.
-    pub(in crate::mqtt) fn offer(&self, place: Place, message: &Arc<Message>, tail: &Positions) -> Offered {
+    pub(in crate::mqtt) fn offer(
+        &self,
+        place: Place,
+        message: &Arc<Message>,
+        tail: &Positions,
+    ) -> Offered {
         let mut members = self.members();
         if members.backlog.is_empty()
             && let Some(offered) = members.give(&self.filter, place, message, tail)
@@ -99,7 +113,8 @@ impl Group {
         if members.backlog.front() != Some(&place) {
             return true;
         }
-        let is_given = message.is_none_or(|message| members.give(&self.filter, place, message, tail).is_some());
+        let is_given = message
+            .is_none_or(|message| members.give(&self.filter, place, message, tail).is_some());
         if is_given {
             members.backlog.pop_front();
         }
@@ -113,7 +128,13 @@ fn takes(member: &Subscriber) -> bool {
 }
 
 impl Members {
-    fn give(&mut self, filter: &str, place: Place, message: &Arc<Message>, tail: &Positions) -> Option<Offered> {
+    fn give(
+        &mut self,
+        filter: &str,
+        place: Place,
+        message: &Arc<Message>,
+        tail: &Positions,
+    ) -> Option<Offered> {
         let count = self.list.len();
         for step in 0..count {
             let at = (self.next + step) % count;
@@ -122,7 +143,9 @@ impl Members {
                 continue;
             }
             let options = std::iter::once(&member.options);
-            let Some(mut delivery) = merge(message, options, &member.session.client_id, Some(place)) else {
+            let Some(mut delivery) =
+                merge(message, options, &member.session.client_id, Some(place))
+            else {
                 continue;
             };
             delivery.shared = Some(filter.into());
@@ -142,13 +165,20 @@ pub(super) fn shared(filter: &str) -> Option<(&str, &str)> {
 impl Broker {
     pub(super) fn group(&self, filter: &str) -> Option<Arc<Group>> {
         let (name, plain) = shared(filter)?;
-        self.groups().at(plain).iter().find(|group| *group.name == *name).cloned()
+        self.groups()
+            .at(plain)
+            .iter()
+            .find(|group| *group.name == *name)
+            .cloned()
     }
 
     /// Takes what a member that goes was not sent.
     pub(super) fn take_back(&self, deliveries: Vec<Delivery>) {
         for delivery in deliveries {
-            let group = delivery.shared.as_deref().and_then(|filter| self.group(filter));
+            let group = delivery
+                .shared
+                .as_deref()
+                .and_then(|filter| self.group(filter));
             if let (Some(group), Some(place)) = (group, delivery.place) {
                 group.return_to(place);
             }
@@ -165,7 +195,9 @@ impl Broker {
         });
         for group in waiting {
             for _ in 0..AT_ONCE {
-                let Some(place) = group.next_waiting() else { break };
+                let Some(place) = group.next_waiting() else {
+                    break;
+                };
                 let message = self.load(place);
                 let tail = self.tail().processed().clone();
                 if !group.give_waiting(place, message.as_ref(), &tail) {

@@ -22,7 +22,10 @@ use crate::mqtt::{MqttConfig, Services};
 use crate::store::{StateSpace, StoreError};
 
 /// The broker's own messages are few.
-const SYSTEM: RetainedLimits = RetainedLimits { entries: 64, bytes: 64 * 1024 };
+const SYSTEM: RetainedLimits = RetainedLimits {
+    entries: 64,
+    bytes: 64 * 1024,
+};
 
 impl Broker {
     /// Reads what is on disk. Blocks.
@@ -34,7 +37,12 @@ impl Broker {
         map: TopicMap,
         services: Services,
     ) -> Result<Arc<Self>, StoreError> {
-        let Services { store, ingest, access, stats } = services;
+        let Services {
+            store,
+            ingest,
+            access,
+            stats,
+        } = services;
         let mut retained = Retained::new(config.retained);
         let mut cursors = Positions::new();
         for (key, value) in store.state(StateSpace::MqttRetained, b"")? {
@@ -72,6 +80,7 @@ impl Broker {
             numbers: AtomicU64::new(1),
         });
         broker.find_partitions()?;
+        broker.catch_up_retained()?;
         broker.load_sessions()?;
         Ok(broker)
     }
@@ -79,7 +88,9 @@ impl Broker {
     fn load_sessions(&self) -> Result<(), StoreError> {
         let mut progress: HashMap<String, SavedProgress> = HashMap::new();
         for (key, value) in self.store.state(StateSpace::MqttSession, b"p")? {
-            if let (Some((_, client_id)), Some(saved)) = (saved::read_key(&key), saved::read_progress(&value)) {
+            if let (Some((_, client_id)), Some(saved)) =
+                (saved::read_key(&key), saved::read_progress(&value))
+            {
                 progress.insert(client_id.to_owned(), saved);
             }
         }
@@ -91,20 +102,30 @@ impl Broker {
         }
         let (now, now_ms) = (shared::time::now(), shared::time::wall_ms());
         for (key, value) in self.store.state(StateSpace::MqttSession, b"s")? {
-            let (Some((_, client_id)), Some(found)) = (saved::read_key(&key), saved::read_session(&value)) else {
+            let (Some((_, client_id)), Some(found)) =
+                (saved::read_key(&key), saved::read_session(&value))
+            else {
                 warn!("A session on disk can't be read");
                 continue;
             };
-            let SavedProgress { mut positions, sent } = progress.remove(client_id).unwrap_or_default();
+            let SavedProgress {
+                mut positions,
+                sent,
+            } = progress.remove(client_id).unwrap_or_default();
             for (partition, next) in self.tail().processed() {
                 // what was mapped only after the session was written is not for it
                 positions.entry(*partition).or_insert(*next);
             }
-            let mut state = State::restored(Arc::from(client_id), self.config.session, positions, sent);
+            let mut state =
+                State::restored(Arc::from(client_id), self.config.session, positions, sent);
             state.expiry_s = found.expiry_s;
             state.owner = found.owner;
             state.subscriptions = found.subscriptions.iter().cloned().collect();
-            state.incoming = incoming.remove(client_id).unwrap_or_default().into_iter().collect();
+            state.incoming = incoming
+                .remove(client_id)
+                .unwrap_or_default()
+                .into_iter()
+                .collect();
             let session = Session::new(self.number(), state);
             for (filter, options) in &found.subscriptions {
                 self.insert_filter(&session, filter, *options);
@@ -112,7 +133,11 @@ impl Broker {
             let mut sessions = self.sessions();
             if found.expiry_s != u32::MAX {
                 let whole = Duration::from_secs(found.expiry_s.into());
-                let since = if found.away_since_ms == 0 { now_ms } else { found.away_since_ms };
+                let since = if found.away_since_ms == 0 {
+                    now_ms
+                } else {
+                    found.away_since_ms
+                };
                 // a clock that was set back makes it last no longer than it should
                 let away = u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0);
                 let left = whole.saturating_sub(Duration::from_millis(away));
@@ -120,7 +145,9 @@ impl Broker {
                 session.state().end_deadline = Some(deadline.number);
                 sessions.schedule(now + left, deadline);
             }
-            sessions.by_client.insert(session.client_id.clone(), session);
+            sessions
+                .by_client
+                .insert(session.client_id.clone(), session);
         }
         let count = self.sessions().by_client.len();
         if count > 0 {

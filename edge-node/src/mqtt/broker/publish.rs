@@ -48,7 +48,9 @@ impl PublishError {
             Self::NotTaken => reason::NOT_AUTHORIZED,
             Self::TooLarge { .. } => reason::PACKET_TOO_LARGE,
             Self::Retained => reason::QUOTA_EXCEEDED,
-            Self::Topic(TopicError::InvalidName(_) | TopicError::Unknown(..)) => reason::TOPIC_INVALID,
+            Self::Topic(TopicError::InvalidName(_) | TopicError::Unknown(..)) => {
+                reason::TOPIC_INVALID
+            }
             Self::Topic(TopicError::Store(_)) => reason::UNSPECIFIED,
         }
     }
@@ -80,7 +82,10 @@ impl Broker {
         if message.topic.starts_with("$SYS") {
             return Err(PublishError::NotTaken);
         }
-        let rule = self.map.rule(&message.topic).ok_or(PublishError::NotTaken)?;
+        let rule = self
+            .map
+            .rule(&message.topic)
+            .ok_or(PublishError::NotTaken)?;
         if user.is_some_and(|user| !user.may_produce(rule.kafka.as_str())) {
             return Err(PublishError::NotTaken);
         }
@@ -88,7 +93,8 @@ impl Broker {
             message.retain = false;
         }
         if message.retain {
-            let is_kept = message.payload.is_empty() || self.retained().has_room(&message.topic, message.weight());
+            let is_kept = message.payload.is_empty()
+                || self.retained().has_room(&message.topic, message.weight());
             if !is_kept {
                 return Err(PublishError::Retained);
             }
@@ -104,7 +110,12 @@ impl Broker {
         let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
         let partition = partition_for_key(draft.key().as_bytes(), partitions);
         let (done, synced) = oneshot::channel();
-        let item = Item { draft, state, reservation, done };
+        let item = Item {
+            draft,
+            state,
+            reservation,
+            done,
+        };
         self.gather.append(&topic, partition, item).await;
         let ack_early = rule.ack == AckRule::BeforeSync;
         Ok(Accepted { synced, ack_early })
@@ -128,7 +139,9 @@ impl Broker {
         let broker = self.clone();
         self.tasks.spawn(async move {
             let mut reservation = Reservation::default();
-            reservation.grow(broker.ingest.budget(), message.weight()).await;
+            reservation
+                .grow(broker.ingest.budget(), message.weight())
+                .await;
             match broker.publish(None, message, None, reservation).await {
                 Ok(accepted) => match accepted.synced.await {
                     Ok(Ok(())) => {}
@@ -144,7 +157,9 @@ impl Broker {
     pub(super) fn publish_own(&self, message: &Arc<Message>) {
         self.system().put(message);
         let mut deliveries = Vec::new();
-        self.filters().find(&message.topic, |subscriber| deliveries.push(subscriber.clone()));
+        self.filters().find(&message.topic, |subscriber| {
+            deliveries.push(subscriber.clone())
+        });
         let tail = self.tail().processed().clone();
         for subscriber in deliveries {
             let delivery = Delivery {

@@ -15,9 +15,16 @@ const SCAN: usize = 64;
 
 impl Broker {
     /// Subscribes, and gives the codes for SUBACK. What is published from now on is delivered.
-    pub async fn subscribe(&self, session: &Arc<Session>, user: &Principal, filters: Vec<(String, Options)>) -> Vec<u8> {
+    pub async fn subscribe(
+        &self,
+        session: &Arc<Session>,
+        user: &Principal,
+        filters: Vec<(String, Options)>,
+    ) -> Vec<u8> {
         self.tail_caught_up().await;
-        let codes = filters.into_iter().map(|(filter, options)| self.subscribe_one(session, user, filter, options));
+        let codes = filters
+            .into_iter()
+            .map(|(filter, options)| self.subscribe_one(session, user, filter, options));
         let codes = codes.collect();
         if self.save(session).await {
             session.state().wake();
@@ -26,7 +33,13 @@ impl Broker {
         codes.into_iter().map(|_| reason::UNSPECIFIED).collect()
     }
 
-    fn subscribe_one(&self, session: &Arc<Session>, user: &Principal, filter: String, options: Options) -> u8 {
+    fn subscribe_one(
+        &self,
+        session: &Arc<Session>,
+        user: &Principal,
+        filter: String,
+        options: Options,
+    ) -> u8 {
         let (name, plain) = match shared(&filter) {
             Some((name, plain)) => (Some(name), plain),
             None => (None, filter.as_str()),
@@ -36,11 +49,21 @@ impl Broker {
         if is_bad_name || is_half_shared || !is_valid_filter(plain) {
             return reason::FILTER_INVALID;
         }
-        if self.config.no_subscribe.iter().any(|denied| denied == plain || matches(denied, plain)) {
+        if self
+            .config
+            .no_subscribe
+            .iter()
+            .any(|denied| denied == plain || matches(denied, plain))
+        {
             return reason::UNSPECIFIED;
         }
         let is_system = plain.starts_with("$SYS");
-        if !is_system && !self.map.behind(plain).all(|kafka| user.may_consume(kafka.as_str())) {
+        if !is_system
+            && !self
+                .map
+                .behind(plain)
+                .all(|kafka| user.may_consume(kafka.as_str()))
+        {
             return reason::NOT_AUTHORIZED;
         }
         let is_new = {
@@ -48,7 +71,10 @@ impl Broker {
             if !state.may_subscribe(&filter) {
                 return reason::QUOTA_EXCEEDED;
             }
-            state.subscriptions.insert(filter.as_str().into(), options).is_none()
+            state
+                .subscriptions
+                .insert(filter.as_str().into(), options)
+                .is_none()
         };
         self.insert_filter(session, &filter, options);
         let wants_retained = match options.retain_handling {
@@ -57,7 +83,11 @@ impl Broker {
             RetainHandling::Never => false,
         };
         if wants_retained && name.is_none() {
-            let scan = Scan { filter, options, after: None };
+            let scan = Scan {
+                filter,
+                options,
+                after: None,
+            };
             session.state().scans.push_back(scan);
         }
         options.qos.number()
@@ -65,7 +95,10 @@ impl Broker {
 
     /// Lets messages find a session.
     pub(super) fn insert_filter(&self, session: &Arc<Session>, filter: &str, options: Options) {
-        let subscriber = Subscriber { session: session.clone(), options };
+        let subscriber = Subscriber {
+            session: session.clone(),
+            options,
+        };
         let key = session.key;
         let Some((name, plain)) = shared(filter) else {
             let is_same = |old: &Subscriber| old.session.key == key;
@@ -73,7 +106,11 @@ impl Broker {
             return;
         };
         let mut groups = self.groups_mut();
-        let group = groups.at(plain).iter().find(|group| *group.name == *name).cloned();
+        let group = groups
+            .at(plain)
+            .iter()
+            .find(|group| *group.name == *name)
+            .cloned();
         let group = group.unwrap_or_else(|| {
             let group = Group::new(name, filter);
             groups.insert(plain, group.clone(), |_| false);
@@ -85,11 +122,16 @@ impl Broker {
     pub(super) fn remove_filter(&self, session: &Session, filter: &str) {
         let key = session.key;
         let Some((name, plain)) = shared(filter) else {
-            self.filters_mut().remove(filter, |old| old.session.key == key);
+            self.filters_mut()
+                .remove(filter, |old| old.session.key == key);
             return;
         };
         let mut groups = self.groups_mut();
-        let group = groups.at(plain).iter().find(|group| *group.name == *name).cloned();
+        let group = groups
+            .at(plain)
+            .iter()
+            .find(|group| *group.name == *name)
+            .cloned();
         if let Some(group) = group.filter(|group| group.has(key))
             && group.leave(key)
         {
@@ -101,9 +143,17 @@ impl Broker {
     pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let had = session.state().subscriptions.remove(filter.as_str()).is_some();
+            let had = session
+                .state()
+                .subscriptions
+                .remove(filter.as_str())
+                .is_some();
             self.remove_filter(session, &filter);
-            codes.push(if had { reason::SUCCESS } else { reason::NO_SUBSCRIPTION_EXISTED });
+            codes.push(if had {
+                reason::SUCCESS
+            } else {
+                reason::NO_SUBSCRIPTION_EXISTED
+            });
         }
         if self.save(session).await {
             return codes;
@@ -121,7 +171,11 @@ impl Broker {
             state.scans.push_front(scan);
             return true;
         }
-        let store = if scan.filter.starts_with("$SYS") { self.system() } else { self.retained() };
+        let store = if scan.filter.starts_with("$SYS") {
+            self.system()
+        } else {
+            self.retained()
+        };
         let found = store.find(&scan.filter, scan.after.as_deref(), SCAN);
         drop(store);
         let now_ms = shared::time::wall_ms();
@@ -131,7 +185,14 @@ impl Broker {
             }
             let qos = message.qos.min(scan.options.qos);
             let identifiers = scan.options.identifier.into_iter().collect();
-            let delivery = Delivery { message: message.clone(), qos, retain: true, identifiers, place: None, shared: None };
+            let delivery = Delivery {
+                message: message.clone(),
+                qos,
+                retain: true,
+                identifiers,
+                place: None,
+                shared: None,
+            };
             state.enqueue(delivery);
         }
         if found.len() == SCAN {
@@ -142,7 +203,12 @@ impl Broker {
     }
 
     /// The delivery of a record that was on its way to a client when the client went.
-    pub fn loaded(&self, session: &Session, place: crate::mqtt::session::Place, qos: Qos) -> Option<Delivery> {
+    pub fn loaded(
+        &self,
+        session: &Session,
+        place: crate::mqtt::session::Place,
+        qos: Qos,
+    ) -> Option<Delivery> {
         let message = self.load(place)?;
         let state = session.state();
         let mut delivery = state.wants(&message, place).unwrap_or_else(|| Delivery {

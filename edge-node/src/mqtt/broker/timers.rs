@@ -37,12 +37,20 @@ enum What {
 impl Deadline {
     /// The will is published.
     pub(super) fn will(session: &Arc<Session>, number: u64) -> Self {
-        Self { session: Arc::downgrade(session), number, what: What::Will }
+        Self {
+            session: Arc::downgrade(session),
+            number,
+            what: What::Will,
+        }
     }
 
     /// The session is forgotten.
     pub(super) fn end(session: &Arc<Session>, number: u64) -> Self {
-        Self { session: Arc::downgrade(session), number, what: What::End }
+        Self {
+            session: Arc::downgrade(session),
+            number,
+            what: What::End,
+        }
     }
 }
 
@@ -86,10 +94,14 @@ impl Broker {
         let due: Vec<Deadline> = {
             let mut sessions = self.sessions();
             let later = sessions.deadlines.split_off(&(now, u64::MAX));
-            std::mem::replace(&mut sessions.deadlines, later).into_values().collect()
+            std::mem::replace(&mut sessions.deadlines, later)
+                .into_values()
+                .collect()
         };
         for deadline in due {
-            let Some(session) = deadline.session.upgrade() else { continue };
+            let Some(session) = deadline.session.upgrade() else {
+                continue;
+            };
             match deadline.what {
                 What::Will => {
                     let will = {
@@ -121,7 +133,12 @@ impl Broker {
                 let state = session.state();
                 state.is_dirty && state.is_persistent() && !state.is_over
             };
-            sessions.by_client.values().filter(is_dirty).cloned().collect()
+            sessions
+                .by_client
+                .values()
+                .filter(is_dirty)
+                .cloned()
+                .collect()
         };
         for some in dirty.chunks(SAVE_AT_ONCE) {
             let changes: Vec<_> = {
@@ -143,13 +160,17 @@ impl Broker {
     }
 
     fn tell_system(&self, uptime: Duration) {
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).to_string();
+        let count =
+            |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).to_string();
         let (sessions, retained) = (self.sessions().by_client.len(), self.retained().len());
         let subscriptions = self.filters().len();
         let connected = self.stats.connected.load(Ordering::Relaxed);
         let disconnected = (sessions as u64).saturating_sub(connected);
         let values = [
-            ("version", format!("edge-node {}", env!("CARGO_PKG_VERSION"))),
+            (
+                "version",
+                format!("edge-node {}", env!("CARGO_PKG_VERSION")),
+            ),
             ("uptime", format!("{} seconds", uptime.as_secs())),
             ("clients/connected", connected.to_string()),
             ("clients/disconnected", disconnected.to_string()),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mqtt_protocol_core::mqtt::packet::{
-    PropertiesParse as _, Property, Qos as CrateQos, RetainHandling as CrateRetainHandling, SubEntry,
-    v3_1_1, v5_0,
+    PropertiesParse as _, Property, Qos as CrateQos, RetainHandling as CrateRetainHandling,
+    SubEntry, v3_1_1, v5_0,
 };
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 
@@ -45,11 +45,17 @@ pub struct Malformed {
 
 impl Malformed {
     const fn new(what: &'static str) -> Self {
-        Self { reason: reason::MALFORMED, what }
+        Self {
+            reason: reason::MALFORMED,
+            what,
+        }
     }
 
     const fn protocol(what: &'static str) -> Self {
-        Self { reason: reason::PROTOCOL_ERROR, what }
+        Self {
+            reason: reason::PROTOCOL_ERROR,
+            what,
+        }
     }
 }
 
@@ -131,7 +137,9 @@ fn check_connect_flags(version: Version, body: &[u8]) -> Result<(), Malformed> {
         return Err(Malformed::new("the reserved flag of CONNECT is set"));
     }
     if will_qos == 3 || (!has_will && (will_qos != 0 || will_retain)) {
-        return Err(Malformed::new("the flags of the will contradict each other"));
+        return Err(Malformed::new(
+            "the flags of the will contradict each other",
+        ));
     }
     if version == Version::V3 && flags & 0xc0 == 0x40 {
         return Err(Malformed::new("a password without a user name"));
@@ -271,8 +279,13 @@ fn publish(version: Version, flags: u8, body: &Bytes, now_ms: i64) -> Result<Inc
             let packet = whole(body, v5_0::Publish::parse(flags, copy))?;
             let properties = packet.props();
             let alias = find!(properties, TopicAlias);
-            if properties.iter().any(|p| matches!(p, Property::SubscriptionIdentifier(_))) {
-                return Err(Malformed::protocol("a PUBLISH with a subscription identifier"));
+            if properties
+                .iter()
+                .any(|p| matches!(p, Property::SubscriptionIdentifier(_)))
+            {
+                return Err(Malformed::protocol(
+                    "a PUBLISH with a subscription identifier",
+                ));
             }
             let topic = match packet.topic_name() {
                 "" if alias.is_some() => Arc::from(""),
@@ -280,7 +293,14 @@ fn publish(version: Version, flags: u8, body: &Bytes, now_ms: i64) -> Result<Inc
             };
             let payload = packet.payload().as_slice().len();
             let properties = message_properties(properties)?;
-            (topic, packet.qos(), packet.packet_id(), payload, properties, alias)
+            (
+                topic,
+                packet.qos(),
+                packet.packet_id(),
+                payload,
+                properties,
+                alias,
+            )
         }
     };
     let (qos, dup) = (qos_of(qos), flags & 8 != 0);
@@ -292,7 +312,9 @@ fn publish(version: Version, flags: u8, body: &Bytes, now_ms: i64) -> Result<Inc
         return Err(Malformed::protocol("packet id 0"));
     }
     let payload = body.slice(body.len() - payload_len..);
-    let is_text = properties.as_ref().is_some_and(|p| p.payload_format == Some(1));
+    let is_text = properties
+        .as_ref()
+        .is_some_and(|p| p.payload_format == Some(1));
     if is_text && std::str::from_utf8(&payload).is_err() {
         return Err(Malformed {
             reason: reason::PAYLOAD_FORMAT_INVALID,
@@ -322,7 +344,9 @@ fn ack(version: Version, kind: u8, body: &[u8]) -> Result<Incoming, Malformed> {
         6 => AckKind::PubRel,
         _ => AckKind::PubComp,
     };
-    let (id, rest) = body.split_at_checked(2).ok_or(Malformed::new("an acknowledgement without its id"))?;
+    let (id, rest) = body
+        .split_at_checked(2)
+        .ok_or(Malformed::new("an acknowledgement without its id"))?;
     let id = u16::from_be_bytes([id[0], id[1]]);
     let (reason, properties) = rest.split_first().unwrap_or((&reason::SUCCESS, &[]));
     if id == 0 || (version == Version::V3 && !rest.is_empty()) {
@@ -331,7 +355,11 @@ fn ack(version: Version, kind: u8, body: &[u8]) -> Result<Incoming, Malformed> {
     if !properties.is_empty() {
         whole(properties, Vec::<Property>::parse(properties))?;
     }
-    Ok(Incoming::Ack { kind, id, reason: *reason })
+    Ok(Incoming::Ack {
+        kind,
+        id,
+        reason: *reason,
+    })
 }
 
 fn subscribe(version: Version, body: &[u8]) -> Result<Incoming, Malformed> {
@@ -347,8 +375,13 @@ fn subscribe(version: Version, body: &[u8]) -> Result<Incoming, Malformed> {
         }
     };
     check_request(id, entries.len())?;
-    let filters = entries.iter().map(|entry| subscription(version, entry, identifier));
-    Ok(Incoming::Subscribe { id, filters: filters.collect::<Result<_, _>>()? })
+    let filters = entries
+        .iter()
+        .map(|entry| subscription(version, entry, identifier));
+    Ok(Incoming::Subscribe {
+        id,
+        filters: filters.collect::<Result<_, _>>()?,
+    })
 }
 
 fn check_request(id: u16, filters: usize) -> Result<(), Malformed> {
@@ -455,5 +488,6 @@ pub fn is_valid_filter(filter: &str) -> bool {
 }
 
 fn is_short(topic: &str) -> bool {
-    topic.len() <= usize::from(u16::MAX) && topic.bytes().filter(|b| *b == b'/').count() < MAX_LEVELS
+    topic.len() <= usize::from(u16::MAX)
+        && topic.bytes().filter(|b| *b == b'/').count() < MAX_LEVELS
 }

@@ -35,7 +35,12 @@ pub struct ConnAck {
 /// Writes a CONNACK.
 pub fn put_connack(out: &mut BytesMut, version: Version, ack: &ConnAck) {
     if version == Version::V3 {
-        out.put_slice(&[0x20, 2, u8::from(ack.session_present), v3_return_code(ack.reason)]);
+        out.put_slice(&[
+            0x20,
+            2,
+            u8::from(ack.session_present),
+            v3_return_code(ack.reason),
+        ]);
         return;
     }
     let mut properties = BytesMut::new();
@@ -90,7 +95,11 @@ pub fn put_suback(out: &mut BytesMut, version: Version, id: u16, codes: &[u8]) {
     out.put_bytes(0, properties);
     for code in codes {
         let is_error = *code >= reason::UNSPECIFIED;
-        out.put_u8(if is_error && version == Version::V3 { reason::UNSPECIFIED } else { *code });
+        out.put_u8(if is_error && version == Version::V3 {
+            reason::UNSPECIFIED
+        } else {
+            *code
+        });
     }
 }
 
@@ -162,12 +171,18 @@ pub fn put_publish(
         Version::V3 => 0,
         Version::V5 => varint_len(properties),
     };
-    let body = 2 + topic.len() + 2 * usize::from(has_id) + properties_field + properties + message.payload.len();
+    let body = 2
+        + topic.len()
+        + 2 * usize::from(has_id)
+        + properties_field
+        + properties
+        + message.payload.len();
     if 1 + varint_len(body) + body > max_bytes {
         return false;
     }
     out.reserve(MAX_HEADER + body);
-    let flags = u8::from(outgoing.dup) << 3 | outgoing.qos.number() << 1 | u8::from(outgoing.retain);
+    let flags =
+        u8::from(outgoing.dup) << 3 | outgoing.qos.number() << 1 | u8::from(outgoing.retain);
     put_header(out, 0x30 | flags, body);
     put_bytes(out, topic.as_bytes());
     if has_id {
@@ -182,16 +197,28 @@ pub fn put_publish(
 }
 
 fn properties_len(outgoing: &Outgoing<'_>) -> usize {
-    let mut len = 3 * usize::from(outgoing.alias.is_some()) + 5 * usize::from(outgoing.left_s.is_some());
+    let mut len =
+        3 * usize::from(outgoing.alias.is_some()) + 5 * usize::from(outgoing.left_s.is_some());
     let identifiers = outgoing.identifiers.iter();
-    len += identifiers.map(|id| 1 + varint_len(*id as usize)).sum::<usize>();
+    len += identifiers
+        .map(|id| 1 + varint_len(*id as usize))
+        .sum::<usize>();
     if let Some(properties) = &outgoing.message.properties {
         len += 2 * usize::from(properties.payload_format.is_some());
         let texts = [&properties.content_type, &properties.response_topic];
-        len += texts.iter().filter_map(|text| text.as_ref()).map(|text| 3 + text.len()).sum::<usize>();
-        len += properties.correlation.as_ref().map_or(0, |data| 3 + data.len());
+        len += texts
+            .iter()
+            .filter_map(|text| text.as_ref())
+            .map(|text| 3 + text.len())
+            .sum::<usize>();
+        len += properties
+            .correlation
+            .as_ref()
+            .map_or(0, |data| 3 + data.len());
         let user = properties.user.iter();
-        len += user.map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
+        len += user
+            .map(|(name, value)| 5 + name.len() + value.len())
+            .sum::<usize>();
     }
     len
 }

@@ -32,14 +32,16 @@ fn properties() -> impl Strategy<Value = MessageProperties> {
         prop::option::of(any::<Vec<u8>>().prop_map(Bytes::from)),
         prop::collection::vec((text(), text()), 0..4),
     )
-        .prop_map(|(payload_format, content_type, response_topic, correlation, user)| MessageProperties {
-            payload_format,
-            expiry_s: None,
-            content_type,
-            response_topic,
-            correlation,
-            user,
-        })
+        .prop_map(
+            |(payload_format, content_type, response_topic, correlation, user)| MessageProperties {
+                payload_format,
+                expiry_s: None,
+                content_type,
+                response_topic,
+                correlation,
+                user,
+            },
+        )
 }
 
 prop_compose! {
@@ -154,7 +156,12 @@ proptest! {
 
 #[test]
 fn acknowledgements_are_read_by_the_crate() {
-    for kind in [AckKind::PubAck, AckKind::PubRec, AckKind::PubRel, AckKind::PubComp] {
+    for kind in [
+        AckKind::PubAck,
+        AckKind::PubRec,
+        AckKind::PubRel,
+        AckKind::PubComp,
+    ] {
         let code = match kind {
             AckKind::PubRel | AckKind::PubComp => reason::PACKET_ID_NOT_FOUND,
             AckKind::PubAck | AckKind::PubRec => reason::QUOTA_EXCEEDED,
@@ -164,16 +171,39 @@ fn acknowledgements_are_read_by_the_crate() {
             put_ack(&mut out, version, kind, 513, code);
             let frame = frame_of(&out);
             let read = decode(version, &frame, 0).unwrap();
-            assert_eq!(read, Incoming::Ack { kind, id: 513, reason: code });
+            assert_eq!(
+                read,
+                Incoming::Ack {
+                    kind,
+                    id: 513,
+                    reason: code
+                }
+            );
             let id = match (kind, version) {
-                (AckKind::PubAck, Version::V3) => v3_1_1::Puback::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubRec, Version::V3) => v3_1_1::Pubrec::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubRel, Version::V3) => v3_1_1::Pubrel::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubComp, Version::V3) => v3_1_1::Pubcomp::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubAck, Version::V5) => v5_0::Puback::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubRec, Version::V5) => v5_0::Pubrec::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubRel, Version::V5) => v5_0::Pubrel::parse(&frame.1).unwrap().0.packet_id(),
-                (AckKind::PubComp, Version::V5) => v5_0::Pubcomp::parse(&frame.1).unwrap().0.packet_id(),
+                (AckKind::PubAck, Version::V3) => {
+                    v3_1_1::Puback::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubRec, Version::V3) => {
+                    v3_1_1::Pubrec::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubRel, Version::V3) => {
+                    v3_1_1::Pubrel::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubComp, Version::V3) => {
+                    v3_1_1::Pubcomp::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubAck, Version::V5) => {
+                    v5_0::Puback::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubRec, Version::V5) => {
+                    v5_0::Pubrec::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubRel, Version::V5) => {
+                    v5_0::Pubrel::parse(&frame.1).unwrap().0.packet_id()
+                }
+                (AckKind::PubComp, Version::V5) => {
+                    v5_0::Pubcomp::parse(&frame.1).unwrap().0.packet_id()
+                }
             };
             assert_eq!(id, 513);
         }
@@ -200,16 +230,39 @@ fn answers_are_read_by_the_crate() {
     assert_eq!((packet.props().len(), used), (7, frame_of(&out).1.len()));
     let mut out = BytesMut::new();
     put_connack(&mut out, Version::V3, &ack);
-    assert!(v3_1_1::Connack::parse(&frame_of(&out).1).unwrap().0.session_present());
+    assert!(
+        v3_1_1::Connack::parse(&frame_of(&out).1)
+            .unwrap()
+            .0
+            .session_present()
+    );
     let mut out = BytesMut::new();
     put_suback(&mut out, Version::V5, 3, &[0, 2, reason::NOT_AUTHORIZED]);
-    assert_eq!(v5_0::Suback::parse(&frame_of(&out).1).unwrap().0.reason_codes().len(), 3);
+    assert_eq!(
+        v5_0::Suback::parse(&frame_of(&out).1)
+            .unwrap()
+            .0
+            .reason_codes()
+            .len(),
+        3
+    );
     let mut out = BytesMut::new();
     put_suback(&mut out, Version::V3, 3, &[0, 2, reason::NOT_AUTHORIZED]);
     assert_eq!(&frame_of(&out).1[..], [0, 3, 0, 2, 0x80]);
     let mut out = BytesMut::new();
-    put_unsuback(&mut out, Version::V5, 3, &[0, reason::NO_SUBSCRIPTION_EXISTED]);
-    assert_eq!(v5_0::Unsuback::parse(&frame_of(&out).1).unwrap().0.packet_id(), 3);
+    put_unsuback(
+        &mut out,
+        Version::V5,
+        3,
+        &[0, reason::NO_SUBSCRIPTION_EXISTED],
+    );
+    assert_eq!(
+        v5_0::Unsuback::parse(&frame_of(&out).1)
+            .unwrap()
+            .0
+            .packet_id(),
+        3
+    );
     let mut out = BytesMut::new();
     put_disconnect(&mut out, Version::V5, reason::SESSION_TAKEN_OVER);
     assert!(v5_0::Disconnect::parse(&frame_of(&out).1).is_ok());
@@ -217,7 +270,9 @@ fn answers_are_read_by_the_crate() {
 
 #[test]
 fn a_subscribe_is_read_with_its_options() {
-    let body = Bytes::from_static(&[0, 5, 2, 0x0b, 9, 0, 1, b'a', 0b10_1110, 0, 3, b'b', b'/', b'#', 1]);
+    let body = Bytes::from_static(&[
+        0, 5, 2, 0x0b, 9, 0, 1, b'a', 0b10_1110, 0, 3, b'b', b'/', b'#', 1,
+    ]);
     let read = decode(Version::V5, &(0x82, body), 0).unwrap();
     let options = Options {
         qos: Qos::ExactlyOnce,
@@ -240,14 +295,38 @@ fn a_subscribe_is_read_with_its_options() {
 #[test]
 fn what_the_protocol_forbids_is_refused() {
     let refused = |version, first: u8, body: &'static [u8]| {
-        decode(version, &(first, Bytes::from_static(body)), 0).unwrap_err().reason
+        decode(version, &(first, Bytes::from_static(body)), 0)
+            .unwrap_err()
+            .reason
     };
-    assert_eq!(refused(Version::V3, 0x31, b"\0\x03a/+x"), reason::TOPIC_INVALID);
-    assert_eq!(refused(Version::V3, 0x36, b"\0\x01a\0\x01"), reason::MALFORMED, "QoS 3");
-    assert_eq!(refused(Version::V3, 0x32, b"\0\x01a\0\0"), reason::PROTOCOL_ERROR, "packet id 0");
-    assert_eq!(refused(Version::V3, 0x80, b"\0\x01\0\x01a\0"), reason::MALFORMED, "flags");
-    assert_eq!(refused(Version::V3, 0x82, b"\0\x01"), reason::PROTOCOL_ERROR, "no filter");
-    assert_eq!(refused(Version::V5, 0x30, b"\0\x01a\x02\x01\x01\xff"), reason::PAYLOAD_FORMAT_INVALID);
+    assert_eq!(
+        refused(Version::V3, 0x31, b"\0\x03a/+x"),
+        reason::TOPIC_INVALID
+    );
+    assert_eq!(
+        refused(Version::V3, 0x36, b"\0\x01a\0\x01"),
+        reason::MALFORMED,
+        "QoS 3"
+    );
+    assert_eq!(
+        refused(Version::V3, 0x32, b"\0\x01a\0\0"),
+        reason::PROTOCOL_ERROR,
+        "packet id 0"
+    );
+    assert_eq!(
+        refused(Version::V3, 0x80, b"\0\x01\0\x01a\0"),
+        reason::MALFORMED,
+        "flags"
+    );
+    assert_eq!(
+        refused(Version::V3, 0x82, b"\0\x01"),
+        reason::PROTOCOL_ERROR,
+        "no filter"
+    );
+    assert_eq!(
+        refused(Version::V5, 0x30, b"\0\x01a\x02\x01\x01\xff"),
+        reason::PAYLOAD_FORMAT_INVALID
+    );
     let connect = |flags: u8| {
         let body = [b"\0\x04MQTT\x04".as_slice(), &[flags, 0, 0, 0, 1, b'c']].concat();
         decode(Version::V3, &(0x10, Bytes::from(body)), 0)
@@ -256,7 +335,10 @@ fn what_the_protocol_forbids_is_refused() {
     assert!(connect(3).is_err(), "reserved");
     assert!(connect(0x2a).is_err(), "the QoS of no will");
     let old = (0x10, Bytes::from_static(b"\0\x06MQIsdp\x03\x02\0\0\0\x01c"));
-    assert_eq!(connect_version(&old).unwrap_err().reason, reason::UNSUPPORTED_VERSION);
+    assert_eq!(
+        connect_version(&old).unwrap_err().reason,
+        reason::UNSUPPORTED_VERSION
+    );
 }
 
 #[test]
@@ -267,7 +349,12 @@ fn filters_and_topics_are_told_from_what_they_are_not() {
     for bad in ["", "a#", "#/a", "a+/b", "a/#/b", "a\0"] {
         assert!(!is_valid_filter(bad), "{bad}");
     }
-    assert!(is_valid_topic("a/b") && !is_valid_topic("a/+") && !is_valid_topic("a/#") && !is_valid_topic(""));
+    assert!(
+        is_valid_topic("a/b")
+            && !is_valid_topic("a/+")
+            && !is_valid_topic("a/#")
+            && !is_valid_topic("")
+    );
     let deep = "/".repeat(200);
     assert!(!is_valid_topic(&deep) && !is_valid_filter(&deep));
 }

@@ -60,8 +60,13 @@ impl Acks {
 
     /// Packet ids of messages of QoS 2 of which nobody knows yet whether they are stored.
     pub(super) fn unsettled(&self) -> impl Iterator<Item = u16> {
-        let records = self.waiting.iter().filter(|waiting| matches!(waiting.wait, Wait::Record(_)));
-        records.filter(|waiting| waiting.kind == AckKind::PubRec).map(|waiting| waiting.id)
+        let records = self
+            .waiting
+            .iter()
+            .filter(|waiting| matches!(waiting.wait, Wait::Record(_)));
+        records
+            .filter(|waiting| waiting.kind == AckKind::PubRec)
+            .map(|waiting| waiting.id)
     }
 
     fn push(&mut self, kind: AckKind, id: u16, wait: Wait) {
@@ -77,17 +82,28 @@ impl Acks {
         self.push(kind, id, Wait::Record(synced));
     }
 
-    pub(super) fn push_fact(&mut self, kind: AckKind, id: u16, synced: oneshot::Receiver<Result<(), AppendError>>) {
+    pub(super) fn push_fact(
+        &mut self,
+        kind: AckKind,
+        id: u16,
+        synced: oneshot::Receiver<Result<(), AppendError>>,
+    ) {
         self.push(kind, id, Wait::Fact(synced));
     }
 
     /// Waits until the first can be sent. Cancel-safe.
     pub(super) async fn ready(&mut self) {
-        let Some(first) = self.waiting.front_mut() else { return };
+        let Some(first) = self.waiting.front_mut() else {
+            return;
+        };
         let code = match &mut first.wait {
             Wait::Ready(_) => return,
-            Wait::Record(synced) => synced.await.map_or(reason::UNSPECIFIED, |outcome| record_code(&outcome)),
-            Wait::Fact(synced) => synced.await.map_or(reason::UNSPECIFIED, |outcome| fact_code(&outcome)),
+            Wait::Record(synced) => synced
+                .await
+                .map_or(reason::UNSPECIFIED, |outcome| record_code(&outcome)),
+            Wait::Fact(synced) => synced
+                .await
+                .map_or(reason::UNSPECIFIED, |outcome| fact_code(&outcome)),
         };
         first.wait = Wait::Ready(code);
     }
@@ -108,7 +124,11 @@ impl Acks {
                 Err(TryRecvError::Empty) => return None,
             },
         };
-        let due = Due { kind: first.kind, id: first.id, code };
+        let due = Due {
+            kind: first.kind,
+            id: first.id,
+            code,
+        };
         self.waiting.pop_front();
         if self.waiting.is_empty() {
             self.waiting.shrink_to(8);

@@ -99,15 +99,24 @@ impl<'b> Client<'b> {
         self.has_no_local = state.subscriptions.values().any(|options| options.no_local);
     }
 
-    fn check(&self) -> Result<(), End> {
+    /// Whether the session is still this connection's.
+    pub(super) fn check(&self) -> Result<(), End> {
         let state = self.session.state();
         state.check(self.link.number).map(drop).map_err(End::Kicked)
     }
 
-    pub(super) async fn carry_out<S>(&mut self, frame: &Frame, wire: &mut Wire<S>) -> Result<(), End> {
+    pub(super) async fn carry_out<S>(
+        &mut self,
+        frame: &Frame,
+        wire: &mut Wire<S>,
+    ) -> Result<(), End> {
         match decode(self.version, frame, wall_ms())? {
             Incoming::Publish(publish) => self.publish(*publish, frame.1.len()).await,
-            Incoming::Ack { kind: AckKind::PubRel, id, .. } => {
+            Incoming::Ack {
+                kind: AckKind::PubRel,
+                id,
+                ..
+            } => {
                 self.released(id);
                 Ok(())
             }
@@ -116,7 +125,10 @@ impl<'b> Client<'b> {
                 Ok(())
             }
             Incoming::Subscribe { id, filters } => {
-                let codes = self.broker.subscribe(&self.session, &self.user, filters).await;
+                let codes = self
+                    .broker
+                    .subscribe(&self.session, &self.user, filters)
+                    .await;
                 self.look_at_options();
                 put_suback(&mut wire.output, self.version, id, &codes);
                 self.check()
@@ -131,7 +143,10 @@ impl<'b> Client<'b> {
                 put_pingresp(&mut wire.output);
                 Ok(())
             }
-            Incoming::Disconnect { reason, session_expiry_s } => Err(self.goodbye(reason, session_expiry_s)),
+            Incoming::Disconnect {
+                reason,
+                session_expiry_s,
+            } => Err(self.goodbye(reason, session_expiry_s)),
             Incoming::Connect(_) => Err(protocol("a second CONNECT")),
             Incoming::Auth => Err(protocol("AUTH without an authentication")),
         }
@@ -146,7 +161,9 @@ impl<'b> Client<'b> {
             }
             state.expiry_s = expiry_s.min(self.broker.config.max_session_expiry_s);
         }
-        End::Goodbye { with_will: code == reason::DISCONNECT_WITH_WILL }
+        End::Goodbye {
+            with_will: code == reason::DISCONNECT_WITH_WILL,
+        }
     }
 
     async fn publish(&mut self, publish: Publish, bytes: usize) -> Result<(), End> {
@@ -155,7 +172,12 @@ impl<'b> Client<'b> {
         if let Some(rate) = &mut self.rate {
             rate.count(self.began.elapsed());
         }
-        let Publish { mut message, id, alias, .. } = publish;
+        let Publish {
+            mut message,
+            id,
+            alias,
+            ..
+        } = publish;
         self.resolve_alias(&mut message, alias)?;
         let (qos, kind) = match message.qos {
             Qos::AtMostOnce => (Qos::AtMostOnce, AckKind::PubAck),
@@ -188,7 +210,12 @@ impl<'b> Client<'b> {
         }
         let mut reservation = Reservation::default();
         reservation.grow(self.broker.ingest.budget(), bytes).await;
-        match (self.broker.publish(Some(&self.user), message, fact, reservation).await, qos) {
+        match (
+            self.broker
+                .publish(Some(&self.user), message, fact, reservation)
+                .await,
+            qos,
+        ) {
             (Ok(_), Qos::AtMostOnce) => {}
             (Ok(accepted), Qos::AtLeastOnce | Qos::ExactlyOnce) => {
                 if accepted.ack_early {
@@ -212,7 +239,10 @@ impl<'b> Client<'b> {
 
     fn resolve_alias(&mut self, message: &mut Message, alias: Option<u16>) -> Result<(), End> {
         let Some(alias) = alias else { return Ok(()) };
-        let invalid = Malformed { reason: reason::TOPIC_ALIAS_INVALID, what: "a topic alias that is not allowed" };
+        let invalid = Malformed {
+            reason: reason::TOPIC_ALIAS_INVALID,
+            what: "a topic alias that is not allowed",
+        };
         if alias == 0 || alias > self.broker.config.topic_aliases {
             return Err(invalid.into());
         }
@@ -251,7 +281,9 @@ impl<'b> Client<'b> {
                 self.acks.push_fact(AckKind::PubComp, id, synced);
             }
             (true, false) => self.acks.push_ready(AckKind::PubComp, id, reason::SUCCESS),
-            (false, _) => self.acks.push_ready(AckKind::PubComp, id, reason::PACKET_ID_NOT_FOUND),
+            (false, _) => self
+                .acks
+                .push_ready(AckKind::PubComp, id, reason::PACKET_ID_NOT_FOUND),
         }
     }
 
@@ -270,7 +302,13 @@ impl<'b> Client<'b> {
             if is_known {
                 self.received.push(id);
             } else {
-                put_ack(output, self.version, AckKind::PubRel, id, reason::PACKET_ID_NOT_FOUND);
+                put_ack(
+                    output,
+                    self.version,
+                    AckKind::PubRel,
+                    id,
+                    reason::PACKET_ID_NOT_FOUND,
+                );
             }
         }
     }
@@ -332,10 +370,13 @@ impl<'b> Client<'b> {
                 let mut state = self.session.state();
                 state.check(self.link.number).map_err(End::Kicked)?;
                 while batch.len() < DELIVERIES {
-                    let Some(taken) = state.take(now_ms) else { break };
+                    let Some(taken) = state.take(now_ms) else {
+                        break;
+                    };
                     batch.push(taken);
                 }
-                let is_behind = state.behind().is_some() && !state.is_reading && state.is_half_empty();
+                let is_behind =
+                    state.behind().is_some() && !state.is_reading && state.is_half_empty();
                 let may_scan = !state.scans.is_empty() && !state.has_waiting();
                 (state.is_persistent(), is_behind, may_scan)
             };
@@ -349,7 +390,9 @@ impl<'b> Client<'b> {
                 }
                 return Ok(());
             }
-            let has_exactly_once = batch.iter().any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
+            let has_exactly_once = batch
+                .iter()
+                .any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
             if is_durable && has_exactly_once && !self.broker.save_progress(&self.session).await {
                 return Err(End::NotStored(reason::QUOTA_EXCEEDED));
             }
@@ -364,7 +407,9 @@ impl<'b> Client<'b> {
         let message = &delivery.message;
         let known = self.aliases_out.get(&message.topic).copied();
         let next = u16::try_from(self.aliases_out.len() + 1).unwrap_or(u16::MAX);
-        let alias = known.map(|alias| (alias, true)).or_else(|| (next <= self.limits.aliases).then_some((next, false)));
+        let alias = known
+            .map(|alias| (alias, true))
+            .or_else(|| (next <= self.limits.aliases).then_some((next, false)));
         let outgoing = Outgoing {
             message,
             qos: delivery.qos,
@@ -394,15 +439,27 @@ impl<'b> Client<'b> {
         let now_ms = wall_ms();
         for sent in again {
             if sent.is_released {
-                put_ack(output, self.version, AckKind::PubRel, sent.id, reason::SUCCESS);
+                put_ack(
+                    output,
+                    self.version,
+                    AckKind::PubRel,
+                    sent.id,
+                    reason::SUCCESS,
+                );
                 continue;
             }
-            let qos = if sent.is_exactly_once { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+            let qos = if sent.is_exactly_once {
+                Qos::ExactlyOnce
+            } else {
+                Qos::AtLeastOnce
+            };
             let delivery = match (sent.delivery, sent.place) {
                 (Some(delivery), _) => Some(delivery),
                 (None, Some(place)) => {
                     let (broker, session) = (self.broker.clone(), self.session.clone());
-                    let loaded = tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos)).await;
+                    let loaded =
+                        tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos))
+                            .await;
                     loaded.unwrap_or_default()
                 }
                 (None, None) => None,
@@ -444,7 +501,10 @@ impl<'b> Client<'b> {
     /// Better stored twice than not at all.
     fn forget_unsettled(&self) {
         let mut state = self.session.state();
-        let is_ours = state.link.as_ref().is_some_and(|link| link.number == self.link.number);
+        let is_ours = state
+            .link
+            .as_ref()
+            .is_some_and(|link| link.number == self.link.number);
         if is_ours {
             for id in self.acks.unsettled() {
                 state.incoming.remove(&id);
@@ -462,5 +522,9 @@ impl Drop for Client<'_> {
 }
 
 fn protocol(what: &'static str) -> End {
-    Malformed { reason: reason::PROTOCOL_ERROR, what }.into()
+    Malformed {
+        reason: reason::PROTOCOL_ERROR,
+        what,
+    }
+    .into()
 }

@@ -45,7 +45,10 @@ impl Connection {
             Err((version, malformed)) => {
                 debug!(%malformed, "CONNECT refused");
                 if malformed.reason == reason::UNSUPPORTED_VERSION || version == Some(Version::V5) {
-                    let ack = ConnAck { reason: malformed.reason, ..ConnAck::default() };
+                    let ack = ConnAck {
+                        reason: malformed.reason,
+                        ..ConnAck::default()
+                    };
                     put_connack(&mut wire.output, version.unwrap_or(Version::V3), &ack);
                 }
                 return Err(malformed.into());
@@ -55,7 +58,10 @@ impl Connection {
         match self.admit(&mut connect, &mut wire.output).await {
             Ok(client) => Ok(client),
             Err(code) => {
-                let ack = ConnAck { reason: code, ..ConnAck::default() };
+                let ack = ConnAck {
+                    reason: code,
+                    ..ConnAck::default()
+                };
                 put_connack(&mut wire.output, version, &ack);
                 Err(End::Refused(code))
             }
@@ -74,7 +80,11 @@ impl Connection {
         if connect.client_id.len() > MAX_CLIENT_ID {
             return Err(reason::CLIENT_ID_INVALID);
         }
-        let client_id = if is_assigned { new_client_id() } else { connect.client_id.clone() };
+        let client_id = if is_assigned {
+            new_client_id()
+        } else {
+            connect.client_id.clone()
+        };
         let user = self.user(connect).await?;
         if let Some(will) = &connect.will
             && !self.broker.may_publish(&user, &will.message.topic)
@@ -84,10 +94,14 @@ impl Connection {
         let expiry_s = connect.session_expiry_s.min(config.max_session_expiry_s);
         let window = usize::from(connect.receive_maximum).min(config.max_inflight);
         let keep_alive_s = keep_alive(connect, config.max_keep_alive_s);
-        let admitted = self.broker.admit(&client_id, user.name(), connect, expiry_s, window).await;
+        let admitted = self
+            .broker
+            .admit(&client_id, user.name(), connect, expiry_s, window)
+            .await;
         let admitted = admitted.map_err(|refused| refused.0)?;
         if !self.broker.save(&admitted.session).await {
-            self.broker.release(&admitted.session, admitted.link.number, false);
+            self.broker
+                .release(&admitted.session, admitted.link.number, false);
             return Err(reason::QUOTA_EXCEEDED);
         }
         let wants_answers = connect.wants_response_information;
@@ -105,12 +119,22 @@ impl Connection {
         };
         put_connack(output, connect.version, &ack);
         let limits = Limits {
-            max_packet: connect.max_packet_bytes.map_or(usize::MAX, |bytes| bytes as usize),
+            max_packet: connect
+                .max_packet_bytes
+                .map_or(usize::MAX, |bytes| bytes as usize),
             aliases: connect.topic_alias_maximum.min(config.topic_aliases),
             // one and a half times what was agreed (MQTT 5, section 3.1.2.10)
-            keep_alive: (keep_alive_s > 0).then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
+            keep_alive: (keep_alive_s > 0)
+                .then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
         };
-        let mut client = Client::new(&self.broker, connect.version, admitted.session, admitted.link, limits, user);
+        let mut client = Client::new(
+            &self.broker,
+            connect.version,
+            admitted.session,
+            admitted.link,
+            limits,
+            user,
+        );
         client.send_again(admitted.again, output).await;
         Ok(client)
     }
@@ -118,11 +142,18 @@ impl Connection {
     /// Who the client is: who its user name and password say, else its certificate, else nobody in particular.
     async fn user(&self, connect: &Connect) -> Result<Principal, u8> {
         let access = &self.broker.access;
-        let certified = self.peer.certified.as_deref().and_then(|name| access.by_common_name(name));
+        let certified = self
+            .peer
+            .certified
+            .as_deref()
+            .and_then(|name| access.by_common_name(name));
         match (&connect.user, certified) {
             (Some(name), _) if access.has_users() => {
                 let password = connect.password.as_deref().unwrap_or_default();
-                access.check_password(name, password).await.ok_or(reason::BAD_CREDENTIALS)
+                access
+                    .check_password(name, password)
+                    .await
+                    .ok_or(reason::BAD_CREDENTIALS)
             }
             (_, Some(user)) => Ok(user),
             (_, None) => access.anonymous().ok_or(reason::NOT_AUTHORIZED),
@@ -134,14 +165,22 @@ fn connect_of(frame: &Frame) -> Result<Box<Connect>, (Option<Version>, Malformed
     let version = connect_version(frame).map_err(|malformed| (None, malformed))?;
     match decode(version, frame, shared::time::wall_ms()) {
         Ok(Incoming::Connect(connect)) => Ok(connect),
-        Ok(_) => Err((None, Malformed { reason: reason::PROTOCOL_ERROR, what: "not a CONNECT" })),
+        Ok(_) => Err((
+            None,
+            Malformed {
+                reason: reason::PROTOCOL_ERROR,
+                what: "not a CONNECT",
+            },
+        )),
         Err(malformed) => Err((Some(version), malformed)),
     }
 }
 
 fn keep_alive(connect: &Connect, most_s: Option<u16>) -> u16 {
     match (connect.version, most_s) {
-        (Version::V5, Some(most)) if connect.keep_alive_s == 0 || connect.keep_alive_s > most => most,
+        (Version::V5, Some(most)) if connect.keep_alive_s == 0 || connect.keep_alive_s > most => {
+            most
+        }
         // a client of MQTT 3.1.1 can't be told of another
         (Version::V3 | Version::V5, _) => connect.keep_alive_s,
     }

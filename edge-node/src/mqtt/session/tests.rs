@@ -39,7 +39,10 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
         qos,
         retain: false,
         identifiers: Vec::new(),
-        place: Some(Place { partition: P, offset }),
+        place: Some(Place {
+            partition: P,
+            offset,
+        }),
         shared: None,
     }
 }
@@ -57,7 +60,9 @@ fn link(number: u64, window: usize) -> Link {
 fn online(limits: SessionLimits) -> State {
     let mut state = State::new(Arc::from("c"), limits);
     state.expiry_s = 10;
-    state.subscriptions.insert("t".into(), options(Qos::ExactlyOnce));
+    state
+        .subscriptions
+        .insert("t".into(), options(Qos::ExactlyOnce));
     state.link = Some(link(1, 10));
     state
 }
@@ -70,10 +75,19 @@ fn tail(next: Offset) -> Positions {
 fn a_full_queue_of_qos_1_goes_on_from_the_log() {
     let mut state = online(LIMITS);
     for offset in 0..4 {
-        assert_eq!(state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset)), Offered::Queued);
+        assert_eq!(
+            state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset)),
+            Offered::Queued
+        );
     }
-    assert_eq!(state.offer(delivery(4, Qos::AtLeastOnce), &tail(4)), Offered::Left);
-    assert_eq!(state.offer(delivery(5, Qos::AtLeastOnce), &tail(5)), Offered::Left);
+    assert_eq!(
+        state.offer(delivery(4, Qos::AtLeastOnce), &tail(4)),
+        Offered::Left
+    );
+    assert_eq!(
+        state.offer(delivery(5, Qos::AtLeastOnce), &tail(5)),
+        Offered::Left
+    );
     assert_eq!(state.behind(), Some(&tail(4)));
     assert!(!state.try_live(&tail(6)));
     while state.take(0).is_some() {}
@@ -92,10 +106,19 @@ fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
         (Overflow::Disconnect, 0, Some(reason::QUOTA_EXCEEDED)),
     ] {
         let mut state = online(SessionLimits { overflow, ..LIMITS });
-        for offset in 0..5 {
+        for offset in 0..5_u64 {
             let numbered = (*message(Qos::AtMostOnce)).clone();
-            let message = Arc::new(Message { published_ms: offset.cast_signed(), ..numbered });
-            state.offer(Delivery { message, ..delivery(offset, Qos::AtMostOnce) }, &tail(offset));
+            let message = Arc::new(Message {
+                published_ms: offset.cast_signed(),
+                ..numbered
+            });
+            state.offer(
+                Delivery {
+                    message,
+                    ..delivery(offset, Qos::AtMostOnce)
+                },
+                &tail(offset),
+            );
         }
         assert_eq!(state.behind(), None);
         assert_eq!(state.link.as_ref().unwrap().kicked, kicked);
@@ -111,7 +134,9 @@ fn the_window_of_the_client_is_kept() {
     for offset in 0..3 {
         state.offer(delivery(offset, Qos::ExactlyOnce), &tail(offset));
     }
-    let ids: Vec<u16> = std::iter::from_fn(|| state.take(0)).map(|(_, id)| id).collect();
+    let ids: Vec<u16> = std::iter::from_fn(|| state.take(0))
+        .map(|(_, id)| id)
+        .collect();
     assert_eq!(ids, [1, 2]);
     assert!(state.inflight.received(1));
     assert!(state.take(0).is_none(), "PUBCOMP makes room, not PUBREC");
@@ -131,7 +156,11 @@ fn a_client_that_goes_leaves_a_place_in_the_log() {
     state.go_offline(&tail(9));
     assert_eq!(state.behind(), Some(&tail(5)), "the second was not taken");
     assert!(!state.has_waiting());
-    let sent: Vec<_> = state.inflight.iter().map(|sent| (sent.id, sent.place.unwrap().offset)).collect();
+    let sent: Vec<_> = state
+        .inflight
+        .iter()
+        .map(|sent| (sent.id, sent.place.unwrap().offset))
+        .collect();
     assert_eq!(sent, [(1, 3)]);
 }
 
@@ -140,25 +169,50 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
     let mut state = online(LIMITS);
     state.link = Some(link(1, 1));
     for offset in [3, 5] {
-        let delivery = Delivery { shared: Some("$share/g/t".into()), ..delivery(offset, Qos::AtLeastOnce) };
+        let delivery = Delivery {
+            shared: Some("$share/g/t".into()),
+            ..delivery(offset, Qos::AtLeastOnce)
+        };
         state.offer(delivery, &tail(offset));
     }
     state.take(0).unwrap();
-    let given: Vec<_> = state.go_offline(&tail(9)).into_iter().map(|d| d.place.unwrap().offset).collect();
+    let given: Vec<_> = state
+        .go_offline(&tail(9))
+        .into_iter()
+        .map(|d| d.place.unwrap().offset)
+        .collect();
     assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
 }
 
 #[test]
 fn filters_that_overlap_give_one_message_with_the_highest_qos_and_all_identifiers() {
-    let low = Options { identifier: Some(1), ..options(Qos::AtMostOnce) };
-    let high = Options { identifier: Some(2), ..options(Qos::ExactlyOnce) };
-    let merged = merge(&message(Qos::AtLeastOnce), [&low, &high].into_iter(), "c", None).unwrap();
-    assert_eq!((merged.qos, &merged.identifiers[..]), (Qos::AtLeastOnce, &[1, 2][..]));
+    let low = Options {
+        identifier: Some(1),
+        ..options(Qos::AtMostOnce)
+    };
+    let high = Options {
+        identifier: Some(2),
+        ..options(Qos::ExactlyOnce)
+    };
+    let merged = merge(
+        &message(Qos::AtLeastOnce),
+        [&low, &high].into_iter(),
+        "c",
+        None,
+    )
+    .unwrap();
+    assert_eq!(
+        (merged.qos, &merged.identifiers[..]),
+        (Qos::AtLeastOnce, &[1, 2][..])
+    );
 }
 
 #[test]
 fn what_a_client_published_does_not_come_back_when_it_asked_so() {
-    let own = Options { no_local: true, ..options(Qos::AtLeastOnce) };
+    let own = Options {
+        no_local: true,
+        ..options(Qos::AtLeastOnce)
+    };
     let mut published = (*message(Qos::AtLeastOnce)).clone();
     published.from = Some("c".into());
     let published = Arc::new(published);

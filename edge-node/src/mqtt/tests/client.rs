@@ -25,7 +25,13 @@ pub(super) struct Connect {
 }
 
 pub(super) fn connect(version: Version, client_id: &'static str) -> Connect {
-    Connect { version, client_id, clean_start: true, session_expiry_s: 0, will: None }
+    Connect {
+        version,
+        client_id,
+        clean_start: true,
+        session_expiry_s: 0,
+        will: None,
+    }
 }
 
 fn text(out: &mut BytesMut, text: &str) {
@@ -75,7 +81,12 @@ impl Client {
     pub(super) async fn new(address: SocketAddr, connect: Connect) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         let input = BytesMut::new();
-        let mut client = Self { socket, input, version: connect.version, session_present: false };
+        let mut client = Self {
+            socket,
+            input,
+            version: connect.version,
+            session_present: false,
+        };
         client.send(&connect.bytes()).await;
         let (first, body) = client.frame().await.expect("a CONNACK");
         assert_eq!((first, body[1]), (0x20, 0), "accepted");
@@ -157,7 +168,14 @@ impl Client {
     }
 
     pub(super) async fn expect_ack(&mut self, kind: AckKind, id: u16) {
-        assert_eq!(self.incoming().await, Incoming::Ack { kind, id, reason: 0 });
+        assert_eq!(
+            self.incoming().await,
+            Incoming::Ack {
+                kind,
+                id,
+                reason: 0
+            }
+        );
     }
 
     /// All that a publish is answered with.
@@ -220,7 +238,11 @@ pub(super) async fn raw(address: SocketAddr, bytes: &[u8]) {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(bytes).await.unwrap();
     let mut rest = Vec::new();
-    drop(timeout(LIMIT, socket.read_to_end(&mut rest)).await.expect("closed in time"));
+    drop(
+        timeout(LIMIT, socket.read_to_end(&mut rest))
+            .await
+            .expect("closed in time"),
+    );
 }
 
 pub(super) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {

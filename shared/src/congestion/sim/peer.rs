@@ -132,8 +132,8 @@ impl Peer {
             return;
         }
         let window = connection.congestion_state().window();
-        let most = (window / 4 * 5) as usize + 2 * PIECE.len();
-        while self.streams.len() * PIECE.len() < most {
+        let most = window / 4 * 5 + 2 * PIECE.len() as u64;
+        while (self.streams.len() * PIECE.len()) as u64 <= most {
             let Some(id) = connection.streams().open(Dir::Uni) else {
                 return;
             };

@@ -27,6 +27,8 @@ const MIN_READ_BYTES: u64 = 16 << 10;
 /// Credit that only critical records may use: many alarms, or this part of a small window.
 const RESERVED_CREDIT: u64 = 64 << 10;
 const RESERVED_PART: u64 = 8;
+/// Encoded bytes that are not held back for others: several packets, of which only the last is not full.
+const GATHERED_BYTES: usize = 8 << 10;
 /// Streams in flight that only critical records may use.
 const RESERVED_STREAMS: usize = MAX_STREAMS_IN_FLIGHT / 16;
 
@@ -312,7 +314,7 @@ impl Schedule {
         let wanting: ClassSet = self
             .allowed
             .iter()
-            .filter(|class| !self.lines[*class].held.is_empty())
+            .filter(|class| !self.lines[*class].held.is_empty() && !self.gathers(*class))
             .collect();
         let class = self.turns.next(wanting)?;
         let charge = self.lines[class].held.front()?.charge();
@@ -330,6 +332,14 @@ impl Schedule {
         let bytes = item.payload.len() + MAX_DATA_HEADER_LEN;
         self.turns.sent(class, bytes as u64, wanting);
         Some((class, item))
+    }
+
+    /// What is held waits for the reads under way, to share packets with what they bring: only where records wait
+    /// for company anyway.
+    fn gathers(&self, class: Class) -> bool {
+        let line = &self.lines[class];
+        let held = || line.held.iter().map(|item| item.payload.len());
+        line.reads > 0 && self.delays.is_any(class) && held().sum::<usize>() < GATHERED_BYTES
     }
 
     /// The transport has so many bytes more.

@@ -348,7 +348,8 @@ impl World {
                         && let Some(session) = self.hub.sessions.get_mut(&done.connection)
                     {
                         let next = done.delivered.next_offset;
-                        session.receiver.handle_committed(&done.delivered.log, next);
+                        let (log, now) = (&done.delivered.log, self.now);
+                        session.receiver.handle_committed(log, next, now);
                         connections.push(done.connection);
                     }
                 }

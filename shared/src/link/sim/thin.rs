@@ -211,7 +211,7 @@ impl Thin {
             }
             Event::Delivered(class, bytes) => self.sender.handle_delivered(class, bytes),
             Event::PacketAcked(bytes) => self.unacked -= bytes,
-            Event::Committed(log, next) => self.receiver.handle_committed(&log, next),
+            Event::Committed(log, next) => self.receiver.handle_committed(&log, next, self.now),
         }
     }
 

@@ -81,6 +81,7 @@ pub(super) fn stats(socket: BorrowedFd<'_>, remote: IpAddr) -> LinkStats {
     LinkStats {
         tx_bytes: info.tcpi_bytes_sent + headers * u64::from(info.tcpi_segs_out),
         rx_bytes: info.tcpi_bytes_received + headers * u64::from(info.tcpi_segs_in),
+        tx_packets: info.tcpi_segs_out.into(),
         asked: info.tcpi_data_segs_out.into(),
         heard: info.tcpi_segs_in.into(),
         rtt: micros(info.tcpi_rtt),

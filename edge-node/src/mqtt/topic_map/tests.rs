@@ -1,0 +1,131 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn rule(filter: &str, kafka: &str, key: &str, topic: Option<&str>) -> Rule {
+    Rule {
+        filter: filter.to_owned(),
+        key: key.parse().unwrap(),
+        topic: topic.map(|topic| topic.parse().unwrap()),
+        ..Rule::everything(TopicName::new(kafka).unwrap())
+    }
+}
+
+fn rest() -> Option<TopicName> {
+    Some(TopicName::new("mqtt_messages").unwrap())
+}
+
+fn refused(rules: Vec<Rule>) -> String {
+    TopicMap::new(rules, rest()).unwrap_err().to_string()
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let map = TopicMap::new(
+        vec![
+            rule("plant/+/temperature", "temperature", "{topic}", None),
+            rule("plant/#", "plant", "{1}", None),
+        ],
+        rest(),
+    )
+    .unwrap();
+    let of = |topic: &str| {
+        let rule = map.rule(topic).unwrap();
+        (
+            rule.kafka.as_str().to_owned(),
+            map.key(rule, topic).into_owned(),
+        )
+    };
+    let pair = |kafka: &str, key: &str| (kafka.to_owned(), key.to_owned());
+    assert_eq!(
+        of("plant/a/temperature"),
+        pair("temperature", "plant/a/temperature")
+    );
+    assert_eq!(of("plant/a/speed"), pair("plant", "a/speed"));
+    assert_eq!(of("other"), pair("mqtt_messages", "other"));
+    assert_eq!(of("$x/other"), pair("mqtt_messages", "$x/other"));
+    let topics: Vec<_> = map.kafka_topics().map(TopicName::as_str).collect();
+    assert_eq!(topics, ["temperature", "plant", "mqtt_messages"]);
+}
+
+#[test]
+fn a_record_has_the_mqtt_topic_that_leads_back_to_it() {
+    let rules = vec![
+        rule(
+            "plant/+/temperature",
+            "temperature",
+            "{1}",
+            Some("plant/{key}/temperature"),
+        ),
+        rule("line/#", "lines", "{1}", None),
+    ];
+    let map = TopicMap::new(rules, rest()).unwrap();
+    let back = |kafka: &str, key: &str, carried: Option<&str>| {
+        map.back(kafka, Some(key.as_bytes()), carried)
+            .map(|(topic, _)| topic.to_string())
+    };
+    assert_eq!(
+        back("temperature", "a", None).as_deref(),
+        Some("plant/a/temperature")
+    );
+    assert_eq!(
+        back("temperature", "a/b", None),
+        None,
+        "it would be another topic's"
+    );
+    assert_eq!(back("temperature", "+", None), None);
+    assert_eq!(
+        back("lines", "x", None),
+        None,
+        "nothing says its MQTT topic"
+    );
+    assert_eq!(
+        back("lines", "x", Some("line/x")).as_deref(),
+        Some("line/x")
+    );
+    assert_eq!(back("mqtt_messages", "a/b", None).as_deref(), Some("a/b"));
+    assert_eq!(back("mqtt_messages", "plant/a/temperature", None), None);
+    assert_eq!(map.back("mqtt_messages", None, None), None);
+}
+
+#[test]
+fn rules_that_loop_or_can_not_be_told_apart_are_refused() {
+    let both = vec![
+        rule("a/#", "x", "{topic}", None),
+        rule("a/+", "y", "{topic}", None),
+    ];
+    assert!(refused(both).contains("never reached"));
+    let looping = vec![
+        rule("a/#", "x", "{topic}", None),
+        rule("b/+", "y", "{1}", Some("a/{key}")),
+    ];
+    assert!(refused(looping).contains("would loop"));
+    let elsewhere = vec![rule("b/+", "y", "{1}", Some("c/{key}"))];
+    assert!(refused(elsewhere).contains("would loop"));
+    let twice = vec![
+        rule("a/+", "x", "{1}", Some("a/{key}")),
+        rule("b/+", "x", "{topic}", None),
+    ];
+    assert!(refused(twice).contains("nobody knows"));
+    let rest = vec![rule("a/+", "mqtt_messages", "{1}", None)];
+    assert!(refused(rest).contains("nobody knows"));
+    assert!(refused(vec![rule("a/#/b", "x", "{topic}", None)]).contains("not an MQTT"));
+    assert!("{nothing}".parse::<Template>().is_err());
+}
+
+proptest! {
+    #[test]
+    fn a_message_comes_back_as_its_topic(topic in "[a-c]{1,2}(/[a-c]{0,2}){0,3}") {
+        let rules = vec![
+            rule("a/+", "x", "{1}", Some("a/{key}")),
+            rule("b/#", "y", "k-{1}", None),
+            rule("+/c", "z", "{topic}", None),
+        ];
+        let map = TopicMap::new(rules, rest()).unwrap();
+        let rule = map.rule(&topic).unwrap();
+        let key = map.key(rule, &topic);
+        let carried = map.needs_topic(rule).then_some(&*topic);
+        let back = map.back(rule.kafka.as_str(), Some(key.as_bytes()), carried);
+        prop_assert_eq!(back, Some((Arc::from(&*topic), rule)));
+    }
+}
