@@ -165,15 +165,10 @@ impl Node {
             last = consumer
                 .committed_offsets(partitions.clone(), LIMIT)
                 .map(|offsets| {
-                    let raw = |offset| match offset {
-                        Offset::Offset(offset) => offset,
-                        _ => 0,
-                    };
-                    offsets
-                        .elements()
-                        .iter()
-                        .map(|each| raw(each.offset()))
-                        .sum::<i64>()
+                    let raw = offsets.elements().into_iter();
+                    let raw = raw.filter_map(|each| each.offset().to_raw());
+                    // nothing committed is below 0
+                    raw.filter(|offset| *offset >= 0).sum::<i64>()
                 })
                 .ok();
             last == Some(count)

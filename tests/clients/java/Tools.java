@@ -13,20 +13,14 @@ import org.apache.kafka.common.utils.Exit;
 public final class Tools {
     private static final class Ended extends RuntimeException {
         private static final long serialVersionUID = 1;
-        private final int status;
-
-        private Ended(int status) {
-            this.status = status;
-        }
     }
 
+    /** How a tool ended. Some catch what is thrown at their end, and end once more. */
+    private static Integer status;
+
     public static void main(String[] none) throws Exception {
-        Exit.setExitProcedure((status, message) -> {
-            throw new Ended(status);
-        });
-        Exit.setHaltProcedure((status, message) -> {
-            throw new Ended(status);
-        });
+        Exit.setExitProcedure(Tools::end);
+        Exit.setHaltProcedure(Tools::end);
         InputStream input = System.in;
         try (var lines = new BufferedReader(new InputStreamReader(input))) {
             String line;
@@ -38,22 +32,29 @@ public final class Tools {
         }
     }
 
+    private static void end(int with, String message) {
+        if (status == null) {
+            status = with;
+        }
+        throw new Ended();
+    }
+
     private static int run(String[] words) throws Exception {
         int end = words.length;
         if (end > 2 && words[end - 2].equals("<")) {
             System.setIn(new FileInputStream(words[end - 1]));
             end -= 2;
         }
+        status = null;
         try {
             Class.forName(words[0]).getMethod("main", String[].class)
                 .invoke(null, (Object) Arrays.copyOfRange(words, 1, end));
-            return 0;
         } catch (InvocationTargetException wrapped) {
-            if (wrapped.getCause() instanceof Ended ended) {
-                return ended.status;
+            if (!(wrapped.getCause() instanceof Ended)) {
+                wrapped.getCause().printStackTrace();
+                return 1;
             }
-            wrapped.getCause().printStackTrace();
-            return 1;
         }
+        return status == null ? 0 : status;
     }
 }

@@ -300,9 +300,11 @@ impl Client {
     /// # Errors
     /// When another packet of that kind comes, or none.
     pub fn wait_ack(&mut self, wanted: u8, wanted_id: u16) -> Result<u8> {
-        self.wait("an acknowledgement", |packet| match packet {
-            Packet::Ack { kind, id, code } if kind == wanted && id == wanted_id => Ok(code),
-            other => Err(other),
+        self.wait("an acknowledgement", |packet| {
+            let &Packet::Ack { kind, id, code } = packet else {
+                return None;
+            };
+            (kind == wanted && id == wanted_id).then_some(code)
         })
     }
 
@@ -331,9 +333,11 @@ impl Client {
         let id = self.new_id();
         let bytes = packet::subscribe(self.version, id, filters, properties);
         self.send(&bytes)?;
-        self.wait("SUBACK", |packet| match packet {
-            Packet::SubAck { id: found, codes } if found == id => Ok(codes),
-            other => Err(other),
+        self.wait("SUBACK", |packet| {
+            let Packet::SubAck { id: found, codes } = packet else {
+                return None;
+            };
+            (*found == id).then(|| codes.clone())
         })
     }
 
@@ -344,9 +348,11 @@ impl Client {
     pub fn unsubscribe(&mut self, filter: &str) -> Result<Vec<u8>> {
         let id = self.new_id();
         self.send(&packet::unsubscribe(self.version, id, filter))?;
-        self.wait("UNSUBACK", |packet| match packet {
-            Packet::UnsubAck { id: found, codes } if found == id => Ok(codes),
-            other => Err(other),
+        self.wait("UNSUBACK", |packet| {
+            let Packet::UnsubAck { id: found, codes } = packet else {
+                return None;
+            };
+            (*found == id).then(|| codes.clone())
         })
     }
 
@@ -356,9 +362,8 @@ impl Client {
     /// When none comes.
     pub fn ping(&mut self) -> Result<()> {
         self.send(&packet::frame(kind::PINGREQ, 0, &[]))?;
-        self.wait("PINGRESP", |packet| match packet {
-            Packet::PingResp => Ok(()),
-            other => Err(other),
+        self.wait("PINGRESP", |packet| {
+            (*packet == Packet::PingResp).then_some(())
         })
     }
 
@@ -493,22 +498,15 @@ impl Client {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Ok(Heard::End),
                 Ok(count) => self.buffer.extend(&chunk[..count]),
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(Heard::Silence),
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => return Ok(Heard::End),
-                    _ => return Err(error).context("read"),
-                },
+                Err(error) if is_silence(error.kind()) => return Ok(Heard::Silence),
+                Err(error) if is_end(error.kind()) => return Ok(Heard::End),
+                Err(error) => return Err(error).context("read"),
             }
         }
     }
 
-    /// Waits for a packet that `take` wants; it gives others back, which are handled as ever.
-    fn wait<T>(
-        &mut self,
-        what: &str,
-        mut take: impl FnMut(Packet) -> Result<T, Packet>,
-    ) -> Result<T> {
+    /// Waits for a packet that `take` wants; others are handled as ever.
+    fn wait<T>(&mut self, what: &str, mut take: impl FnMut(&Packet) -> Option<T>) -> Result<T> {
         loop {
             let packet = self
                 .packet(LIMIT)
@@ -516,9 +514,9 @@ impl Client {
             let Some(packet) = packet else {
                 bail!("closed while waiting for {what}");
             };
-            match take(packet) {
-                Ok(found) => return Ok(found),
-                Err(other) => self.handle(other, what)?,
+            match take(&packet) {
+                Some(found) => return Ok(found),
+                None => self.handle(packet, what)?,
             }
         }
     }
@@ -528,18 +526,19 @@ impl Client {
     /// # Errors
     /// When it is of another kind, or the connection is gone.
     pub fn handle(&mut self, packet: Packet, instead_of: &str) -> Result<()> {
-        match packet {
-            Packet::Publish(publish) => self.receive(publish),
-            Packet::Ack {
-                kind: kind::PUBREL,
-                id,
-                ..
-            } => {
-                self.unreleased.remove(&id);
-                self.send(&packet::ack(kind::PUBCOMP, id))
-            }
-            other => bail!("{other:?} instead of {instead_of}"),
+        if let Packet::Ack {
+            kind: kind::PUBREL,
+            id,
+            ..
+        } = packet
+        {
+            self.unreleased.remove(&id);
+            return self.send(&packet::ack(kind::PUBCOMP, id));
         }
+        let Packet::Publish(publish) = packet else {
+            bail!("{packet:?} instead of {instead_of}");
+        };
+        self.receive(publish)
     }
 
     fn receive(&mut self, publish: Publish) -> Result<()> {
@@ -565,4 +564,12 @@ pub enum Heard {
     Packet(Packet),
     Silence,
     End,
+}
+
+fn is_silence(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+fn is_end(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }

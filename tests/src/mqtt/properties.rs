@@ -82,11 +82,16 @@ impl Properties {
     #[must_use]
     pub fn numbers(&self, id: u8) -> Vec<u32> {
         let number = |(found, value): &(u8, Property)| match value {
-            _ if *found != id => None,
-            Property::Byte(value) => Some(u32::from(*value)),
-            Property::Two(value) => Some(u32::from(*value)),
-            Property::Four(value) | Property::Variable(value) => Some(*value),
-            Property::Text(_) | Property::Binary(_) | Property::Pair(..) => None,
+            Property::Byte(value) if *found == id => Some(u32::from(*value)),
+            Property::Two(value) if *found == id => Some(u32::from(*value)),
+            Property::Four(value) | Property::Variable(value) if *found == id => Some(*value),
+            Property::Byte(_)
+            | Property::Two(_)
+            | Property::Four(_)
+            | Property::Variable(_)
+            | Property::Text(_)
+            | Property::Binary(_)
+            | Property::Pair(..) => None,
         };
         self.0.iter().filter_map(number).collect()
     }
@@ -101,22 +106,22 @@ impl Properties {
     /// A property that is text.
     #[must_use]
     pub fn text(&self, id: u8) -> Option<&str> {
-        match self.find(id)? {
-            Property::Text(text) => Some(text),
-            _ => None,
+        if let Property::Text(text) = self.find(id)? {
+            return Some(text);
         }
+        None
     }
 
     /// The user properties.
     #[must_use]
     pub fn users(&self) -> Vec<(&str, &str)> {
-        self.0
-            .iter()
-            .filter_map(|(_, value)| match value {
-                Property::Pair(name, value) => Some((name.as_str(), value.as_str())),
-                _ => None,
-            })
-            .collect()
+        let mut pairs = Vec::new();
+        for (_, value) in &self.0 {
+            if let Property::Pair(name, value) = value {
+                pairs.push((name.as_str(), value.as_str()));
+            }
+        }
+        pairs
     }
 
     pub(super) fn put(&self, into: &mut Vec<u8>) {
