@@ -9,11 +9,12 @@ import time
 import dialog
 
 FORMAT = "record %p %o %k %s\n"
+# Without it kcat gives up when the only broker has closed a connection.
+PATIENT = ["-E"]
 
 
 def produce(bootstrap, topic, first, count, idempotent):
-    # Without -E it gives up when the only broker has closed a connection.
-    idempotence = ["-E", "-X", "enable.idempotence=true"] if idempotent else []
+    idempotence = [*PATIENT, "-X", "enable.idempotence=true"] if idempotent else []
     kcat = subprocess.Popen(
         ["kcat", "-P", "-b", bootstrap, "-t", topic, "-K", ":", *idempotence], stdin=subprocess.PIPE
     )
@@ -21,7 +22,7 @@ def produce(bootstrap, topic, first, count, idempotent):
         kcat.stdin.write(b"".join(key + b":" + value + b"\n" for key, value in ten))
         kcat.stdin.flush()
         # It tells nobody what was acknowledged: a pause, so that there are many requests.
-        time.sleep(0.02)
+        time.sleep(0.1)
     kcat.stdin.close()
     sys.exit(kcat.wait())
 
@@ -35,7 +36,7 @@ def group(bootstrap, topic, name):
     # It can't be told to commit: it does so by itself, here often.
     often = ["-X", "auto.commit.interval.ms=100", "-X", "auto.offset.reset=earliest"]
     kcat = subprocess.Popen(
-        ["kcat", "-b", bootstrap, "-u", "-f", FORMAT, *often, "-G", name, topic],
+        ["kcat", *PATIENT, "-b", bootstrap, "-u", "-f", FORMAT, *often, "-G", name, topic],
         stderr=subprocess.PIPE,
         text=True,
     )
