@@ -21,7 +21,7 @@ SOAK_SEEDS ?= 1000000
 SOAK_SECONDS ?= 1800
 
 # They measure links and crowds, and do not pass each time on a machine that does something else too.
-LINK_SCENARIOS := classes:: crowds:: policy:: transport:: wan::
+LINK_SCENARIOS := crowds:: policy:: wan:: transport::a_quiet_site transport::a_site_whose_network transport::an_outage
 
 .PHONY: help
 help: ## This list

@@ -11,7 +11,8 @@
 //! A *round* ends when a packet that was sent after its beginning is acknowledged. The gains go in a
 //! cycle: probe above, drain below, cruise a little above, so that a path with more to give is noticed,
 //! the queue is empty once a cycle (that is when the round trip is measured) and the link is never idle.
-//! Loss is congestion only when it is much ([`HEAVY_LOSS`] of a round with a queue, [`RUINOUS_LOSS`] without).
+//! Loss is congestion only when it is much ([`HEAVY_LOSS`] of enough packets with a queue, [`RUINOUS_LOSS`]
+//! without). A path that became another one is started on anew ([`change`]).
 //!
 //! Where the delay varies, rate and round trip mislead: acknowledgements come in clumps, and the least round
 //! trip is one that was lucky. So a probe is judged by itself: when the round that acknowledges it had neither

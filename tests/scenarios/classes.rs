@@ -26,7 +26,7 @@ const ALARMS: u64 = 60;
 
 /// A site that knows what its link carries fills no queue on the way.
 #[test]
-#[ignore = "system test: make test-links"]
+#[ignore = "system test: make test"]
 fn an_alarm_behind_a_backlog_is_not_late() -> Result<()> {
     let site = Settings::default().with("policy.rate_up", "250kbit");
     let found = alarms_behind_a_backlog("with the rate configured", &site)?;
@@ -38,11 +38,11 @@ fn an_alarm_behind_a_backlog_is_not_late() -> Result<()> {
 
 /// One that does not know it has what the congestion controller lets queue up besides.
 #[test]
-#[ignore = "system test: make test-links"]
+#[ignore = "system test: make test"]
 fn an_alarm_waits_for_no_more_than_the_queue_on_the_way() -> Result<()> {
     let found = alarms_behind_a_backlog("with the rate unknown", &Settings::default())?;
-    ensure!(found.p50 < Duration::from_millis(1_500), "{found:?}");
-    ensure!(found.p90 < Duration::from_secs(3), "{found:?}");
+    ensure!(found.p90 < Duration::from_millis(1_500), "{found:?}");
+    ensure!(found.p99 < Duration::from_secs(3), "{found:?}");
     ensure!(found.share > 0.8, "{found:?}");
     Ok(())
 }

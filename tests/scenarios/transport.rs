@@ -95,7 +95,7 @@ fn an_outage_costs_no_session_and_little_and_is_over_at_once() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test-links"]
+#[ignore = "system test: make test"]
 fn udp_that_is_blocked_in_the_middle_is_gone_around_and_come_back_to() -> Result<()> {
     let (hub, site) = as_delivered();
     let stage = Stage::start_with(Broker::shared(), &hub, &site)?;
@@ -169,7 +169,7 @@ fn a_site_whose_network_blocks_udp_starts_over_tcp() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test-links"]
+#[ignore = "system test: make test"]
 fn a_change_of_address_costs_no_session() -> Result<()> {
     let (hub, site) = as_delivered();
     let stage = Stage::start_with(Broker::shared(), &hub, &site)?;
@@ -189,7 +189,7 @@ fn a_change_of_address_costs_no_session() -> Result<()> {
 }
 
 #[test]
-#[ignore = "system test: make test-links"]
+#[ignore = "system test: make test"]
 fn a_hub_that_was_killed_and_is_back_is_dialled_at_once() -> Result<()> {
     let (hub, site) = as_delivered();
     let mut stage = Stage::start_with(Broker::shared(), &hub, &site)?;

@@ -390,9 +390,10 @@ mod tests {
     #[test]
     fn values_of_the_first_version_stay_readable() {
         let bytes = |hex: &str| -> Vec<u8> {
-            let digits = (0..hex.len()).step_by(2);
-            digits
-                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            let pairs = hex.as_bytes().chunks(2);
+            let texts = pairs.map(|pair| std::str::from_utf8(pair).unwrap());
+            texts
+                .map(|text| u8::from_str_radix(text, 16).unwrap())
                 .collect()
         };
         let all = include_str!("golden/values-1.txt");

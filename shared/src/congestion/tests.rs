@@ -86,6 +86,17 @@ fn a_path_that_changes_is_followed() {
 }
 
 #[test]
+fn a_path_that_becomes_longer_is_filled_again() {
+    for (loss, queue_percent) in [(0, 100), (PERCENT, 25)] {
+        let mut setup = ours(Link::path(10 * MBIT, 30, 0, 100), 20);
+        setup.change = Some((10, Link::path(10 * MBIT, 600, loss, queue_percent)));
+        setup.from = 15;
+        let outcome = run(&setup);
+        assert!(outcome.share > 0.8, "{outcome:?}");
+    }
+}
+
+#[test]
 fn a_policy_is_not_exceeded_by_much_before_anybody_shapes() {
     let limit = RateLimit::default();
     limit.set(MBIT / 8);

@@ -42,9 +42,10 @@ fn answered(store: &dyn Store, frame: &Bytes) -> Vec<u8> {
 }
 
 fn bytes(hex: &str) -> Bytes {
-    let digits = (0..hex.len()).step_by(2);
-    digits
-        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+    let pairs = hex.as_bytes().chunks(2);
+    let texts = pairs.map(|pair| std::str::from_utf8(pair).unwrap());
+    texts
+        .map(|text| u8::from_str_radix(text, 16).unwrap())
         .collect()
 }
 
