@@ -393,7 +393,11 @@ fn a_gap_that_was_read_grows_no_more(make: Make) {
     let browsed = s.browse(p, 0, usize::MAX).unwrap();
     assert_eq!(offsets(&browsed), [0, 1, 2, 3]);
     drop_two();
-    assert_eq!(s.chain_at(p, 7).unwrap(), None, "the hub was not told of the gap");
+    assert_eq!(
+        s.chain_at(p, 7).unwrap(),
+        None,
+        "the hub was not told of the gap"
+    );
     let told = s.chain_at(p, 9).unwrap();
     assert_eq!(offsets(&s.read(p, 2, usize::MAX).unwrap()), [2, 3]);
     drop_two();
