@@ -128,10 +128,8 @@ fn doubles_nothing_when_answers_are_lost(program: Program) -> Result<()> {
     // often, and not so often that one batch loses more answers than sarama's three retries
     node.cutter.lose_answers(PRODUCE, 7, LOST);
     program.produce_idempotent(&bootstrap, &topic, 10, 300)?;
-    ensure!(
-        node.cutter.cuts() == LOST,
-        "{} answers were lost",
-        node.cutter.cuts()
-    );
+    // kcat gathers what waits while it connects again, and so has fewer requests than the others
+    let cuts = node.cutter.cuts();
+    ensure!((2..=LOST).contains(&cuts), "{cuts} answers were lost");
     check_once_in_order(&node.read(&topic)?, 0..310)
 }

@@ -4,24 +4,24 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import dialog
 
 FORMAT = "record %p %o %k %s\n"
+# Without it kcat gives up when the only broker has closed a connection.
+PATIENT = ["-E"]
 
 
 def produce(bootstrap, topic, first, count, idempotent):
-    # Without -E it gives up when the only broker has closed a connection.
-    idempotence = ["-E", "-X", "enable.idempotence=true"] if idempotent else []
+    idempotence = [*PATIENT, "-X", "enable.idempotence=true"] if idempotent else []
+    # It reads a few KiB at a time and tells nobody what was acknowledged: small batches, for many requests.
+    tens = ["-X", "batch.num.messages=10"]
     kcat = subprocess.Popen(
-        ["kcat", "-P", "-b", bootstrap, "-t", topic, "-K", ":", *idempotence], stdin=subprocess.PIPE
+        ["kcat", "-P", "-b", bootstrap, "-t", topic, "-K", ":", *tens, *idempotence], stdin=subprocess.PIPE
     )
     for ten in dialog.tens(first, count):
         kcat.stdin.write(b"".join(key + b":" + value + b"\n" for key, value in ten))
         kcat.stdin.flush()
-        # It tells nobody what was acknowledged: a pause, so that there are many requests.
-        time.sleep(0.02)
     kcat.stdin.close()
     sys.exit(kcat.wait())
 
@@ -35,7 +35,7 @@ def group(bootstrap, topic, name):
     # It can't be told to commit: it does so by itself, here often.
     often = ["-X", "auto.commit.interval.ms=100", "-X", "auto.offset.reset=earliest"]
     kcat = subprocess.Popen(
-        ["kcat", "-b", bootstrap, "-u", "-f", FORMAT, *often, "-G", name, topic],
+        ["kcat", *PATIENT, "-b", bootstrap, "-u", "-f", FORMAT, *often, "-G", name, topic],
         stderr=subprocess.PIPE,
         text=True,
     )
