@@ -175,6 +175,12 @@ impl Client {
         self.produced().await.1
     }
 
+    pub(super) async fn skip(&mut self, bytes: usize) {
+        let mut skipped = vec![0; bytes];
+        let read = self.0.read_exact(&mut skipped);
+        timeout(LIMIT, read).await.expect("bytes").unwrap();
+    }
+
     pub(super) async fn expect_close(&mut self) {
         let mut rest = [0; 1000];
         match timeout(LIMIT, self.0.read(&mut rest))
