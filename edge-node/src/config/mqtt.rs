@@ -130,7 +130,7 @@ fn map(section: &mut Section) -> TopicMap {
     let rules: Vec<_> = sections.iter_mut().map(rule).collect();
     // a rule that can't be read has its own problem
     let is_whole = rules.iter().all(Option::is_some);
-    let map = TopicMap::new(rules.into_iter().flatten().collect(), name.0.clone());
+    let map = TopicMap::new(rules.into_iter().flatten().collect(), name.0);
     match map {
         Ok(map) => map,
         Err(error) => {

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 pub use connect::{Admitted, Refused};
 pub use group::Group;
-pub use publish::PublishError;
+pub use publish::{Accepted, PublishError};
 pub use timers::run_timers;
 
 use super::filters::Filters;
@@ -76,7 +76,7 @@ pub struct Subscriber {
 pub(super) struct Sessions {
     pub(super) by_client: HashMap<Arc<str>, Arc<Session>>,
     /// What is to happen to sessions whose clients are away, by [`shared::time::now`].
-    pub(super) deadlines: BTreeMap<(Duration, u64), timers::Deadline>,
+    deadlines: BTreeMap<(Duration, u64), timers::Deadline>,
 }
 
 /// Everything that connections share.

@@ -146,7 +146,7 @@ fn gather(
     let mut batch = Batch::default();
     batch.push(first);
     while let Ok(item) = queue.try_recv() {
-        if batch.builder.len() + item.draft.len() + MARGIN > max_bytes {
+        if batch.builder.len() + item.draft.bytes() + MARGIN > max_bytes {
             return (batch, Some(item));
         }
         batch.push(item);

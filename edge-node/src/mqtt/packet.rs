@@ -16,6 +16,7 @@ pub enum Version {
 /// How often a message may arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
+#[expect(clippy::enum_variant_names, reason = "the specification's names")]
 pub enum Qos {
     /// At most once.
     AtMostOnce = 0,
@@ -203,6 +204,7 @@ pub enum RetainHandling {
 
 /// One of the four packets that acknowledge a PUBLISH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the specification's names")]
 pub enum AckKind {
     /// QoS 1: done.
     PubAck,

@@ -130,7 +130,7 @@ impl Draft {
 
     /// Bytes that it takes in a batch, at most.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let (key, value) = (Some(self.key.as_bytes()), Some(&self.message.payload[..]));
         record_len(u32::MAX >> 1, i64::MAX, key, value, &self.headers())
     }
@@ -299,7 +299,7 @@ mod tests {
             let draft = Draft::new(&map, rule, message.clone());
             let mut batch = BatchBuilder::default();
             draft.push(&mut batch);
-            prop_assert!(batch.len() - shared::record::HEADER_LEN <= draft.len());
+            prop_assert!(batch.len() - shared::record::HEADER_LEN <= draft.bytes());
             prop_assert_eq!(back(&map, &batch.build().unwrap()), vec![message]);
         }
     }

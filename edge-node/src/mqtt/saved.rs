@@ -56,9 +56,7 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
     out.put_u8(VERSION);
     out.put_u32(state.expiry_s);
     out.put_i64(away_since_ms);
-    put_option(&mut out, state.owner.as_deref(), |out, text| {
-        put_text(out, text)
-    });
+    put_option(&mut out, state.owner.as_deref(), put_text);
     put_count(&mut out, state.subscriptions.len());
     for (filter, options) in &state.subscriptions {
         put_text(&mut out, filter);
@@ -256,17 +254,9 @@ pub fn retained(message: &Message) -> StateChange {
     let properties = message.properties.as_deref().unwrap_or(&none);
     put_option(&mut out, properties.payload_format, BytesMut::put_u8);
     put_option(&mut out, properties.expiry_s, BytesMut::put_u32);
-    put_option(&mut out, properties.content_type.as_deref(), |out, text| {
-        put_text(out, text)
-    });
-    put_option(
-        &mut out,
-        properties.response_topic.as_deref(),
-        |out, text| put_text(out, text),
-    );
-    put_option(&mut out, properties.correlation.as_deref(), |out, data| {
-        put_data(out, data)
-    });
+    put_option(&mut out, properties.content_type.as_deref(), put_text);
+    put_option(&mut out, properties.response_topic.as_deref(), put_text);
+    put_option(&mut out, properties.correlation.as_deref(), put_data);
     put_count(&mut out, properties.user.len());
     for (name, value) in &properties.user {
         put_text(&mut out, name);

@@ -60,10 +60,10 @@ fn choose(request: &Request, mut response: Response) -> Result<Response, ErrorRe
 }
 
 fn io_error(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        other => io::Error::other(other),
+    if let Error::Io(error) = error {
+        return error;
     }
+    io::Error::other(error)
 }
 
 /// A WebSocket as a stream of bytes.

@@ -103,7 +103,7 @@ impl Broker {
         }
         let topic = self.topic(rule.kafka.as_str()).await?;
         let draft = Draft::new(&self.map, rule, message);
-        let (bytes, limit) = (draft.len() + HEADER_LEN, topic.rules.max_batch_bytes);
+        let (bytes, limit) = (draft.bytes() + HEADER_LEN, topic.rules.max_batch_bytes);
         if bytes > limit {
             return Err(PublishError::TooLarge { bytes, limit });
         }

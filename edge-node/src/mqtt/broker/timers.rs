@@ -78,10 +78,10 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
                 tracing::warn!(%error, "Shared subscriptions were not served");
             }
         }
-        if ticks % SAVE_TICKS == 0 {
+        if ticks.is_multiple_of(SAVE_TICKS) {
             broker.save_dirty().await;
         }
-        if ticks % SYSTEM_TICKS == 0 {
+        if ticks.is_multiple_of(SYSTEM_TICKS) {
             broker.tell_system(shared::time::now().saturating_sub(started));
             broker.expire_retained();
         }
