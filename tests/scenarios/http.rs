@@ -14,7 +14,7 @@ use toml::{Table, toml};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// A few hundred requests for each operation, on a machine that does something else too.
-const SCHEMATHESIS_LIMIT: Duration = Duration::from_secs(300);
+const SCHEMATHESIS_LIMIT: Duration = Duration::from_secs(600);
 
 /// A token and its SHA-256.
 const TOKEN: &str = "test-token";
@@ -67,7 +67,7 @@ fn the_openapi_document_is_true() -> Result<()> {
     command.arg(format!("{}/openapi.json", site.http()));
     command.args(["--exclude-path-regex", "tail$", "--checks", "all"]);
     command.arg(format!("--header=Authorization: Bearer {TOKEN}"));
-    command.args(["--max-examples", "40", "--no-color", "--no-shrink"]);
+    command.args(["--max-examples", "25", "--no-color", "--no-shrink"]);
     command.args(["--continue-on-failure", "--warnings", "off"]);
     command.arg(format!(
         "--seed={}",

@@ -90,7 +90,7 @@ fn a_file_with_many_mistakes_reports_them_all() {
     let text = problems(
         "[store]\nquota = \"1MiB\"\nqueue = \"2 apples\"\n[topics.default]\nretention = \"forever\"\n\
          [[topics.rule]]\npartitions = 0\n[kafka]\nlisten = \"localhost\"\nmax_conections = 3\n\
-         [uplink]\nlevel = 99\nhubs = [\"hub\", \"ok:1\"]\n[log]\nlevel = \"=\"\n[mqtt]\nlisten = 1\n",
+         [uplink]\nlevel = 99\nhubs = [\"hub\", \"ok:1\"]\n[log]\nlevel = \"=\"\n[amqp]\nlisten = 1\n",
     );
     for part in [
         "store.quota = \"1MiB\": out of range; accepted: 16MiB to",
@@ -104,7 +104,8 @@ fn a_file_with_many_mistakes_reports_them_all() {
         "uplink.level = 99: out of range; accepted: a whole number from 1 to 19",
         "uplink.hubs[0] = \"hub\": not a host and port",
         "log.level = \"=\": not a log filter",
-        "mqtt: no such key; accepted: node, store, topics, access, kafka, http, policy, uplink, admin, log",
+        "amqp: no such key; accepted: node, store, topics, access, kafka, http, mqtt, policy, uplink, \
+         admin, log",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }

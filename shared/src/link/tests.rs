@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::class::{Class, ClassRules};
+use crate::class::{Class, ClassRules, PerClass};
 use crate::ids::{Incarnation, TopicName, TopicPartition};
 use crate::wire::{
     Ack, Anchor, Checkpoint, CheckpointEntry, DataContent, DataHeader, Farewell, Frame, Handle,
@@ -568,6 +568,33 @@ fn a_refusal_tells_when_to_come_back() {
     assert_eq!(close.code, Code::NotOwner);
     assert_eq!(close.retry_after, Some(Duration::from_millis(250)));
     assert!(close.by_peer);
+}
+
+#[test]
+fn what_waits_for_company_goes_with_the_reads_under_way() {
+    let sends = |out: &[SenderOutput]| {
+        let is_data = |out: &&SenderOutput| matches!(out, SenderOutput::Data(_));
+        out.iter().filter(is_data).count()
+    };
+    for (delay, first, second) in [(Duration::ZERO, 1, 1), (Duration::from_secs(1), 0, 2)] {
+        let mut sender = sender();
+        for handle in [1, 2] {
+            let log = log(handle);
+            sender.add_log(Handle(handle), log, Class::Normal, range(0, 20), 0);
+        }
+        sender.set_max_delay(PerClass::from_fn(|_| delay));
+        sender.start(START);
+        outputs(&mut sender);
+        let both = [(1, LogReply::Absent), (2, LogReply::Absent)];
+        sender.handle_control(&welcome(10_000_000, &both), START);
+        let out = outputs(&mut sender);
+        let is_read = |out: &&SenderOutput| matches!(out, SenderOutput::Read { .. });
+        assert_eq!(out.iter().filter(is_read).count(), 2, "{out:?}");
+        sender.handle_read(Handle(1), records(0, 20, 100));
+        assert_eq!(sends(&outputs(&mut sender)), first, "{delay:?}");
+        sender.handle_read(Handle(2), records(0, 20, 100));
+        assert_eq!(sends(&outputs(&mut sender)), second, "{delay:?}");
+    }
 }
 
 #[test]
