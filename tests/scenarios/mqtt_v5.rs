@@ -337,7 +337,7 @@ fn requests_carry_where_the_response_goes() -> Result<()> {
     let properties = Properties::none()
         .with(id::RESPONSE_TOPIC, Property::Text(name.clone()))
         .with(id::CORRELATION_DATA, Property::Binary(b"334".to_vec()));
-    asker.publish_as(publish(&name, "request", 1, properties.clone()))?;
+    asker.publish_as(publish(&name, "request", 1, properties))?;
     let request = answerer.exactly(1)?.remove(0);
     ensure!(
         request.properties.text(id::RESPONSE_TOPIC) == Some(&name),
@@ -608,7 +608,7 @@ fn a_will_is_not_published_when_the_client_is_back_before_its_delay() -> Result<
     heir.subscribe(&name, 2)?;
     let (client, _) = Client::connect(Server::shared(), &hello)?;
     client.vanish();
-    let (client, welcome) = Client::connect(Server::shared(), &hello.clone().resume())?;
+    let (client, welcome) = Client::connect(Server::shared(), &hello.resume())?;
     ensure!(welcome.is_session_present, "{welcome:?}");
     wait::let_run(Duration::from_millis(1_500));
     heir.nothing_more()?;
