@@ -153,15 +153,20 @@ impl Client {
         self.out.put_u8(header);
         let mut len = body.len();
         while len >= 0x80 {
-            self.out.put_u8((len & 0x7f) as u8 | 0x80);
+            self.out.put_u8(low(len) | 0x80);
             len >>= 7;
         }
-        self.out.put_u8(len as u8);
+        self.out.put_u8(low(len));
         self.out.put_slice(body);
     }
 }
 
+/// The lowest seven bits.
+fn low(len: usize) -> u8 {
+    (len & 0x7f).to_le_bytes()[0]
+}
+
 fn put_text(out: &mut BytesMut, text: &str) {
-    out.put_u16(text.len() as u16);
+    out.put_u16(u16::try_from(text.len()).expect("ids and topics are short"));
     out.put_slice(text.as_bytes());
 }

@@ -156,7 +156,9 @@ impl Params {
             text.parse()
                 .map_err(|_| refused("wait", text, "a time such as 500ms or 10s"))
         };
-        self.wait.as_ref().map_or(Ok(Span::default()), parse)
+        self.wait
+            .as_ref()
+            .map_or_else(|| Ok(Span::default()), parse)
     }
 }
 

@@ -247,10 +247,9 @@ impl Feed {
             () = app.reading.stop().cancelled() => return None,
             slot = app.reading.slot() => slot,
         };
-        let slot = match slot {
-            Ok(slot) => slot,
+        let Ok(slot) = slot else {
             // all slots taken for long: a sign of life, and again
-            Err(_) => return Some(self.comment()),
+            return Some(self.comment());
         };
         let mut cursors = self.cursors.clone();
         let (at, decoded) = (cursors[index], app.max_decoded);

@@ -8,6 +8,7 @@ use crate::access::Principal;
 ///
 /// # Errors
 /// The answer, when the user may not use the group.
+#[expect(clippy::result_large_err, reason = "as large as any other answer")]
 pub(super) fn admit(principal: &Principal, mut request: Request) -> Result<Request, Answer> {
     let refused = ErrorCode::GroupAuthorizationFailed;
     let may_use = |group: &str| principal.may_use_group(group);

@@ -117,7 +117,6 @@ impl<D: Disk> Engine<D> {
         answers
     }
 
-    #[expect(clippy::type_complexity, reason = "one caller, right above")]
     fn draft_group(
         &self,
         group: &[Write],

@@ -578,7 +578,8 @@ impl Receiver {
             if end > log.committed {
                 log.committed = end;
                 self.dirty.insert(handle);
-                self.acks_due.get_or_insert(now.saturating_add(ACK_HOLD));
+                self.acks_due
+                    .get_or_insert_with(|| now.saturating_add(ACK_HOLD));
             }
         }
         if self.acks_due.is_some() && self.is_ack_urgent() {

@@ -215,7 +215,7 @@ async fn a_tail_tells_records_as_they_come_and_resumes() {
 
     let header = format!("last-event-id: {id}\r\n");
     let mut again = Reader::open(&server, "/v1/topics/t/tail", &header).await;
-    let mut rest = vec![again.event().await.1, again.event().await.1];
+    let mut rest = [again.event().await.1, again.event().await.1];
     rest.sort_by_key(|record| record["partition"].as_u64());
     assert_eq!(
         (&rest[0]["value"], &rest[1]["value"]),

@@ -670,10 +670,13 @@ impl Coordinator {
 
     /// The outcome of a write, in the order of the writes. What it was about is true from now on, and told.
     pub fn written(&mut self, id: WriteId, is_stored: bool) {
-        let Some(write) = self.writes.pop_front_if(|write| write.id == id) else {
+        let oldest = self.writes.pop_front();
+        let Some(write) = oldest else { return };
+        if write.id != id {
             debug_assert!(false, "{id:?} is not the oldest write");
+            self.writes.push_front(write);
             return;
-        };
+        }
         self.offsets.release(write.room);
         if is_stored {
             for effect in write.effects {

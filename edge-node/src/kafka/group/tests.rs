@@ -159,7 +159,15 @@ impl Desk {
         for (_, answer) in std::mem::take(&mut self.answers) {
             match answer {
                 Answer::Sync(answer) => assert_eq!(answer.error, ErrorCode::None),
-                other => panic!("{other:?}"),
+                other @ (Answer::Join(_)
+                | Answer::Heartbeat(_)
+                | Answer::Leave(_)
+                | Answer::Commit(_)
+                | Answer::Fetch(_)
+                | Answer::Describe(_)
+                | Answer::List(_)
+                | Answer::Delete(_)
+                | Answer::DeleteOffsets(..)) => panic!("{other:?}"),
             }
         }
         members

@@ -27,7 +27,6 @@ macro_rules! find {
     ($properties:expr, $kind:ident) => {
         $properties.iter().find_map(|property| match property {
             Property::$kind(value) => Some(value.val()),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "one kind is looked for")]
             _ => None,
         })
     };

@@ -98,9 +98,12 @@ proptest! {
         if version == Version::V5 {
             let body: Arc<[u8]> = Arc::from(&frame.1[..]);
             let (packet, _) = v5_0::Publish::parse(frame.0 & 15, body).unwrap();
-            let ids = packet.props().iter().filter_map(|p| match p {
-                Property::SubscriptionIdentifier(id) => Some(id.val()),
-                _ => None,
+            let ids = packet.props().iter().filter_map(|property| {
+                if let Property::SubscriptionIdentifier(id) = property {
+                    Some(id.val())
+                } else {
+                    None
+                }
             });
             prop_assert_eq!(ids.collect::<Vec<_>>(), identifiers.clone());
         }

@@ -11,12 +11,12 @@ fn rule(filter: &str, kafka: &str, key: &str, topic: Option<&str>) -> Rule {
     }
 }
 
-fn rest() -> Option<TopicName> {
-    Some(TopicName::new("mqtt_messages").unwrap())
+fn rest() -> TopicName {
+    TopicName::new("mqtt_messages").unwrap()
 }
 
 fn refused(rules: Vec<Rule>) -> String {
-    TopicMap::new(rules, rest()).unwrap_err().to_string()
+    TopicMap::new(rules, Some(rest())).unwrap_err().to_string()
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn the_first_rule_that_matches_decides() {
             rule("plant/+/temperature", "temperature", "{topic}", None),
             rule("plant/#", "plant", "{1}", None),
         ],
-        rest(),
+        Some(rest()),
     )
     .unwrap();
     let of = |topic: &str| {
@@ -59,7 +59,7 @@ fn a_record_has_the_mqtt_topic_that_leads_back_to_it() {
         ),
         rule("line/#", "lines", "{1}", None),
     ];
-    let map = TopicMap::new(rules, rest()).unwrap();
+    let map = TopicMap::new(rules, Some(rest())).unwrap();
     let back = |kafka: &str, key: &str, carried: Option<&str>| {
         map.back(kafka, Some(key.as_bytes()), carried)
             .map(|(topic, _)| topic.to_string())
@@ -121,7 +121,7 @@ proptest! {
             rule("b/#", "y", "k-{1}", None),
             rule("+/c", "z", "{topic}", None),
         ];
-        let map = TopicMap::new(rules, rest()).unwrap();
+        let map = TopicMap::new(rules, Some(rest())).unwrap();
         let rule = map.rule(&topic).unwrap();
         let key = map.key(rule, &topic);
         let carried = map.needs_topic(rule).then_some(&*topic);
