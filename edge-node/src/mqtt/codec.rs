@@ -1,6 +1,6 @@
-//! The port to packets: bytes in, [`Incoming`] out, and answers written into a connection's buffer.
+//! The port to packets: bytes in, [`Incoming`](super::packet::Incoming) out, and answers written into a connection's buffer.
 //!
-//! What comes in is parsed by `mqtt-protocol-core` ([`decode`]), one packet of a bounded size at a time,
+//! What comes in is parsed by `mqtt-protocol-core` ([`decode()`]), one packet of a bounded size at a time,
 //! and held against the rules that the crate leaves out. What goes out is written by hand
 //! ([`encode`]): a message goes to many subscribers, straight into their buffers; tests read it back
 //! with the crate.

@@ -146,7 +146,7 @@ pub struct Connect {
     pub max_packet_bytes: Option<u32>,
     /// Topic aliases that it takes.
     pub topic_alias_maximum: u16,
-    /// It asks for [`ConnAck`]'s response information.
+    /// It asks for CONNACK's response information.
     pub wants_response_information: bool,
     /// Reason strings and user properties may be sent with any packet.
     pub wants_problem_information: bool,
