@@ -9,14 +9,17 @@ use rand::rngs::StdRng;
 /// The seed of this run: `KEDGE_SEED`, or one from the clock. Printed, so that a failure can be replayed.
 #[must_use]
 pub fn announce(scenario: &str) -> u64 {
-    let seed = env::var("KEDGE_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(fresh);
+    let seed = asked().unwrap_or_else(fresh);
     say(&format!(
         "{scenario}: seed {seed} (replay with KEDGE_SEED={seed})"
     ));
     seed
+}
+
+/// `KEDGE_SEED`, when it is set.
+#[must_use]
+pub fn asked() -> Option<u64> {
+    env::var("KEDGE_SEED").ok()?.parse().ok()
 }
 
 /// A generator for one use within a run: the same seed and name give the same numbers.

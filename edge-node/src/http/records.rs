@@ -349,9 +349,17 @@ fn number_of<T: std::str::FromStr>(
 ) -> Result<Option<T>, Invalid> {
     match cursor.value()? {
         "null" => Ok(None),
-        raw => match raw.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => Err(cursor.invalid(format!("expected {what}"))),
+        raw => match raw.parse().ok().or_else(|| whole(raw)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(cursor.invalid(format!("expected {what}"))),
         },
     }
+}
+
+/// A whole number that is written as a fraction or with an exponent, such as `104473.0`: an integer to JSON Schema
+/// (2020-12, validation, section 6.1.1), and what some languages make of one.
+fn whole<T: std::str::FromStr>(raw: &str) -> Option<T> {
+    let number: f64 = raw.parse().ok()?;
+    let is_whole = number.is_finite() && number.fract() == 0.0;
+    is_whole.then(|| format!("{number:.0}").parse().ok())?
 }

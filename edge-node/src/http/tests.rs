@@ -131,7 +131,7 @@ async fn a_json_array_is_stored_record_by_record() {
     let body = r#"[
         {"key": "21", "value": "text \u00fc", "timestamp": 5},
         {"key": "21", "value": {"a" : [1.50, "x y"]}, "timestamp": 3, "headers": {"h": "1", "h": null, "n": 7}},
-        {"value_base64": "/+8A", "key_base64": "AAE=", "partition": 3, "timestamp": 9},
+        {"value_base64": "/+8A", "key_base64": "AAE=", "partition": 3.0, "timestamp": 0.9e1},
         {"key": 17, "value": null, "partition": 3, "timestamp": -1}
     ]"#;
     let (status, answer, _) = post(

@@ -269,6 +269,9 @@ fn run(
                         chain,
                     };
                     let records = next_offset - base_offset;
+                    // what the hub lets in may be less than what waits
+                    let waiting = store.range(partition)?.end.saturating_sub(next_offset);
+                    let is_backlog = is_backlog || waiting > records;
                     let now = shared::time::now();
                     let codec = encoders
                         .choice
