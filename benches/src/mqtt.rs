@@ -199,7 +199,7 @@ struct Cost {
 }
 
 fn crowd(runtime: &tokio::runtime::Runtime) -> Result<Vec<Row>> {
-    process::allow_open_files(2 * IDLE_CLIENTS as u64 + 4096)?;
+    process::allow_open_files(IDLE_CLIENTS as u64 + 4096)?;
     let mut stage = start()?;
     let address = stage.site.mqtt().parse()?;
     let ours = runtime.block_on(cost(address, stage.site.process()?))?;
