@@ -40,11 +40,13 @@ use std::time::Duration;
 pub use frame::Pace;
 pub use listener::Listener;
 
+use shared::tls::TlsError;
+
 use crate::access::Access;
 use crate::config;
 use crate::egress::Egress;
 use crate::ingest::Ingest;
-use crate::tls::{Acceptor, TlsError};
+use crate::tls::Acceptor;
 use groups::Groups;
 
 /// The listener's settings.

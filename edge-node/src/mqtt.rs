@@ -47,11 +47,13 @@ use std::time::Duration;
 pub use listener::Listener;
 pub use topic_map::{AckRule, MapError, RetainRule, Rule, Template, TopicMap};
 
+use shared::tls::TlsError;
+
 use crate::access::Access;
 use crate::config;
 use crate::ingest::Ingest;
 use crate::store::Store;
-use crate::tls::{Acceptor, TlsError};
+use crate::tls::Acceptor;
 use retained::RetainedLimits;
 use session::{Overflow, SessionLimits};
 

@@ -4,22 +4,21 @@
 //! start, and again when they changed: connections from then on use the new ones; files that can't be used
 //! leave the old ones in place.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use shared::tls::TlsError;
+use shared::tls::pem;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// How often files are looked at.
 const REFRESH: Duration = Duration::from_secs(10);
-/// A file of certificates is a few kilobytes; more is a mistake.
-const MAX_FILE: u64 = 1 << 20;
 
 /// The PEM files of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,20 +31,6 @@ pub struct ListenerTls {
     pub client_ca: Option<PathBuf>,
     /// Clients without a certificate are refused.
     pub requires_client: bool,
-}
-
-/// Why the files cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {error}", file.display())]
-    Read {
-        file: PathBuf,
-        error: std::io::Error,
-    },
-    /// A file does not hold what it should, or the files do not fit together.
-    #[error("{}: {message}", file.display())]
-    Content { file: PathBuf, message: String },
 }
 
 /// What a listener accepts TLS with.
@@ -142,28 +127,25 @@ pub async fn keep_fresh(acceptor: Arc<Acceptor>, stop: CancellationToken) {
 impl ListenerTls {
     fn read(&self) -> Result<Pems, TlsError> {
         Ok(Pems {
-            certificate: content(&self.certificate)?,
-            key: content(&self.key)?,
-            client_ca: self.client_ca.as_deref().map(content).transpose()?,
+            certificate: pem::read(&self.certificate)?,
+            key: pem::read(&self.key)?,
+            client_ca: self.client_ca.as_deref().map(pem::read).transpose()?,
         })
     }
 
     fn build(&self, pems: &Pems) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let chain = certificates(&self.certificate, &pems.certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&pems.key)
-            .map_err(|error| bad(&self.key, format!("no private key in PEM form: {error}")))?;
+        let chain = pem::certificates(&self.certificate, &pems.certificate)?;
+        let key = pem::private_key(&self.key, &pems.key)?;
+        let unusable = |error: rustls::Error| {
+            TlsError::unusable(&self.certificate, &self.key, &error.to_string())
+        };
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| bad(&self.certificate, error.to_string()))?;
+            .map_err(unusable)?;
         let builder = match (&self.client_ca, &pems.client_ca) {
             (Some(file), Some(pem)) => {
-                let mut roots = RootCertStore::empty();
-                for authority in certificates(file, pem)? {
-                    roots
-                        .add(authority)
-                        .map_err(|error| bad(file, format!("not a usable authority: {error}")))?;
-                }
+                let roots = pem::roots(file, &pem::certificates(file, pem)?)?;
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
                 let verifier = if self.requires_client {
@@ -173,18 +155,12 @@ impl ListenerTls {
                 };
                 let verifier = verifier
                     .build()
-                    .map_err(|error| bad(file, error.to_string()))?;
+                    .map_err(|error| TlsError::content(file, error.to_string()))?;
                 builder.with_client_cert_verifier(verifier)
             }
             (Some(_) | None, _) => builder.with_no_client_auth(),
         };
-        let config = builder.with_single_cert(chain, key).map_err(|error| {
-            let file = &self.certificate;
-            bad(
-                file,
-                format!("not usable with the key {}: {error}", self.key.display()),
-            )
-        })?;
+        let config = builder.with_single_cert(chain, key).map_err(unusable)?;
         Ok(Arc::new(config))
     }
 }
@@ -197,34 +173,4 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let mut names = certificate.subject().iter_common_name();
     let name = names.next()?.as_str().ok()?.to_owned();
     names.next().is_none().then_some(name)
-}
-
-fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let found =
-        found.map_err(|error| bad(file, format!("not a certificate in PEM form: {error}")))?;
-    if found.is_empty() {
-        return Err(bad(file, "no certificate in PEM form".to_owned()));
-    }
-    Ok(found)
-}
-
-fn content(file: &Path) -> Result<Vec<u8>, TlsError> {
-    let read = |error| TlsError::Read {
-        file: file.to_owned(),
-        error,
-    };
-    let length = std::fs::metadata(file).map_err(read)?.len();
-    if length > MAX_FILE {
-        let message = format!("{length} bytes are too many for certificates or a key");
-        return Err(bad(file, message));
-    }
-    std::fs::read(file).map_err(read)
-}
-
-fn bad(file: &Path, message: String) -> TlsError {
-    TlsError::Content {
-        file: file.to_owned(),
-        message,
-    }
 }

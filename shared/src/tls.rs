@@ -16,6 +16,7 @@
 mod explain;
 mod files;
 mod identity;
+pub mod pem;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -27,10 +28,11 @@ use rustls::server::WebPkiClientVerifier;
 
 pub use explain::{Peer, explain, explain_tls};
 use files::Material;
-pub use files::{Inspection, TlsError, TlsFiles};
+pub use files::{Inspection, TlsFiles};
 pub use identity::{
     CertificateInfo, IdentityError, SITE_URI_PREFIX, site_of, site_of_certificate, site_of_chain,
 };
+pub use pem::TlsError;
 
 /// The protocol and its version, negotiated in the handshake.
 pub const ALPN: &[u8] = b"kedge/1";

@@ -215,7 +215,7 @@ fn a_hub_that_was_killed_and_is_back_is_dialled_at_once() -> Result<()> {
 /// Ten times what a thin link carries, for `KEDGE_OVERLOAD_SECONDS` (a minute; ten in `make soak`): the session's own
 /// words get through, records go on arriving, and in the end all of them are there.
 #[test]
-#[ignore = "system test: make test-links"]
+#[ignore = "system test: make test"]
 fn a_thin_link_under_tenfold_overload_loses_no_session() -> Result<()> {
     const RATE: u64 = 50_000 / 8;
     const RECORD: usize = 250;

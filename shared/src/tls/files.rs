@@ -5,14 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::CertificateInfo;
+use super::pem::{self, TlsError};
 use crate::time::utc;
-
-/// A file of certificates is a few kilobytes; more is a mistake.
-const MAX_FILE: u64 = 1 << 20;
 
 /// The three PEM files of one end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,27 +20,6 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Certificates of the authorities that the other end's certificate must come from.
     pub ca: PathBuf,
-}
-
-/// Why the files cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {error}", file.display())]
-    Read {
-        file: PathBuf,
-        error: std::io::Error,
-    },
-    /// A file does not hold what it should.
-    #[error("{}: {message}", file.display())]
-    Content { file: PathBuf, message: String },
-    /// The parts do not fit together.
-    #[error("certificate {} with key {}: {message}", certificate.display(), key.display())]
-    Unusable {
-        certificate: PathBuf,
-        key: PathBuf,
-        message: String,
-    },
 }
 
 /// What the files hold.
@@ -94,16 +70,11 @@ impl TlsFiles {
     }
 
     pub(super) fn read(&self) -> Result<Material, TlsError> {
+        let certificates = |file: &Path| pem::certificates(file, &pem::read(file)?);
         let chain = certificates(&self.certificate)?;
         let authorities = certificates(&self.ca)?;
-        let key = PrivateKeyDer::from_pem_slice(&content(&self.key)?)
-            .map_err(|error| bad(&self.key, format!("no private key in PEM form: {error}")))?;
-        let mut roots = RootCertStore::empty();
-        for authority in &authorities {
-            roots
-                .add(authority.clone())
-                .map_err(|error| bad(&self.ca, format!("not a usable certificate: {error}")))?;
-        }
+        let key = pem::private_key(&self.key, &pem::read(&self.key)?)?;
+        let roots = pem::roots(&self.ca, &authorities)?;
         Ok(Material {
             chain,
             key,
@@ -113,20 +84,8 @@ impl TlsFiles {
     }
 
     pub(super) fn unusable(&self, error: impl Display) -> TlsError {
-        TlsError::Unusable {
-            certificate: self.certificate.clone(),
-            key: self.key.clone(),
-            message: in_words(error.to_string()),
-        }
+        TlsError::unusable(&self.certificate, &self.key, &error.to_string())
     }
-}
-
-/// rustls tells of a key that is another certificate's in the words of its code.
-fn in_words(error: String) -> String {
-    if error.contains("KeyMismatch") {
-        return "the key does not belong to this certificate".to_owned();
-    }
-    error
 }
 
 impl Material {
@@ -169,38 +128,5 @@ impl Inspection {
 }
 
 fn info(file: &Path, der: &CertificateDer<'_>) -> Result<CertificateInfo, TlsError> {
-    CertificateInfo::parse(der).map_err(|error| bad(file, error.to_string()))
-}
-
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = content(file)?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let certificates = certificates
-        .map_err(|error| bad(file, format!("not a certificate in PEM form: {error}")))?;
-    if certificates.is_empty() {
-        return Err(bad(file, "no certificate in PEM form".to_owned()));
-    }
-    Ok(certificates)
-}
-
-fn content(file: &Path) -> Result<Vec<u8>, TlsError> {
-    let read = |error| TlsError::Read {
-        file: file.to_owned(),
-        error,
-    };
-    let length = std::fs::metadata(file).map_err(read)?.len();
-    if length > MAX_FILE {
-        return Err(bad(
-            file,
-            format!("{length} bytes are too many for certificates or a key"),
-        ));
-    }
-    std::fs::read(file).map_err(read)
-}
-
-fn bad(file: &Path, message: String) -> TlsError {
-    TlsError::Content {
-        file: file.to_owned(),
-        message,
-    }
+    CertificateInfo::parse(der).map_err(|error| TlsError::content(file, error.to_string()))
 }
