@@ -66,7 +66,7 @@ pub struct Access {
     /// Of this process: keys what is remembered of passwords, and the salts of users that don't exist.
     secret: hmac::Key,
     /// Passwords being checked: each costs milliseconds of a processor.
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
 }
 
 /// One user.
@@ -93,7 +93,7 @@ impl Access {
             common_names: HashMap::new(),
             anonymous: Some(Principal::anonymous(Rules::all())),
             secret: hmac::Key::new(hmac::HMAC_SHA256, &rand::random::<[u8; 32]>()),
-            checks: Semaphore::new(CHECKS_AT_ONCE),
+            checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
         }
     }
 
@@ -173,15 +173,18 @@ impl Access {
         if password.len() > MAX_PASSWORD {
             return None;
         }
-        let Some(user) = self.users.get(name) else {
-            // as long as for a user that there is
+        let user = self.users.get(name);
+        if let Some(user) = user
+            && self.is_remembered(user, password)
+        {
+            return Some(user.principal.clone());
+        }
+        let credential = user.and_then(|user| Some((user, user.credentials.first()?)));
+        let Some((user, credential)) = credential else {
+            // as long as for a user that there is and that has a password
             let _unused = Credential::make(Mechanism::Sha256, password, &[0; 16]);
             return None;
         };
-        if self.is_remembered(user, password) {
-            return Some(user.principal.clone());
-        }
-        let credential = user.credentials.first()?;
         if !credential.is_made_from(password) {
             return None;
         }

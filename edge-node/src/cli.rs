@@ -139,6 +139,12 @@ fn inspect(config: &Config, findings: &mut Findings) {
     if let Some(http) = &config.http {
         bind("http.listen", http.listen);
     }
+    if let Some(mqtt) = &config.mqtt {
+        bind("mqtt.listen", mqtt.listen);
+        for (index, listener) in mqtt.listeners.iter().enumerate() {
+            bind(&format!("mqtt.listener[{index}].listen"), listener.listen);
+        }
+    }
     inspect_access(config, findings);
     match &config.uplink {
         Some(uplink) => inspect_uplink(uplink, findings),
@@ -153,12 +159,17 @@ fn inspect_access(config: &Config, findings: &mut Findings) {
     if let Err(error) = Access::new(&config.access) {
         findings.problems.push(error.to_string());
     }
-    let listeners = config.kafka.iter().flat_map(|kafka| &kafka.listeners);
-    for (index, listener) in listeners.enumerate() {
-        if let Some(tls) = &listener.tls
+    let kafka = config.kafka.iter().flat_map(|kafka| &kafka.listeners);
+    let kafka = kafka.map(|listener| &listener.tls).enumerate();
+    let mqtt = config.mqtt.iter().flat_map(|mqtt| &mqtt.listeners);
+    let mqtt = mqtt.map(|listener| &listener.tls).enumerate();
+    let kafka = kafka.map(|(index, tls)| ("kafka", index, tls));
+    let mqtt = mqtt.map(|(index, tls)| ("mqtt", index, tls));
+    for (section, index, tls) in kafka.chain(mqtt) {
+        if let Some(tls) = tls
             && let Err(error) = Acceptor::load(tls.clone())
         {
-            let problem = format!("kafka.listener[{index}]: {error}");
+            let problem = format!("{section}.listener[{index}]: {error}");
             findings.problems.push(problem);
         }
     }

@@ -539,7 +539,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     ) -> Result<Vec<Item>, StoreError>;
 
     /// As [`Store::read`], for readers at the site: what they see of a gap is not what the hub is told of
-    /// it, and the ledger keeps those apart.
+    /// it, and the ledger keeps those apart. What is gone from the log's start is a gap, deleted.
     ///
     /// # Errors
     /// As [`Store::read`].

@@ -19,9 +19,13 @@ impl Access {
         {
             return Some(user.principal.clone());
         }
-        let _permit = self.checks.acquire().await.ok()?;
+        let permit = Arc::clone(&self.checks).acquire_owned().await.ok()?;
         let (access, name, password) = (Arc::clone(self), name.to_owned(), password.to_vec());
-        let checked = tokio::task::spawn_blocking(move || access.verify(&name, &password));
+        let checked = tokio::task::spawn_blocking(move || {
+            // held to the end of the work, also when who asked has gone
+            let _permit = permit;
+            access.verify(&name, &password)
+        });
         checked.await.ok().flatten()
     }
 }

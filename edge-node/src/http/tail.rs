@@ -219,8 +219,9 @@ impl Feed {
 
     /// A partition with something to read, in turns.
     fn waiting(&mut self) -> Result<Option<usize>> {
+        // one that was deleted ends the tail
+        let topic = self.app.reading.topic(&self.topic)?;
         if self.follows_all {
-            let topic = self.app.reading.topic(&self.topic)?;
             for (partition, id) in numbered(&topic).skip(self.cursors.len()) {
                 self.cursors.push(Cursor {
                     partition,

@@ -9,7 +9,7 @@ use shared::ids::Offset;
 use super::disk::{Disk, DiskError, Scan, Stored};
 use super::engine::Engine;
 use super::partition::{Gap, Point};
-use super::{FetchLimit, Fetched, Item, PartitionId, StoreError, value};
+use super::{FetchLimit, Fetched, GapReason, Item, PartitionId, StoreError, value};
 
 /// What a gap counts for in the size of a read.
 const GAP_COST: usize = 64;
@@ -69,13 +69,13 @@ impl<D: Disk> Engine<D> {
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Item>, StoreError> {
-        let (items, untold) = self.look(id, from, max_bytes)?;
+        let (items, untold) = self.look(id, from, max_bytes, false)?;
         if untold.is_empty() {
             return Ok(items);
         }
         // again with writers held up: a gap that is handed out must not have grown meanwhile
         let _writing = self.writing();
-        let (items, untold) = self.look(id, from, max_bytes)?;
+        let (items, untold) = self.look(id, from, max_bytes, false)?;
         self.book_mut().tell_gaps(id, &untold);
         Ok(items)
     }
@@ -87,15 +87,17 @@ impl<D: Disk> Engine<D> {
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Item>, StoreError> {
-        self.look(id, from, max_bytes).map(|(items, _)| items)
+        self.look(id, from, max_bytes, true).map(|(items, _)| items)
     }
 
-    /// The items, and offsets in gaps among them from which on no reader has seen them.
+    /// The items, and offsets in gaps among them from which on no reader has seen them. With `shows_start` what is
+    /// gone from the log's start is the first of them.
     fn look(
         &self,
         id: PartitionId,
         from: Offset,
         max_bytes: usize,
+        shows_start: bool,
     ) -> Result<(Vec<Item>, Vec<Offset>), StoreError> {
         let book = self.book();
         let p = book
@@ -110,7 +112,17 @@ impl<D: Disk> Engine<D> {
         let mut items = Vec::new();
         let mut untold = Vec::new();
         let mut used = 0;
-        while at < p.end.offset && (items.is_empty() || used < max_bytes) {
+        if shows_start && from < at {
+            // also when nothing stands behind it: the reader moves on
+            items.push(Item::Gap {
+                from,
+                to: at,
+                reason: GapReason::Deleted,
+                chain: p.start.chain,
+            });
+        }
+        let before = items.len();
+        while at < p.end.offset && (items.len() == before || used < max_bytes) {
             let gap = p.gap_at(at);
             let seen_from = at;
             let (item, next, cost) = match gap {
@@ -127,7 +139,7 @@ impl<D: Disk> Engine<D> {
                     Err(error) => return Err(self.fail(error)),
                 },
             };
-            if !items.is_empty() && used + cost > max_bytes {
+            if items.len() > before && used + cost > max_bytes {
                 break;
             }
             used += cost;
