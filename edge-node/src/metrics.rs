@@ -262,7 +262,7 @@ fn write_traffic(scrape: &mut Scrape<'_>, traffic: &[TopicTraffic]) -> fmt::Resu
     };
     scrape.counter(
         "uplink_topic_raw_bytes",
-        "Bytes of records sent, before compression, by topic and codec",
+        "Bytes of records sent, before compression and rounded up by at most an eighth, by topic and codec",
         count(|it| it.raw_bytes),
     )?;
     scrape.counter(

@@ -196,7 +196,7 @@ impl Chains {
             let other = large.wants(wish.codec);
             self.try_beside(partition, first, other);
         } else if let Some(large) = &mut log.large {
-            large.stop();
+            large.put_off();
         }
         let second = Some(wish.codec).filter(|codec| *codec != first);
         let third = Some(CODEC_DICTIONARY).filter(|codec| wish.allowed.contains(codec));
@@ -212,7 +212,7 @@ impl Chains {
                 .get_mut(&partition)
                 .and_then(|log| log.large.as_mut())
         {
-            large.stop();
+            large.put_off();
         }
         codec
     }
@@ -221,7 +221,12 @@ impl Chains {
     fn try_beside(&mut self, partition: PartitionId, codec: u8, other: Option<u8>) {
         let Some(other) = other else { return };
         let own = self.logs.get(&partition).map_or(0, |log| log.bytes);
-        let need = expected(codec).max(own) + expected(other);
+        let index = if other == CODEC_LONG {
+            self.chunks.trial_bytes()
+        } else {
+            0
+        };
+        let need = expected(codec).max(own) + expected(other) + index;
         if self.bytes - own + need > self.limit {
             return;
         }

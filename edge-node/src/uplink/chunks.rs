@@ -25,6 +25,9 @@ const TIME_PART: u32 = 10;
 /// What is less than that part waits so long.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What a chunk takes in an index in memory, about.
+const INDEX_ENTRY_BYTES: usize = 128;
+
 /// The index, and where the payload stands that is about to be encoded.
 #[derive(Debug)]
 struct Book {
@@ -76,12 +79,18 @@ impl Chunks {
         Ok(self.end(LongEncoder::restore(saved, self.config)?))
     }
 
+    /// What a trial takes beside its encoder: an index of its own.
+    pub(super) fn trial_bytes(&self) -> usize {
+        index_bytes(&lock(&self.book).index)
+    }
+
     /// A chain that is tried on payloads which are sent otherwise. It believes what is believed now, and what it
     /// adds is its own.
     pub(super) fn trial(&self, partition: PartitionId) -> Result<Box<dyn ChainCodec>, BatchError> {
         let book = lock(&self.book);
         Ok(Box::new(SiteEnd {
             encoder: LongEncoder::new(self.config)?,
+            own_index_bytes: index_bytes(&book.index),
             book: Arc::new(Mutex::new(Book {
                 index: book.index.clone(),
                 place: place(partition, 0),
@@ -92,6 +101,7 @@ impl Chunks {
     fn end(&self, encoder: LongEncoder) -> Box<dyn ChainCodec> {
         Box::new(SiteEnd {
             encoder,
+            own_index_bytes: 0,
             book: Arc::clone(&self.book),
         })
     }
@@ -174,6 +184,10 @@ fn place(partition: PartitionId, next_offset: Offset) -> Place {
     }
 }
 
+fn index_bytes(index: &ChunkIndex) -> usize {
+    index.len().saturating_mul(INDEX_ENTRY_BYTES)
+}
+
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
     book.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -182,6 +196,8 @@ fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
 #[derive(Debug)]
 struct SiteEnd {
     encoder: LongEncoder,
+    /// Of an index that is not shared.
+    own_index_bytes: usize,
     book: Arc<Mutex<Book>>,
 }
 
@@ -210,7 +226,7 @@ impl ChainCodec for SiteEnd {
     }
 
     fn memory(&self) -> usize {
-        self.encoder.memory()
+        self.encoder.memory() + self.own_index_bytes
     }
 }
 

@@ -504,6 +504,7 @@ impl Receiver {
         if is_acked_early {
             log.committed = next_offset;
             self.dirty.insert(header.handle);
+            self.acks_due = Some(Duration::ZERO);
         }
         if is_gap_lost && matches!(header.content, DataContent::Gap { .. }) {
             return;
@@ -582,9 +583,6 @@ impl Receiver {
                     .get_or_insert_with(|| now.saturating_add(ACK_HOLD));
             }
         }
-        if self.acks_due.is_some() && self.is_ack_urgent() {
-            self.acks_due = Some(Duration::ZERO);
-        }
     }
 
     /// Nothing else is about to be committed, or the site needs its credit.
@@ -658,7 +656,9 @@ impl Receiver {
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<ReceiverOutput> {
         if matches!(self.state, State::Open { .. }) {
-            if self.acks_due.is_some_and(|due| due.is_zero()) {
+            // looked at here, because credit also becomes free by other ways than a commit
+            let is_due = |due: Duration| due.is_zero() || self.is_ack_urgent();
+            if self.acks_due.is_some_and(is_due) {
                 self.acknowledge();
             } else if self.acks_due.is_none() && self.credit.is_news() {
                 let limit = self.credit.announce();

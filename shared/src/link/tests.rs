@@ -907,6 +907,22 @@ fn an_acknowledgement_waits_for_what_is_about_to_be_committed_but_not_long() {
 }
 
 #[test]
+fn credit_does_not_wait_with_an_acknowledgement() {
+    let mut receiver = open(1_000_000);
+    for seq in 0..3 {
+        receiver.handle_data(&data(seq, 10, 100), START);
+    }
+    receiver.handle_committed(&log(0), 20, START);
+    assert_eq!(hub_frames(&mut receiver), [], "two are under way");
+    receiver.set_window(2_000_000);
+    let ack = Ack {
+        credit_limit: 2_000_000 + CHARGE,
+        acked: vec![(Handle(1), 20)],
+    };
+    assert_eq!(hub_frames(&mut receiver), [Frame::Ack(ack)]);
+}
+
+#[test]
 fn data_beyond_the_credit_ends_the_session() {
     let mut receiver = open(600);
     receiver.handle_data(&data(0, 10, 100), START);

@@ -87,6 +87,13 @@ impl Large {
         self.trial = None;
     }
 
+    /// The log sends something that is no part of a trial: not again before the next one is due.
+    pub(super) fn put_off(&mut self) {
+        if self.trial.take().is_some() {
+            self.left = self.wait;
+        }
+    }
+
     /// A payload of so many bytes was made of this, and is sent.
     pub(super) fn sent(&mut self, raw: &[u8], sent: usize) {
         self.left = self.left.saturating_sub(raw.len() as u64);
@@ -195,6 +202,17 @@ mod tests {
         large.left = 0;
         run(&mut large, 200, PAYLOADS);
         assert_eq!(large.left, 4 * NEXT_AFTER);
+    }
+
+    #[test]
+    fn a_log_of_mixed_sizes_is_not_tried_without_end() {
+        let mut large = Large::new(None);
+        run(&mut large, 1, 1);
+        large.put_off();
+        assert_eq!((large.memory(), large.left), (0, NEXT_AFTER));
+        assert_eq!(large.wants(CODEC_MODELLED), None);
+        large.left = 0;
+        assert!(large.wants(CODEC_MODELLED).is_some());
     }
 
     #[test]
