@@ -95,6 +95,7 @@ advisories: ## cargo-deny's advisories; needs the network
 
 .PHONY: bench
 bench: setup-test ## Speed and memory against peers, into benches/results.json and benches/README.md
+	@deploy/setup/packages.sh bench
 	@$(BUILD) bench-build cargo build --release --locked --workspace
 	@"$$CARGO_TARGET_DIR/release/bench"
 

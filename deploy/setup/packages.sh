@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a target needs and that are missing.
-# usage: packages.sh build|test
+# usage: packages.sh build|test|bench
 set -euo pipefail
 
 packages=(g++ make pkg-config libclang-dev libssl-dev zlib1g-dev ccache)
 if [[ ${1:-build} == test ]]; then
-  packages+=(kcat faketime python3 python3-venv iproute2 iperf3 iputils-ping)
-  [[ -n ${KAFKA_BOOTSTRAP:-} ]] || packages+=(openjdk-17-jdk-headless maven)
+  packages+=(curl kcat faketime python3 python3-venv iproute2 iperf3 iputils-ping)
+  packages+=(openjdk-17-jdk-headless maven)
   # a toolchain from elsewhere is as good
   command -v go >/dev/null || packages+=(golang-go)
   command -v npm >/dev/null || packages+=(nodejs npm)
 fi
+
+[[ ${1:-build} != bench ]] || packages+=(mosquitto)
 
 missing=()
 for package in "${packages[@]}"; do
@@ -41,6 +43,10 @@ trap 'rm -f "$log"' EXIT
 echo "==> Debian packages: installing ${missing[*]}"
 for attempt in 1 2 3; do
   if apt update >"$log" 2>&1 && apt install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
+    # a benchmark's peer, not a service of this machine
+    if [[ " ${missing[*]} " == *" mosquitto "* && -d /run/systemd/system ]]; then
+      "${as_root[@]}" systemctl -q disable --now mosquitto
+    fi
     exit 0
   fi
   echo "    attempt $attempt of 3 failed"

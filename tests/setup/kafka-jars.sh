@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Copies the Kafka jars of tests/pom.xml into the cache. Does nothing when they are there, or when
-# KAFKA_BOOTSTRAP names a cluster to use instead.
+# Copies the Kafka jars of tests/pom.xml into the cache: the broker, and the Java clients. Does nothing when they are there.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,10 +8,6 @@ pom="$here/../pom.xml"
 stamp=$(sha256sum "$pom" | cut -c1-12)
 libs="$cache/kafka-libs-$stamp"
 
-if [[ -n ${KAFKA_BOOTSTRAP:-} ]]; then
-  echo "==> Kafka jars: not needed, KAFKA_BOOTSTRAP=$KAFKA_BOOTSTRAP"
-  exit 0
-fi
 if [[ ! -e $libs/.complete ]]; then
   echo "==> Kafka jars: fetching from Maven Central (about 140 MB)"
   mkdir -p "$libs" "$cache/log"

@@ -203,7 +203,7 @@ impl<D: Disk> Engine<D> {
     /// What a reader would get, unseen.
     #[cfg(test)]
     pub(super) fn peek(&self, id: PartitionId) -> Vec<Item> {
-        self.look(id, 0, usize::MAX)
+        self.look(id, 0, usize::MAX, false)
             .expect("tests ask for partitions that exist")
             .0
     }
