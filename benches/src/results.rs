@@ -144,9 +144,11 @@ pub fn write(folder: &Path, rows: Vec<Row>) -> Result<()> {
     for row in &all {
         writeln!(table, "{}", row.line())?;
     }
-    if let Some(row) = all.first() {
-        writeln!(table, "\nMachine: {}.", row.machine)?;
-    }
+    let mut machines: Vec<&str> = all.iter().map(|row| row.machine.as_str()).collect();
+    machines.sort_unstable();
+    machines.dedup();
+    let machines = machines.join("; ");
+    writeln!(table, "\nMachines, by row in `results.json`: {machines}.")?;
     let tables = tables(folder)?;
     let notes = fs::read_to_string(folder.join("notes.md")).unwrap_or_default();
     fs::write(
