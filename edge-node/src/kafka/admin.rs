@@ -12,13 +12,10 @@ pub use records::DeleteRecords;
 pub use topics::{CreatePartitions, CreateTopics, DeleteTopics, Growth, NewTopic};
 
 use super::api::Header;
-use super::codec::Malformed;
 use super::error::ErrorCode;
+use super::fetch::Entries;
 use crate::access::Principal;
 use crate::ingest::{Ingest, TopicChangeError};
-
-/// Things that one request may name, over all its levels.
-const MAX_ENTRIES: usize = 10_000;
 
 /// A request of an administration tool, decoded.
 #[derive(Debug)]
@@ -112,23 +109,5 @@ fn told<T>(outcome: &Result<T, Refusal>) -> (i16, Option<&str>) {
     match outcome {
         Ok(_) => (ErrorCode::None.code(), None),
         Err(refusal) => (refusal.code.code(), Some(refusal.text.as_str())),
-    }
-}
-
-/// Counts what a request lists, over all its levels.
-#[derive(Debug)]
-struct Entries(usize);
-
-impl Entries {
-    const fn new() -> Self {
-        Self(MAX_ENTRIES)
-    }
-
-    fn enter(&mut self, count: usize) -> Result<usize, Malformed> {
-        self.0 = self
-            .0
-            .checked_sub(count)
-            .ok_or(Malformed("names too many things"))?;
-        Ok(count)
     }
 }

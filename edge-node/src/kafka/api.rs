@@ -167,18 +167,10 @@ impl Header {
             .any(|(api, min, max)| Some(*api) == self.api && (*min..=*max).contains(&self.version))
     }
 
-    /// Reads the rest of the header: the client id, and tags in the flexible version.
+    /// Reads the rest of the header: what the client calls itself, and tags in the flexible version.
     ///
     /// # Errors
     /// [`Malformed`] when the bytes end early.
-    pub fn finish(&self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        self.client_id(reader).map(drop)
-    }
-
-    /// As [`Header::finish`]: what the client calls itself.
-    ///
-    /// # Errors
-    /// As [`Header::finish`].
     pub fn client_id<'a>(&self, reader: &mut Reader<'a>) -> Result<&'a str, Malformed> {
         let client_id = reader.header_string()?;
         if self.is_flexible() {

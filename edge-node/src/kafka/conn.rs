@@ -78,8 +78,6 @@ pub(super) enum ConnError {
     Drain,
     #[error("the TLS handshake took too long")]
     SlowHandshake,
-    #[error("a request of {0} bytes before the login")]
-    LargeLogin(usize),
     #[error(transparent)]
     Read(#[from] ReadFailed),
     #[error(transparent)]
@@ -194,12 +192,20 @@ impl Connection {
     ) -> Result<End, ConnError> {
         let opened = Instant::now();
         loop {
-            while let Some((frame, wire_bytes)) = intake.frames.take()? {
+            loop {
+                let most = self.config.max_request_bytes;
+                let is_stranger = session.login.principal().is_none();
+                let most = if is_stranger {
+                    most.min(MAX_LOGIN)
+                } else {
+                    most
+                };
+                intake.frames.set_max_frame(most);
+                let Some((frame, wire_bytes)) = intake.frames.take()? else {
+                    break;
+                };
                 self.services.stats.requests.fetch_add(1, Ordering::Relaxed);
                 let claim = intake.claim(wire_bytes, &self.activity);
-                if session.login.principal().is_none() && wire_bytes > MAX_LOGIN {
-                    return Err(ConnError::LargeLogin(wire_bytes));
-                }
                 let reply = self.carry_out(&frame, &mut session).await?;
                 let is_refused = matches!(reply, Reply::Last(_));
                 if sender.send(Queued { reply, claim }).await.is_err() {
@@ -210,11 +216,10 @@ impl Connection {
                 }
             }
             intake.frames.mark(now());
-            let mut idle_until = Instant::now() + self.config.idle_timeout;
-            if session.login.principal().is_none() {
-                idle_until = idle_until.min(opened + self.config.login_timeout);
-            }
-            if let Some(end) = intake.fill(self, idle_until).await? {
+            let idle_until = Instant::now() + self.config.idle_timeout;
+            let is_stranger = session.login.principal().is_none();
+            let login_until = is_stranger.then(|| opened + self.config.login_timeout);
+            if let Some(end) = intake.fill(self, idle_until, login_until).await? {
                 return Ok(end);
             }
         }

@@ -50,8 +50,6 @@ pub enum ErrorCode {
     TopicAuthorizationFailed = 29,
     /// The user's rules do not allow it.
     GroupAuthorizationFailed = 30,
-    /// The user's rules do not allow it.
-    ClusterAuthorizationFailed = 31,
     /// A way to log in that is not served.
     UnsupportedSaslMechanism = 33,
     /// A login in the wrong order.

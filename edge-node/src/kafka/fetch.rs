@@ -11,7 +11,7 @@ use shared::ids::Offset;
 use super::api::Header;
 use super::codec::{Malformed, Reader, Writer};
 use super::error::ErrorCode;
-use crate::store::{FetchLimit, LogRange, PartitionId, Store};
+use crate::store::{FetchLimit, Fetched, LogRange, PartitionId, Store};
 
 /// Topics, and partitions, in one request: more than any site has.
 pub(super) const MAX_ENTRIES: usize = 10_000;
@@ -97,7 +97,7 @@ pub fn decode(mut reader: Reader<'_>, version: i16) -> Result<FetchRequest, Malf
 }
 
 fn decode_topics(reader: &mut Reader<'_>, version: i16) -> Result<Vec<FetchTopic>, Malformed> {
-    let mut entries = Entries(MAX_ENTRIES);
+    let mut entries = Entries::new();
     let topic_count = entries.enter(reader.array_len(3)?)?;
     let mut topics = Vec::with_capacity(topic_count);
     for _ in 0..topic_count {
@@ -150,14 +150,18 @@ fn decode_forgotten(reader: &mut Reader<'_>) -> Result<(), Malformed> {
 
 /// Counts what a request lists, over all its levels.
 #[derive(Debug)]
-pub(super) struct Entries(pub(super) usize);
+pub(super) struct Entries(usize);
 
 impl Entries {
+    pub(super) const fn new() -> Self {
+        Self(MAX_ENTRIES)
+    }
+
     pub(super) fn enter(&mut self, count: usize) -> Result<usize, Malformed> {
         self.0 = self
             .0
             .checked_sub(count)
-            .ok_or(Malformed("too many topics or partitions"))?;
+            .ok_or(Malformed("names too many things"))?;
         Ok(count)
     }
 }
@@ -318,7 +322,14 @@ impl Assembly<'_> {
             ..self.limit
         };
         let before = bytes.len();
-        let fetched = self.store.fetch(id, from, limit, bytes).map_err(|error| {
+        let is_full = limit.bytes == 0 && !limit.is_first_whole;
+        let fetched = if is_full {
+            let range = self.store.range(id);
+            range.map(|range| Fetched { range, next: from })
+        } else {
+            self.store.fetch(id, from, limit, bytes)
+        };
+        let fetched = fetched.map_err(|error| {
             bytes.truncate(before);
             ErrorCode::from(&error)
         })?;
@@ -327,7 +338,13 @@ impl Assembly<'_> {
             return Err(ErrorCode::OffsetOutOfRange);
         }
         let appended = bytes.len() - before;
+        // what comes next has no room: nor is it looked for in other logs
+        let is_stuck =
+            fetched.next < range.end && !limit.is_first_whole && limit.bytes == self.limit.bytes;
         self.limit.bytes = self.limit.bytes.saturating_sub(appended);
+        if is_stuck {
+            self.limit.bytes = 0;
+        }
         // the first batch of all may exceed the limits, the others may not
         self.limit.is_first_whole &= appended == 0;
         self.data_bytes += appended;

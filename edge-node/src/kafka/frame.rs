@@ -119,6 +119,11 @@ impl FrameBuffer {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// From now on requests may be so large; no larger than at first.
+    pub fn set_max_frame(&mut self, bytes: usize) {
+        self.max_frame = bytes;
+    }
+
     /// Most bytes that can be in the buffer after a read, when whole requests are taken between reads.
     #[must_use]
     pub fn max_buffered(&self) -> usize {

@@ -67,12 +67,18 @@ impl Groups {
         let facts = store.state(StateSpace::GroupOffset, &[])?;
         let random = StdRng::from_rng(&mut rand::rng());
         let now = shared::time::now();
-        let (coordinator, unreadable) = Coordinator::restore(limits, random, &facts, now);
+        let (mut coordinator, unreadable) = Coordinator::restore(limits, random, &facts, now);
         if unreadable > 0 {
             warn!(
                 unreadable,
                 "Committed offsets could not be read and are left out"
             );
+        }
+        // a kill may have come between a topic's end and this
+        for topic in coordinator.topics() {
+            if store.topic(&topic).is_none() {
+                coordinator.forget_topic(&topic);
+            }
         }
         let (sender, receiver) = mpsc::channel(QUEUE);
         let task = GroupsTask {

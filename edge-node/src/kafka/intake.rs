@@ -63,15 +63,20 @@ impl Intake {
     }
 
     /// Reads once, and takes what came from the budgets. `Some`: there will be nothing more. Between two
-    /// requests it waits until `idle_until`.
+    /// requests it waits until `idle_until`; for who is not known yet until `login_until`, also within one.
     pub(super) async fn fill(
         &mut self,
         connection: &Connection,
         idle_until: Instant,
+        login_until: Option<Instant>,
     ) -> Result<Option<End>, ConnError> {
         let config = &connection.config;
         let overdue = self.frames.deadline(config.pace);
+        if login_until.is_some_and(|until| until <= Instant::now()) {
+            return Ok(Some(End::Idle));
+        }
         let until = overdue.map_or(idle_until, Instant::from);
+        let until = login_until.map_or(until, |login| until.min(login));
         let received = tokio::select! {
             biased;
             () = connection.stop.cancelled() => return Ok(Some(End::Stopped)),

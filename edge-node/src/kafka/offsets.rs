@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::api::Header;
 use super::codec::{Malformed, Reader, Writer};
 use super::error::ErrorCode;
-use super::fetch::{Entries, LEADER_EPOCH, MAX_ENTRIES, NO_EPOCH, NO_OFFSET, as_i64, check_epoch};
+use super::fetch::{Entries, LEADER_EPOCH, NO_EPOCH, NO_OFFSET, as_i64, check_epoch};
 use crate::store::{PartitionId, Store};
 
 /// "The end of the log" in the place of a timestamp.
@@ -102,7 +102,7 @@ fn decode_topics<T>(
     min_bytes: usize,
     decode: impl Fn(&mut Reader<'_>) -> Result<T, Malformed>,
 ) -> Result<Question<T>, Malformed> {
-    let mut entries = Entries(MAX_ENTRIES);
+    let mut entries = Entries::new();
     let topic_count = entries.enter(reader.array_len(3)?)?;
     let mut topics = Vec::with_capacity(topic_count);
     for _ in 0..topic_count {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use shared::record::{BatchBuilder, Header, RecordRef, record_len};
 
+use super::codec::is_valid_topic;
 use super::packet::{Message, MessageProperties, Qos};
 use super::topic_map::{RetainRule, Rule, TopicMap};
 
@@ -201,7 +202,11 @@ pub fn message_of(
             }
             EXPIRY => properties.expiry_s = text().and_then(|t| t.parse().ok()),
             CONTENT_TYPE => properties.content_type = text().map(Box::from),
-            RESPONSE_TOPIC => properties.response_topic = text().map(Box::from),
+            // a wildcard there makes clients disconnect ([MQTT-3.3.2-14])
+            RESPONSE_TOPIC => {
+                properties.response_topic =
+                    text().filter(|topic| is_valid_topic(topic)).map(Box::from);
+            }
             CORRELATION => properties.correlation = Some(Bytes::copy_from_slice(value)),
             name => {
                 let name = match name.strip_prefix(USER) {
@@ -325,6 +330,10 @@ mod tests {
                 value: None,
             },
             Header {
+                name: b"mqtt.response-topic",
+                value: Some(b"a/#"),
+            },
+            Header {
                 name: b"unit",
                 value: Some(b"C"),
             },
@@ -336,6 +345,7 @@ mod tests {
         assert_eq!(messages.len(), 1);
         let properties = messages[0].properties.as_ref().unwrap();
         assert_eq!(properties.user, [("unit".into(), "C".into())]);
+        assert_eq!(properties.response_topic, None);
         assert_eq!(
             (messages[0].qos, messages[0].payload.len()),
             (Qos::AtLeastOnce, 0)

@@ -1,7 +1,8 @@
 //! Retained messages: the newest of each topic that has one. Plain code.
 //!
 //! Made from the log, record by record; a message with an empty payload takes its topic's out. Bounded in
-//! number and bytes: at the bound a message of a further topic is delivered and not kept.
+//! number and bytes: at the bound a message of a further topic is
+//! refused when an MQTT client publishes it, and delivered and not kept when it is a record of another protocol.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

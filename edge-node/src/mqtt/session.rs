@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::ids::Offset;
 use tokio::sync::Notify;
@@ -153,10 +154,12 @@ pub struct State {
     pub is_dirty: bool,
     /// It has ended; nobody may use it.
     pub is_over: bool,
-    /// The number of the deadline at which it ends, while its client is away.
-    pub end_deadline: Option<u64>,
-    /// The number of the deadline at which its will is published.
-    pub will_deadline: Option<u64>,
+    /// The deadline at which it ends, while its client is away: when, and its number.
+    pub end_deadline: Option<(Duration, u64)>,
+    /// The deadline at which its will is published.
+    pub will_deadline: Option<(Duration, u64)>,
+    /// Packet ids of QoS 2 may be on disk.
+    pub has_facts: bool,
     queue: VecDeque<Delivery>,
     queue_bytes: usize,
     feed: Feed,
@@ -182,6 +185,7 @@ impl State {
             is_over: false,
             end_deadline: None,
             will_deadline: None,
+            has_facts: false,
             queue: VecDeque::new(),
             queue_bytes: 0,
             feed: Feed::Live,
@@ -384,10 +388,9 @@ impl State {
             .sum();
         if self.expiry_s == 0 {
             // nobody will acknowledge them here
-            let sent = self
-                .inflight
-                .iter()
-                .filter_map(|sent| sent.delivery.clone());
+            // and what was sent as QoS 2 goes to nobody else (MQTT 5, [MQTT-4.8.2-5])
+            let sent = self.inflight.iter().filter(|sent| !sent.is_exactly_once);
+            let sent = sent.filter_map(|sent| sent.delivery.clone());
             shared.extend(
                 sent.filter(|delivery| delivery.shared.is_some() && delivery.place.is_some()),
             );

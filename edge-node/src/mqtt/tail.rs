@@ -31,6 +31,8 @@ use crate::store::{Item, PartitionId, StateChange, StoreError};
 const READ_BYTES: usize = 256 * 1024;
 /// Most bytes that a batch may decompress to; what the door accepts.
 const MAX_UNCOMPRESSED: usize = 16 * 1024 * 1024;
+/// Retained messages written at a time on start.
+const RETAINED_AT_ONCE: usize = 1_000;
 /// Records delivered without letting others at the tail.
 const CHUNK: usize = 64;
 /// Bytes read after which the place of retained messages is written though none has changed.
@@ -68,6 +70,12 @@ impl Tail {
     #[must_use]
     pub fn processed(&self) -> &Positions {
         &self.processed
+    }
+
+    /// Whether an earlier process had come to a partition; before anything was delivered.
+    #[must_use]
+    pub fn was_followed(&self, partition: PartitionId) -> bool {
+        self.cursors.contains_key(&partition)
     }
 
     /// The Kafka topic of a partition.
@@ -121,18 +129,19 @@ pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
         changes.borrow_and_update();
         let at = broker.clone();
         let round = tokio::task::spawn_blocking(move || at.tail_round()).await;
-        let (has_more, found) = match round {
+        let round = match round {
             Ok(Ok(round)) => round,
             Ok(Err(error)) => {
                 warn!(%error, "MQTT subscribers wait: the log can't be read");
-                (false, Vec::new())
+                Round::failed()
             }
             Err(error) => {
                 warn!(%error, "A round of the tail failed");
-                (false, Vec::new())
+                Round::failed()
             }
         };
-        unsaved.extend(found);
+        let (has_more, has_failed) = (round.has_more, round.has_failed);
+        unsaved.extend(round.changes);
         if !unsaved.is_empty() {
             save(&broker, &mut unsaved).await;
         }
@@ -146,7 +155,27 @@ pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
             biased;
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(PAUSE), if !unsaved.is_empty() => {}
+            () = tokio::time::sleep(PAUSE), if has_failed || !unsaved.is_empty() => {}
+        }
+    }
+}
+
+/// What came of reading on.
+#[derive(Debug, Default)]
+struct Round {
+    /// There may be more.
+    has_more: bool,
+    /// A log could not be read; the others were.
+    has_failed: bool,
+    /// To be written.
+    changes: Vec<StateChange>,
+}
+
+impl Round {
+    fn failed() -> Self {
+        Self {
+            has_failed: true,
+            ..Self::default()
         }
     }
 }
@@ -165,11 +194,10 @@ async fn save(broker: &Broker, unsaved: &mut Vec<StateChange>) {
 }
 
 impl Broker {
-    /// Reads on in every partition. True when there may be more; and what is to be written.
-    fn tail_round(&self) -> Result<(bool, Vec<StateChange>), StoreError> {
+    /// Reads on in every partition.
+    fn tail_round(&self) -> Result<Round, StoreError> {
         self.find_partitions()?;
-        let mut changes = Vec::new();
-        let mut has_more = false;
+        let mut round = Round::default();
         let partitions: Vec<_> = self
             .tail()
             .processed
@@ -185,13 +213,18 @@ impl Broker {
                 }
                 Err(error) => return Err(error),
             };
-            if next < end && !self.skip(partition, end, &mut changes) {
-                self.read_on(partition, next, &mut changes)?;
-                has_more = true;
+            if next < end && !self.skip(partition, end, &mut round.changes) {
+                match self.read_on(partition, next, &mut round.changes) {
+                    Ok(()) => round.has_more = true,
+                    Err(error) => {
+                        warn!(%error, ?partition, "MQTT subscribers of a log wait: it can't be read");
+                        round.has_failed = true;
+                    }
+                }
             }
         }
         self.ticks.send_modify(|ticks| *ticks += 1);
-        Ok((has_more, changes))
+        Ok(round)
     }
 
     /// Partitions that are not followed yet: of a topic that is new from its start, on start from the end.
@@ -251,6 +284,14 @@ impl Broker {
                 }
                 if next == before {
                     break;
+                }
+                if changes.len() >= RETAINED_AT_ONCE {
+                    // the cursor comes behind them: without the sync they are made again
+                    drop(
+                        self.store
+                            .put_state(std::mem::take(&mut changes))
+                            .blocking_recv(),
+                    );
                 }
             }
             self.tail().cursors.insert(partition, end);

@@ -317,6 +317,73 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     }
 }
 
+/// The log begins with the message: no session on disk has a place in it.
+#[tokio::test]
+async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_restart() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("t", Qos::AtLeastOnce).await;
+    drop(subscriber);
+    let gone = || {
+        node.stats
+            .connected
+            .load(std::sync::atomic::Ordering::Relaxed)
+            == 0
+    };
+    client::until("the subscriber is gone", gone).await;
+    let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
+    publisher.publish("t", "first", Qos::AtLeastOnce, 1).await;
+    publisher.expect_ack(AckKind::PubAck, 1).await;
+    drop(publisher);
+    let node = node.restart().await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert!(subscriber.session_present);
+    assert_eq!(subscriber.message().await.payload, "first");
+}
+
+#[tokio::test]
+async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() {
+    let node = node(Vec::new()).await;
+    let session = |session_expiry_s| client::Connect {
+        clean_start: false,
+        session_expiry_s,
+        ..connect(Version::V5, "p")
+    };
+    let mut publisher = Client::new(node.address, session(1000)).await;
+    publisher.publish("t", "one", Qos::ExactlyOnce, 5).await;
+    publisher.expect_ack(AckKind::PubRec, 5).await;
+    drop(publisher);
+    let mut publisher = Client::new(node.address, session(0)).await;
+    assert!(publisher.session_present);
+    publisher.ack(AckKind::PubRel, 5).await;
+    publisher.expect_ack(AckKind::PubComp, 5).await;
+    drop(publisher);
+    let gone = || {
+        node.stats
+            .connected
+            .load(std::sync::atomic::Ordering::Relaxed)
+            == 0
+    };
+    client::until("the session has ended", gone).await;
+    let publisher = Client::new(node.address, session(1000)).await;
+    drop(publisher);
+    let node = node.restart().await;
+    let mut publisher = Client::new(node.address, session(1000)).await;
+    publisher.publish("t", "two", Qos::ExactlyOnce, 5).await;
+    publisher.expect_ack(AckKind::PubRec, 5).await;
+    let values: Vec<_> = node
+        .records("mqtt_messages")
+        .into_iter()
+        .map(|(_, value, _)| value)
+        .collect();
+    assert_eq!(values, ["one", "two"]);
+}
+
 #[tokio::test]
 async fn the_second_connection_of_a_client_takes_the_session_over() {
     let node = node(Vec::new()).await;

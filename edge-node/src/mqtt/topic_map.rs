@@ -349,10 +349,13 @@ impl TopicMap {
     pub fn behind<'m>(&'m self, filter: &'m str) -> impl Iterator<Item = &'m TopicName> {
         // `#` of the last rule is meant for `$` topics too
         let is_rest = move |rule: &Rule| rule.filter == "#" && filter.starts_with('$');
-        let rules = self
-            .rules
-            .iter()
-            .filter(move |rule| overlap(&rule.filter, filter) || is_rest(rule));
+        // a rule that takes all of the filter leaves nothing to those behind it
+        let mut is_taken = false;
+        let rules = self.rules.iter().filter(move |rule| {
+            let counts = !is_taken && (overlap(&rule.filter, filter) || is_rest(rule));
+            is_taken |= covers(&rule.filter, filter);
+            counts
+        });
         rules.map(|rule| &rule.kafka)
     }
 

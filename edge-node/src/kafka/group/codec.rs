@@ -6,6 +6,8 @@ mod admin;
 mod members;
 mod offsets;
 
+use std::collections::BTreeSet;
+
 pub use admin::{decode_delete, decode_delete_offsets, decode_describe, decode_list};
 pub use members::{decode_heartbeat, decode_join, decode_leave, decode_sync};
 pub use offsets::{
@@ -64,12 +66,18 @@ fn bounded(len: usize) -> Result<usize, Malformed> {
     Ok(len)
 }
 
-/// A list of texts.
+/// A list of texts, each once: what is named twice would be answered twice, at no cost to who asks.
 fn texts(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
     let len = bounded(reader.array_len(1)?)?;
-    (0..len)
-        .map(|_| reader.string().map(str::to_owned))
-        .collect()
+    let mut named = BTreeSet::new();
+    let mut found = Vec::new();
+    for _ in 0..len {
+        let text = reader.string()?;
+        if named.insert(text) {
+            found.push(text.to_owned());
+        }
+    }
+    Ok(found)
 }
 
 /// Partitions by topic; bounded over all topics.

@@ -203,6 +203,8 @@ impl Coordinator {
             Some(ErrorCode::InvalidGroupId)
         } else if !(self.limits.min_session..=self.limits.max_session).contains(&session) {
             Some(ErrorCode::InvalidSessionTimeout)
+        } else if request.protocol_type.len() > MAX_GROUP_ID {
+            Some(ErrorCode::InconsistentGroupProtocol)
         } else if !is_known {
             Some(ErrorCode::UnknownMemberId)
         } else if self.member_bytes + request.len() > self.limits.max_member_bytes
@@ -402,7 +404,10 @@ impl Coordinator {
 
     /// Counts the time that groups are without members, and forgets those that were long enough.
     fn sweep(&mut self, now: Duration) {
-        let passed = now.saturating_sub(self.swept);
+        // the clock goes on while the machine sleeps: that is not time in which anybody could have joined
+        let passed = now
+            .saturating_sub(self.swept)
+            .min(self.limits.sweep_interval());
         self.swept = now;
         self.drop_unused();
         let mut effects = Vec::new();
@@ -422,6 +427,12 @@ impl Coordinator {
         if !effects.is_empty() {
             self.write(effects, Room::default(), Vec::new());
         }
+    }
+
+    /// Topics that there are offsets in.
+    #[must_use]
+    pub fn topics(&self) -> BTreeSet<String> {
+        self.offsets.topics()
     }
 
     /// A topic is no more: nor are offsets in it.

@@ -124,7 +124,13 @@ impl Member {
         let protocols: usize = protocols
             .map(|(name, metadata)| name.len() + metadata.len())
             .sum();
-        protocols + self.assignment.len() + self.id.len()
+        let instance = self.instance.as_ref().map_or(0, String::len);
+        // the group knows the instance by name as well
+        protocols
+            + self.assignment.len()
+            + self.id.len()
+            + self.caller.client_id.len()
+            + 2 * instance
     }
 }
 

@@ -133,7 +133,9 @@ impl Membership {
 
     /// Bytes that members take.
     pub(super) fn len(&self) -> usize {
-        self.members.values().map(Member::len).sum()
+        let members: usize = self.members.values().map(Member::len).sum();
+        let pending: usize = self.pending.keys().map(String::len).sum();
+        members + pending
     }
 
     // ---- JoinGroup

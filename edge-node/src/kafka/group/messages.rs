@@ -337,9 +337,11 @@ impl JoinRequest {
     #[must_use]
     pub fn len(&self) -> usize {
         let protocols = self.protocols.iter();
-        protocols
+        let protocols: usize = protocols
             .map(|(name, metadata)| name.len() + metadata.len())
-            .sum()
+            .sum();
+        let instance = self.who.instance.as_ref().map_or(0, String::len);
+        protocols + self.caller.client_id.len() + 2 * instance
     }
 
     /// True when it says nothing.

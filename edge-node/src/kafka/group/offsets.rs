@@ -1,6 +1,6 @@
 //! Committed offsets of all groups, within bounds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::limits::Limits;
 
@@ -32,6 +32,11 @@ pub(super) struct Room {
 }
 
 impl Offsets {
+    pub(super) fn topics(&self) -> BTreeSet<String> {
+        let topics = self.groups.values().flat_map(BTreeMap::keys);
+        topics.cloned().collect()
+    }
+
     pub(super) fn of(&self, group: &str) -> Option<&ByPartition> {
         self.groups.get(group)
     }

@@ -642,3 +642,18 @@ fn programs_without_a_group_may_commit_only_where_nobody_is() {
     assert_eq!(desk.commit(&members[0], 5, ""), ErrorCode::UnknownMemberId);
     assert_eq!(desk.commit(&simple("g"), 5, ""), ErrorCode::None);
 }
+
+/// The clock of a machine goes on while it sleeps, and nobody could have joined meanwhile.
+#[test]
+fn a_machine_that_slept_forgets_no_offsets() {
+    let mut desk = Desk::new(Limits {
+        retention: 160 * S,
+        ..Limits::default()
+    });
+    let members = desk.stable(&[None]);
+    assert_eq!(desk.commit(&members[0], 1, ""), ErrorCode::None);
+    desk.now += 1_000 * S;
+    desk.coordinator.handle_timeout(desk.now);
+    desk.collect();
+    assert_eq!(desk.committed("g").0, 1);
+}

@@ -91,6 +91,22 @@ async fn nothing_is_served_before_the_login_but_the_login() {
 }
 
 #[tokio::test]
+async fn a_stranger_may_neither_announce_much_nor_take_its_time() {
+    let node = guarded().await;
+    let mut large = node.client().await;
+    large.send(&(64 * 1024 + 1_u32).to_be_bytes()).await;
+    large.expect_close().await;
+
+    let node = node_with(users(), |config, _| {
+        config.login_timeout = std::time::Duration::from_millis(50);
+    })
+    .await;
+    let mut slow = node.client().await;
+    slow.send(&[0, 0, 0, 100, 0, 18, 0]).await;
+    slow.expect_close().await;
+}
+
+#[tokio::test]
 async fn a_password_lets_in_and_a_wrong_one_closes() {
     let node = guarded().await;
     let mut client = node.client().await;

@@ -95,6 +95,7 @@ impl Broker {
         let old = match found {
             Some(session) if connect.clean_start => {
                 sessions.by_client.remove(client_id);
+                sessions.cancel(&mut session.state());
                 self.end(&session);
                 None
             }
@@ -120,7 +121,7 @@ impl Broker {
         state.link = Some(link.clone());
         state.expiry_s = expiry_s;
         state.will = connect.will.take().map(Box::new);
-        (state.will_deadline, state.end_deadline) = (None, None);
+        sessions.cancel(&mut state);
         state.is_reading = false;
         state.is_dirty = true;
         state.try_live(tail.processed());
@@ -138,39 +139,41 @@ impl Broker {
 
     /// Writes a session that outlives its connection, and waits for the sync.
     pub async fn save(&self, session: &Session) -> bool {
-        let changes = {
+        let written = {
+            // handed over while the tail is held, so that nothing older comes behind something newer
             let tail = self.tail();
             let mut state = session.state();
             if state.is_over || !state.is_persistent() {
                 return true;
             }
             state.is_dirty = false;
-            vec![
+            self.store.put_state(vec![
                 saved::session(&state, 0),
                 saved::progress(&state, tail.processed()),
-            ]
+            ])
         };
-        matches!(self.store.put_state(changes).await, Ok(Ok(())))
+        matches!(written.await, Ok(Ok(())))
     }
 
     /// Writes how far a session has come, and waits for the sync: before a message of QoS 2 is sent, and
     /// before it is released.
     pub async fn save_progress(&self, session: &Session) -> bool {
-        let change = {
+        let written = {
+            // as above
             let tail = self.tail();
             let mut state = session.state();
             if state.is_over || !state.is_persistent() {
                 return true;
             }
             state.is_dirty = false;
-            saved::progress(&state, tail.processed())
+            let progress = saved::progress(&state, tail.processed());
+            self.store.put_state(vec![progress])
         };
-        matches!(self.store.put_state(vec![change]).await, Ok(Ok(())))
+        matches!(written.await, Ok(Ok(())))
     }
 
     /// The connection lets go of its session. `keeps_will`: it ended without saying so.
     pub fn release(self: &Arc<Self>, session: &Arc<Session>, number: u64, keeps_will: bool) {
-        let mut changes = Vec::new();
         let mut due = None;
         let gone;
         {
@@ -194,8 +197,7 @@ impl Broker {
                 } else {
                     let at = now + Duration::from_secs(delay_s.into());
                     let deadline = Deadline::will(session, self.number());
-                    state.will_deadline = Some(deadline.number);
-                    sessions.schedule(at, deadline);
+                    state.will_deadline = Some(sessions.schedule(at, deadline));
                 }
             }
             if is_over {
@@ -204,12 +206,14 @@ impl Broker {
                 if state.expiry_s != u32::MAX {
                     let at = now + Duration::from_secs(state.expiry_s.into());
                     let deadline = Deadline::end(session, self.number());
-                    state.end_deadline = Some(deadline.number);
-                    sessions.schedule(at, deadline);
+                    state.end_deadline = Some(sessions.schedule(at, deadline));
                 }
                 state.is_dirty = false;
-                changes.push(saved::session(&state, shared::time::wall_ms()));
-                changes.push(saved::progress(&state, tail.processed()));
+                // what is lost with a crash before the sync is only how far it had come
+                drop(self.store.put_state(vec![
+                    saved::session(&state, shared::time::wall_ms()),
+                    saved::progress(&state, tail.processed()),
+                ]));
             }
             drop(state);
             if is_over {
@@ -219,10 +223,6 @@ impl Broker {
             drop(sessions);
             drop(tail);
             self.take_back(shared);
-        }
-        if !changes.is_empty() {
-            // what is lost with a crash before the sync is only how far it had come
-            drop(self.store.put_state(changes));
         }
         if let Some(will) = due {
             self.publish_will(*will);

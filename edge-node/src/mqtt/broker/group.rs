@@ -13,8 +13,6 @@ use crate::mqtt::session::{Delivery, Offered, Place, Positions, merge};
 
 /// Messages that wait for one group; beyond, the newest are lost to it.
 const MAX_BACKLOG: usize = 10_000;
-/// Messages given to a group that has members again, at a time.
-const AT_ONCE: usize = 256;
 
 /// The members of a shared subscription.
 #[derive(Debug)]
@@ -194,7 +192,8 @@ impl Broker {
             }
         });
         for group in waiting {
-            for _ in 0..AT_ONCE {
+            // all that waits: a backlog that drains slower than it fills would never end
+            for _ in 0..MAX_BACKLOG {
                 let Some(place) = group.next_waiting() else {
                     break;
                 };

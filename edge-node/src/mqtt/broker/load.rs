@@ -112,12 +112,26 @@ impl Broker {
                 mut positions,
                 sent,
             } = progress.remove(client_id).unwrap_or_default();
-            for (partition, next) in self.tail().processed() {
-                // what was mapped only after the session was written is not for it
-                positions.entry(*partition).or_insert(*next);
+            let mut is_moved = false;
+            {
+                let tail = self.tail();
+                for (partition, next) in tail.processed() {
+                    // followed by an earlier process: it began after the session was written, and all of it is for
+                    // it. Otherwise it was mapped only since, and what is there is not for it
+                    let first = if tail.was_followed(*partition) {
+                        0
+                    } else {
+                        *next
+                    };
+                    positions.entry(*partition).or_insert_with(|| {
+                        is_moved = true;
+                        first
+                    });
+                }
             }
             let mut state =
                 State::restored(Arc::from(client_id), self.config.session, positions, sent);
+            state.is_dirty = is_moved;
             state.expiry_s = found.expiry_s;
             state.owner = found.owner;
             state.subscriptions = found.subscriptions.iter().cloned().collect();
@@ -126,6 +140,7 @@ impl Broker {
                 .unwrap_or_default()
                 .into_iter()
                 .collect();
+            state.has_facts = !state.incoming.is_empty();
             let session = Session::new(self.number(), state);
             for (filter, options) in &found.subscriptions {
                 self.insert_filter(&session, filter, *options);
@@ -142,8 +157,8 @@ impl Broker {
                 let away = u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0);
                 let left = whole.saturating_sub(Duration::from_millis(away));
                 let deadline = Deadline::end(&session, self.number());
-                session.state().end_deadline = Some(deadline.number);
-                sessions.schedule(now + left, deadline);
+                let key = sessions.schedule(now + left, deadline);
+                session.state().end_deadline = Some(key);
             }
             sessions
                 .by_client

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Broker, Session, Sessions};
 use crate::mqtt::packet::{Message, Qos};
 use crate::mqtt::saved;
+use crate::mqtt::session::State;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -55,8 +56,19 @@ impl Deadline {
 }
 
 impl Sessions {
-    pub(super) fn schedule(&mut self, at: Duration, deadline: Deadline) {
-        self.deadlines.insert((at, deadline.number), deadline);
+    /// Returns what it is known by.
+    pub(super) fn schedule(&mut self, at: Duration, deadline: Deadline) -> (Duration, u64) {
+        let key = (at, deadline.number);
+        self.deadlines.insert(key, deadline);
+        key
+    }
+
+    /// A session's deadlines are over: its client is back, or it has ended.
+    pub(super) fn cancel(&mut self, state: &mut State) {
+        let keys = [state.will_deadline.take(), state.end_deadline.take()];
+        for key in keys.into_iter().flatten() {
+            self.deadlines.remove(&key);
+        }
     }
 }
 
@@ -106,7 +118,9 @@ impl Broker {
                 What::Will => {
                     let will = {
                         let mut state = session.state();
-                        let is_due = state.will_deadline == Some(deadline.number);
+                        let is_due = state
+                            .will_deadline
+                            .is_some_and(|(_, number)| number == deadline.number);
                         if is_due { state.will.take() } else { None }
                     };
                     if let Some(will) = will {
@@ -115,7 +129,10 @@ impl Broker {
                 }
                 What::End => {
                     let mut sessions = self.sessions();
-                    let is_due = session.state().end_deadline == Some(deadline.number);
+                    let is_due = session
+                        .state()
+                        .end_deadline
+                        .is_some_and(|(_, number)| number == deadline.number);
                     if is_due {
                         sessions.by_client.remove(&session.client_id);
                         self.end(&session);
@@ -141,16 +158,18 @@ impl Broker {
                 .collect()
         };
         for some in dirty.chunks(SAVE_AT_ONCE) {
-            let changes: Vec<_> = {
+            let written = {
+                // handed over while the tail is held, so that nothing older comes behind something newer
                 let tail = self.tail();
                 let progress = |session: &Arc<Session>| {
                     let mut state = session.state();
                     state.is_dirty = false;
-                    saved::progress(&state, tail.processed())
+                    (!state.is_over).then(|| saved::progress(&state, tail.processed()))
                 };
-                some.iter().map(progress).collect()
+                let changes = some.iter().filter_map(progress).collect();
+                self.store.put_state(changes)
             };
-            if !matches!(self.store.put_state(changes).await, Ok(Ok(()))) {
+            if !matches!(written.await, Ok(Ok(()))) {
                 for session in some {
                     session.state().is_dirty = true;
                 }

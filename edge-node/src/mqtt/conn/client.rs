@@ -195,6 +195,7 @@ impl<'b> Client<'b> {
             }
             state.incoming.insert(id);
             if state.is_persistent() {
+                state.has_facts = true;
                 fact = Some(saved::stored(&state.client_id, id));
             }
         }
@@ -269,11 +270,11 @@ impl<'b> Client<'b> {
     }
 
     fn released(&mut self, id: u16) {
-        let (was_there, is_persistent) = {
+        let (was_there, may_be_on_disk) = {
             let mut state = self.session.state();
-            (state.incoming.remove(&id), state.is_persistent())
+            (state.incoming.remove(&id), state.has_facts)
         };
-        match (was_there, is_persistent) {
+        match (was_there, may_be_on_disk) {
             (true, true) => {
                 // the id may be used again once PUBCOMP is there: it must not look like this message then
                 let change = saved::released(&self.session.client_id, id);

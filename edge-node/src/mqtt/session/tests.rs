@@ -184,6 +184,25 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
     assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
 }
 
+/// MQTT 5, [MQTT-4.8.2-5].
+#[test]
+fn what_was_sent_as_qos_2_is_given_to_no_other_client() {
+    for (qos, given) in [(Qos::AtLeastOnce, vec![3]), (Qos::ExactlyOnce, vec![])] {
+        let mut state = online(LIMITS);
+        state.link = Some(link(1, 1));
+        state.expiry_s = 0;
+        let shared = Delivery {
+            shared: Some("$share/g/t".into()),
+            ..delivery(3, qos)
+        };
+        state.offer(shared, &tail(3));
+        state.take(0).unwrap();
+        let back = state.go_offline(&tail(9)).into_iter();
+        let back: Vec<_> = back.map(|d| d.place.unwrap().offset).collect();
+        assert_eq!(back, given, "{qos:?}");
+    }
+}
+
 #[test]
 fn filters_that_overlap_give_one_message_with_the_highest_qos_and_all_identifiers() {
     let low = Options {

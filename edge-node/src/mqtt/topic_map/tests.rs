@@ -129,3 +129,16 @@ proptest! {
         prop_assert_eq!(back, Some((Arc::from(&*topic), rule)));
     }
 }
+
+#[test]
+fn a_rule_that_takes_all_of_a_filter_leaves_nothing_to_those_behind_it() {
+    let rules = vec![rule("plant/+/temperature", "temperature", "{topic}", None)];
+    let map = TopicMap::new(rules, Some(rest())).unwrap();
+    let behind = |filter: &'static str| -> Vec<String> {
+        map.behind(filter).map(ToString::to_string).collect()
+    };
+    assert_eq!(behind("plant/+/temperature"), ["temperature"]);
+    assert_eq!(behind("plant/1/temperature"), ["temperature"]);
+    assert_eq!(behind("plant/#"), ["temperature", "mqtt_messages"]);
+    assert_eq!(behind("other"), ["mqtt_messages"]);
+}

@@ -1,5 +1,7 @@
 //! `OffsetCommit` 2-8, `OffsetFetch` 1-8, `FindCoordinator` 0-4.
 
+use std::collections::BTreeSet;
+
 use super::super::messages::{
     CommitAnswer, CommitEntry, CommitRequest, FetchAnswer, FetchRequest, FetchedOffset,
     TopicEntries,
@@ -66,8 +68,13 @@ pub fn decode_fetch(mut reader: Reader<'_>, version: i16) -> Result<FetchRequest
     let mut groups = Vec::new();
     if version >= 8 {
         let mut left = MAX_ENTRIES;
+        let mut named = BTreeSet::new();
         for _ in 0..bounded(reader.array_len(2)?)? {
             let group = reader.string()?.to_owned();
+            // null topics ask for all: a few bytes must not ask for that again and again
+            if !named.insert(group.clone()) {
+                return Err(Malformed("names a group twice"));
+            }
             let topics = asked_partitions(&mut reader)?;
             reader.skip_tags()?;
             let asked = topics
