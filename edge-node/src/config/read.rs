@@ -232,14 +232,14 @@ pub(super) fn listener_tls(section: &mut Section) -> Option<ListenerTls> {
     let mut path = |key: &str| section.has(key).then(|| section.path(key, ""));
     let (certificate, key) = (path("certificate"), path("key"));
     let client_ca = path("client_ca");
-    let words = [("required", true), ("optional", false)];
-    let requires_client = section.choice("client_certificates", true, &words);
     if client_ca.is_none() && section.has("client_certificates") {
         section.problem(
             "client_certificates",
             "no client is asked for one without client_ca; accepted: with client_ca",
         );
     }
+    let words = [("required", true), ("optional", false)];
+    let requires_client = section.choice("client_certificates", true, &words);
     match (certificate, key) {
         (Some(certificate), Some(key)) => Some(ListenerTls {
             certificate,

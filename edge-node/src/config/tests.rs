@@ -297,3 +297,17 @@ fn users_are_checked_and_secrets_are_not_told() {
     }
     assert!(!text.contains("hunter2"), "{text}");
 }
+
+/// A listener that says that it wants certificates and has no authority to hold them against would let everybody in.
+#[test]
+fn client_certificates_without_an_authority_are_refused() {
+    for protocol in ["kafka", "mqtt"] {
+        let listener = "listen = \"127.0.0.1:0\"\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+        let text = format!(
+            "{LEAST}[[{protocol}.listener]]\n{listener}client_certificates = \"required\"\n"
+        );
+        let problems = problems(&text);
+        assert!(problems.contains("client_certificates"), "{problems}");
+        assert!(problems.contains("accepted: with client_ca"), "{problems}");
+    }
+}

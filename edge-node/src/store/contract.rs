@@ -87,9 +87,31 @@ promises! {
     readers_are_woken
     unknown_partitions_are_refused
     facts_are_written_with_their_batch_or_not_at_all
+    a_reader_below_the_start_is_shown_what_is_gone
 }
 
 type Make = fn(&StoreConfig) -> Subject;
+
+/// Also when nothing stands behind it: a reader that got nothing would ask for ever.
+fn a_reader_below_the_start_is_shown_what_is_gone(make: Make) {
+    let site = make(&config());
+    let (s, p) = (&*site.store, topic(&*site.store, "a", rules()));
+    for _ in 0..3 {
+        append(s, p, &batch(1, 10)).unwrap();
+    }
+    s.acknowledge(p, 3).unwrap();
+    for start in [2, 3] {
+        s.delete_records(p, start).unwrap();
+        let found = s.browse(p, 0, 1).unwrap();
+        let Item::Gap { from, to, .. } = &found[0] else {
+            panic!("{found:?}");
+        };
+        assert_eq!((*from, *to), (0, start));
+        assert_eq!(found.len() as u64, 4 - start, "and what is left");
+    }
+    assert_eq!(s.browse(p, 3, 1), Ok(vec![]));
+    assert_eq!(s.read(p, 0, 1), Ok(vec![]), "the hub has it");
+}
 
 fn facts_are_written_with_their_batch_or_not_at_all(make: Make) {
     use super::StateSpace::{GroupOffset, MqttInflight, MqttSession};

@@ -14,12 +14,13 @@
 //!
 //! - *Proven*: since the last renewal, or since the first look after a boot, no more wall time has passed
 //!   than running time; or a whole period of running time has.
-//! - What isn't proven is believed once a boot, and once more in each period's length of running time: a site
-//!   without a clock of its own learns the date after each boot.
+//! - What isn't proven is believed once a boot, and again after two periods' length of running time: a site
+//!   without a clock of its own learns the date after each boot. Two, because a belief can bring a second
+//!   allowance with it, at the midnight that follows in the new date.
 //! - A clock that is behind renews nothing; it goes on with the period that it knows.
 //!
-//! So in one boot, whatever the clock does, no more than two allowances are given in a period's length, and
-//! two more at its ends; and an allowance that a wrong clock brought is taken into account when the clock
+//! So in one boot, whatever the clock does, no more than two allowances are given for each period's length of
+//! running time, and three more at its ends; and an allowance that a wrong clock brought is taken into account when the clock
 //! comes back. A site that is switched off for whole periods loses nothing by that.
 //!
 //! Changing the period or its zone keeps what was used: editing a file is no way to a new allowance.
@@ -239,7 +240,7 @@ impl Book {
         }
         let is_rare = entry.unproven_ms.is_none_or(|at| {
             let since = millis(now.running).saturating_sub(at);
-            i64::try_from(since).unwrap_or(i64::MAX) >= term.length_ms()
+            i64::try_from(since).unwrap_or(i64::MAX) >= term.length_ms().saturating_mul(2)
         });
         if !is_rare {
             return Seen::Withheld;
@@ -386,6 +387,28 @@ mod tests {
         assert_eq!(renewed, 1);
     }
 
+    /// Each belief just before a midnight of its date, which then proves itself.
+    #[test]
+    fn jumps_to_just_before_midnight_give_two_allowances_a_period() {
+        let mut book = used(TODAY, 0);
+        let (mut date, mut running, mut renewed) = (TODAY, 0, 0);
+        for _ in 0..10 {
+            date += 9 * DAY;
+            for (wall, time) in [
+                (date - 1_000, 1_000),
+                (date, 1_000),
+                (date + DAY, DAY),
+                (date + DAY, 0),
+            ] {
+                running += time;
+                let seen = book.look(&daily(), clocks(wall, running, 1));
+                renewed += usize::from(matches!(seen, Seen::Renewed | Seen::RenewedUnproven));
+            }
+        }
+        assert!(renewed <= 2 * 10 + 3, "{renewed} in 10 days");
+        assert!(renewed >= 10, "{renewed} in 10 days");
+    }
+
     #[test]
     fn a_site_without_a_clock_starts_in_1970_and_learns_the_date() {
         let mut book = used(TODAY, 5_000);
@@ -450,7 +473,7 @@ mod tests {
                 total += left;
             }
             let periods = u64::try_from(running / DAY).unwrap();
-            // two a period and two at its ends are given anew, and some was left of the first
+            // the day begins with the book, so that two at the ends are given anew, and some was left of the first
             prop_assert!(total <= (2 * periods + 3) * ALL, "{} in {} days", total, periods);
         }
     }
