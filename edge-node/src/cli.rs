@@ -204,7 +204,8 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
         None => Config::load_admin(args.config.file(CONFIG_FILE).as_deref())?.listen,
     };
     let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
-    let status: Status = serde_json::from_str(&text)?;
+    let status: Status = serde_json::from_str(&text)
+        .with_context(|| format!("{address} does not answer as an edge-node does"))?;
     match args.output {
         Output::Json => print(format_args!("{}\n", text.trim_end()))?,
         Output::Text => print(&status)?,

@@ -21,6 +21,8 @@ use shared::units::Span;
 
 /// Valid from a day ago: clocks at sites run late.
 const CLOCKS_RUN_LATE: Span = Span::days(1);
+/// What may be asked for.
+const VALIDITY: std::ops::RangeInclusive<Span> = Span::hours(1)..=Span::days(36_500);
 
 /// Where the authority's files are.
 #[derive(Debug, Clone)]
@@ -205,6 +207,12 @@ impl Authority {
 }
 
 fn parameters(validity: Span) -> anyhow::Result<CertificateParams> {
+    anyhow::ensure!(
+        VALIDITY.contains(&validity),
+        "--valid {validity}: accepted: {} to {}",
+        VALIDITY.start(),
+        VALIDITY.end()
+    );
     let now =
         u64::try_from(shared::time::wall_ms()).context("this machine's clock is before 1970")?;
     let epoch = date_time_ymd(1970, 1, 1);
@@ -304,6 +312,17 @@ mod tests {
             .issue_another_hub(&hosts("../escape"), valid)
             .unwrap_err();
         assert!(!dir.path().join("escape.pem").exists());
+    }
+
+    #[test]
+    fn a_validity_beyond_all_dates_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::at(dir.path());
+        for valid in [Span::days(3_000_000), Span::secs(1)] {
+            let error = authority.create(valid).unwrap_err().to_string();
+            assert!(error.contains("accepted: 1h to 36500d"), "{error}");
+        }
+        authority.create(Span::days(36_500)).unwrap();
     }
 
     #[test]

@@ -177,6 +177,9 @@ fn inspect(config: &Config, findings: &mut Findings) {
         );
         findings.problems.push(format!("{key}: {why}"));
     }
+    if let Some(directory) = &config.listen.codec_dir {
+        findings.writable("listen.codec_dir", directory);
+    }
     if let Some(inspection) = findings.certificates(&config.listen.tls) {
         let names = inspection.certificate.names.join(", ");
         if names.is_empty() {
@@ -200,7 +203,8 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
         None => Config::load_admin(args.config.file(CONFIG_FILE).as_deref())?.listen,
     };
     let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
-    let status: Status = serde_json::from_str(&text)?;
+    let status: Status = serde_json::from_str(&text)
+        .with_context(|| format!("{address} does not answer as a hub-node does"))?;
     match args.output {
         Output::Json => print(format_args!("{}\n", text.trim_end()))?,
         Output::Text => print(&status)?,

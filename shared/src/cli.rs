@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -88,11 +88,24 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub config: ConfigArg,
     /// Admin listener of the node, instead of the one in the configuration
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve)]
     pub admin: Option<SocketAddr>,
     /// For people, or as JSON
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// A host and port, or an address and port, as a listener that can be dialled.
+fn resolve(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs();
+    let found = found.map_err(|error| format!("{error}; accepted: HOST:PORT"))?;
+    let all: Vec<_> = found.collect();
+    // listeners are on 127.0.0.1 where nothing else is configured, and `localhost` is both
+    let first = all.iter().find(|address| address.is_ipv4());
+    first
+        .or(all.first())
+        .copied()
+        .ok_or_else(|| "no such host; accepted: HOST:PORT".to_owned())
 }
 
 /// What `check` found.
@@ -125,7 +138,9 @@ impl Findings {
         let inspection = match files.inspect(crate::time::wall_ms()) {
             Ok(inspection) => inspection,
             Err(error) => {
-                self.problems.push(error.to_string());
+                let found = files.unreadable();
+                let found = if found.is_empty() { vec![error] } else { found };
+                self.problems.extend(found.iter().map(ToString::to_string));
                 return None;
             }
         };
@@ -295,6 +310,30 @@ mod tests {
             (1_234_567, "1 234 567"),
         ] {
             assert_eq!(thousands(count), text);
+        }
+    }
+
+    #[test]
+    fn every_certificate_file_that_is_missing_is_named() {
+        let mut findings = Findings::default();
+        let files = crate::tls::TlsFiles {
+            certificate: "no/site.pem".into(),
+            key: "no/site-key.pem".into(),
+            ca: "no/ca.pem".into(),
+        };
+        assert!(findings.certificates(&files).is_none());
+        let text = findings.to_string();
+        for file in ["no/site.pem", "no/site-key.pem", "no/ca.pem"] {
+            assert!(text.contains(file), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_admin_listener_may_be_a_name() {
+        assert_eq!(resolve("localhost:9690").unwrap().port(), 9690);
+        for text in ["localhost", "127.0.0.1:99999", "no such host:1"] {
+            let error = resolve(text).unwrap_err();
+            assert!(error.contains("accepted: HOST:PORT"), "{error}");
         }
     }
 

@@ -180,11 +180,21 @@ impl FromStr for LogLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let accepted = "accepted: error, warn, info, debug, trace, or directives such as \
+        let accepted = "accepted: off, error, warn, info, debug, trace, or directives such as \
                         info,edge_node::kafka=debug";
+        // a bare word that is no level would be taken for a module, and everything else silenced
+        let is_level = |word: &str| {
+            word.parse::<tracing_subscriber::filter::LevelFilter>()
+                .is_ok()
+        };
+        let is_clear = text
+            .split(',')
+            .all(|part| part.contains(['=', '[']) || is_level(part.trim()));
         tracing_subscriber::EnvFilter::try_new(text)
+            .ok()
+            .filter(|_| is_clear)
             .map(|_| Self(text.to_owned()))
-            .map_err(|_| format!("not a log filter; {accepted}"))
+            .ok_or_else(|| format!("not a log filter; {accepted}"))
     }
 }
 

@@ -298,6 +298,30 @@ fn users_are_checked_and_secrets_are_not_told() {
     assert!(!text.contains("hunter2"), "{text}");
 }
 
+/// A word that is no level would be taken for a module, and silence everything else.
+#[test]
+fn a_log_level_is_one_that_exists() {
+    for level in ["verbose", "info,loud", "WARNING"] {
+        let text = problems(&format!(
+            "{LEAST}[log]\nlevel = \"{level}\"\nformat = \"xml\"\n"
+        ));
+        assert!(
+            text.contains("not a log filter; accepted: off, error"),
+            "{text}"
+        );
+        assert!(text.contains("log.format"), "{text}");
+    }
+    for level in [
+        "info",
+        "WARN",
+        "off",
+        "info,edge_node::kafka=debug",
+        "edge_node[span]=trace,warn",
+    ] {
+        load(&format!("{LEAST}[log]\nlevel = \"{level}\"\n"), &[]).unwrap();
+    }
+}
+
 /// A listener that says that it wants certificates and has no authority to hold them against would let everybody in.
 #[test]
 fn client_certificates_without_an_authority_are_refused() {

@@ -406,6 +406,18 @@ fn check(rules: &[Rule], at: usize, rest: Option<&TopicName>) -> Result<(), MapE
         let what = "the key can't be made of the key";
         return Err(MapError::Template { rule: at, what });
     }
+    let wildcards = rule
+        .filter
+        .split('/')
+        .filter(|level| matches!(*level, "+" | "#"));
+    let wildcards = wildcards.count();
+    if rule
+        .key
+        .uses(|part| matches!(part, Part::Capture(number) if *number > wildcards))
+    {
+        let what = "the filter has fewer wildcards than the key counts";
+        return Err(MapError::Template { rule: at, what });
+    }
     if let Some(topic) = &rule.topic
         && topic.uses(|part| *part == Part::Topic || is_capture(part))
     {

@@ -69,6 +69,19 @@ impl TlsFiles {
         Ok(inspection)
     }
 
+    /// What keeps each of the files from being read, where [`TlsFiles::inspect`] tells the first only.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<TlsError> {
+        let certificates = |file: &Path| pem::certificates(file, &pem::read(file)?).map(drop);
+        let key = || pem::private_key(&self.key, &pem::read(&self.key)?).map(drop);
+        let found = [
+            certificates(&self.certificate),
+            key(),
+            certificates(&self.ca),
+        ];
+        found.into_iter().filter_map(Result::err).collect()
+    }
+
     pub(super) fn read(&self) -> Result<Material, TlsError> {
         let certificates = |file: &Path| pem::certificates(file, &pem::read(file)?);
         let chain = certificates(&self.certificate)?;

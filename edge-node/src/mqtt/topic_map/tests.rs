@@ -49,6 +49,21 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
+fn a_key_counts_only_wildcards_that_the_filter_has() {
+    let map = |filter, key| TopicMap::new(vec![rule(filter, "t", key, None)], Some(rest()));
+    for (filter, key) in [
+        ("plant/+/x", "{2}"),
+        ("plant/a", "{1}"),
+        ("+/b/#", "{1}-{3}"),
+    ] {
+        let error = map(filter, key).unwrap_err();
+        assert_eq!(error.key(), "key");
+        assert!(error.to_string().contains("fewer wildcards"), "{error}");
+    }
+    map("+/b/#", "{1}-{2}").unwrap();
+}
+
+#[test]
 fn a_record_has_the_mqtt_topic_that_leads_back_to_it() {
     let rules = vec![
         rule(
