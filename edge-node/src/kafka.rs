@@ -78,6 +78,8 @@ pub struct KafkaConfig {
     pub idle_timeout: Duration,
     /// How slowly a request may arrive.
     pub pace: Pace,
+    /// And how slowly while others wait for what it holds of the node's budget.
+    pub pace_when_short: Pace,
     /// A client that does not take a response for so long is closed.
     pub write_timeout: Duration,
     /// How long the answer "full, try again" is held back.
@@ -138,6 +140,10 @@ impl KafkaConfig {
             pace: Pace {
                 grace: Duration::from_secs(20),
                 bytes_per_s: 4 * 1024,
+            },
+            pace_when_short: Pace {
+                grace: Duration::from_secs(2),
+                bytes_per_s: 128 * 1024,
             },
             write_timeout: Duration::from_secs(30),
             full_delay: Duration::from_millis(500),

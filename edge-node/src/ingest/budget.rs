@@ -6,9 +6,11 @@
 //!
 //! Many half-received requests could use it up and wait for each other for ever. So one connection at
 //! a time may go on reading beyond it (the overdraft) until what it received is answered: memory stays
-//! within the budget and one connection's own limit.
+//! within the budget and one connection's own limit. While somebody waits, [`Budget::is_short`] says so: who
+//! holds a part of it for a request that does not come along is then to give it up.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -18,6 +20,23 @@ pub struct Budget {
     bytes: Arc<Semaphore>,
     overdraft: Arc<Semaphore>,
     capacity: usize,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// One who waits, also if it stops waiting before its turn.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Budget {
@@ -27,6 +46,7 @@ impl Budget {
             bytes: Arc::new(Semaphore::new(capacity)),
             overdraft: Arc::new(Semaphore::new(1)),
             capacity,
+            waiting: Arc::default(),
         }
     }
 
@@ -34,6 +54,12 @@ impl Budget {
     #[must_use]
     pub fn used(&self) -> usize {
         self.capacity.saturating_sub(self.bytes.available_permits())
+    }
+
+    /// Whether somebody waits for a part of it.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// All bytes that may be reserved.
@@ -79,6 +105,7 @@ impl Reservation {
             self.uncounted += more;
             return;
         }
+        let _waiting = Waiting::new(&budget.waiting);
         tokio::select! {
             biased;
             permit = budget.bytes.clone().acquire_many_owned(permits), if more <= budget.capacity => {
@@ -171,6 +198,15 @@ mod tests {
             ready(c.grow(&budget, 1)).is_none(),
             "the overdraft is taken"
         );
+        assert!(!budget.is_short(), "it stopped waiting");
+        let mut wait = std::pin::pin!(c.grow(&budget, 1));
+        let waker = std::task::Waker::noop();
+        assert!(
+            wait.as_mut()
+                .poll(&mut std::task::Context::from_waker(waker))
+                .is_pending()
+        );
+        assert!(budget.is_short());
         let request = b.split(140);
         drop(b);
         assert!(

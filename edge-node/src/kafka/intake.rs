@@ -23,6 +23,8 @@ use crate::ingest::Reservation;
 
 /// A read from TLS, whose records have at most 16 KiB, goes by the stack.
 const TLS_CHUNK: usize = 8 * 1024;
+/// How often a request that comes slowly is held against what others wait for.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Socket, buffer and budgets.
 #[derive(Debug)]
@@ -77,14 +79,25 @@ impl Intake {
         }
         let until = overdue.map_or(idle_until, Instant::from);
         let until = login_until.map_or(until, |login| until.min(login));
-        let received = tokio::select! {
-            biased;
-            () = connection.stop.cancelled() => return Ok(Some(End::Stopped)),
-            received = timeout_at(until, self.read.receive(&mut self.frames)) => match received {
-                Err(_) if overdue.is_some() => return Err(ConnError::TooSlow),
-                Err(_) => return Ok(Some(End::Idle)),
-                Ok(received) => received?,
-            },
+        let mut look = self.frames.deadline(config.pace_when_short);
+        let received = loop {
+            let next = look.map_or(until, |look| until.min(look.into()));
+            let received = tokio::select! {
+                biased;
+                () = connection.stop.cancelled() => return Ok(Some(End::Stopped)),
+                received = timeout_at(next, self.read.receive(&mut self.frames)) => received,
+            };
+            if let Ok(received) = received {
+                break received?;
+            }
+            let now = Instant::now();
+            if now < until && !connection.services.ingest.budget().is_short() {
+                look = Some((now + LOOK).into_std());
+            } else if overdue.is_some() {
+                return Err(ConnError::TooSlow);
+            } else {
+                return Ok(Some(End::Idle));
+            }
         };
         let count = match received {
             None => return Ok(None),

@@ -574,6 +574,37 @@ async fn bytes_beyond_the_budget_wait_and_nothing_gets_stuck() {
     .await;
 }
 
+/// The request that stalls holds the whole budget and the overdraft too, and has half an hour left by its own pace.
+#[tokio::test]
+async fn a_request_that_stalls_gives_up_what_others_wait_for() {
+    let node = node(|config, limits| {
+        limits.max_unsynced_bytes = 50_000;
+        config.pace.grace = Duration::from_secs(1_800);
+        config.pace_when_short.grace = Duration::from_millis(50);
+        config.pace_when_short.bytes_per_s = 1_000_000;
+    })
+    .await;
+    let mut stalled = Vec::new();
+    for _ in 0..2 {
+        let mut client = node.client().await;
+        client
+            .0
+            .write_all(&100_000_u32.to_be_bytes())
+            .await
+            .unwrap();
+        client.0.write_all(&[0; 60_000]).await.unwrap();
+        stalled.push(client);
+    }
+    until("the budget is used up", || {
+        node.ingest.budget().used() > 40_000
+    })
+    .await;
+    let mut client = node.client().await;
+    let value = "x".repeat(30_000);
+    let served = timeout(LIMIT, client.produce(batch(&[&value], None))).await;
+    assert_eq!(served.expect("it is served"), 0);
+}
+
 #[tokio::test]
 async fn the_smallest_window_holds_the_largest_requests() {
     let node = node(|config, limits| {
