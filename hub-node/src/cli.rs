@@ -254,7 +254,9 @@ fn issue(args: &IssueArgs) -> anyhow::Result<Outcome> {
         let written = authority.issue_site(site, args.valid)?;
         print_written(&format!("site {site}"), &written);
         println!();
-        println!("Next, on the site (readable by the user that edge-node runs as: root:kedge, 640):");
+        println!(
+            "Next, on the site (readable by the user that edge-node runs as: root:kedge, 640):"
+        );
         println!("  {} as /etc/kedge/site.pem", written.certificate.display());
         println!("  {} as /etc/kedge/site-key.pem", written.key.display());
         println!(
