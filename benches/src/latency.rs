@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Result;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Tail {
     count: Arc<AtomicU64>,
-    ages_ms: Arc<Mutex<Vec<i64>>>,
+    ages_us: Arc<Mutex<Vec<u64>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,13 +51,13 @@ impl Tail {
         consumer.subscribe(&[topic])?;
         let mut tail = Self {
             count: Arc::default(),
-            ages_ms: Arc::default(),
+            ages_us: Arc::default(),
             stop: Arc::default(),
             thread: None,
         };
         let (count, ages, stop) = (
             Arc::clone(&tail.count),
-            Arc::clone(&tail.ages_ms),
+            Arc::clone(&tail.ages_us),
             Arc::clone(&tail.stop),
         );
         let thread = thread::spawn(move || {
@@ -65,11 +65,11 @@ impl Tail {
                 let Some(Ok(record)) = consumer.poll(Duration::from_millis(100)) else {
                     continue;
                 };
-                let made = record.timestamp().to_millis().unwrap_or_default();
+                let age = record.payload().and_then(load::age_us);
                 let mut ages = ages.lock().expect("no holder panics");
                 // what a drain needs is the count
                 if ages.len() < 200_000 {
-                    ages.push(wall_ms() - made);
+                    ages.push(age.unwrap_or(u64::MAX));
                 }
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -87,12 +87,12 @@ impl Tail {
     /// Median and 99th percentile of the ages after the first `skip` records, ms.
     fn percentiles(&self, skip: usize) -> (f64, f64) {
         let mut ages = self
-            .ages_ms
+            .ages_us
             .lock()
             .expect("no holder panics")
             .split_off(skip);
         ages.sort_unstable();
-        let at = |share: usize| ages[(ages.len() * share / 100).min(ages.len() - 1)] as f64;
+        let at = |share: usize| ages[(ages.len() * share / 100).min(ages.len() - 1)] as f64 / 1e3;
         (at(50), at(99))
     }
 }
@@ -103,13 +103,6 @@ impl Drop for Tail {
         // a panic was printed by its thread, and what it counted is too little already
         let _ended = self.thread.take().map(JoinHandle::join);
     }
-}
-
-fn wall_ms() -> i64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Measures the rows.
@@ -141,9 +134,14 @@ pub fn rows() -> Result<Vec<Row>> {
 /// The first seconds are start-up: lanes, producers, topics.
 const SKIPPED: u64 = 5 * RATE;
 
-pub(crate) fn run(write_to: &str, tail: &Tail) -> Result<(f64, f64)> {
+fn run(write_to: &str, tail: &Tail) -> Result<(f64, f64)> {
+    run_with(&load::settings(write_to), "bench", tail)
+}
+
+/// Median and 99th percentile at a steady rate, ms.
+pub(crate) fn run_with(producer: &ClientConfig, topic: &str, tail: &Tail) -> Result<(f64, f64)> {
     let records = RATE * SECONDS + SKIPPED;
-    load::produce(write_to, "bench", records, Some(RATE))?;
+    load::produce_with(producer, topic, records, Some(RATE))?;
     wait::until_true("all records arrive", LIMIT, || tail.count() >= records)?;
     Ok(tail.percentiles(usize::try_from(SKIPPED)?))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -12,6 +12,8 @@ use rdkafka::{ClientConfig, ClientContext};
 
 /// Bytes of each record's value.
 pub const VALUE_LEN: usize = 200;
+/// Where a value says when it was handed to the client.
+const STAMP: std::ops::Range<usize> = 20..28;
 
 /// Records that were acknowledged or refused.
 #[derive(Debug, Default, Clone)]
@@ -48,22 +50,60 @@ impl ProducerContext for Count {
     }
 }
 
-/// Sends so many records with `acks=all`, and returns records a second once all are acknowledged.
+/// A producer with `acks=all` and the client's own defaults, which hold a record back for up to 5 ms so that others
+/// go with it.
+#[must_use]
+pub fn settings(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", bootstrap)
+        .set("acks", "all")
+        .set("queue.buffering.max.messages", "200000")
+        .set("linger.ms", "5");
+    config
+}
+
+/// Microseconds since the epoch.
+#[must_use]
+pub fn wall_us() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How long ago a record of [`produce`] was handed to the client, us.
+#[must_use]
+pub fn age_us(value: &[u8]) -> Option<u64> {
+    let stamp = value.get(STAMP)?.first_chunk()?;
+    Some(wall_us().saturating_sub(u64::from_be_bytes(*stamp)))
+}
+
+/// Sends so many records with [`settings`], and returns records a second once all are acknowledged.
 ///
 /// # Errors
 /// When a record is refused, or not all are acknowledged within five minutes.
 pub fn produce(bootstrap: &str, topic: &str, records: u64, pace: Option<u64>) -> Result<f64> {
+    produce_with(&settings(bootstrap), topic, records, pace)
+}
+
+/// The same with other settings.
+///
+/// # Errors
+/// As [`produce`].
+pub fn produce_with(
+    config: &ClientConfig,
+    topic: &str,
+    records: u64,
+    pace: Option<u64>,
+) -> Result<f64> {
     let count = Count::default();
-    let producer: ThreadedProducer<Count> = ClientConfig::new()
-        .set("bootstrap.servers", bootstrap)
-        .set("acks", "all")
-        .set("queue.buffering.max.messages", "200000")
-        .set("linger.ms", "5")
-        .create_with_context(count.clone())?;
+    let producer: ThreadedProducer<Count> = config.create_with_context(count.clone())?;
     let mut value = vec![b'x'; VALUE_LEN];
     let started = Instant::now();
     for number in 0..records {
         value[..20].copy_from_slice(format!("{number:020}").as_bytes());
+        value[STAMP].copy_from_slice(&wall_us().to_be_bytes());
         let key = number.to_be_bytes();
         loop {
             let record = BaseRecord::<[u8], [u8]>::to(topic)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::store::Store;
@@ -133,6 +134,30 @@ impl Egress {
         });
         work.await.map_err(|error| ReadFailed(error.to_string()))
     }
+
+    /// Begins a read that nobody waits for yet, with its part of the budget. `None` when that would take from
+    /// those who wait: half of the budget and a turn stay free.
+    #[must_use]
+    pub fn read_ahead<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        read: impl FnOnce(&dyn Store) -> T + Send + 'static,
+    ) -> Option<JoinHandle<(T, Allowance)>> {
+        let spare = self.limits.max_bytes / 2;
+        let free = self.bytes.available_permits();
+        if free.saturating_sub(bytes) < spare || self.turns.available_permits() < 2 {
+            return None;
+        }
+        let wanted = u32::try_from(bytes).ok()?;
+        let permit = self.bytes.clone().try_acquire_many_owned(wanted).ok()?;
+        let allowance = Allowance(permit);
+        let turn = self.turns.clone().try_acquire_owned().ok()?;
+        let store = Arc::clone(&self.store);
+        Some(tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            (read(&*store), allowance)
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +186,22 @@ mod tests {
         let second = egress.allow(70, patience).await.unwrap();
         drop((first, second));
         assert_eq!(egress.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn reading_ahead_leaves_half_of_the_budget_and_a_turn_to_others() {
+        let egress = egress();
+        assert!(egress.read_ahead(51, |_| ()).is_none());
+        let ahead = egress.read_ahead(50, |_| 7).unwrap();
+        assert!(egress.read_ahead(1, |_| ()).is_none());
+        let (found, allowance) = ahead.await.unwrap();
+        assert_eq!((found, allowance.bytes(), egress.used()), (7, 50, 50));
+        drop(allowance);
+        let turns = egress.turns.clone().acquire_many_owned(3).await;
+        assert!(egress.read_ahead(1, |_| ()).is_none());
+        assert_eq!(egress.used(), 0);
+        drop(turns);
+        assert!(egress.read_ahead(1, |_| ()).is_some());
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //! Which APIs are served in which versions, and why: [`api::VERSIONS`]. A success is answered after the
 //! store's sync, for `acks=1` and `acks=all` alike; consumers get what is synced, as it is stored.
 //!
-//! Everything but [`listener`], [`conn`], [`intake`], [`pending`] and [`fetching`] is plain code: bytes in,
+//! Everything but [`listener`], [`conn`], [`intake`], [`pending`], [`fetching`] and [`ahead`] is plain code: bytes in,
 //! values out. Nothing that arrives is trusted: lengths are checked before memory is taken, buffers grow with
 //! what was received, and connections, requests and bytes in flight, and time are all limited by
 //! [`KafkaConfig`]; answers with records have their part of the node's memory ([`crate::egress`]).
@@ -11,6 +11,7 @@
 //! Deliberately not done here: transactions, fetch sessions, topic ids.
 
 pub mod admin;
+mod ahead;
 pub mod api;
 pub mod codec;
 mod conn;
@@ -82,6 +83,8 @@ pub struct KafkaConfig {
     pub pace_when_short: Pace,
     /// A client that does not take a response for so long is closed.
     pub write_timeout: Duration,
+    /// How long a fetch waits for its part of the node's memory before it is answered without records.
+    pub fetch_patience: Duration,
     /// How long the answer "full, try again" is held back.
     pub full_delay: Duration,
     /// Time to answer what is in flight on stop.
@@ -146,6 +149,7 @@ impl KafkaConfig {
                 bytes_per_s: 128 * 1024,
             },
             write_timeout: Duration::from_secs(30),
+            fetch_patience: Duration::from_secs(5),
             full_delay: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(10),
         }

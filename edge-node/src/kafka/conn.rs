@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::admin;
+use super::ahead::Ahead;
 use super::api::{Api, Header};
 use super::dispatch::{self, Plan, Unanswerable};
 use super::error::ErrorCode;
@@ -362,7 +363,19 @@ impl Connection {
         mut write: Outgoing,
         mut queue: mpsc::Receiver<Queued>,
     ) -> Result<(), ConnError> {
-        while let Some(Queued { reply, mut claim }) = queue.recv().await {
+        let mut ahead = Ahead::default();
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = queue.recv() => next,
+                () = ahead.expired() => {
+                    ahead.drop_piece();
+                    continue;
+                }
+            };
+            let Some(Queued { reply, mut claim }) = next else {
+                break;
+            };
             let mut allowance = None;
             let bytes = match reply {
                 Reply::Ready(bytes) | Reply::Last(bytes) => Some(bytes),
@@ -375,7 +388,9 @@ impl Connection {
                 }
                 Reply::Fetch(pending) => {
                     claim.release();
-                    let answer = pending.settle(&self.services.egress, &self.stop).await?;
+                    let (egress, patience) = (&self.services.egress, self.config.fetch_patience);
+                    let answer = pending.settle(egress, &mut ahead, patience, &self.stop);
+                    let answer = answer.await?;
                     allowance = answer.allowance;
                     Some(answer.bytes)
                 }

@@ -4,14 +4,15 @@
 //! partitions each time. Every stored record is committed: the last stable offset is the high watermark,
 //! and the list of aborted transactions is empty.
 
+mod answer;
+
 use std::collections::BTreeSet;
 
+pub use answer::{Assembled, Piece, Source, assemble, assemble_from_memory, refuse_session};
 use shared::ids::Offset;
 
-use super::api::Header;
-use super::codec::{Malformed, Reader, Writer};
+use super::codec::{Malformed, Reader};
 use super::error::ErrorCode;
-use crate::store::{FetchLimit, Fetched, LogRange, PartitionId, Store};
 
 /// Topics, and partitions, in one request: more than any site has.
 pub(super) const MAX_ENTRIES: usize = 10_000;
@@ -163,194 +164,6 @@ impl Entries {
             .checked_sub(count)
             .ok_or(Malformed("names too many things"))?;
         Ok(count)
-    }
-}
-
-/// A response, and what is needed to know whether it is worth sending.
-#[derive(Debug)]
-pub struct Assembled {
-    /// The response.
-    pub bytes: Vec<u8>,
-    /// Bytes of batches in it.
-    pub data_bytes: usize,
-    /// A partition was refused.
-    pub has_error: bool,
-    /// There is more than the limits allow.
-    pub has_more: bool,
-    /// The logs that were read, as they were.
-    pub logs: Vec<(PartitionId, LogRange)>,
-}
-
-impl Assembled {
-    /// Whether it is to be sent although there is time to wait for more.
-    #[must_use]
-    pub fn is_worth(&self, min_bytes: usize) -> bool {
-        let is_for_nothing = self.logs.is_empty();
-        self.has_error || self.has_more || is_for_nothing || self.data_bytes >= min_bytes
-    }
-}
-
-/// Puts the response together, with batches as far as `limit` allows. Blocks for the disk.
-#[must_use]
-pub fn assemble(
-    store: &dyn Store,
-    header: &Header,
-    request: &FetchRequest,
-    limit: FetchLimit,
-) -> Assembled {
-    let mut out = Writer::reply(header);
-    put_head(&mut out, header.version, ErrorCode::None);
-    let mut assembly = Assembly {
-        store,
-        version: header.version,
-        limit,
-        data_bytes: 0,
-        has_error: false,
-        has_more: false,
-        logs: Vec::new(),
-    };
-    out.array_len(request.topics.len());
-    for topic in &request.topics {
-        let known = if request.refused.contains(&topic.name) {
-            Err(ErrorCode::TopicAuthorizationFailed)
-        } else {
-            let known = store.topic(&topic.name);
-            known.ok_or(ErrorCode::UnknownTopicOrPartition)
-        };
-        out.string(&topic.name);
-        out.array_len(topic.partitions.len());
-        for wanted in &topic.partitions {
-            let id = known.as_ref().map_err(|error| *error).and_then(|topic| {
-                let index = usize::try_from(wanted.index).ok();
-                let id = index.and_then(|index| topic.partitions.get(index).copied());
-                id.ok_or(ErrorCode::UnknownTopicOrPartition)
-            });
-            assembly.put_partition(&mut out, id, wanted);
-            out.tags();
-        }
-        out.tags();
-    }
-    out.tags();
-    Assembled {
-        bytes: out.finish(),
-        data_bytes: assembly.data_bytes,
-        has_error: assembly.has_error,
-        has_more: assembly.has_more,
-        logs: assembly.logs,
-    }
-}
-
-/// The answer to a request that refers to a fetch session.
-#[must_use]
-pub fn refuse_session(header: &Header) -> Vec<u8> {
-    let mut out = Writer::reply(header);
-    put_head(&mut out, header.version, ErrorCode::FetchSessionIdNotFound);
-    out.array_len(0);
-    out.tags();
-    out.finish()
-}
-
-fn put_head(out: &mut Writer, version: i16, error: ErrorCode) {
-    out.i32(0); // throttle time
-    if version >= 7 {
-        out.i16(error.code());
-        out.i32(0); // session
-    }
-}
-
-struct Assembly<'a> {
-    store: &'a dyn Store,
-    version: i16,
-    /// What is left of it.
-    limit: FetchLimit,
-    data_bytes: usize,
-    has_error: bool,
-    has_more: bool,
-    logs: Vec<(PartitionId, LogRange)>,
-}
-
-impl Assembly<'_> {
-    fn put_partition(
-        &mut self,
-        out: &mut Writer,
-        id: Result<PartitionId, ErrorCode>,
-        wanted: &FetchPartition,
-    ) {
-        out.i32(wanted.index);
-        // what is known once the records are read stands before them
-        let error_at = out.position();
-        out.i16(ErrorCode::None.code());
-        let ends_at = out.position();
-        out.i64(NO_OFFSET); // high watermark
-        out.i64(NO_OFFSET); // last stable offset
-        if self.version >= 5 {
-            out.i64(NO_OFFSET); // log start
-        }
-        out.array_len(0); // aborted transactions
-        if self.version >= 11 {
-            out.i32(-1); // no replica is nearer
-        }
-        match out.records(|bytes| self.read(id, wanted, bytes)) {
-            Ok(range) => {
-                let (start, end) = (as_i64(range.first), as_i64(range.end));
-                out.set_i64(ends_at, end);
-                out.set_i64(ends_at + 8, end);
-                if self.version >= 5 {
-                    out.set_i64(ends_at + 16, start);
-                }
-            }
-            Err(error) => {
-                self.has_error = true;
-                out.set_i16(error_at, error.code());
-            }
-        }
-    }
-
-    fn read(
-        &mut self,
-        id: Result<PartitionId, ErrorCode>,
-        wanted: &FetchPartition,
-        bytes: &mut Vec<u8>,
-    ) -> Result<LogRange, ErrorCode> {
-        let id = id?;
-        check_epoch(wanted.leader_epoch)?;
-        let from = u64::try_from(wanted.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
-        let limit = FetchLimit {
-            bytes: usize::try_from(wanted.max_bytes)
-                .unwrap_or(0)
-                .min(self.limit.bytes),
-            ..self.limit
-        };
-        let before = bytes.len();
-        let is_full = limit.bytes == 0 && !limit.is_first_whole;
-        let fetched = if is_full {
-            let range = self.store.range(id);
-            range.map(|range| Fetched { range, next: from })
-        } else {
-            self.store.fetch(id, from, limit, bytes)
-        };
-        let fetched = fetched.map_err(|error| {
-            bytes.truncate(before);
-            ErrorCode::from(&error)
-        })?;
-        let range = fetched.range;
-        if from < range.start || from > range.end {
-            return Err(ErrorCode::OffsetOutOfRange);
-        }
-        let appended = bytes.len() - before;
-        // what comes next has no room: nor is it looked for in other logs
-        let is_stuck =
-            fetched.next < range.end && !limit.is_first_whole && limit.bytes == self.limit.bytes;
-        self.limit.bytes = self.limit.bytes.saturating_sub(appended);
-        if is_stuck {
-            self.limit.bytes = 0;
-        }
-        // the first batch of all may exceed the limits, the others may not
-        self.limit.is_first_whole &= appended == 0;
-        self.data_bytes += appended;
-        self.has_more |= fetched.next < range.end;
-        self.logs.push((id, range));
-        Ok(range)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A fetch between its request and its answer: it waits until there is enough, or until its time is up.
 //!
 //! While it waits it holds the request only. Whether the logs have grown is known from memory; they are
-//! read when that is enough for an answer.
+//! read when that is enough for an answer. What needs no disk is answered without leaving the runtime's threads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Ahead;
 use super::api::Header;
-use super::fetch::{self, Assembled, FetchRequest};
+use super::fetch::{self, Assembled, FetchRequest, Piece};
 use super::offsets::{self, AtTime, EpochEnd, Question};
 use crate::egress::{Allowance, Egress, ReadFailed};
 use crate::store::{FetchLimit, LogRange, PartitionId, Store};
 
 /// Longest time that a fetch waits for records, whatever it asks.
 const LONGEST_WAIT_MS: i32 = 300_000;
-/// How long a fetch waits for its part of the node's memory before it is answered without records.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Partitions of a request that are looked up on the runtime's threads; more would keep others waiting.
+const FEW: usize = 64;
 
 /// A fetch that waits for its turn.
 #[derive(Debug)]
@@ -36,6 +37,14 @@ pub(super) struct FetchAnswer {
     pub(super) allowance: Option<Allowance>,
 }
 
+/// What the logs have for a request.
+#[derive(Debug)]
+struct Looked {
+    read: Assembled,
+    allowance: Option<Allowance>,
+    has_room: bool,
+}
+
 impl PendingFetch {
     /// The time that it may wait begins now.
     pub(super) fn new(header: &Header, request: FetchRequest) -> Self {
@@ -47,25 +56,37 @@ impl PendingFetch {
         }
     }
 
-    /// Waits until there is enough to send, the time is up, or `stop`.
+    /// Waits until there is enough to send, the time is up, or `stop`. For its part of the node's memory it
+    /// waits for `patience`.
     ///
     /// # Errors
     /// [`ReadFailed`]: close the connection.
     pub(super) async fn settle(
         self,
         egress: &Egress,
+        ahead: &mut Ahead,
+        patience: Duration,
         stop: &CancellationToken,
     ) -> Result<FetchAnswer, ReadFailed> {
         let mut changes = egress.store().changes();
+        let mut piece = ahead.take(&self.request).await;
         loop {
             // what comes from here on is noticed below
             changes.borrow_and_update();
-            let (read, allowance) = self.read(egress).await?;
+            let Looked {
+                read,
+                allowance,
+                has_room,
+            } = match self.look(egress, piece.take()) {
+                Some(looked) => looked,
+                None => self.read(egress, patience).await?,
+            };
             let min_bytes = usize::try_from(self.request.min_bytes).unwrap_or(0);
             let is_due = Instant::now() >= self.deadline || stop.is_cancelled();
             // without room there is nothing to wait for either
-            let is_complete = read.is_worth(min_bytes) || allowance.is_none();
+            let is_complete = read.is_worth(min_bytes) || !has_room;
             if is_due || is_complete {
+                ahead.note(egress, &self.request, read.source);
                 return Ok(FetchAnswer {
                     bytes: read.bytes,
                     allowance,
@@ -94,13 +115,30 @@ impl PendingFetch {
         }
     }
 
+    /// The answer, if it takes nothing from the disk: `piece` was read ahead, or there is nothing to read.
+    fn look(&self, egress: &Egress, piece: Option<(Piece, Allowance)>) -> Option<Looked> {
+        let topics = self.request.topics.iter();
+        let partitions: usize = topics.map(|topic| topic.partitions.len()).sum();
+        if partitions > FEW {
+            return None;
+        }
+        let (piece, allowance) = piece.unzip();
+        let (store, piece) = (&**egress.store(), piece.as_ref());
+        let read = fetch::assemble_from_memory(store, &self.header, &self.request, piece)?;
+        Some(Looked {
+            read,
+            allowance,
+            has_room: true,
+        })
+    }
+
     /// Reads the logs as far as there is room; without any, only their ends.
-    async fn read(&self, egress: &Egress) -> Result<(Assembled, Option<Allowance>), ReadFailed> {
+    async fn read(&self, egress: &Egress, patience: Duration) -> Result<Looked, ReadFailed> {
         let asked = usize::try_from(self.request.max_bytes).unwrap_or(0);
         let bytes = asked.min(egress.limits().max_answer_bytes);
         // the first batch is sent however large it is
         let room = bytes.max(self.largest_batch(&**egress.store()));
-        let mut allowance = egress.allow(room, PATIENCE).await;
+        let mut allowance = egress.allow(room, patience).await;
         let limit = FetchLimit {
             bytes: if allowance.is_some() { bytes } else { 0 },
             is_first_whole: allowance.is_some(),
@@ -112,7 +150,11 @@ impl PendingFetch {
         if let Some(allowance) = &mut allowance {
             allowance.shrink(read.bytes.len());
         }
-        Ok((read, allowance))
+        Ok(Looked {
+            read,
+            has_room: allowance.is_some(),
+            allowance,
+        })
     }
 
     fn largest_batch(&self, store: &dyn Store) -> usize {

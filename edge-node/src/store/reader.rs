@@ -196,6 +196,11 @@ impl<D: Disk> Engine<D> {
             }
             out.extend_from_slice(stored.batch);
             next = stored.next();
+            // the next one is likely to be as large: where that has no room, it is not read from the disk only
+            // to be left out
+            if used + 2 * stored.batch.len() > limit.bytes {
+                break;
+            }
         }
         Ok(Fetched { range, next })
     }

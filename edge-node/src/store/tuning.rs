@@ -52,6 +52,9 @@ pub(super) fn tuned(may_create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) 
     options.create_missing_column_families(may_create);
     options.set_write_buffer_manager(&memory);
     options.set_max_open_files(64);
+    // a log is read in order: the kernel may read ahead, which RocksDB would forbid it. Single blocks
+    // elsewhere in a file are still read alone
+    options.set_advise_random_on_open(false);
     options.set_skip_stats_update_on_db_open(true);
     options.set_max_background_jobs(2);
     options.set_max_subcompactions(1);

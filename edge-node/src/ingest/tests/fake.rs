@@ -1,6 +1,7 @@
 //! A store for tests of what stands in front of it: the store in memory, whose answers are held back
 //! or replaced as the test says.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -36,6 +37,8 @@ struct State {
 #[derive(Debug, Default)]
 pub(crate) struct FakeStore {
     memory: MemoryStore,
+    /// Calls of [`Store::fetch`].
+    pub(crate) fetches: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -178,6 +181,7 @@ impl Store for FakeStore {
         limit: FetchLimit,
         out: &mut Vec<u8>,
     ) -> Result<Fetched, StoreError> {
+        self.fetches.fetch_add(1, Ordering::Relaxed);
         self.memory.fetch(partition, from, limit, out)
     }
 

@@ -104,13 +104,18 @@ impl DescribeConfigs {
         })
     }
 
-    pub(super) fn answer(self, ingest: &Ingest, header: &Header, user: &Principal) -> Vec<u8> {
+    pub(super) async fn answer(
+        self,
+        ingest: &Ingest,
+        header: &Header,
+        user: &Principal,
+    ) -> Vec<u8> {
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.resources.len());
         for wanted in &self.resources {
             let outcome = if wanted.kind != TOPIC || user.may_see(&wanted.name) {
-                wanted.describe(ingest)
+                wanted.describe(ingest).await
             } else {
                 let text = "the user may not know of this topic";
                 Err(Refusal::new(ErrorCode::TopicAuthorizationFailed, text))
@@ -133,9 +138,9 @@ impl DescribeConfigs {
 }
 
 impl Wanted {
-    fn describe(&self, ingest: &Ingest) -> Result<Vec<Entry>, Refusal> {
+    async fn describe(&self, ingest: &Ingest) -> Result<Vec<Entry>, Refusal> {
         let mut entries = match self.kind {
-            TOPIC => topic_entries(ingest, &self.name)?,
+            TOPIC => topic_entries(ingest, &self.name).await?,
             BROKER if is_this_broker(&self.name) => broker_entries(ingest.config()),
             BROKER => {
                 let text = format!("Unexpected broker id, expected {BROKER_ID}");
@@ -174,12 +179,8 @@ impl Entry {
     }
 }
 
-fn topic_entries(ingest: &Ingest, name: &str) -> Result<Vec<Entry>, Refusal> {
-    if !ingest
-        .topics()
-        .iter()
-        .any(|topic| topic.name.as_str() == name)
-    {
+async fn topic_entries(ingest: &Ingest, name: &str) -> Result<Vec<Entry>, Refusal> {
+    if ingest.topic(name, false).await.is_err() {
         let text = "This server does not host this topic-partition.";
         return Err(Refusal::new(ErrorCode::UnknownTopicOrPartition, text));
     }

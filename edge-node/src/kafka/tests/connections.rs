@@ -33,6 +33,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) struct Node {
     pub(super) store: Arc<FakeStore>,
+    pub(super) egress: Egress,
     pub(super) ingest: Ingest,
     pub(super) stats: Arc<KafkaStats>,
     pub(super) address: SocketAddr,
@@ -62,7 +63,7 @@ pub(super) async fn node_with(
     let (groups, groups_task) = opened.unwrap();
     let services = Services {
         ingest: ingest.clone(),
-        egress,
+        egress: egress.clone(),
         groups,
         access: Arc::new(access),
         stats: Arc::clone(&stats),
@@ -76,6 +77,7 @@ pub(super) async fn node_with(
     groups.spawn(groups_task.run(stop.clone()));
     Node {
         store,
+        egress,
         ingest,
         stats,
         address,

@@ -10,15 +10,28 @@ use tokio::time::{Instant, timeout};
 
 use super::connections::{Client, LIMIT, Node, node, until, until_count};
 use super::{batch, request, text};
+use crate::store::Store as _;
 
 const FOREVER_MS: i32 = 100_000;
 
 impl Client {
     async fn send_fetch(&mut self, correlation: i32, offset: i64, min_bytes: i32, wait_ms: i32) {
+        let most = (min_bytes, 1 << 20);
+        self.send_fetch_of(correlation, offset, most, wait_ms).await;
+    }
+
+    /// Fetches at least and at most so many bytes.
+    async fn send_fetch_of(
+        &mut self,
+        correlation: i32,
+        offset: i64,
+        (min_bytes, max_bytes): (i32, i32),
+        wait_ms: i32,
+    ) {
         let partition = fetch_request::FetchPartition::default()
             .with_partition(0)
             .with_fetch_offset(offset)
-            .with_partition_max_bytes(1 << 20);
+            .with_partition_max_bytes(max_bytes);
         let topic = fetch_request::FetchTopic::default()
             .with_topic(TopicName(text("t")))
             .with_partitions(vec![partition]);
@@ -36,11 +49,16 @@ impl Client {
 
     /// Correlation id, error code and bytes of records of the next response.
     async fn fetched(&mut self) -> (i32, i16, usize) {
+        let (correlation, error, records) = self.fetched_records().await;
+        (correlation, error, records.len())
+    }
+
+    async fn fetched_records(&mut self) -> (i32, i16, Bytes) {
         let (correlation, mut body) = self.receive().await;
         let response = FetchResponse::decode(&mut body, 11).unwrap();
-        let partition = &response.responses[0].partitions[0];
-        let bytes = partition.records.as_ref().map_or(0, Bytes::len);
-        (correlation, partition.error_code, bytes)
+        let partition = response.responses[0].partitions[0].clone();
+        let records = partition.records.unwrap_or_default();
+        (correlation, partition.error_code, records)
     }
 }
 
@@ -118,4 +136,121 @@ async fn a_client_that_leaves_and_a_node_that_stops_end_the_wait() {
     client.expect_close().await;
     timeout(LIMIT, node.task.join_next()).await.unwrap();
     assert!(before.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_fetch_that_finds_the_memory_taken_is_answered_without_records() {
+    let patience = Duration::from_millis(20);
+    let node = node(|config, _| config.fetch_patience = patience).await;
+    let sent = batch(&["a"], None);
+    let mut client = node.client().await;
+    assert_eq!(client.produce(sent.clone()).await, 0);
+    let all = node.egress.allow(usize::MAX, LIMIT).await.unwrap();
+    client.send_fetch(1, 0, 1, FOREVER_MS).await;
+    assert_eq!(client.fetched().await, (1, 0, 0));
+    // who is at the end of the log needs none
+    client.send_fetch(2, 1, 1, 20).await;
+    assert_eq!(client.fetched().await, (2, 0, 0));
+    assert_eq!(node.egress.used(), all.bytes(), "nothing beyond it");
+    drop(all);
+    client.send_fetch(3, 0, 1, FOREVER_MS).await;
+    assert_eq!(client.fetched().await, (3, 0, sent.len()));
+    until("it is given back", || node.egress.used() == 0).await;
+}
+
+#[tokio::test]
+async fn a_fetch_waits_for_memory_that_others_give_back() {
+    let node = node(|config, _| config.fetch_patience = LIMIT).await;
+    let sent = batch(&["a"], None);
+    let mut client = node.client().await;
+    assert_eq!(client.produce(sent.clone()).await, 0);
+    let all = node.egress.allow(usize::MAX, LIMIT).await.unwrap();
+    client.send_fetch(1, 0, 1, 0).await;
+    // others are served meanwhile
+    assert_eq!(node.client().await.ping(5).await, 5);
+    assert!(client.has_nothing());
+    drop(all);
+    assert_eq!(client.fetched().await, (1, 0, sent.len()));
+}
+
+/// Ten batches of a record each, and the bytes of one.
+async fn ten_batches(node: &Node) -> i32 {
+    let mut producer = node.client().await;
+    let sent = batch(&["value"], None);
+    for _ in 0..10 {
+        assert_eq!(producer.produce(sent.clone()).await, 0);
+    }
+    i32::try_from(sent.len()).unwrap()
+}
+
+/// Base offset of the only batch.
+fn base(records: &Bytes) -> i64 {
+    i64::from_be_bytes(*records.first_chunk().unwrap())
+}
+
+#[tokio::test]
+async fn who_catches_up_gets_every_batch_once_and_the_next_is_read_ahead() {
+    let node = node(|_, _| {}).await;
+    let one = ten_batches(&node).await;
+    let fetches = || node.store.fetches.load(Ordering::Relaxed);
+    let mut client = node.client().await;
+    for offset in 0..10 {
+        client.send_fetch_of(1, offset, (1, one), FOREVER_MS).await;
+        let (_, error, records) = client.fetched_records().await;
+        assert_eq!((error, base(&records)), (0, offset));
+        assert_eq!(records.len(), usize::try_from(one).unwrap());
+    }
+    assert_eq!(fetches(), 10, "what was read ahead was not read again");
+    client.send_fetch_of(2, 10, (1, one), 0).await;
+    assert_eq!(client.fetched().await, (2, 0, 0));
+    assert_eq!(fetches(), 10, "the end of a log is known from memory");
+    assert_eq!(node.egress.used(), 0);
+}
+
+#[tokio::test]
+async fn what_was_read_ahead_in_vain_is_given_back_and_not_sent() {
+    let node = node(|_, _| {}).await;
+    let one = ten_batches(&node).await;
+    let mut client = node.client().await;
+    for offset in [0, 1] {
+        client.send_fetch_of(1, offset, (1, one), 0).await;
+        assert_eq!(base(&client.fetched_records().await.2), offset);
+    }
+    // elsewhere than it was expected
+    client.send_fetch_of(2, 7, (1, one), 0).await;
+    assert_eq!(base(&client.fetched_records().await.2), 7);
+    client.send_fetch_of(3, 8, (1, one), 0).await;
+    assert_eq!(base(&client.fetched_records().await.2), 8);
+    // for less than it is, and for more
+    client.send_fetch_of(4, 9, (1, 1), 0).await;
+    assert_eq!(base(&client.fetched_records().await.2), 9);
+    for offset in [0, 1] {
+        client.send_fetch_of(5, offset, (1, one), 0).await;
+        assert_eq!(base(&client.fetched_records().await.2), offset);
+    }
+    client.send_fetch_of(6, 2, (2 * one, 3 * one), 0).await;
+    let records = client.fetched_records().await.2;
+    assert_eq!(
+        (base(&records), records.len()),
+        (2, usize::try_from(3 * one).unwrap())
+    );
+    until("the memory is given back", || node.egress.used() == 0).await;
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_not_sent_although_it_was_read_ahead() {
+    let node = node(|_, _| {}).await;
+    let one = ten_batches(&node).await;
+    let mut client = node.client().await;
+    for offset in [0, 1] {
+        client.send_fetch_of(1, offset, (1, one), 0).await;
+        assert_eq!(base(&client.fetched_records().await.2), offset);
+    }
+    let fetches = || node.store.fetches.load(Ordering::Relaxed);
+    until("the next is read", || fetches() == 3).await;
+    let id = node.ingest.topics()[0].partitions[0];
+    node.store.delete_records(id, 5).unwrap();
+    client.send_fetch_of(2, 2, (1, one), 0).await;
+    let (_, error, records) = client.fetched_records().await;
+    assert!(error == 1 || base(&records) == 5, "{error} {records:?}");
 }
