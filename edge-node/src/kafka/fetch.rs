@@ -171,6 +171,8 @@ impl Entries {
 pub struct Assembled {
     /// The response.
     pub bytes: Vec<u8>,
+    /// Where its throttle time stands.
+    throttle_at: usize,
     /// Bytes of batches in it.
     pub data_bytes: usize,
     /// A partition was refused.
@@ -182,6 +184,14 @@ pub struct Assembled {
 }
 
 impl Assembled {
+    /// Tells the client to wait before it asks for more.
+    pub fn set_throttle(&mut self, throttle_ms: i32) {
+        let field = self.bytes.get_mut(self.throttle_at..self.throttle_at + 4);
+        if let Some(field) = field {
+            field.copy_from_slice(&throttle_ms.to_be_bytes());
+        }
+    }
+
     /// Whether it is to be sent although there is time to wait for more.
     #[must_use]
     pub fn is_worth(&self, min_bytes: usize) -> bool {
@@ -199,6 +209,7 @@ pub fn assemble(
     limit: FetchLimit,
 ) -> Assembled {
     let mut out = Writer::reply(header);
+    let throttle_at = out.position();
     put_head(&mut out, header.version, ErrorCode::None);
     let mut assembly = Assembly {
         store,
@@ -233,6 +244,7 @@ pub fn assemble(
     out.tags();
     Assembled {
         bytes: out.finish(),
+        throttle_at,
         data_bytes: assembly.data_bytes,
         has_error: assembly.has_error,
         has_more: assembly.has_more,

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::api::Header;
 use super::fetch::{self, Assembled, FetchRequest};
 use super::offsets::{self, AtTime, EpochEnd, Question};
+use super::throttle::told_ms;
 use crate::egress::{Allowance, Egress, ReadFailed};
+use crate::quota::{Flow, Meter};
 use crate::store::{FetchLimit, LogRange, PartitionId, Store};
 
 /// Longest time that a fetch waits for records, whatever it asks.
@@ -27,6 +29,7 @@ pub(super) struct PendingFetch {
     header: Header,
     request: Arc<FetchRequest>,
     deadline: Instant,
+    meter: Meter,
 }
 
 /// The response, and what it holds of the node's budget until it is sent.
@@ -34,16 +37,32 @@ pub(super) struct PendingFetch {
 pub(super) struct FetchAnswer {
     pub(super) bytes: Vec<u8>,
     pub(super) allowance: Option<Allowance>,
+    /// What the client was told to wait before it asks for more.
+    pub(super) throttle: Option<Duration>,
+}
+
+impl FetchAnswer {
+    fn new(mut read: Assembled, allowance: Option<Allowance>, throttle: Option<Duration>) -> Self {
+        if let Some(wait) = throttle {
+            read.set_throttle(told_ms(wait));
+        }
+        Self {
+            bytes: read.bytes,
+            allowance,
+            throttle,
+        }
+    }
 }
 
 impl PendingFetch {
     /// The time that it may wait begins now.
-    pub(super) fn new(header: &Header, request: FetchRequest) -> Self {
+    pub(super) fn new(header: &Header, request: FetchRequest, meter: Meter) -> Self {
         let wait_ms = request.max_wait_ms.clamp(0, LONGEST_WAIT_MS).unsigned_abs();
         Self {
             header: *header,
             request: Arc::new(request),
             deadline: Instant::now() + Duration::from_millis(u64::from(wait_ms)),
+            meter,
         }
     }
 
@@ -56,20 +75,24 @@ impl PendingFetch {
         egress: &Egress,
         stop: &CancellationToken,
     ) -> Result<FetchAnswer, ReadFailed> {
+        if let Some(wait) = self.meter.wait(Flow::Consume) {
+            // as Kafka does: no records now, and when to ask again
+            let (read, _) = self.read(egress, 0).await?;
+            return Ok(FetchAnswer::new(read, None, Some(wait)));
+        }
+        let most = self.meter.at_once(Flow::Consume);
         let mut changes = egress.store().changes();
         loop {
             // what comes from here on is noticed below
             changes.borrow_and_update();
-            let (read, allowance) = self.read(egress).await?;
+            let (read, allowance) = self.read(egress, most).await?;
             let min_bytes = usize::try_from(self.request.min_bytes).unwrap_or(0);
             let is_due = Instant::now() >= self.deadline || stop.is_cancelled();
             // without room there is nothing to wait for either
             let is_complete = read.is_worth(min_bytes) || allowance.is_none();
             if is_due || is_complete {
-                return Ok(FetchAnswer {
-                    bytes: read.bytes,
-                    allowance,
-                });
+                let throttle = self.meter.count(Flow::Consume, read.data_bytes);
+                return Ok(FetchAnswer::new(read, allowance, throttle));
             }
             // one with records is read again, and holds nothing until then
             drop(allowance);
@@ -89,18 +112,27 @@ impl PendingFetch {
                 return Ok(FetchAnswer {
                     bytes,
                     allowance: None,
+                    throttle: None,
                 });
             }
         }
     }
 
-    /// Reads the logs as far as there is room; without any, only their ends.
-    async fn read(&self, egress: &Egress) -> Result<(Assembled, Option<Allowance>), ReadFailed> {
+    /// Reads the logs as far as there is room, and `most` bytes; without any, only their ends.
+    async fn read(
+        &self,
+        egress: &Egress,
+        most: usize,
+    ) -> Result<(Assembled, Option<Allowance>), ReadFailed> {
         let asked = usize::try_from(self.request.max_bytes).unwrap_or(0);
-        let bytes = asked.min(egress.limits().max_answer_bytes);
+        let bytes = asked.min(egress.limits().max_answer_bytes).min(most);
         // the first batch is sent however large it is
         let room = bytes.max(self.largest_batch(&**egress.store()));
-        let mut allowance = egress.allow(room, PATIENCE).await;
+        let mut allowance = if most > 0 {
+            egress.allow(room, PATIENCE).await
+        } else {
+            None
+        };
         let limit = FetchLimit {
             bytes: if allowance.is_some() { bytes } else { 0 },
             is_first_whole: allowance.is_some(),
