@@ -55,6 +55,9 @@ impl Connection {
 
     /// Waits until something may be read again; how long that took.
     pub(super) async fn unmuted(&self) -> Duration {
+        if self.mute.until().is_none() {
+            return Duration::ZERO;
+        }
         let began = Instant::now();
         while let Some(until) = self.mute.until() {
             self.hold_back(until).await;

@@ -406,7 +406,7 @@ impl<'b> Client<'b> {
             .map(|since| since + config.packet_timeout);
         let stuck = wire.stuck_since.map(|since| since + config.write_timeout);
         let pauses = [self.throttle.pause(), self.throttle.delivery_pause()];
-        let [publish, delivery] = pauses.map(|wait| Some(Instant::now() + wait?));
+        let [publish, delivery] = pauses.map(|wait| wait.map(|wait| Instant::now() + wait));
         [silent, slow, stuck, publish, delivery]
             .into_iter()
             .flatten()
