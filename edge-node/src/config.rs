@@ -32,6 +32,7 @@ pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_f
 pub use policy::hub_policy;
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
+use crate::quota::Limits;
 use crate::tls::ListenerTls;
 use crate::uplink::policy::Policy;
 use crate::uplink::{FromHub, Rules};
@@ -193,6 +194,8 @@ pub struct KafkaConfig {
     pub max_inflight: ByteSize,
     /// A connection without a request for so long is closed.
     pub idle_timeout: Span,
+    /// What all clients of this listener together may use.
+    pub limits: Limits,
     /// `[[kafka.listener]]`: more of them, each with its own addresses.
     pub listeners: Vec<KafkaListener>,
     /// `[kafka.groups]`
@@ -208,6 +211,10 @@ pub struct KafkaListener {
     pub advertised: Option<HostPort>,
     /// Its certificate; `None`: plain text.
     pub tls: Option<ListenerTls>,
+    /// Open connections.
+    pub max_connections: usize,
+    /// What all its clients together may use.
+    pub limits: Limits,
 }
 
 /// `[kafka.groups]`: consumer groups.
@@ -242,6 +249,8 @@ pub struct HttpConfig {
     pub request_timeout: Span,
     /// Open tails.
     pub max_tails: usize,
+    /// What all its clients together may use.
+    pub limits: Limits,
 }
 
 /// What decides how much is in flight.

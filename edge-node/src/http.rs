@@ -52,6 +52,7 @@ use reading::Reading;
 use crate::access::Access;
 use crate::config;
 use crate::ingest::Ingest;
+use crate::quota::Quota;
 use crate::store::Store;
 
 /// Pages that are read, or on their way to a client, at a time: with a page's largest size they bound the
@@ -87,6 +88,8 @@ pub struct HttpConfig {
     pub max_tails: usize,
     /// A tail with nothing to tell says so, so often.
     pub heartbeat: Duration,
+    /// What all clients together may use.
+    pub quota: Arc<Quota>,
 }
 
 impl HttpConfig {
@@ -100,6 +103,7 @@ impl HttpConfig {
             sync_timeout: file.request_timeout.duration(),
             longest_wait: file.request_timeout.duration(),
             max_tails: file.max_tails,
+            quota: Arc::new(Quota::new(file.limits)),
             ..Self::new(file.listen)
         }
     }
@@ -121,6 +125,7 @@ impl HttpConfig {
             longest_wait: Duration::from_secs(30),
             max_tails: 64,
             heartbeat: Duration::from_secs(15),
+            quota: Arc::default(),
         }
     }
 }
@@ -138,6 +143,8 @@ pub struct HttpStats {
     pub refused: AtomicU64,
     /// Tails open.
     pub tails: AtomicU64,
+    /// Time that clients were told to wait because of a quota, ms.
+    pub throttled_ms: AtomicU64,
 }
 
 /// What the routes lead to.

@@ -35,7 +35,8 @@ pub use fullness::Full;
 use fullness::Fullness;
 pub use topics::{MAX_PARTITIONS, SettingChange, TopicChangeError};
 
-use crate::config::TopicsConfig;
+use crate::config::{Overrides, TopicsConfig};
+use crate::quota::Creator;
 use crate::store::{Append, AppendError, Appended, Space, StateChange, Store, StoreError, Topic};
 
 /// Pauses between attempts while the store's queue is full: 2, 4, … 128 ms, a quarter of a second in
@@ -75,6 +76,9 @@ pub enum TopicError {
     /// It does not exist, and may not be created this way.
     #[error("topic `{0}` does not exist and may not be created: {1}")]
     Unknown(String, &'static str),
+    /// Whoever asks for it has created as many topics as it may.
+    #[error("topic `{0}` does not exist, and the user has created as many topics as it may")]
+    TooMany(String),
     /// The disk failed while it was created.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -264,17 +268,34 @@ impl Ingest {
     /// # Errors
     /// [`TopicError`] says why there is none.
     pub async fn topic(&self, name: &str, may_create: bool) -> Result<Arc<Topic>, TopicError> {
+        self.topic_for(name, may_create.then(Creator::default))
+            .await
+    }
+
+    /// As [`Ingest::topic`], created for somebody; `None`: it is not created.
+    ///
+    /// # Errors
+    /// [`TopicError`] says why there is none.
+    pub async fn topic_for(
+        &self,
+        name: &str,
+        creator: Option<Creator<'_>>,
+    ) -> Result<Arc<Topic>, TopicError> {
         if let Some(topic) = self.inner.store.topic(name) {
             return Ok(topic);
         }
         let name = TopicName::new(name)?;
-        if !may_create {
-            return Err(TopicError::Unknown(name.into(), "it was not asked for"));
+        match creator {
+            Some(creator) => self.create(name, creator).await,
+            None => Err(TopicError::Unknown(name.into(), "it was not asked for")),
         }
-        self.create(name).await
     }
 
-    async fn create(&self, name: TopicName) -> Result<Arc<Topic>, TopicError> {
+    async fn create(
+        &self,
+        name: TopicName,
+        creator: Creator<'_>,
+    ) -> Result<Arc<Topic>, TopicError> {
         let _creating = self.inner.creating.lock().await;
         if let Some(topic) = self.inner.store.topic(name.as_str()) {
             return Ok(topic);
@@ -283,6 +304,15 @@ impl Ingest {
         if let Err(reason) = policy::may_create(&self.inner.topics, &name, topics) {
             debug!(topic = %name, reason, "Topic not created");
             return Err(TopicError::Unknown(name.into(), reason));
+        }
+        if creator.most.is_some() {
+            if !self.inner.given.has_room(creator) {
+                debug!(topic = %name, creator.name, "Topic not created: the user has as many as it may");
+                return Err(TopicError::TooMany(name.into()));
+            }
+            let mut given = Overrides::default();
+            given.set_creator(creator.name);
+            self.give(&name, given).await?;
         }
         let topic = self.ensure_aside(name).await?;
         self.inner

@@ -3,7 +3,7 @@
 //! Which APIs are served in which versions, and why: [`api::VERSIONS`]. A success is answered after the
 //! store's sync, for `acks=1` and `acks=all` alike; consumers get what is synced, as it is stored.
 //!
-//! Everything but [`listener`], [`conn`], [`intake`], [`pending`], [`fetching`] and [`ahead`] is plain code: bytes in,
+//! Everything but [`listener`], [`conn`], [`intake`], [`pending`], [`fetching`], [`ahead`] and [`throttle`] is plain code: bytes in,
 //! values out. Nothing that arrives is trusted: lengths are checked before memory is taken, buffers grow with
 //! what was received, and connections, requests and bytes in flight, and time are all limited by
 //! [`KafkaConfig`]; answers with records have their part of the node's memory ([`crate::egress`]).
@@ -32,6 +32,7 @@ mod pending;
 mod permit;
 pub mod produce;
 pub mod producer_id;
+mod throttle;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use crate::access::Access;
 use crate::config;
 use crate::egress::Egress;
 use crate::ingest::Ingest;
+use crate::quota::Quota;
 use crate::tls::Acceptor;
 use groups::Groups;
 
@@ -89,6 +91,8 @@ pub struct KafkaConfig {
     pub full_delay: Duration,
     /// Time to answer what is in flight on stop.
     pub drain_timeout: Duration,
+    /// What all clients of the listener together may use.
+    pub quota: Arc<Quota>,
 }
 
 impl KafkaConfig {
@@ -103,6 +107,7 @@ impl KafkaConfig {
             max_request_bytes: file.max_request.as_usize(),
             max_inflight_bytes: file.max_inflight.as_usize(),
             idle_timeout: file.idle_timeout.duration(),
+            quota: Arc::new(Quota::new(file.limits)),
             ..Self::new(file.listen)
         }
     }
@@ -118,6 +123,8 @@ impl KafkaConfig {
             bind: listener.listen,
             advertised: advertised.map(|at| (at.host.clone(), at.port)),
             tls: tls.map(Arc::new),
+            max_connections: listener.max_connections,
+            quota: Arc::new(Quota::new(listener.limits)),
             ..self
         })
     }
@@ -152,6 +159,7 @@ impl KafkaConfig {
             fetch_patience: Duration::from_secs(5),
             full_delay: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(10),
+            quota: Arc::default(),
         }
     }
 }
@@ -178,7 +186,7 @@ pub struct KafkaStats {
     pub accepted: AtomicU64,
     /// Connections open.
     pub open: AtomicU64,
-    /// Connections refused at the limit.
+    /// Connections refused at the listener's limit, or at their user's.
     pub refused_connections: AtomicU64,
     /// Idle connections ended for others.
     pub evicted: AtomicU64,
@@ -202,6 +210,8 @@ pub struct KafkaStats {
     pub refused_logins: AtomicU64,
     /// Batches that were not stored.
     pub refused_batches: AtomicU64,
+    /// Time that clients were told to wait because of a quota, ms.
+    pub throttled_ms: AtomicU64,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod kafka;
 pub mod memory;
 pub mod metrics;
 pub mod mqtt;
+pub mod quota;
 pub mod status;
 pub mod store;
 pub mod tls;

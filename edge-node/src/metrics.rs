@@ -389,7 +389,16 @@ fn write_connections(scrape: &mut Scrape<'_>, counters: Counters<'_>) -> fmt::Re
     let requests = listeners
         .iter()
         .map(|(protocol, _, _, all)| (label(protocol), read(all)));
-    scrape.counter("requests", "Requests received", requests)
+    scrape.counter("requests", "Requests received", requests)?;
+    let kafka = counters.kafka.map(|it| ("kafka", &it.throttled_ms));
+    let http = counters.http.map(|it| ("http", &it.throttled_ms));
+    let mqtt = counters.mqtt.map(|it| ("mqtt", &it.throttled_ms));
+    let throttled = kafka.into_iter().chain(http).chain(mqtt);
+    scrape.counter(
+        "throttled_milliseconds",
+        "Time that clients above a quota were told or made to wait",
+        throttled.map(|(protocol, ms)| (label(protocol), read(ms))),
+    )
 }
 
 fn write_kafka(scrape: &mut Scrape<'_>, kafka: &KafkaStats) -> fmt::Result {

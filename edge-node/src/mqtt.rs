@@ -28,7 +28,6 @@ pub mod gather;
 pub mod inflight;
 mod listener;
 pub mod packet;
-pub mod rate;
 pub mod record;
 pub mod retained;
 pub mod saved;
@@ -52,6 +51,7 @@ use shared::tls::TlsError;
 use crate::access::Access;
 use crate::config;
 use crate::ingest::Ingest;
+use crate::quota::Quota;
 use crate::store::Store;
 use crate::tls::Acceptor;
 use retained::RetainedLimits;
@@ -91,6 +91,8 @@ pub struct Endpoint {
     pub transport: Transport,
     /// What TLS is accepted with; `None`: plain text.
     pub tls: Option<Arc<Acceptor>>,
+    /// What all its clients together may use.
+    pub quota: Arc<Quota>,
 }
 
 impl Endpoint {
@@ -101,6 +103,7 @@ impl Endpoint {
             bind,
             transport: Transport::Tcp,
             tls: None,
+            quota: Arc::default(),
         }
     }
 
@@ -114,6 +117,7 @@ impl Endpoint {
                 Transport::Tcp
             },
             tls: tls.map(Arc::new),
+            quota: Arc::new(Quota::new(file.limits)),
         })
     }
 }
@@ -163,7 +167,10 @@ impl MqttConfig {
     /// # Errors
     /// [`TlsError`] names the file and what is wrong with it.
     pub fn from_file(file: &config::MqttConfig) -> Result<Self, TlsError> {
-        let mut endpoints = vec![Endpoint::plain(file.listen)];
+        let mut endpoints = vec![Endpoint {
+            quota: Arc::new(Quota::new(file.limits)),
+            ..Endpoint::plain(file.listen)
+        }];
         for listener in &file.listeners {
             endpoints.push(Endpoint::from_file(listener)?);
         }
@@ -242,7 +249,7 @@ pub struct MqttStats {
     pub accepted: AtomicU64,
     /// Connections open.
     pub open: AtomicU64,
-    /// Connections refused at the limit.
+    /// Connections refused at a listener's limit, or at their user's.
     pub refused_connections: AtomicU64,
     /// Connections ended by an error: garbage, too slow, a broken socket.
     pub failed: AtomicU64,
@@ -260,6 +267,8 @@ pub struct MqttStats {
     pub not_retained: AtomicU64,
     /// Records of mapped topics that have no MQTT topic.
     pub unmapped: AtomicU64,
+    /// Time that clients above a quota or their rate were held up, ms.
+    pub throttled_ms: AtomicU64,
     /// Bytes received.
     pub bytes_in: AtomicU64,
     /// Bytes sent.

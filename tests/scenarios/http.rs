@@ -9,7 +9,7 @@ use system_tests::clients::Client;
 use system_tests::hub::Certs;
 use system_tests::settings::Settings;
 use system_tests::site::Site;
-use system_tests::{paths, ports, process, seed, wait};
+use system_tests::{paths, process, seed, wait};
 use toml::{Table, toml};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -26,10 +26,7 @@ const TOKEN_HASH: &str = "sha256:4c5dc9b7708905f77f5e5d16316b5dfb425e68cb326dcd5
 /// A site that has no hub.
 fn alone(over: &Settings) -> Result<(Certs, Site)> {
     let certs = Certs::make()?;
-    let nowhere = ([127, 0, 0, 1], ports::free()).into();
-    let over = Settings::default().with("uplink.enabled", false).over(over);
-    let mut site = Site::prepare(nowhere, &certs.issue("site-a")?, &over)?;
-    site.start()?;
+    let site = Site::alone(&certs, over)?;
     Ok((certs, site))
 }
 

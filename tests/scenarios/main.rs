@@ -29,5 +29,7 @@ mod mqtt_both;
 mod mqtt_v3;
 mod mqtt_v5;
 mod policy;
+mod quotas;
+mod secured;
 mod transport;
 mod wan;

@@ -42,6 +42,7 @@ pub mod seed;
 pub mod settings;
 pub mod site;
 pub mod stage;
+pub mod users;
 pub mod volume;
 pub mod wait;
 pub mod wan;

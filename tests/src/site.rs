@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::admin::Admin;
-use crate::hub::{Identity, text};
+use crate::hub::{Certs, Identity, text};
 use crate::process::{self, Process};
 use crate::settings::Settings;
 use crate::wan::{self, Place};
@@ -65,6 +65,18 @@ impl Site {
         let dir = paths::scratch("site")?;
         let data_dir = dir.path().join("data");
         Self::prepare_in(dir, data_dir, hub, identity, over)
+    }
+
+    /// Starts one that has no hub.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn alone(certs: &Certs, over: &Settings) -> Result<Self> {
+        let nowhere = ([127, 0, 0, 1], ports::free()).into();
+        let over = Settings::default().with("uplink.enabled", false).over(over);
+        let mut site = Self::prepare(nowhere, &certs.issue("site-a")?, &over)?;
+        site.start()?;
+        Ok(site)
     }
 
     /// The same with a data directory elsewhere.

@@ -1,8 +1,10 @@
-//! What a client may do, by names of topics and groups. Plain code.
+//! What a client may do, by names of topics and groups, and how much. Plain code.
 
 use std::sync::Arc;
 
 use shared::config::Pattern;
+
+use crate::quota::{Creator, Limits, Quota};
 
 /// What a user may do. Names are matched against each pattern; none matches: it may not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub struct Rules {
     pub groups: Vec<Pattern>,
     /// May create, change and delete topics by hand, and look at and delete every group.
     pub admin: bool,
+    /// How much of it.
+    pub limits: Limits,
 }
 
 impl Rules {
@@ -26,6 +30,7 @@ impl Rules {
             consume: vec![Pattern::any()],
             groups: vec![Pattern::any()],
             admin: true,
+            limits: Limits::default(),
         }
     }
 
@@ -37,6 +42,7 @@ impl Rules {
             consume: Vec::new(),
             groups: Vec::new(),
             admin: false,
+            limits: Limits::default(),
         }
     }
 }
@@ -50,23 +56,26 @@ fn matches(patterns: &[Pattern], name: &str) -> bool {
 pub struct Principal {
     name: Option<Arc<str>>,
     rules: Arc<Rules>,
+    quota: Arc<Quota>,
 }
 
 impl Principal {
     /// A client that didn't say who it is.
     #[must_use]
     pub fn anonymous(rules: Rules) -> Self {
-        Self {
-            name: None,
-            rules: Arc::new(rules),
-        }
+        Self::new(None, rules)
     }
 
     /// A user.
     #[must_use]
     pub fn user(name: &str, rules: Rules) -> Self {
+        Self::new(Some(name.into()), rules)
+    }
+
+    fn new(name: Option<Arc<str>>, rules: Rules) -> Self {
         Self {
-            name: Some(name.into()),
+            name,
+            quota: Arc::new(Quota::new(rules.limits)),
             rules: Arc::new(rules),
         }
     }
@@ -101,6 +110,21 @@ impl Principal {
         self.rules.admin || matches(&self.rules.groups, group)
     }
 
+    /// What all its clients together use.
+    #[must_use]
+    pub fn quota(&self) -> &Arc<Quota> {
+        &self.quota
+    }
+
+    /// Whose the topics are that it creates.
+    #[must_use]
+    pub fn creator(&self) -> Creator<'_> {
+        Creator {
+            name: self.name().unwrap_or_default(),
+            most: self.rules.limits.max_topics,
+        }
+    }
+
     /// Whether it may create, change and delete topics by hand.
     #[must_use]
     pub fn may_administer(&self) -> bool {
@@ -118,7 +142,7 @@ mod tests {
             produce: vec!["sales.*".parse().unwrap(), "alarms".parse().unwrap()],
             consume: vec!["prices".parse().unwrap()],
             groups: vec!["till-?".parse().unwrap()],
-            admin: false,
+            ..Rules::none()
         };
         let till = Principal::user("till", rules.clone());
         assert!(till.may_produce("sales.day") && till.may_produce("alarms"));

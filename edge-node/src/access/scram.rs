@@ -41,7 +41,9 @@ pub struct ScramProof {
     so_far: String,
     /// What the second message must say of channel binding.
     binding: String,
+    /// Both nonces, the client's first.
     nonce: String,
+    client_nonce: String,
 }
 
 impl ScramServer {
@@ -102,6 +104,7 @@ impl ScramServer {
             so_far: format!("{bare},{answer}"),
             binding: base64::encode(format!("{flag},{authzid},").as_bytes()),
             nonce,
+            client_nonce: client_nonce.to_owned(),
         };
         Ok((proof, answer.into_bytes()))
     }
@@ -120,7 +123,8 @@ impl ScramProof {
         let mut fields = without_proof.split(',');
         let binding = fields.next().and_then(|field| field.strip_prefix("c="));
         let nonce = fields.next().and_then(|field| field.strip_prefix("r="));
-        if binding != Some(self.binding.as_str()) || nonce != Some(self.nonce.as_str()) {
+        let is_ours = nonce.is_some_and(|nonce| self.is_nonce(nonce));
+        if binding != Some(self.binding.as_str()) || !is_ours {
             return Err(malformed);
         }
         let auth_message = format!("{},{without_proof}", self.so_far);
@@ -131,6 +135,15 @@ impl ScramProof {
         let principal = self.principal.ok_or(ScramError::Denied)?;
         let answer = format!("v={}", base64::encode(&signature));
         Ok((principal, answer.into_bytes()))
+    }
+}
+
+impl ScramProof {
+    /// RFC 5802, section 5.1: the client says the nonce again. librdkafka before 2.6.1, which most systems have,
+    /// puts its own in front once more (librdkafka#4895, and Kafka 3.8.1 takes it). That makes nothing weaker:
+    /// the proof is over both nonces all the same.
+    fn is_nonce(&self, said: &str) -> bool {
+        said == self.nonce || said.strip_prefix(&*self.client_nonce) == Some(&*self.nonce)
     }
 }
 
@@ -187,6 +200,62 @@ mod tests {
             String::from_utf8(answer).unwrap(),
             "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
         );
+    }
+
+    /// The client's second message as it should be but for the nonce, with a right proof.
+    fn last_with_nonce(nonce: &str) -> (ScramProof, String) {
+        let salt = [7; 16];
+        let mechanism = Mechanism::Sha256;
+        let credential = Credential::make(mechanism, b"pencil", &salt);
+        let access = access_of("user", vec![credential]);
+        let server = ScramServer::with_nonce(mechanism, "theirs".to_owned());
+        let (proof, answer) = server.first(&access, b"n,,n=user,r=mine").unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        let without_proof = format!("c=biws,r={nonce}");
+        let signed = format!("n=user,r=mine,{answer},{without_proof}");
+        let made = client_proof(b"pencil", &salt, signed.as_bytes());
+        let last = format!("{without_proof},p={}", base64::encode(&made));
+        (proof, last)
+    }
+
+    /// RFC 5802, section 3: `ClientKey XOR HMAC(H(ClientKey), AuthMessage)`.
+    fn client_proof(password: &[u8], salt: &[u8], message: &[u8]) -> Vec<u8> {
+        use ring::{digest, hmac, pbkdf2};
+        let mut salted = [0; 32];
+        let rounds = std::num::NonZeroU32::new(4096).unwrap();
+        pbkdf2::derive(
+            pbkdf2::PBKDF2_HMAC_SHA256,
+            rounds,
+            salt,
+            password,
+            &mut salted,
+        );
+        let sign =
+            |key: &[u8], text: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text);
+        let client_key = sign(&salted, b"Client Key");
+        let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
+        let signature = sign(stored_key.as_ref(), message);
+        let pairs = client_key.as_ref().iter().zip(signature.as_ref());
+        pairs.map(|(key, sign)| key ^ sign).collect()
+    }
+
+    #[test]
+    fn the_nonce_of_older_librdkafka_is_taken_and_no_other() {
+        for nonce in ["minetheirs", "mineminetheirs"] {
+            let (proof, last) = last_with_nonce(nonce);
+            assert!(proof.finish(last.as_bytes()).is_ok(), "{nonce}");
+        }
+        for nonce in [
+            "theirs",
+            "mine",
+            "xminetheirs",
+            "minemineminetheirs",
+            "minetheirsx",
+        ] {
+            let (proof, last) = last_with_nonce(nonce);
+            let error = proof.finish(last.as_bytes()).unwrap_err();
+            assert!(matches!(error, ScramError::Malformed(_)), "{nonce}");
+        }
     }
 
     #[test]

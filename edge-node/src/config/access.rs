@@ -5,13 +5,24 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use shared::config::{Pattern, Section};
+use shared::units::ByteSize;
 
 use crate::access::{Credential, Rules, TokenHash};
+use crate::quota::Limits;
 
 /// More than a site has machines.
 const MAX_USERS: usize = 10_000;
 const MAX_NAME: usize = 128;
-const RULE_KEYS: [&str; 4] = ["produce", "consume", "groups", "admin"];
+const RULE_KEYS: [&str; 8] = [
+    "produce",
+    "consume",
+    "groups",
+    "admin",
+    "max_connections",
+    "producer_byte_rate",
+    "consumer_byte_rate",
+    "max_topics",
+];
 
 /// `[access]`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -136,6 +147,34 @@ fn rules(mut section: Section) -> Rules {
         consume: section.list("consume", Vec::new()),
         groups: section.list("groups", vec![Pattern::any()]),
         admin: section.flag("admin", false),
+        limits: limits(&mut section),
+    }
+}
+
+fn limits(section: &mut Section) -> Limits {
+    let mut most = |key: &str, least, most| {
+        let is_given = section.has(key);
+        is_given.then(|| section.number(key, most, least..=most))
+    };
+    let (max_connections, max_topics) = (
+        most("max_connections", 1, 1_000_000),
+        most("max_topics", 0, 100_000),
+    );
+    Limits {
+        max_connections,
+        max_topics,
+        ..byte_rates(section)
+    }
+}
+
+/// What may be written and read in a second, of a user or of all clients of a listener.
+pub(super) fn byte_rates(section: &mut Section) -> Limits {
+    let rates = ByteSize::kib(1)..=ByteSize::gib(100);
+    let mut rate = |key: &str| section.size_limit(key, None, rates.clone());
+    Limits {
+        producer_byte_rate: rate("producer_byte_rate"),
+        consumer_byte_rate: rate("consumer_byte_rate"),
+        ..Limits::default()
     }
 }
 

@@ -6,9 +6,11 @@ use shared::config::Section;
 use shared::ids::TopicName;
 use shared::units::{ByteSize, Span};
 
+use super::access::byte_rates;
 use crate::mqtt::packet::Qos;
 use crate::mqtt::session::Overflow;
 use crate::mqtt::{AckRule, RetainRule, Rule, Template, TopicMap};
+use crate::quota::Limits;
 use crate::tls::ListenerTls;
 
 const PORT: u16 = 1883;
@@ -56,6 +58,8 @@ pub struct MqttConfig {
     pub no_subscribe: Vec<String>,
     /// Which Kafka topic an MQTT topic is.
     pub map: TopicMap,
+    /// What all clients of this listener together may use.
+    pub limits: Limits,
 }
 
 /// `[[mqtt.listener]]`: another address that MQTT clients connect to.
@@ -67,6 +71,8 @@ pub struct MqttListener {
     pub websocket: bool,
     /// Its certificate; `None`: plain text.
     pub tls: Option<ListenerTls>,
+    /// What all its clients together may use; its connections are among the `max_connections` of all.
+    pub limits: Limits,
 }
 
 pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
@@ -109,6 +115,7 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
             .filter(|rate| *rate > 0),
         no_subscribe: section.list("no_subscribe", Vec::new()),
         map: map(&mut section),
+        limits: byte_rates(&mut section),
     };
     enabled.then_some(config)
 }
@@ -117,10 +124,18 @@ fn listener(mut section: Section) -> Option<MqttListener> {
     let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:8083\"");
     let websocket = section.flag("websocket", false);
     let tls = super::read::listener_tls(&mut section);
+    let is_limited = section.has("max_connections");
+    let max_connections =
+        is_limited.then(|| section.number("max_connections", 1_000_000, 1..=1_000_000));
+    let limits = Limits {
+        max_connections,
+        ..byte_rates(&mut section)
+    };
     Some(MqttListener {
         listen: listen?,
         websocket,
         tls,
+        limits,
     })
 }
 

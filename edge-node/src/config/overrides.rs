@@ -66,6 +66,8 @@ const CLEANUP_POLICY: &str = "cleanup.policy";
 const ON_FULL: &str = "kedge.on.full";
 /// Not a setting of Kafka's: how many partitions the topic was created with.
 const PARTITIONS: &str = "kedge.partitions";
+/// Nor this: the user that created it, when it was a user who may create so many.
+const CREATOR: &str = "kedge.creator";
 
 const fn ignored(name: &'static str) -> Setting {
     Setting {
@@ -128,6 +130,7 @@ pub const SETTINGS: [Setting; 23] = [
 pub struct Overrides {
     values: BTreeMap<&'static str, String>,
     partitions: Option<u32>,
+    creator: Option<String>,
 }
 
 impl Overrides {
@@ -169,6 +172,17 @@ impl Overrides {
         self.partitions = Some(partitions);
     }
 
+    /// Notes who created the topic; the name has no line ends.
+    pub fn set_creator(&mut self, name: &str) {
+        self.creator = Some(name.to_owned());
+    }
+
+    /// Who created the topic, when that counts.
+    #[must_use]
+    pub fn creator(&self) -> Option<&str> {
+        self.creator.as_deref()
+    }
+
     /// The file's settings with these over them.
     #[must_use]
     pub fn over(&self, file: TopicSettings) -> TopicSettings {
@@ -206,6 +220,9 @@ impl Overrides {
             // writing to a string cannot fail
             writeln!(out, "{PARTITIONS}={partitions}").ok();
         }
+        if let Some(creator) = &self.creator {
+            writeln!(out, "{CREATOR}={creator}").ok();
+        }
         for (name, value) in &self.values {
             writeln!(out, "{name}={value}").ok();
         }
@@ -221,6 +238,8 @@ impl Overrides {
         for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
             if name == PARTITIONS {
                 overrides.partitions = value.parse().ok();
+            } else if name == CREATOR {
+                overrides.creator = Some(value.to_owned());
             } else if let Err(error) = overrides.set(name, value) {
                 tracing::warn!(%error, "Stored setting of a topic left out");
             }
@@ -320,6 +339,7 @@ mod tests {
             overrides.set(name, value).unwrap();
         }
         overrides.set_partitions(2);
+        overrides.set_creator("till-1");
         let stored = Overrides::parse(&overrides.encode());
         assert_eq!(stored, overrides);
         let settings = stored.over(file());

@@ -9,6 +9,7 @@ use shared::ids::TopicName;
 use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
+use super::access::byte_rates;
 use super::{
     AccessConfig, ClassesConfig, Codec, Config, Congestion, GroupsConfig, HttpConfig, KafkaConfig,
     KafkaListener, NodeConfig, StoreConfig, TopicRule, TopicSettings, TopicsConfig, UplinkConfig,
@@ -198,30 +199,36 @@ fn kafka(mut section: Section) -> Option<KafkaConfig> {
     let inflight = ByteSize::kib(64)..=ByteSize::gib(1);
     let idle = Span::secs(1)..=Span::days(1);
     let enabled = section.flag("enabled", true);
+    let max_connections = section.number("max_connections", 1_000_u32, 1..=100_000);
     let config = KafkaConfig {
         listen: section.parsed("listen", loopback(KAFKA_PORT)),
         advertised: section.optional::<HostPort>("advertised"),
-        max_connections: section.number("max_connections", 1_000_u32, 1..=100_000) as usize,
+        max_connections: max_connections as usize,
         max_request: section.size("max_request", DEFAULT_MAX_REQUEST, request),
         max_inflight: section.size("max_inflight", DEFAULT_MAX_INFLIGHT, inflight),
         idle_timeout: section.span("idle_timeout", DEFAULT_CLIENT_IDLE, idle),
-        listeners: kafka_listeners(&mut section),
+        limits: byte_rates(&mut section),
+        listeners: kafka_listeners(&mut section, max_connections),
         groups: groups(section.section("groups")),
     };
     enabled.then_some(config)
 }
 
-fn kafka_listeners(section: &mut Section) -> Vec<KafkaListener> {
+fn kafka_listeners(section: &mut Section, max_connections: u32) -> Vec<KafkaListener> {
     let listeners = section.sections("listener").into_iter();
     listeners
         .filter_map(|mut section| {
             let listen = section.required::<SocketAddr>("listen", "\"0.0.0.0:9093\"");
             let advertised = section.optional::<HostPort>("advertised");
             let tls = listener_tls(&mut section);
+            let most = section.number("max_connections", max_connections, 1..=100_000);
+            let limits = byte_rates(&mut section);
             Some(KafkaListener {
                 listen: listen?,
                 advertised,
                 tls,
+                max_connections: most as usize,
+                limits,
             })
         })
         .collect()
@@ -305,6 +312,7 @@ fn http(mut section: Section) -> Option<HttpConfig> {
         max_body: section.size("max_body", ByteSize::mib(1), body),
         request_timeout: section.span("request_timeout", Span::secs(30), timeout),
         max_tails: section.number("max_tails", 64_u32, 0..=10_000) as usize,
+        limits: byte_rates(&mut section),
     };
     enabled.then_some(config)
 }

@@ -335,3 +335,38 @@ fn client_certificates_without_an_authority_are_refused() {
         assert!(problems.contains("accepted: with client_ca"), "{problems}");
     }
 }
+
+#[test]
+fn quotas_of_users_and_listeners_are_read_and_checked() {
+    let text = format!(
+        "{LEAST}[access.anonymous]\nmax_topics = 0\n[[access.user]]\nname = \"x\"\ntokens = []\ncommon_name = \"x\"\n\
+         producer_byte_rate = 65536\nconsumer_byte_rate = \"1MiB\"\nmax_connections = 3\n[kafka]\nmax_connections = 7\n\
+         producer_byte_rate = \"1MiB\"\n[[kafka.listener]]\nlisten = \"127.0.0.1:9093\"\n[[mqtt.listener]]\n\
+         listen = \"127.0.0.1:8883\"\nmax_connections = 5\n"
+    );
+    let config = load(&text, &[]).unwrap();
+    let user = config.access.users[0].rules.limits;
+    assert_eq!(user.producer_byte_rate, Some(ByteSize::kib(64)));
+    assert_eq!(user.consumer_byte_rate, Some(ByteSize::mib(1)));
+    assert_eq!((user.max_connections, user.max_topics), (Some(3), None));
+    let anonymous = config.access.anonymous.unwrap();
+    assert_eq!(anonymous.limits.max_topics, Some(0));
+    let kafka = config.kafka.unwrap();
+    assert_eq!(kafka.limits.producer_byte_rate, Some(ByteSize::mib(1)));
+    assert_eq!(kafka.listeners[0].max_connections, 7);
+    assert_eq!(kafka.listeners[0].limits, Limits::default());
+    let mqtt = config.mqtt.unwrap();
+    assert_eq!(mqtt.listeners[0].limits.max_connections, Some(5));
+    let text = format!(
+        "{LEAST}[[access.user]]\nname = \"x\"\ncommon_name = \"x\"\nproducer_byte_rate = 5\nmax_connections = 0\n\
+         [http]\nconsumer_byte_rate = \"fast\"\n"
+    );
+    let told = problems(&text);
+    for problem in [
+        "access.user[0].producer_byte_rate = 5: out of range; accepted: 1KiB to 100GiB, or \"unlimited\"",
+        "access.user[0].max_connections = 0: out of range; accepted: a whole number from 1 to 1000000",
+        "http.consumer_byte_rate = \"fast\": not a size",
+    ] {
+        assert!(told.contains(problem), "{problem} in {told}");
+    }
+}

@@ -3,11 +3,14 @@
 //! Users and rules are the node's ([`crate::access`]). Nothing is told of a topic, not even whether it is
 //! there, before its rule was looked at.
 
+use std::sync::atomic::Ordering;
+
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::App;
 use super::error::HttpError;
 use crate::access::Principal;
+use crate::quota::{Flow, Meter, Place};
 
 type Result<T> = std::result::Result<T, HttpError>;
 
@@ -41,11 +44,11 @@ impl App {
         }
     }
 
-    /// Whether the request may do this.
+    /// Whether the request may do this; whose it is.
     ///
     /// # Errors
     /// [`App::caller`]'s, and 403.
-    pub(super) fn allow(&self, headers: &HeaderMap, deed: Deed, topic: &str) -> Result<()> {
+    pub(super) fn allow(&self, headers: &HeaderMap, deed: Deed, topic: &str) -> Result<Principal> {
         let caller = self.caller(headers)?;
         let (may, verb) = match deed {
             Deed::Produce => (caller.may_produce(topic), "write to"),
@@ -53,13 +56,42 @@ impl App {
             Deed::See => (caller.may_see(topic), "see"),
         };
         if may {
-            return Ok(());
+            return Ok(caller);
         }
         let name = caller.name().unwrap_or("without a token");
         let shown: String = topic.chars().take(80).collect();
         let text = format!("user `{name}` may not {verb} topic `{shown}`");
         Err(HttpError::new(StatusCode::FORBIDDEN, text))
     }
+
+    /// Lets a request that moves bytes begin.
+    ///
+    /// # Errors
+    /// 429: the caller is above its rate, or has as many requests under way as it may have connections.
+    pub(super) fn begin(&self, caller: &Principal, flow: Flow) -> Result<Admission> {
+        let meter = Meter::new(&self.config.quota, caller.quota());
+        if let Some(wait) = meter.wait(flow) {
+            let error = HttpError::above_rate(wait);
+            let told = error.retry_after_s.saturating_mul(1_000);
+            self.stats.throttled_ms.fetch_add(told, Ordering::Relaxed);
+            return Err(error);
+        }
+        let place = caller.quota().connect().ok_or_else(|| {
+            let text = "as many connections and requests of this user as allowed; try again";
+            HttpError::new(StatusCode::TOO_MANY_REQUESTS, text)
+        })?;
+        Ok(Admission {
+            meter,
+            _place: place,
+        })
+    }
+}
+
+/// The right to move bytes, held as long as the request takes.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) meter: Meter,
+    _place: Place,
 }
 
 fn bearer(told: &str) -> Option<&str> {

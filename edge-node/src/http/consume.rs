@@ -20,6 +20,7 @@ use super::caller::Deed;
 use super::error::HttpError;
 use super::sent::Page;
 use super::view::{self, Seen};
+use crate::quota::Flow;
 use crate::store::{Item, LogRange, PartitionId, Topic};
 
 type Result<T> = std::result::Result<T, HttpError>;
@@ -177,7 +178,8 @@ pub(super) async fn consume(
 
 impl App {
     async fn consume(&self, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
-        self.allow(headers, Deed::Consume, name)?;
+        let caller = self.allow(headers, Deed::Consume, name)?;
+        let admission = self.begin(&caller, Flow::Consume)?;
         let limits = params.limits(self.max_decoded)?;
         let wait = params.wait()?.duration().min(self.config.longest_wait);
         let begin = params.offset.as_deref().map(Begin::parse).transpose()?;
@@ -194,6 +196,7 @@ impl App {
         );
         let make = move |items: &[Item]| page(head, items, from, limits);
         let page = self.reading.read(id, from, limits.bytes, make).await?;
+        admission.meter.count(Flow::Consume, page.len());
         let mut response = Body::new(Page::new(page, Some(slot))).into_response();
         let headers = response.headers_mut();
         headers.insert(

@@ -1,6 +1,8 @@
 //! What went wrong, as HTTP says it: a status and `{"error": text}`.
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shared::record::RecordError;
@@ -9,8 +11,8 @@ use super::records::BodyError;
 use crate::ingest::{Refusal, TopicError};
 use crate::store::{AppendError, StoreError};
 
-/// When a client should try again, seconds.
-const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
+/// When a client should try again unless it is known better, seconds.
+const RETRY_AFTER_S: u64 = 1;
 
 /// A refusal.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct HttpError {
     pub status: StatusCode,
     /// For people.
     pub text: String,
+    /// When to try again, seconds; told where trying again may help.
+    pub retry_after_s: u64,
 }
 
 impl HttpError {
@@ -27,6 +31,17 @@ impl HttpError {
         Self {
             status,
             text: text.into(),
+            retry_after_s: RETRY_AFTER_S,
+        }
+    }
+
+    /// 429: too much in too short a time, and how long until it is paid for.
+    #[must_use]
+    pub fn above_rate(wait: Duration) -> Self {
+        let text = "more bytes a second than the quota allows; try again later";
+        Self {
+            retry_after_s: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, text)
         }
     }
 }
@@ -51,7 +66,7 @@ impl IntoResponse for HttpError {
                 | StatusCode::INSUFFICIENT_STORAGE
         );
         if may_retry {
-            headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
+            headers.insert(header::RETRY_AFTER, self.retry_after_s.into());
         }
         response
     }
@@ -85,6 +100,7 @@ impl From<TopicError> for HttpError {
         let status = match error {
             TopicError::InvalidName(_) => StatusCode::BAD_REQUEST,
             TopicError::Unknown(..) => StatusCode::NOT_FOUND,
+            TopicError::TooMany(_) => StatusCode::FORBIDDEN,
             TopicError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())

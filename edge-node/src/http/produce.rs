@@ -22,6 +22,7 @@ use super::error::HttpError;
 use super::records::{Gather, Placement, Record, gather_json, gather_ndjson};
 use super::topics;
 use crate::ingest::{Pending, Reservation};
+use crate::quota::Flow;
 use crate::store::Topic;
 
 type Result<T> = std::result::Result<T, HttpError>;
@@ -72,11 +73,15 @@ impl App {
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Response> {
-        self.allow(headers, Deed::Produce, name)?;
+        let caller = self.allow(headers, Deed::Produce, name)?;
+        let admission = self.begin(&caller, Flow::Produce)?;
         let kind = Kind::of(headers)?;
-        let topic = self.ingest.topic(name, true).await?;
+        let creator = Some(caller.creator());
+        let topic = self.ingest.topic_for(name, creator).await?;
         let mut reservation = Reservation::default();
         let body = self.receive(headers, body, &mut reservation).await?;
+        // it makes a debt, which the next request is told of
+        admission.meter.count(Flow::Produce, body.len());
         let batches = self.batches(&topic, kind, params, body)?;
         let mut pending = Vec::with_capacity(batches.len());
         for (partition, batch) in batches {

@@ -11,7 +11,7 @@
 //!
 //! A tail holds one piece at a time and reads the next when the client has taken it. Who is slower than the
 //! producers falls behind in the log, not in memory; what retention deletes before a tail comes to it
-//! shows as a gap. The number of tails is bounded; beyond, 429.
+//! shows as a gap. So does who is held to a rate ([`crate::quota`]). The number of tails is bounded; beyond, 429.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -34,12 +34,13 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::App;
-use super::caller::Deed;
+use super::caller::{Admission, Deed};
 use super::consume::{Begin, pick, refused, unreadable};
 use super::error::HttpError;
 use super::reading::VAIN_PAUSE;
 use super::sent::{PIECE, Page};
 use super::view::{self, Seen};
+use crate::quota::Flow;
 use crate::store::{Item, PartitionId, Topic};
 
 type Result<T> = std::result::Result<T, HttpError>;
@@ -79,7 +80,8 @@ struct Cursor {
 
 impl App {
     fn tail(self: Arc<Self>, name: &str, params: &Params, headers: &HeaderMap) -> Result<Response> {
-        self.allow(headers, Deed::Consume, name)?;
+        let caller = self.allow(headers, Deed::Consume, name)?;
+        let admission = self.begin(&caller, Flow::Consume)?;
         let last = headers.get("last-event-id").map(|id| {
             let text = id.to_str().unwrap_or("");
             let accepted = "the id of an event of this tail, such as 0:17,1:40";
@@ -102,6 +104,7 @@ impl App {
             turn: 0,
             heartbeat: Instant::now() + self.config.heartbeat,
             app: self,
+            admission,
             _permit: permit,
         };
         let events = Events {
@@ -180,6 +183,7 @@ struct Feed {
     changes: watch::Receiver<u64>,
     /// When a comment is due.
     heartbeat: Instant,
+    admission: Admission,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -193,6 +197,19 @@ impl Feed {
     /// What to send next; `None` when the node stops or the log cannot be read.
     async fn next(mut self) -> Option<(Self, Page)> {
         loop {
+            if let Some(wait) = self.admission.meter.wait(Flow::Consume) {
+                // a sign of life comes in time, however long it takes
+                let until = (Instant::now() + wait).min(self.heartbeat);
+                let app = self.app.clone();
+                tokio::select! {
+                    () = app.reading.stop().cancelled() => return None,
+                    () = sleep_until(until) => {}
+                }
+                if Instant::now() >= self.heartbeat {
+                    return Some(self.comment());
+                }
+                continue;
+            }
             self.changes.mark_unchanged();
             match self.waiting() {
                 Ok(None) => {}
@@ -262,6 +279,7 @@ impl Feed {
             Ok((events, next)) => {
                 self.cursors[index].next = next;
                 self.heartbeat = Instant::now() + app.config.heartbeat;
+                self.admission.meter.count(Flow::Consume, events.len());
                 // what is no larger than the connection takes at once needs no counting
                 let slot = (events.len() > PIECE).then_some(slot);
                 Some((self, Page::new(events, slot)))

@@ -469,3 +469,39 @@ async fn every_answer_is_json_and_ends_with_a_newline() {
         "{answer}"
     );
 }
+
+#[tokio::test]
+async fn above_the_rate_the_next_request_is_told_when_to_come_back() {
+    let server = server(|config, _, _| {
+        config.quota = Arc::new(Quota::new(crate::quota::Limits {
+            producer_byte_rate: Some(ByteSize::kib(1)),
+            consumer_byte_rate: Some(ByteSize::kib(1)),
+            ..crate::quota::Limits::default()
+        }));
+    })
+    .await;
+    let (path, body) = ("/v1/topics/t/records", vec![b'x'; 100 * 1024]);
+    let retry = |head: &str| -> Option<u64> {
+        let told = head
+            .lines()
+            .find_map(|line| line.strip_prefix("retry-after: "));
+        told?.parse().ok()
+    };
+    let (status, answer, head) = post(server.address, path, "", &body).await;
+    assert_eq!((status, retry(&head)), (200, None), "{answer}");
+    let (status, answer, head) = post(server.address, path, "", &body).await;
+    assert_eq!(status, 429, "{answer}");
+    assert!((80..=99).contains(&retry(&head).unwrap()), "{head}");
+    let partitions = stored(&server, "t");
+    assert_eq!(partitions.len(), 1, "it was refused as a whole");
+    let page = format!(
+        "GET {path}?partition={} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        partitions[0].0
+    );
+    let page = page.as_bytes();
+    assert!(send(server.address, page).await.starts_with("HTTP/1.1 200"));
+    let refused = send(server.address, page).await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    assert!(retry(&refused).unwrap() >= 80, "{refused}");
+    assert!(server.stats.throttled_ms.load(Ordering::Relaxed) >= 160_000);
+}

@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::{Ingest, policy};
 use crate::config::{Overrides, SettingError, TopicSettings};
+use crate::quota::Creator;
 use crate::store::{
     AppendError, DeleteError, LogRange, PartitionId, StateChange, StateSpace, Store, StoreError,
     Topic,
@@ -88,6 +89,18 @@ impl Given {
     pub(super) fn of(&self, topic: &str) -> Overrides {
         self.read().get(topic).cloned().unwrap_or_default()
     }
+
+    /// Whether one more topic may be there that this user created.
+    pub(super) fn has_room(&self, creator: Creator<'_>) -> bool {
+        let Some(most) = creator.most else {
+            return true;
+        };
+        let given = self.read();
+        let of_it = given
+            .values()
+            .filter(|given| given.creator() == Some(creator.name));
+        u32::try_from(of_it.count()).is_ok_and(|count| count < most)
+    }
 }
 
 impl Ingest {
@@ -113,6 +126,7 @@ impl Ingest {
         name: &str,
         partitions: Option<u32>,
         mut overrides: Overrides,
+        creator: Creator<'_>,
         is_trial: bool,
     ) -> Result<TopicSettings, TopicChangeError> {
         let _changing = self.inner.creating.lock().await;
@@ -122,6 +136,13 @@ impl Ingest {
         }
         let topics = self.inner.store.topics().len();
         policy::may_create(&self.inner.topics, &name, topics).map_err(TopicChangeError::Refused)?;
+        if !self.inner.given.has_room(creator) {
+            let text = "the user has created as many topics as it may";
+            return Err(TopicChangeError::Refused(text));
+        }
+        if creator.most.is_some() {
+            overrides.set_creator(creator.name);
+        }
         if let Some(partitions) = partitions {
             check_partitions(partitions)?;
             overrides.set_partitions(partitions);
@@ -242,7 +263,7 @@ impl Ingest {
     }
 
     /// Stores what clients set for a topic, and takes it into use.
-    async fn give(&self, name: &TopicName, given: Overrides) -> Result<(), StoreError> {
+    pub(super) async fn give(&self, name: &TopicName, given: Overrides) -> Result<(), StoreError> {
         if self.inner.given.of(name.as_str()) == given {
             return Ok(());
         }
@@ -313,9 +334,9 @@ fn check_partitions(partitions: u32) -> Result<(), TopicChangeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::IngestLimits;
     use crate::ingest::tests::any_topic;
     use crate::ingest::tests::fake::FakeStore;
+    use crate::ingest::{IngestLimits, TopicError};
 
     fn door(store: &Arc<FakeStore>) -> Ingest {
         Ingest::new(store.clone(), any_topic(), IngestLimits::default())
@@ -332,7 +353,7 @@ mod tests {
         let mut overrides = Overrides::default();
         overrides.set("retention.ms", "5000").unwrap();
         ingest
-            .create_topic("a", Some(2), overrides, false)
+            .create_topic("a", Some(2), overrides, Creator::default(), false)
             .await
             .unwrap();
         let change = [
@@ -367,18 +388,31 @@ mod tests {
         let store = FakeStore::shared();
         let ingest = door(&store);
         let none = Overrides::default;
-        ingest.create_topic("a", None, none(), true).await.unwrap();
+        ingest
+            .create_topic("a", None, none(), Creator::default(), true)
+            .await
+            .unwrap();
         assert!(ingest.topics().is_empty(), "a trial");
-        let made = ingest.create_topic("a", None, none(), false).await;
+        let made = ingest
+            .create_topic("a", None, none(), Creator::default(), false)
+            .await;
         assert_eq!(made.unwrap().partitions, 4);
-        let again = ingest.create_topic("a", None, none(), false).await;
+        let again = ingest
+            .create_topic("a", None, none(), Creator::default(), false)
+            .await;
         assert!(matches!(again, Err(TopicChangeError::Exists(_))));
-        let name = ingest.create_topic("a b", None, none(), false).await;
+        let name = ingest
+            .create_topic("a b", None, none(), Creator::default(), false)
+            .await;
         assert!(matches!(name, Err(TopicChangeError::InvalidName(_))));
-        let own = ingest.create_topic("__x", None, none(), false).await;
+        let own = ingest
+            .create_topic("__x", None, none(), Creator::default(), false)
+            .await;
         assert!(matches!(own, Err(TopicChangeError::Refused(_))));
         for count in [0, 257] {
-            let made = ingest.create_topic("b", Some(count), none(), false).await;
+            let made = ingest
+                .create_topic("b", Some(count), none(), Creator::default(), false)
+                .await;
             assert!(matches!(made, Err(TopicChangeError::Partitions(_))));
         }
         for count in [0, 4, 257] {
@@ -393,6 +427,40 @@ mod tests {
             let gone = ingest.delete_topic(name).await;
             assert_eq!(gone, Err(TopicChangeError::Unknown));
         }
+    }
+
+    #[tokio::test]
+    async fn a_user_creates_as_many_topics_as_it_may_over_restarts() {
+        let store = FakeStore::shared();
+        let user = |name| Creator {
+            name,
+            most: Some(2),
+        };
+        let ingest = door(&store);
+        ingest.topic_for("a", Some(user("x"))).await.unwrap();
+        let of_x = user("x");
+        ingest
+            .create_topic("b", None, Overrides::default(), of_x, false)
+            .await
+            .unwrap();
+        let ingest = door(&store);
+        ingest.apply_topics().unwrap();
+        let beyond = ingest.topic_for("c", Some(of_x)).await;
+        assert!(matches!(beyond, Err(TopicError::TooMany(_))));
+        let beyond = ingest
+            .create_topic("c", None, Overrides::default(), of_x, true)
+            .await;
+        assert!(matches!(beyond, Err(TopicChangeError::Refused(_))));
+        ingest.topic_for("a", Some(of_x)).await.unwrap();
+        for other in [Some(user("y")), Some(Creator::default())] {
+            let name = other.map_or("", |it| it.name);
+            ingest
+                .topic_for(&format!("of-{name}"), other)
+                .await
+                .unwrap();
+        }
+        ingest.delete_topic("a").await.unwrap();
+        ingest.topic_for("c", Some(of_x)).await.unwrap();
     }
 
     #[tokio::test]

@@ -44,9 +44,11 @@ use super::login::Login;
 use super::metadata::{self, Cluster, MetadataRequest, TopicAnswer};
 use super::offsets::Question;
 use super::pending::PendingProduce;
+use super::throttle::{Mute, told_ms};
 use super::{KafkaConfig, Services, producer_id};
 use crate::access::Principal;
 use crate::egress::ReadFailed;
+use crate::quota::Flow;
 use crate::tls;
 
 /// How a connection ended when nobody did anything wrong.
@@ -127,6 +129,7 @@ pub(super) struct Connection {
     pub(super) services: Services,
     pub(super) activity: Arc<Activity>,
     pub(super) stop: CancellationToken,
+    pub(super) mute: Mute,
 }
 
 impl Connection {
@@ -202,6 +205,7 @@ impl Connection {
                     most
                 };
                 intake.frames.set_max_frame(most);
+                intake.frames.pause(self.unmuted().await);
                 let Some((frame, wire_bytes)) = intake.frames.take()? else {
                     break;
                 };
@@ -250,8 +254,15 @@ impl Connection {
                     .await;
                 Ok(Reply::Last(step.response))
             }
-            (Plan::Reply(bytes), None) if is_login => Ok(Reply::Ready(bytes)),
+            (Plan::Reply(bytes), _) if is_login => Ok(Reply::Ready(bytes)),
             (_, None) => Err(Unanswerable::NotLoggedIn { key: header.key }.into()),
+            (_, Some(_)) if !session.login.has_place() => {
+                let refused = &self.services.stats.refused_connections;
+                refused.fetch_add(1, Ordering::Relaxed);
+                debug!("Connection refused: its user has as many as allowed");
+                // no answer says it: as a broker that is at a limit of connections
+                Ok(Reply::Last(Vec::new()))
+            }
             (plan, Some(principal)) => Ok(self.serve_plan(header, plan, session, &principal).await),
         }
     }
@@ -282,14 +293,24 @@ impl Connection {
                 });
                 Reply::Ready(producer_id::encode(header.correlation, id))
             }
-            Plan::Produce(request) => Reply::Produce(
-                PendingProduce::append(&self.services.ingest, principal, &header, request).await,
-            ),
+            Plan::Produce(request) => {
+                let meter = self.meter(principal);
+                self.settle_debt(&meter).await;
+                let throttle = meter.count(Flow::Produce, request.bytes());
+                let ingest = &self.services.ingest;
+                let told = throttle.map_or(0, told_ms);
+                let pending =
+                    PendingProduce::append(ingest, principal, &header, request, told).await;
+                if let Some(wait) = throttle {
+                    self.mute(wait);
+                }
+                Reply::Produce(pending)
+            }
             Plan::Fetch(mut request) => {
                 let names = request.topics.iter().map(|topic| &topic.name);
                 let refused = names.filter(|name| !principal.may_consume(name));
                 request.refused = refused.cloned().collect();
-                Reply::Fetch(PendingFetch::new(&header, request))
+                Reply::Fetch(PendingFetch::new(&header, request, self.meter(principal)))
             }
             Plan::ListOffsets(mut asked) => {
                 asked.refused = unseen(&asked, principal);
@@ -349,7 +370,8 @@ impl Connection {
             }
             let may_create =
                 request.may_create && (principal.may_produce(name) || principal.may_administer());
-            answers.push(match self.services.ingest.topic(name, may_create).await {
+            let creator = may_create.then(|| principal.creator());
+            answers.push(match self.services.ingest.topic_for(name, creator).await {
                 Ok(topic) => TopicAnswer::Found(topic),
                 Err(error) => TopicAnswer::Missing((*name).to_owned(), (&error).into()),
             });
@@ -392,6 +414,9 @@ impl Connection {
                     let answer = pending.settle(egress, &mut ahead, patience, &self.stop);
                     let answer = answer.await?;
                     allowance = answer.allowance;
+                    if let Some(wait) = answer.throttle {
+                        self.mute(wait);
+                    }
                     Some(answer.bytes)
                 }
                 Reply::Ask(ask) => Some(ask.answer(&self.services.egress).await?),
@@ -429,7 +454,7 @@ impl Connection {
 
     /// Clients that retry at once while the store is full would only keep the node busy. Requests that
     /// were refused together are held together: behind a pipeline of them a retry would wait for each.
-    async fn hold_back(&self, until: Instant) {
+    pub(super) async fn hold_back(&self, until: Instant) {
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = tokio::time::sleep_until(until) => {}

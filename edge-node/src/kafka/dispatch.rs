@@ -197,6 +197,7 @@ fn plan_produce<'a>(
                 header.correlation,
                 header.version,
                 &outcomes,
+                0,
             )))
         }
     }

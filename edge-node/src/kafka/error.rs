@@ -120,6 +120,8 @@ impl From<&TopicError> for ErrorCode {
             TopicError::InvalidName(_) => Self::InvalidTopic,
             // what a broker with auto.create.topics.enable=false answers
             TopicError::Unknown(..) => Self::UnknownTopicOrPartition,
+            // what clients tell their users at once
+            TopicError::TooMany(_) => Self::TopicAuthorizationFailed,
             TopicError::Store(_) => Self::KafkaStorageError,
         }
     }

@@ -14,7 +14,9 @@ use super::ahead::Ahead;
 use super::api::Header;
 use super::fetch::{self, Assembled, FetchRequest, Piece};
 use super::offsets::{self, AtTime, EpochEnd, Question};
+use super::throttle::told_ms;
 use crate::egress::{Allowance, Egress, ReadFailed};
+use crate::quota::{Flow, Meter};
 use crate::store::{FetchLimit, LogRange, PartitionId, Store};
 
 /// Longest time that a fetch waits for records, whatever it asks.
@@ -28,6 +30,7 @@ pub(super) struct PendingFetch {
     header: Header,
     request: Arc<FetchRequest>,
     deadline: Instant,
+    meter: Meter,
 }
 
 /// The response, and what it holds of the node's budget until it is sent.
@@ -35,6 +38,21 @@ pub(super) struct PendingFetch {
 pub(super) struct FetchAnswer {
     pub(super) bytes: Vec<u8>,
     pub(super) allowance: Option<Allowance>,
+    /// What the client was told to wait before it asks for more.
+    pub(super) throttle: Option<Duration>,
+}
+
+impl FetchAnswer {
+    fn new(mut read: Assembled, allowance: Option<Allowance>, throttle: Option<Duration>) -> Self {
+        if let Some(wait) = throttle {
+            read.set_throttle(told_ms(wait));
+        }
+        Self {
+            bytes: read.bytes,
+            allowance,
+            throttle,
+        }
+    }
 }
 
 /// What the logs have for a request.
@@ -47,12 +65,13 @@ struct Looked {
 
 impl PendingFetch {
     /// The time that it may wait begins now.
-    pub(super) fn new(header: &Header, request: FetchRequest) -> Self {
+    pub(super) fn new(header: &Header, request: FetchRequest, meter: Meter) -> Self {
         let wait_ms = request.max_wait_ms.clamp(0, LONGEST_WAIT_MS).unsigned_abs();
         Self {
             header: *header,
             request: Arc::new(request),
             deadline: Instant::now() + Duration::from_millis(u64::from(wait_ms)),
+            meter,
         }
     }
 
@@ -68,8 +87,15 @@ impl PendingFetch {
         patience: Duration,
         stop: &CancellationToken,
     ) -> Result<FetchAnswer, ReadFailed> {
+        if let Some(wait) = self.meter.wait(Flow::Consume) {
+            // as Kafka does: no records now, and when to ask again
+            let looked = self.read(egress, patience, 0).await?;
+            return Ok(FetchAnswer::new(looked.read, None, Some(wait)));
+        }
+        let most = self.meter.at_once(Flow::Consume);
         let mut changes = egress.store().changes();
-        let mut piece = ahead.take(&self.request).await;
+        let piece = ahead.take(&self.request).await;
+        let mut piece = piece.filter(|(piece, _)| piece.bytes.len() <= most);
         loop {
             // what comes from here on is noticed below
             changes.borrow_and_update();
@@ -79,18 +105,17 @@ impl PendingFetch {
                 has_room,
             } = match self.look(egress, piece.take()) {
                 Some(looked) => looked,
-                None => self.read(egress, patience).await?,
+                None => self.read(egress, patience, most).await?,
             };
             let min_bytes = usize::try_from(self.request.min_bytes).unwrap_or(0);
             let is_due = Instant::now() >= self.deadline || stop.is_cancelled();
             // without room there is nothing to wait for either
             let is_complete = read.is_worth(min_bytes) || !has_room;
             if is_due || is_complete {
-                ahead.note(egress, &self.request, read.source);
-                return Ok(FetchAnswer {
-                    bytes: read.bytes,
-                    allowance,
-                });
+                let throttle = self.meter.count(Flow::Consume, read.data_bytes);
+                let source = read.source.clone().filter(|_| throttle.is_none());
+                ahead.note(egress, &self.request, source);
+                return Ok(FetchAnswer::new(read, allowance, throttle));
             }
             // one with records is read again, and holds nothing until then
             drop(allowance);
@@ -110,6 +135,7 @@ impl PendingFetch {
                 return Ok(FetchAnswer {
                     bytes,
                     allowance: None,
+                    throttle: None,
                 });
             }
         }
@@ -132,13 +158,22 @@ impl PendingFetch {
         })
     }
 
-    /// Reads the logs as far as there is room; without any, only their ends.
-    async fn read(&self, egress: &Egress, patience: Duration) -> Result<Looked, ReadFailed> {
+    /// Reads the logs as far as there is room, and `most` bytes; without any, only their ends.
+    async fn read(
+        &self,
+        egress: &Egress,
+        patience: Duration,
+        most: usize,
+    ) -> Result<Looked, ReadFailed> {
         let asked = usize::try_from(self.request.max_bytes).unwrap_or(0);
-        let bytes = asked.min(egress.limits().max_answer_bytes);
+        let bytes = asked.min(egress.limits().max_answer_bytes).min(most);
         // the first batch is sent however large it is
         let room = bytes.max(self.largest_batch(&**egress.store()));
-        let mut allowance = egress.allow(room, patience).await;
+        let mut allowance = if most > 0 {
+            egress.allow(room, patience).await
+        } else {
+            None
+        };
         let limit = FetchLimit {
             bytes: if allowance.is_some() { bytes } else { 0 },
             is_first_whole: allowance.is_some(),

@@ -15,6 +15,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::conn::{ConnError, Connection, End};
 use super::intake::Activity;
+use super::throttle::Mute;
 use super::{KafkaConfig, Services};
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
@@ -121,6 +122,7 @@ impl Pool {
             services: self.services.clone(),
             activity: activity.clone(),
             stop: stop.clone(),
+            mute: Mute::default(),
         };
         let span = info_span!("kafka", conn = self.next);
         let task = self.tasks.spawn(connection.serve(stream).instrument(span));

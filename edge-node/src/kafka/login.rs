@@ -17,6 +17,7 @@ use super::codec::{Malformed, Reader, Writer};
 use super::error::ErrorCode;
 use crate::access::scram::{ScramError, ScramProof, ScramServer};
 use crate::access::{Access, MAX_PASSWORD, Mechanism, Principal};
+use crate::quota::Place;
 
 const PLAIN: &str = "PLAIN";
 /// In the order of preference.
@@ -28,6 +29,8 @@ pub(super) struct Login {
     access: Arc<Access>,
     /// Who it is; `None` until it has said so.
     principal: Option<Principal>,
+    /// Its place among its user's connections.
+    place: Option<Place>,
     state: State,
 }
 
@@ -55,6 +58,7 @@ impl Login {
         Self {
             access,
             principal,
+            place: None,
             state: State::Idle,
         }
     }
@@ -62,6 +66,15 @@ impl Login {
     /// Who it is; `None`: it must log in first.
     pub(super) fn principal(&self) -> Option<&Principal> {
         self.principal.as_ref()
+    }
+
+    /// Takes a place among the user's connections, unless it has one. False: there is none.
+    pub(super) fn has_place(&mut self) -> bool {
+        if self.place.is_none() {
+            let principal = self.principal.as_ref();
+            self.place = principal.and_then(|principal| principal.quota().connect());
+        }
+        self.place.is_some()
     }
 
     /// `SaslHandshake`.
@@ -90,6 +103,8 @@ impl Login {
     /// `SaslAuthenticate`.
     pub(super) async fn authenticate(&mut self, header: &Header, bytes: &Bytes) -> Step {
         let outcome = self.advance(bytes).await;
+        // it may be another user's connection from here on
+        self.place = None;
         if outcome.is_err() {
             self.principal = None;
         }

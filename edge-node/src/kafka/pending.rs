@@ -29,6 +29,8 @@ pub(super) struct PendingProduce {
     /// When the client stops waiting.
     deadline: Instant,
     topics: Vec<PendingTopic>,
+    /// What the client is told to wait, ms.
+    throttle_ms: i32,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl PendingProduce {
         principal: &Principal,
         header: &Header,
         request: ProduceRequest<'_>,
+        throttle_ms: i32,
     ) -> Self {
         let wait_ms = request
             .timeout_ms
@@ -69,6 +72,7 @@ impl PendingProduce {
             since: Instant::now(),
             deadline: Instant::now() + wait,
             topics,
+            throttle_ms,
         }
     }
 
@@ -103,7 +107,13 @@ impl PendingProduce {
             (Acks::None, Some(code)) => return Err(Unanswerable::RefusedWithoutAcks(code)),
             (Acks::None, None) => None,
             (Acks::Synced | Acks::Invalid, _) => {
-                Some(produce::encode(self.correlation, self.version, &outcomes))
+                let (correlation, version) = (self.correlation, self.version);
+                Some(produce::encode(
+                    correlation,
+                    version,
+                    &outcomes,
+                    self.throttle_ms,
+                ))
             }
         };
         Ok(Settled {

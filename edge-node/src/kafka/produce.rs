@@ -33,6 +33,16 @@ pub struct ProduceRequest<'a> {
     pub topics: Vec<TopicData<'a>>,
 }
 
+impl ProduceRequest<'_> {
+    /// Bytes of all its batches.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let partitions = self.topics.iter().flat_map(|topic| &topic.partitions);
+        let batches = partitions.filter_map(|(_, batch)| batch.as_ref());
+        batches.map(Bytes::len).sum()
+    }
+}
+
 /// The records for one topic.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TopicData<'a> {
@@ -109,9 +119,14 @@ pub struct TopicOutcome {
     pub partitions: Vec<(i32, Outcome)>,
 }
 
-/// Writes the response.
+/// Writes the response; the client is to wait so long before it sends more.
 #[must_use]
-pub fn encode(correlation: i32, version: i16, topics: &[TopicOutcome]) -> Vec<u8> {
+pub fn encode(
+    correlation: i32,
+    version: i16,
+    topics: &[TopicOutcome],
+    throttle_ms: i32,
+) -> Vec<u8> {
     let mut out = Writer::response(correlation);
     out.array_len(topics.len());
     for topic in topics {
@@ -122,7 +137,7 @@ pub fn encode(correlation: i32, version: i16, topics: &[TopicOutcome]) -> Vec<u8
         }
     }
     if version >= 1 {
-        out.i32(0); // throttle time
+        out.i32(throttle_ms);
     }
     out.finish()
 }

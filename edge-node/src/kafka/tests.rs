@@ -9,6 +9,7 @@ mod groups;
 mod logins;
 mod oracle;
 mod polling;
+mod quotas;
 mod reading;
 
 use bytes::{BufMut, Bytes, BytesMut};

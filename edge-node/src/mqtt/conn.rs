@@ -15,6 +15,7 @@
 mod acks;
 mod client;
 mod handshake;
+mod throttle;
 
 use std::io;
 use std::sync::Arc;
@@ -33,7 +34,9 @@ use super::broker::Broker;
 use super::codec::{Malformed, put_disconnect};
 use super::frame::{self, Frame, FrameError};
 use super::packet::{Version, reason};
+use crate::quota::Quota;
 use client::Client;
+use throttle::{Held, passes};
 
 /// What is read at a time from a client that sends little.
 const SMALL_READ: usize = 1024;
@@ -126,6 +129,8 @@ pub(super) struct Peer {
 pub(super) struct Connection {
     pub(super) broker: Arc<Broker>,
     pub(super) peer: Peer,
+    /// Its listener's.
+    pub(super) quota: Arc<Quota>,
     pub(super) stop: CancellationToken,
 }
 
@@ -134,6 +139,8 @@ pub(super) struct Wire<S> {
     read: ReadHalf<S>,
     write: WriteHalf<S>,
     input: BytesMut,
+    /// What came and has to wait.
+    held: Held,
     output: BytesMut,
     max_packet: usize,
     /// Bytes that the input needs before there can be a packet.
@@ -155,6 +162,7 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
             read,
             write,
             input: BytesMut::new(),
+            held: Held::default(),
             output: BytesMut::new(),
             max_packet,
             needed: 2,
@@ -163,6 +171,22 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
             stuck_since: None,
             is_busy: false,
             needs_flush: false,
+        }
+    }
+
+    /// The next packet to carry out.
+    fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        match self.held.pop() {
+            Some(frame) => Ok(Some(frame)),
+            None => self.frame(),
+        }
+    }
+
+    /// While nothing is read although there may be something, silence is not the client's.
+    fn excuse(&mut self) {
+        if self.held.is_full() {
+            self.last_in = Instant::now();
+            self.partial_since = self.partial_since.map(|_| self.last_in);
         }
     }
 
@@ -274,6 +298,8 @@ impl Connection {
         };
         let end = client.run(&mut wire, &self.stop).await;
         client.settle(&mut wire).await;
+        // the client's next connection waits for what is released, and needs the place
+        client.place = None;
         self.broker
             .release(&client.session, client.link.number, end.keeps_will());
         if let Some(code) = end.code() {
@@ -302,7 +328,7 @@ impl<'b> Client<'b> {
             }
             let may_read = self.acks.len() < MAX_ACKS
                 && wire.output.len() < HIGH_WATER
-                && self.paused().is_none();
+                && !wire.held.is_full();
             let may_make = wire.output.len() < HIGH_WATER;
             let Wire {
                 read,
@@ -346,12 +372,22 @@ impl<'b> Client<'b> {
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         self.check()?;
-        while self.acks.len() < MAX_ACKS
-            && wire.output.len() < HIGH_WATER
-            && self.paused().is_none()
-        {
+        wire.excuse();
+        while self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER {
+            if self.throttle.pause().is_none() {
+                let Some(frame) = wire.next()? else { break };
+                self.carry_out(&frame, wire).await?;
+                continue;
+            }
+            if wire.held.is_full() {
+                break;
+            }
             let Some(frame) = wire.frame()? else { break };
-            self.carry_out(&frame, wire).await?;
+            if passes(&frame) {
+                self.carry_out(&frame, wire).await?;
+            } else {
+                wire.held.push(frame);
+            }
         }
         self.release_received(&mut wire.output).await?;
         self.answer(&mut wire.output)?;
@@ -362,12 +398,6 @@ impl<'b> Client<'b> {
         Ok(())
     }
 
-    /// Until when nothing is read because the client publishes too fast.
-    fn paused(&self) -> Option<Instant> {
-        let rate = self.rate.as_ref()?;
-        Some(self.began + rate.pause(self.began.elapsed())?)
-    }
-
     fn deadline<S>(&self, wire: &Wire<S>) -> Option<Instant> {
         let config = &self.broker.config;
         let silent = self.keep_alive.map(|limit| wire.last_in + limit);
@@ -375,13 +405,16 @@ impl<'b> Client<'b> {
             .partial_since
             .map(|since| since + config.packet_timeout);
         let stuck = wire.stuck_since.map(|since| since + config.write_timeout);
-        [silent, slow, stuck, self.paused()]
+        let pauses = [self.throttle.pause(), self.throttle.delivery_pause()];
+        let [publish, delivery] = pauses.map(|wait| wait.map(|wait| Instant::now() + wait));
+        [silent, slow, stuck, publish, delivery]
             .into_iter()
             .flatten()
             .min()
     }
 
-    fn overdue<S>(&self, wire: &Wire<S>) -> Option<End> {
+    fn overdue<S: AsyncRead + AsyncWrite>(&self, wire: &mut Wire<S>) -> Option<End> {
+        wire.excuse();
         let (config, now) = (&self.broker.config, Instant::now());
         let is_past = |since: Option<Instant>, limit: Duration| {
             since.is_some_and(|since| now >= since + limit)

@@ -146,22 +146,26 @@ impl Pool {
             }
         };
         let stats = &self.broker.stats;
-        if self.tasks.len() >= self.broker.config.max_connections {
+        let is_full = self.tasks.len() >= self.broker.config.max_connections;
+        let place = endpoint.quota.connect().filter(|_| !is_full);
+        let Some(place) = place else {
             stats.refused_connections.fetch_add(1, Ordering::Relaxed);
             debug!("Connection refused: there are as many as allowed");
             return;
-        }
+        };
         stats.accepted.fetch_add(1, Ordering::Relaxed);
         stats.open.fetch_add(1, Ordering::Relaxed);
         self.next += 1;
         let connection = Connection {
             broker: self.broker.clone(),
             peer: Peer::default(),
+            quota: endpoint.quota.clone(),
             stop: self.stop.clone(),
         };
         let (transport, tls) = (endpoint.transport, endpoint.tls.clone());
         let span = info_span!("mqtt", conn = self.next);
         let served = async move {
+            let _place = place;
             // slower without, not wrong
             drop(stream.set_nodelay(true));
             match tls {

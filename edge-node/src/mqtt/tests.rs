@@ -6,6 +6,7 @@ use bytes::Bytes;
 use shared::ids::{Incarnation, Offset, TopicName};
 use shared::record::{BatchBuilder, BatchHeader, Header, Records, open};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -438,4 +439,29 @@ async fn garbage_ends_its_own_connection_only() {
         bystander.disconnected().await,
         Some(reason::PACKET_TOO_LARGE)
     );
+}
+
+#[tokio::test]
+async fn a_publish_above_the_rate_waits_and_a_ping_behind_it_does_not() {
+    for version in [Version::V3, Version::V5] {
+        let node = node_on(new_store(), Vec::new(), |config| {
+            config.endpoints[0].quota = Arc::new(Quota::new(crate::quota::Limits {
+                producer_byte_rate: Some(shared::units::ByteSize::kib(1)),
+                ..crate::quota::Limits::default()
+            }));
+        })
+        .await;
+        let mut client = Client::new(node.address, connect(version, "p")).await;
+        // a minute of debt
+        let large = "x".repeat(60 * 1024);
+        client.publish("a", &large, Qos::AtLeastOnce, 1).await;
+        client.expect_acks(Qos::AtLeastOnce, 1).await;
+        for id in [2, 3] {
+            client.publish("a", "small", Qos::AtLeastOnce, id).await;
+            client.ping().await;
+        }
+        assert_eq!(node.records("mqtt_messages").len(), 1);
+        let waited = node.stats.throttled_ms.load(Ordering::Relaxed);
+        assert!(waited > 50_000, "{waited} ms");
+    }
 }

@@ -69,7 +69,7 @@ impl CreateTopics {
                 let text = "Create topics request contains the topic more than once.";
                 Err(Refusal::new(ErrorCode::InvalidRequest, text))
             } else {
-                topic.create(ingest, self.is_trial).await
+                topic.create(ingest, user, self.is_trial).await
             };
             let (code, text) = told(&outcome);
             out.string(&topic.name);
@@ -104,7 +104,12 @@ impl NewTopic {
         })
     }
 
-    async fn create(&self, ingest: &Ingest, is_trial: bool) -> Result<(), Refusal> {
+    async fn create(
+        &self,
+        ingest: &Ingest,
+        user: &Principal,
+        is_trial: bool,
+    ) -> Result<(), Refusal> {
         let partitions = self.wanted_partitions()?;
         if !matches!(self.replicas, -1 | 1) {
             let text = format!(
@@ -114,7 +119,8 @@ impl NewTopic {
             return Err(Refusal::new(ErrorCode::InvalidReplicationFactor, text));
         }
         let overrides = self.overrides().map_err(TopicChangeError::Setting)?;
-        let created = ingest.create_topic(&self.name, partitions, overrides, is_trial);
+        let creator = user.creator();
+        let created = ingest.create_topic(&self.name, partitions, overrides, creator, is_trial);
         created.await?;
         Ok(())
     }

@@ -13,6 +13,8 @@ use crate::store::{FetchLimit, Fetched, LogRange, PartitionId, Store};
 pub struct Assembled {
     /// The response.
     pub bytes: Vec<u8>,
+    /// Where its throttle time stands.
+    throttle_at: usize,
     /// Bytes of batches in it.
     pub data_bytes: usize,
     /// A partition was refused.
@@ -58,6 +60,14 @@ pub struct Piece {
 }
 
 impl Assembled {
+    /// Tells the client to wait before it asks for more.
+    pub fn set_throttle(&mut self, throttle_ms: i32) {
+        let field = self.bytes.get_mut(self.throttle_at..self.throttle_at + 4);
+        if let Some(field) = field {
+            field.copy_from_slice(&throttle_ms.to_be_bytes());
+        }
+    }
+
     /// Whether it is to be sent although there is time to wait for more.
     #[must_use]
     pub fn is_worth(&self, min_bytes: usize) -> bool {
@@ -151,6 +161,7 @@ impl<'a> Assembly<'a> {
 
     fn assemble(mut self, header: &Header, request: &FetchRequest) -> Assembled {
         let mut out = Writer::reply(header);
+        let throttle_at = out.position();
         put_head(&mut out, self.version, ErrorCode::None);
         out.array_len(request.topics.len());
         for topic in &request.topics {
@@ -176,6 +187,7 @@ impl<'a> Assembly<'a> {
         out.tags();
         Assembled {
             bytes: out.finish(),
+            throttle_at,
             data_bytes: self.data_bytes,
             has_error: self.has_error,
             has_more: self.has_more,

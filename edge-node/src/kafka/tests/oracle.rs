@@ -106,9 +106,10 @@ proptest! {
                     .collect(),
             })
             .collect();
-        let bytes = produce::encode(9, version, &topics);
+        let bytes = produce::encode(9, version, &topics, 7);
         let (correlation, found) = response::<ProduceResponse>(bytes, version);
         prop_assert_eq!(correlation, 9);
+        prop_assert_eq!(found.throttle_time_ms, if version >= 1 { 7 } else { 0 });
         prop_assert_eq!(found.responses.len(), outcomes.len());
         for (topic, (name, partitions)) in found.responses.iter().zip(&outcomes) {
             prop_assert_eq!(topic.name.as_str(), name);

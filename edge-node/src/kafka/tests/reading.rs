@@ -42,7 +42,7 @@ fn store() -> (Arc<MemoryStore>, Bytes) {
     (store, batch)
 }
 
-fn fetch_frame(
+pub(super) fn fetch_frame(
     version: i16,
     session: (i32, i32),
     wanted: &[(&str, Vec<(i32, i64, i32)>)],

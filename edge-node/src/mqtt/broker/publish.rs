@@ -16,6 +16,7 @@ use crate::mqtt::packet::{Message, reason};
 use crate::mqtt::record::Draft;
 use crate::mqtt::session::Delivery;
 use crate::mqtt::topic_map::{AckRule, RetainRule};
+use crate::quota::Creator;
 use crate::store::{StateChange, Topic};
 
 /// Why a message was not taken.
@@ -51,6 +52,7 @@ impl PublishError {
             Self::Topic(TopicError::InvalidName(_) | TopicError::Unknown(..)) => {
                 reason::TOPIC_INVALID
             }
+            Self::Topic(TopicError::TooMany(_)) => reason::QUOTA_EXCEEDED,
             Self::Topic(TopicError::Store(_)) => reason::UNSPECIFIED,
         }
     }
@@ -101,7 +103,7 @@ impl Broker {
             // before the append: from then on the tail reads everything
             self.uses_retained.store(true, Ordering::Release);
         }
-        let topic = self.topic(rule.kafka.as_str()).await?;
+        let topic = self.topic(rule.kafka.as_str(), user).await?;
         let draft = Draft::new(&self.map, rule, message);
         let (bytes, limit) = (draft.bytes() + HEADER_LEN, topic.rules.max_batch_bytes);
         if bytes > limit {
@@ -127,11 +129,9 @@ impl Broker {
         rule.is_some_and(|rule| user.may_produce(rule.kafka.as_str()))
     }
 
-    async fn topic(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
-        match self.store.topic(name) {
-            Some(topic) => Ok(topic),
-            None => self.ingest.topic(name, true).await,
-        }
+    async fn topic(&self, name: &str, user: Option<&Principal>) -> Result<Arc<Topic>, TopicError> {
+        let creator = user.map_or_else(Creator::default, Principal::creator);
+        self.ingest.topic_for(name, Some(creator)).await
     }
 
     /// Publishes for a client that is not there; nobody waits for it.

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use shared::time::wall_ms;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::acks::{Acks, Due};
+use super::throttle::Throttle;
 use super::{End, HIGH_WATER, SETTLE, Wire, has_codes};
 use crate::access::Principal;
 use crate::ingest::Reservation;
@@ -22,9 +23,9 @@ use crate::mqtt::codec::{
 use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
-use crate::mqtt::rate::Rate;
 use crate::mqtt::saved;
 use crate::mqtt::session::{Delivery, Link};
+use crate::quota::{Meter, Place};
 
 /// Messages taken from the session at a time.
 const DELIVERIES: usize = 64;
@@ -50,9 +51,11 @@ pub(super) struct Client<'b> {
     pub(super) link: Link,
     pub(super) acks: Acks,
     pub(super) keep_alive: Option<Duration>,
-    /// When the connection began, for its rate.
-    pub(super) began: Instant,
-    pub(super) rate: Option<Rate>,
+    pub(super) throttle: Throttle,
+    /// Its place among its user's connections.
+    pub(super) place: Option<Place>,
+    /// Deliveries wait for its rate.
+    is_withheld: bool,
     limits: Limits,
     user: Principal,
     /// What its aliases stand for.
@@ -73,6 +76,7 @@ impl<'b> Client<'b> {
         link: Link,
         limits: Limits,
         user: Principal,
+        (meter, place): (Meter, Place),
     ) -> Self {
         let mut client = Self {
             broker,
@@ -81,8 +85,9 @@ impl<'b> Client<'b> {
             link,
             acks: Acks::default(),
             keep_alive: limits.keep_alive,
-            began: Instant::now(),
-            rate: broker.config.publish_rate.map(Rate::new),
+            throttle: Throttle::new(broker.config.publish_rate, meter),
+            place: Some(place),
+            is_withheld: false,
             limits,
             user,
             aliases_in: HashMap::new(),
@@ -169,8 +174,8 @@ impl<'b> Client<'b> {
     async fn publish(&mut self, publish: Publish, bytes: usize) -> Result<(), End> {
         let stats = &self.broker.stats;
         stats.publishes.fetch_add(1, Ordering::Relaxed);
-        if let Some(rate) = &mut self.rate {
-            rate.count(self.began.elapsed());
+        if let Some(wait) = self.throttle.came(bytes) {
+            add_ms(&stats.throttled_ms, wait);
         }
         let Publish {
             mut message,
@@ -365,15 +370,18 @@ impl<'b> Client<'b> {
     /// Writes messages until the buffer or the client's window is full.
     pub(super) async fn deliver(&mut self, output: &mut BytesMut) -> Result<(), End> {
         let mut batch: Vec<(Delivery, u16)> = Vec::new();
-        while output.len() < HIGH_WATER {
+        let most = self.throttle.at_once();
+        while output.len() < HIGH_WATER && !self.withholds() {
             let now_ms = wall_ms();
             let (is_durable, is_behind, may_scan) = {
                 let mut state = self.session.state();
                 state.check(self.link.number).map_err(End::Kicked)?;
-                while batch.len() < DELIVERIES {
+                let mut bytes = 0;
+                while batch.len() < DELIVERIES && bytes < most {
                     let Some(taken) = state.take(now_ms) else {
                         break;
                     };
+                    bytes += taken.0.message.weight();
                     batch.push(taken);
                 }
                 let is_behind =
@@ -404,7 +412,18 @@ impl<'b> Client<'b> {
         Ok(())
     }
 
+    /// Whether deliveries have to wait for the rate; there is a timer for the end of that.
+    fn withholds(&mut self) -> bool {
+        let wait = self.throttle.delivery_pause();
+        if let Some(wait) = wait.filter(|_| !self.is_withheld) {
+            add_ms(&self.broker.stats.throttled_ms, wait);
+        }
+        self.is_withheld = wait.is_some();
+        self.is_withheld
+    }
+
     fn put(&mut self, delivery: &Delivery, id: u16, dup: bool, now_ms: i64, output: &mut BytesMut) {
+        let before = output.len();
         let message = &delivery.message;
         let known = self.aliases_out.get(&message.topic).copied();
         let next = u16::try_from(self.aliases_out.len() + 1).unwrap_or(u16::MAX);
@@ -423,6 +442,7 @@ impl<'b> Client<'b> {
         };
         if put_publish(output, self.version, &outgoing, self.limits.max_packet) {
             self.broker.stats.deliveries.fetch_add(1, Ordering::Relaxed);
+            self.throttle.delivered(output.len() - before);
             if let Some((alias, false)) = alias {
                 self.aliases_out.insert(message.topic.clone(), alias);
             }
@@ -520,6 +540,11 @@ impl Drop for Client<'_> {
         self.forget_unsettled();
         self.broker.release(&self.session, self.link.number, true);
     }
+}
+
+fn add_ms(counter: &AtomicU64, time: Duration) {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    counter.fetch_add(ms, Ordering::Relaxed);
 }
 
 fn protocol(what: &'static str) -> End {

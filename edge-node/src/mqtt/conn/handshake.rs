@@ -1,5 +1,6 @@
 //! From CONNECT to CONNACK.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,6 +14,7 @@ use crate::access::Principal;
 use crate::mqtt::codec::{ConnAck, Malformed, connect_version, decode, put_connack};
 use crate::mqtt::frame::Frame;
 use crate::mqtt::packet::{Connect, Incoming, Version, reason};
+use crate::quota::Meter;
 
 /// Longest client id.
 const MAX_CLIENT_ID: usize = 512;
@@ -99,11 +101,19 @@ impl Connection {
             .admit(&client_id, user.name(), connect, expiry_s, window)
             .await;
         let admitted = admitted.map_err(|refused| refused.0)?;
-        if !self.broker.save(&admitted.session).await {
+        // after an earlier connection of this client has given its own back
+        let place = user.quota().connect();
+        if place.is_none() {
+            let refused = &self.broker.stats.refused_connections;
+            refused.fetch_add(1, Ordering::Relaxed);
+            debug!("Connection refused: its user has as many as allowed");
+        }
+        let is_saved = place.is_some() && self.broker.save(&admitted.session).await;
+        let Some(place) = place.filter(|_| is_saved) else {
             self.broker
                 .release(&admitted.session, admitted.link.number, false);
             return Err(reason::QUOTA_EXCEEDED);
-        }
+        };
         let wants_answers = connect.wants_response_information;
         let ack = ConnAck {
             reason: reason::SUCCESS,
@@ -127,6 +137,7 @@ impl Connection {
             keep_alive: (keep_alive_s > 0)
                 .then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
         };
+        let meter = Meter::new(&self.quota, user.quota());
         let mut client = Client::new(
             &self.broker,
             connect.version,
@@ -134,6 +145,7 @@ impl Connection {
             admitted.link,
             limits,
             user,
+            (meter, place),
         );
         client.send_again(admitted.again, output).await;
         Ok(client)

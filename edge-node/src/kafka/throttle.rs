@@ -1,0 +1,78 @@
+//! Clients above their quota: how long they have to wait is told with the answer, which comes at once, and for
+//! so long nothing more is read from the connection (KIP-219).
+//!
+//! A client that opens another connection meanwhile gains nothing: its user's debt is the same there, and what
+//! it produces is not taken before that is paid.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::conn::Connection;
+use crate::access::Principal;
+use crate::quota::{Flow, Meter};
+
+/// The longest that a client is told to wait, and is not read from: clients give a request up after 30 s.
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// Until when nothing is read from a connection.
+#[derive(Debug, Default)]
+pub(super) struct Mute(Mutex<Option<Instant>>);
+
+impl Mute {
+    fn until(&self) -> Option<Instant> {
+        let until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.filter(|until| *until > Instant::now())
+    }
+
+    fn extend(&self, until: Instant) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = (*held).max(Some(until));
+    }
+}
+
+/// As the protocol tells it, ms.
+pub(super) fn told_ms(wait: Duration) -> i32 {
+    let ms = wait.min(LONGEST).as_micros().div_ceil(1_000);
+    i32::try_from(ms).unwrap_or(i32::MAX)
+}
+
+impl Connection {
+    /// What a user's bytes on this listener are counted with.
+    pub(super) fn meter(&self, principal: &Principal) -> Meter {
+        Meter::new(&self.config.quota, principal.quota())
+    }
+
+    /// Reads nothing more for so long; the client was told.
+    pub(super) fn mute(&self, wait: Duration) {
+        let throttled = &self.services.stats.throttled_ms;
+        let told = u64::from(told_ms(wait).unsigned_abs());
+        throttled.fetch_add(told, Ordering::Relaxed);
+        self.mute.extend(Instant::now() + wait.min(LONGEST));
+    }
+
+    /// Waits until something may be read again; how long that took.
+    pub(super) async fn unmuted(&self) -> Duration {
+        if self.mute.until().is_none() {
+            return Duration::ZERO;
+        }
+        let began = Instant::now();
+        while let Some(until) = self.mute.until() {
+            self.hold_back(until).await;
+            if self.stop.is_cancelled() {
+                break;
+            }
+        }
+        began.elapsed()
+    }
+
+    /// Waits until the debt is paid that other connections of the user made, or this one before it was muted as
+    /// long as may be.
+    pub(super) async fn settle_debt(&self, meter: &Meter) {
+        if let Some(wait) = meter.wait(Flow::Produce) {
+            self.hold_back(Instant::now() + wait.min(LONGEST)).await;
+        }
+    }
+}
