@@ -1,6 +1,7 @@
 //! A client that is connected: carries out its packets, and makes what goes to it.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::acks::{Acks, Due};
-use super::{End, HIGH_WATER, SETTLE, Wire, has_codes};
+use super::wire::Wire;
+use super::{End, HIGH_WATER, SETTLE, has_codes};
 use crate::access::Principal;
 use crate::ingest::Reservation;
 use crate::mqtt::broker::{Broker, Session};
@@ -24,7 +26,7 @@ use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
 use crate::mqtt::rate::Rate;
 use crate::mqtt::saved;
-use crate::mqtt::session::{Delivery, Link};
+use crate::mqtt::session::Delivery;
 
 /// Messages taken from the session at a time.
 const DELIVERIES: usize = 64;
@@ -41,13 +43,23 @@ pub(super) struct Limits {
     pub(super) keep_alive: Option<Duration>,
 }
 
+/// Topic aliases (MQTT 5, section 3.3.2.3.4).
+#[derive(Debug, Default)]
+struct Aliases {
+    /// What the client's stand for.
+    incoming: HashMap<u16, Arc<str>>,
+    /// What ours stand for.
+    outgoing: HashMap<Arc<str>, u16>,
+}
+
 /// The client.
 #[derive(Debug)]
 pub(super) struct Client<'b> {
     pub(super) broker: &'b Arc<Broker>,
     pub(super) version: Version,
     pub(super) session: Arc<Session>,
-    pub(super) link: Link,
+    /// What tells it from other connections of the session.
+    pub(super) number: u64,
     pub(super) acks: Acks,
     pub(super) keep_alive: Option<Duration>,
     /// When the connection began, for its rate.
@@ -55,10 +67,8 @@ pub(super) struct Client<'b> {
     pub(super) rate: Option<Rate>,
     limits: Limits,
     user: Principal,
-    /// What its aliases stand for.
-    aliases_in: HashMap<u16, Arc<str>>,
-    /// What ours stand for.
-    aliases_out: HashMap<Arc<str>, u16>,
+    /// Absent until there are some.
+    aliases: Option<Box<Aliases>>,
     /// PUBRECs whose PUBRELs wait for the disk.
     received: Vec<u16>,
     /// It asked not to get back what it publishes.
@@ -70,7 +80,7 @@ impl<'b> Client<'b> {
         broker: &'b Arc<Broker>,
         version: Version,
         session: Arc<Session>,
-        link: Link,
+        number: u64,
         limits: Limits,
         user: Principal,
     ) -> Self {
@@ -78,15 +88,14 @@ impl<'b> Client<'b> {
             broker,
             version,
             session,
-            link,
+            number,
             acks: Acks::default(),
             keep_alive: limits.keep_alive,
             began: Instant::now(),
             rate: broker.config.publish_rate.map(Rate::new),
             limits,
             user,
-            aliases_in: HashMap::new(),
-            aliases_out: HashMap::new(),
+            aliases: None,
             received: Vec::new(),
             has_no_local: false,
         };
@@ -96,13 +105,14 @@ impl<'b> Client<'b> {
 
     fn look_at_options(&mut self) {
         let state = self.session.state();
-        self.has_no_local = state.subscriptions.values().any(|options| options.no_local);
+        let mut all = state.subscriptions.iter();
+        self.has_no_local = all.any(|(_, options)| options.no_local);
     }
 
     /// Whether the session is still this connection's.
     pub(super) fn check(&self) -> Result<(), End> {
         let state = self.session.state();
-        state.check(self.link.number).map(drop).map_err(End::Kicked)
+        state.check(self.number).map_err(End::Kicked)
     }
 
     pub(super) async fn carry_out<S>(
@@ -111,7 +121,7 @@ impl<'b> Client<'b> {
         wire: &mut Wire<S>,
     ) -> Result<(), End> {
         match decode(self.version, frame, wall_ms())? {
-            Incoming::Publish(publish) => self.publish(*publish, frame.1.len()).await,
+            Incoming::Publish(publish) => Box::pin(self.publish(*publish, frame.1.len())).await,
             Incoming::Ack {
                 kind: AckKind::PubRel,
                 id,
@@ -125,16 +135,14 @@ impl<'b> Client<'b> {
                 Ok(())
             }
             Incoming::Subscribe { id, filters } => {
-                let codes = self
-                    .broker
-                    .subscribe(&self.session, &self.user, filters)
-                    .await;
+                let subscribed = self.broker.subscribe(&self.session, &self.user, filters);
+                let codes = Box::pin(subscribed).await;
                 self.look_at_options();
                 put_suback(&mut wire.output, self.version, id, &codes);
                 self.check()
             }
             Incoming::Unsubscribe { id, filters } => {
-                let codes = self.broker.unsubscribe(&self.session, filters).await;
+                let codes = Box::pin(self.broker.unsubscribe(&self.session, filters)).await;
                 self.look_at_options();
                 put_unsuback(&mut wire.output, self.version, id, &codes);
                 self.check()
@@ -248,9 +256,12 @@ impl<'b> Client<'b> {
             return Err(invalid.into());
         }
         if message.topic.is_empty() {
-            message.topic = self.aliases_in.get(&alias).cloned().ok_or(invalid)?;
+            let known = self.aliases.as_ref();
+            let known = known.and_then(|aliases| aliases.incoming.get(&alias));
+            message.topic = known.cloned().ok_or(invalid)?;
         } else {
-            self.aliases_in.insert(alias, message.topic.clone());
+            let aliases = self.aliases.get_or_insert_default();
+            aliases.incoming.insert(alias, message.topic.clone());
         }
         Ok(())
     }
@@ -319,7 +330,7 @@ impl<'b> Client<'b> {
         if self.received.is_empty() {
             return Ok(());
         }
-        if !self.broker.save_progress(&self.session).await {
+        if !Box::pin(self.broker.save_progress(&self.session)).await {
             return Err(End::NotStored(reason::QUOTA_EXCEEDED));
         }
         for id in self.received.drain(..) {
@@ -369,7 +380,7 @@ impl<'b> Client<'b> {
             let now_ms = wall_ms();
             let (is_durable, is_behind, may_scan) = {
                 let mut state = self.session.state();
-                state.check(self.link.number).map_err(End::Kicked)?;
+                state.check(self.number).map_err(End::Kicked)?;
                 while batch.len() < DELIVERIES {
                     let Some(taken) = state.take(now_ms) else {
                         break;
@@ -382,7 +393,7 @@ impl<'b> Client<'b> {
                 (state.is_persistent(), is_behind, may_scan)
             };
             if is_behind {
-                self.broker.fill(&self.session, self.link.number);
+                self.broker.fill(&self.session, self.number);
             }
             if batch.is_empty() {
                 if may_scan {
@@ -394,7 +405,10 @@ impl<'b> Client<'b> {
             let has_exactly_once = batch
                 .iter()
                 .any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
-            if is_durable && has_exactly_once && !self.broker.save_progress(&self.session).await {
+            if is_durable
+                && has_exactly_once
+                && !Box::pin(self.broker.save_progress(&self.session)).await
+            {
                 return Err(End::NotStored(reason::QUOTA_EXCEEDED));
             }
             for (delivery, id) in batch.drain(..) {
@@ -406,11 +420,7 @@ impl<'b> Client<'b> {
 
     fn put(&mut self, delivery: &Delivery, id: u16, dup: bool, now_ms: i64, output: &mut BytesMut) {
         let message = &delivery.message;
-        let known = self.aliases_out.get(&message.topic).copied();
-        let next = u16::try_from(self.aliases_out.len() + 1).unwrap_or(u16::MAX);
-        let alias = known
-            .map(|alias| (alias, true))
-            .or_else(|| (next <= self.limits.aliases).then_some((next, false)));
+        let alias = self.alias(&message.topic);
         let outgoing = Outgoing {
             message,
             qos: delivery.qos,
@@ -424,7 +434,8 @@ impl<'b> Client<'b> {
         if put_publish(output, self.version, &outgoing, self.limits.max_packet) {
             self.broker.stats.deliveries.fetch_add(1, Ordering::Relaxed);
             if let Some((alias, false)) = alias {
-                self.aliases_out.insert(message.topic.clone(), alias);
+                let aliases = self.aliases.get_or_insert_default();
+                aliases.outgoing.insert(message.topic.clone(), alias);
             }
             return;
         }
@@ -433,6 +444,17 @@ impl<'b> Client<'b> {
         if id != 0 {
             self.session.state().inflight.refused(id);
         }
+    }
+
+    /// The alias of a topic, if it has one or may get one, and whether the client knows it.
+    fn alias(&self, topic: &Arc<str>) -> Option<(u16, bool)> {
+        let outgoing = self.aliases.as_ref().map(|aliases| &aliases.outgoing);
+        if let Some(alias) = outgoing.and_then(|outgoing| outgoing.get(topic)) {
+            return Some((*alias, true));
+        }
+        let next = outgoing.map_or(0, HashMap::len) + 1;
+        let next = u16::try_from(next).unwrap_or(u16::MAX);
+        (next <= self.limits.aliases).then_some((next, false))
     }
 
     /// Sends what an earlier connection had sent and the client did not acknowledge.
@@ -482,7 +504,7 @@ impl<'b> Client<'b> {
     {
         let all = async {
             while !self.acks.is_empty() {
-                self.acks.ready().await;
+                poll_fn(|cx| self.acks.poll_ready(cx)).await;
                 if let Some(due) = self.acks.take() {
                     let is_full = due.code == reason::QUOTA_EXCEEDED && !has_codes(self.version);
                     // the connection ends anyway
@@ -502,11 +524,7 @@ impl<'b> Client<'b> {
     /// Better stored twice than not at all.
     fn forget_unsettled(&self) {
         let mut state = self.session.state();
-        let is_ours = state
-            .link
-            .as_ref()
-            .is_some_and(|link| link.number == self.link.number);
-        if is_ours {
+        if state.is_linked(self.number) {
             for id in self.acks.unsettled() {
                 state.incoming.remove(&id);
             }
@@ -518,7 +536,7 @@ impl Drop for Client<'_> {
     /// A task that fails must not keep the session from the client's next connection.
     fn drop(&mut self) {
         self.forget_unsettled();
-        self.broker.release(&self.session, self.link.number, true);
+        self.broker.release(&self.session, self.number, true);
     }
 }
 

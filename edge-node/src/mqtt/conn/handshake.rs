@@ -1,5 +1,6 @@
 //! From CONNECT to CONNACK.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -8,7 +9,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::{Client, Limits};
-use super::{Connection, End, Wire};
+use super::wire::Wire;
+use super::{Connection, End};
 use crate::access::Principal;
 use crate::mqtt::codec::{ConnAck, Malformed, connect_version, decode, put_connack};
 use crate::mqtt::frame::Frame;
@@ -29,9 +31,8 @@ impl Connection {
                 if let Some(frame) = wire.frame()? {
                     return Ok(frame);
                 }
-                match wire.fill().await? {
-                    0 => return Err(End::Closed),
-                    count => wire.filled(count),
+                if poll_fn(|cx| wire.poll_fill(cx)).await? == 0 {
+                    return Err(End::Closed);
                 }
             }
         };
@@ -101,7 +102,7 @@ impl Connection {
         let admitted = admitted.map_err(|refused| refused.0)?;
         if !self.broker.save(&admitted.session).await {
             self.broker
-                .release(&admitted.session, admitted.link.number, false);
+                .release(&admitted.session, admitted.number, false);
             return Err(reason::QUOTA_EXCEEDED);
         }
         let wants_answers = connect.wants_response_information;
@@ -131,7 +132,7 @@ impl Connection {
             &self.broker,
             connect.version,
             admitted.session,
-            admitted.link,
+            admitted.number,
             limits,
             user,
         );
