@@ -130,23 +130,25 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Serves a client until it goes.
-    pub(super) async fn serve<S>(self, stream: S) -> End
+    /// Serves a client until it goes. What the future keeps is captured by it, where a parameter of an async
+    /// function would be there twice.
+    pub(super) fn serve<S>(self, stream: S) -> impl Future<Output = End> + Send
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let mut wire = Wire::new(stream, self.broker.config.max_connect_packet());
-        let greeted = Box::pin(self.greet(&mut wire)).await;
-        let mut client = match greeted {
-            Ok(client) => client,
-            Err(end) => {
-                Box::pin(wire.close(LAST_WORD)).await;
-                return end;
-            }
-        };
-        let end = client.run(&mut wire).await;
-        Box::pin(client.part(&mut wire, &end)).await;
-        end
+        async move {
+            let end = match Box::pin(self.greet(&mut wire)).await {
+                Ok(mut client) => {
+                    let end = client.run(&mut wire).await;
+                    Box::pin(client.part(&mut wire, &end)).await;
+                    return end;
+                }
+                Err(end) => end,
+            };
+            Box::pin(wire.close(LAST_WORD)).await;
+            end
+        }
     }
 }
 

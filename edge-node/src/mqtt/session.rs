@@ -502,8 +502,7 @@ impl State {
     /// The limit on subscriptions.
     #[must_use]
     pub fn may_subscribe(&self, filter: &str) -> bool {
-        self.subscriptions.contains(filter)
-            || self.subscriptions.len() < self.limits.subscriptions
+        self.subscriptions.contains(filter) || self.subscriptions.len() < self.limits.subscriptions
     }
 }
 

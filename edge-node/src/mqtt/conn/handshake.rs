@@ -21,7 +21,7 @@ const MAX_CLIENT_ID: usize = 512;
 
 impl Connection {
     /// Reads CONNECT and answers it.
-    pub(super) async fn greet<S>(&self, wire: &mut Wire<S>) -> Result<Client<'_>, End>
+    pub(super) async fn greet<S>(&self, wire: &mut Wire<S>) -> Result<Box<Client<'_>>, End>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
@@ -69,7 +69,11 @@ impl Connection {
         }
     }
 
-    async fn admit(&self, connect: &mut Connect, output: &mut BytesMut) -> Result<Client<'_>, u8> {
+    async fn admit(
+        &self,
+        connect: &mut Connect,
+        output: &mut BytesMut,
+    ) -> Result<Box<Client<'_>>, u8> {
         let config = &self.broker.config;
         if connect.has_authentication {
             return Err(reason::BAD_AUTHENTICATION_METHOD);
@@ -128,14 +132,14 @@ impl Connection {
             keep_alive: (keep_alive_s > 0)
                 .then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
         };
-        let mut client = Client::new(
+        let mut client = Box::new(Client::new(
             &self.broker,
             connect.version,
             admitted.session,
             admitted.number,
             limits,
             user,
-        );
+        ));
         client.send_again(admitted.again, output).await;
         Ok(client)
     }

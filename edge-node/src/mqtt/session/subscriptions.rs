@@ -23,7 +23,9 @@ impl Subscriptions {
 
     /// In the order of their filters.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Options)> {
-        self.list.iter().map(|(filter, options)| (&**filter, options))
+        self.list
+            .iter()
+            .map(|(filter, options)| (&**filter, options))
     }
 
     /// Whether this filter is subscribed to.

@@ -50,15 +50,29 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
 fn online(limits: SessionLimits) -> State {
     let mut state = State::new(Arc::from("c"), limits);
     state.expiry_s = 10;
-    state
-        .subscriptions
-        .insert("t", options(Qos::ExactlyOnce));
+    state.subscriptions.insert("t", options(Qos::ExactlyOnce));
     state.link = Some(Link::new(1, 10));
     state
 }
 
 fn tail(next: Offset) -> Positions {
     Positions::from([(P, next)])
+}
+
+#[test]
+fn a_wake_is_seen_once_whenever_it_came() {
+    let mut state = online(LIMITS);
+    let cx = Context::from_waker(Waker::noop());
+    let is_woken = |state: &mut State| state.poll_woken(1, &cx).is_ready();
+    assert!(!is_woken(&mut state));
+    state.wake();
+    assert!(is_woken(&mut state));
+    assert!(!is_woken(&mut state));
+    state.kick(reason::SERVER_BUSY);
+    assert!(is_woken(&mut state));
+    assert_eq!(state.check(1), Err(reason::SERVER_BUSY));
+    state.link = Some(Link::new(2, 10));
+    assert!(is_woken(&mut state), "it has lost the session");
 }
 
 #[test]
