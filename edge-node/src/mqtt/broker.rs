@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 pub use connect::{Admitted, Refused};
@@ -102,6 +102,10 @@ pub struct Broker {
     /// A message that is retained was published since the start.
     pub(super) uses_retained: AtomicBool,
     pub(super) readers: Semaphore,
+    /// A connection has let go of its session.
+    released: Notify,
+    /// Connections end.
+    is_stopping: AtomicBool,
     numbers: AtomicU64,
 }
 
@@ -136,6 +140,20 @@ impl Broker {
 
     pub(super) fn groups_mut(&self) -> RwLockWriteGuard<'_, Filters<Arc<Group>>> {
         self.groups.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether connections must end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Tells the connections that have their session to end.
+    pub(super) fn stop_connections(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        // whoever gets its session after this lock sees the flag
+        for session in self.sessions().by_client.values() {
+            session.state().wake();
+        }
     }
 
     pub(super) fn number(&self) -> u64 {

@@ -11,37 +11,37 @@
 //! ```
 //! One task does both, and neither waits for the other: a client that publishes and does not read is read
 //! from until what it must be told fills its buffer. PUBACK and PUBREC are sent after the record's sync.
+//!
+//! Most connections are idle most of the time, and there are thousands. So what is large and short-lived
+//! (the handshake, a packet that is carried out) is boxed while it runs, and [`wire`] holds no buffers.
 
 mod acks;
 mod client;
 mod handshake;
+mod spare;
 mod throttle;
+mod wire;
 
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use futures_util::FutureExt as _;
-use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
-};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::broker::Broker;
 use super::codec::{Malformed, put_disconnect};
-use super::frame::{self, Frame, FrameError};
+use super::frame::FrameError;
 use super::packet::{Version, reason};
-use crate::quota::Quota;
+use crate::quota::{Place, Quota};
 use client::Client;
-use throttle::{Held, passes};
+use throttle::passes;
+use wire::Wire;
 
-/// What is read at a time from a client that sends little.
-const SMALL_READ: usize = 1024;
-/// And from one that sends much.
-const LARGE_READ: usize = 32 * 1024;
 /// Bytes for a client that does not take them above which nothing more is made for it.
 const HIGH_WATER: usize = 64 * 1024;
 /// Unanswered publishes and bytes for the client above which nothing more is read from it.
@@ -131,237 +131,48 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     /// Its listener's.
     pub(super) quota: Arc<Quota>,
+    /// Among the listener's connections; given back with the connection.
+    pub(super) _place: Place,
     pub(super) stop: CancellationToken,
 }
 
-/// The socket and its buffers.
-pub(super) struct Wire<S> {
-    read: ReadHalf<S>,
-    write: WriteHalf<S>,
-    input: BytesMut,
-    /// What came and has to wait.
-    held: Held,
-    output: BytesMut,
-    max_packet: usize,
-    /// Bytes that the input needs before there can be a packet.
-    needed: usize,
-    last_in: Instant,
-    /// Since when a packet is incomplete.
-    partial_since: Option<Instant>,
-    /// Since when nothing of the output was taken.
-    stuck_since: Option<Instant>,
-    is_busy: bool,
-    /// Something was written and may still be in a buffer below.
-    needs_flush: bool,
-}
-
-impl<S: AsyncRead + AsyncWrite> Wire<S> {
-    fn new(stream: S, max_packet: usize) -> Self {
-        let (read, write) = split(stream);
-        Self {
-            read,
-            write,
-            input: BytesMut::new(),
-            held: Held::default(),
-            output: BytesMut::new(),
-            max_packet,
-            needed: 2,
-            last_in: Instant::now(),
-            partial_since: None,
-            stuck_since: None,
-            is_busy: false,
-            needs_flush: false,
-        }
-    }
-
-    /// The next packet to carry out.
-    fn next(&mut self) -> Result<Option<Frame>, FrameError> {
-        match self.held.pop() {
-            Some(frame) => Ok(Some(frame)),
-            None => self.frame(),
-        }
-    }
-
-    /// While nothing is read although there may be something, silence is not the client's.
-    fn excuse(&mut self) {
-        if self.held.is_full() {
-            self.last_in = Instant::now();
-            self.partial_since = self.partial_since.map(|_| self.last_in);
-        }
-    }
-
-    /// The next packet that is whole.
-    fn frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        match frame::take(&mut self.input, self.max_packet)? {
-            Ok(frame) => {
-                self.partial_since = None;
-                Ok(Some(frame))
-            }
-            Err(needed) => {
-                self.needed = needed;
-                if self.input.is_empty() {
-                    self.partial_since = None;
-                    self.input = BytesMut::new();
-                } else {
-                    self.partial_since.get_or_insert_with(Instant::now);
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Reads once. Cancel-safe.
-    async fn fill(&mut self) -> io::Result<usize> {
-        fill(&mut self.read, &mut self.input, self.needed, self.is_busy).await
-    }
-
-    fn filled(&mut self, count: usize) {
-        self.last_in = Instant::now();
-        self.is_busy = count >= SMALL_READ;
-    }
-
-    /// So many bytes were written, or with 0 the rest was flushed.
-    fn pushed(&mut self, count: usize) -> io::Result<()> {
-        self.needs_flush = count > 0;
-        if self.output.is_empty() {
-            if self.output.capacity() > HIGH_WATER {
-                self.output = BytesMut::new();
-            }
-            if self.needs_flush
-                && let Some(flushed) = self.write.flush().now_or_never()
-            {
-                flushed?;
-                self.needs_flush = false;
-            }
-        }
-        let is_done = self.output.is_empty() && !self.needs_flush;
-        self.stuck_since = (!is_done).then(Instant::now);
-        Ok(())
-    }
-
-    /// Writes all there is, for so long.
-    async fn flush(&mut self, limit: Duration) {
-        let all = async {
-            self.write.write_all_buf(&mut self.output).await?;
-            self.write.flush().await
-        };
-        // whoever does not take it has gone
-        drop(timeout(limit, all).await);
-    }
-
-    async fn close(&mut self, limit: Duration) {
-        self.flush(limit).await;
-        drop(timeout(LAST_WORD, self.write.shutdown()).await);
-    }
-}
-
-/// Writes some of what there is, or flushes when there is nothing (0). Cancel-safe.
-async fn push<S: AsyncWrite>(write: &mut WriteHalf<S>, output: &mut BytesMut) -> io::Result<usize> {
-    if output.is_empty() {
-        write.flush().await?;
-        return Ok(0);
-    }
-    match write.write_buf(output).await? {
-        0 => Err(io::ErrorKind::WriteZero.into()),
-        count => Ok(count),
-    }
-}
-
-async fn fill<S: AsyncRead>(
-    read: &mut ReadHalf<S>,
-    input: &mut BytesMut,
-    needed: usize,
-    is_busy: bool,
-) -> io::Result<usize> {
-    if input.capacity() == input.len() {
-        let least = if is_busy { LARGE_READ } else { SMALL_READ };
-        let missing = needed.saturating_sub(input.len());
-        input.reserve(missing.clamp(least, 2 * LARGE_READ));
-    }
-    read.read_buf(input).await
-}
-
 impl Connection {
-    /// Serves a client until it goes.
-    pub(super) async fn serve<S>(self, stream: S) -> End
+    /// Serves a client until it goes. What the future keeps is captured by it, where a parameter of an async
+    /// function would be there twice.
+    pub(super) fn serve<S>(self, stream: S) -> impl Future<Output = End> + Send
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let mut wire = Wire::new(stream, self.broker.config.max_connect_packet());
-        let greeted = self.greet(&mut wire).await;
-        let mut client = match greeted {
-            Ok(client) => client,
-            Err(end) => {
-                wire.close(LAST_WORD).await;
-                return end;
-            }
-        };
-        let end = client.run(&mut wire, &self.stop).await;
-        client.settle(&mut wire).await;
-        // the client's next connection waits for what is released, and needs the place
-        client.place = None;
-        self.broker
-            .release(&client.session, client.link.number, end.keeps_will());
-        if let Some(code) = end.code() {
-            put_disconnect(&mut wire.output, client.version, code);
+        async move {
+            let end = match Box::pin(self.greet(&mut wire)).await {
+                Ok(mut client) => {
+                    let end = client.run(&mut wire).await;
+                    Box::pin(client.part(&mut wire, &end)).await;
+                    return end;
+                }
+                Err(end) => end,
+            };
+            Box::pin(wire.close(LAST_WORD)).await;
+            end
         }
-        wire.close(LAST_WORD).await;
-        end
     }
 }
 
 impl<'b> Client<'b> {
     /// Carries out what comes and sends what is to be sent.
-    async fn run<S>(&mut self, wire: &mut Wire<S>, stop: &CancellationToken) -> End
+    async fn run<S>(&mut self, wire: &mut Wire<S>) -> End
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
-        let timer = tokio::time::sleep_until(Instant::now());
-        let mut timer = std::pin::pin!(timer);
+        let mut timer = pin!(sleep_until(Instant::now()));
         loop {
             if let Err(end) = self.work(wire).await {
                 return end;
             }
-            let deadline = self.deadline(wire);
-            if let Some(deadline) = deadline.filter(|deadline| timer.deadline() != *deadline) {
-                timer.as_mut().reset(deadline);
-            }
-            let may_read = self.acks.len() < MAX_ACKS
-                && wire.output.len() < HIGH_WATER
-                && !wire.held.is_full();
-            let may_make = wire.output.len() < HIGH_WATER;
-            let Wire {
-                read,
-                write,
-                input,
-                output,
-                needed,
-                is_busy,
-                needs_flush,
-                ..
-            } = wire;
-            tokio::select! {
-                () = stop.cancelled() => return End::Stopped,
-                pushed = push(write, output), if !output.is_empty() || *needs_flush => match pushed {
-                    Ok(count) => {
-                        self.broker.stats.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
-                        if let Err(error) = wire.pushed(count) {
-                            return error.into();
-                        }
-                    }
-                    Err(error) => return error.into(),
-                },
-                () = self.acks.ready(), if may_make && !self.acks.is_empty() => {}
-                () = self.link.wake.notified() => {}
-                read = fill(read, input, *needed, *is_busy), if may_read => match read {
-                    Ok(0) => return End::Closed,
-                    Ok(count) => {
-                        self.broker.stats.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
-                        wire.filled(count);
-                    }
-                    Err(error) => return error.into(),
-                },
-                () = &mut timer, if deadline.is_some() => if let Some(end) = self.overdue(wire) { return end },
+            let next = std::future::poll_fn(|cx| self.poll_next(wire, timer.as_mut(), cx)).await;
+            if let Err(end) = next {
+                return end;
             }
         }
     }
@@ -371,9 +182,13 @@ impl<'b> Client<'b> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
+        if self.broker.is_stopping() {
+            return Err(End::Stopped);
+        }
         self.check()?;
         wire.excuse();
-        while self.acks.len() < MAX_ACKS && wire.output.len() < HIGH_WATER {
+        wire.lend();
+        while self.may_work(wire) {
             if self.throttle.pause().is_none() {
                 let Some(frame) = wire.next()? else { break };
                 self.carry_out(&frame, wire).await?;
@@ -391,11 +206,71 @@ impl<'b> Client<'b> {
         }
         self.release_received(&mut wire.output).await?;
         self.answer(&mut wire.output)?;
-        self.deliver(&mut wire.output).await?;
-        if !wire.output.is_empty() {
-            wire.stuck_since.get_or_insert_with(Instant::now);
+        self.deliver(&mut wire.output).await
+    }
+
+    /// Sends what is there, and waits for something to do: outputs before inputs before timers. Whoever
+    /// stops the node or takes the session wakes it.
+    fn poll_next<S>(
+        &mut self,
+        wire: &mut Wire<S>,
+        timer: Pin<&mut Sleep>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let was_full = wire.is_full();
+        let pushed = wire.poll_push(cx)?;
+        let stats = &self.broker.stats;
+        if pushed > 0 {
+            stats.bytes_out.fetch_add(pushed as u64, Ordering::Relaxed);
         }
-        Ok(())
+        let mut is_due = was_full && !wire.is_full();
+        is_due |= !wire.is_full() && self.acks.poll_ready(cx).is_ready();
+        is_due |= self.session.state().poll_woken(self.number, cx).is_ready();
+        is_due |= self.may_work(wire) && !wire.held.is_empty() && self.throttle.pause().is_none();
+        is_due |= !wire.is_full() && self.may_deliver_again();
+        let may_read = self.may_work(wire) && !wire.held.is_full();
+        is_due |= may_read && wire.has_frames;
+        if may_read
+            && !wire.has_frames
+            && let Poll::Ready(count) = wire.poll_fill(cx)?
+        {
+            if count == 0 {
+                return Poll::Ready(Err(End::Closed));
+            }
+            stats.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+            is_due = true;
+        }
+        if is_due {
+            return Poll::Ready(Ok(()));
+        }
+        std::task::ready!(poll_until(timer, self.deadline(wire), cx));
+        Poll::Ready(self.overdue(wire).map_or(Ok(()), Err))
+    }
+
+    fn may_work<S>(&self, wire: &Wire<S>) -> bool
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.acks.len() < MAX_ACKS && !wire.is_full()
+    }
+
+    /// The end of a connection: what was published is settled, the session let go, the client told.
+    async fn part<S>(&mut self, wire: &mut Wire<S>, end: &End)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        self.settle(wire).await;
+        // the client's next connection waits for what is released, and needs the place
+        self.place = None;
+        self.broker
+            .release(&self.session, self.number, end.keeps_will());
+        if let Some(code) = end.code() {
+            put_disconnect(&mut wire.output, self.version, code);
+        }
+        wire.close(LAST_WORD).await;
     }
 
     fn deadline<S>(&self, wire: &Wire<S>) -> Option<Instant> {
@@ -413,7 +288,7 @@ impl<'b> Client<'b> {
             .min()
     }
 
-    fn overdue<S: AsyncRead + AsyncWrite>(&self, wire: &mut Wire<S>) -> Option<End> {
+    fn overdue<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &mut Wire<S>) -> Option<End> {
         wire.excuse();
         let (config, now) = (&self.broker.config, Instant::now());
         let is_past = |since: Option<Instant>, limit: Duration| {
@@ -432,7 +307,50 @@ impl<'b> Client<'b> {
     }
 }
 
+/// Ready when a deadline is there and over. The timer is set again only when it would ring too late: with
+/// every packet the deadline moves away.
+fn poll_until(
+    mut timer: Pin<&mut Sleep>,
+    deadline: Option<Instant>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(deadline) = deadline else {
+        return Poll::Pending;
+    };
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
+    while timer.as_mut().poll(cx).is_ready() {
+        if Instant::now() >= deadline {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(deadline);
+    }
+    Poll::Pending
+}
+
 /// Whether this is the version that has reason codes.
 fn has_codes(version: Version) -> bool {
     version == Version::V5
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::mqtt::broker::Session;
+
+    fn size_of_future<F>(_: impl FnOnce(Connection, TcpStream) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// There are thousands of them.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let connection = size_of_future(Connection::serve::<TcpStream>);
+        assert!(connection <= 1024, "{connection} bytes");
+        let session = size_of::<Session>();
+        assert!(session <= 448, "{session} bytes");
+    }
 }

@@ -91,12 +91,18 @@ pub struct Filters<V> {
     len: usize,
 }
 
+/// There are as many as subscriptions, and most are the end of one: what others need is kept apart.
 #[derive(Debug)]
 struct Node<V> {
-    levels: HashMap<Box<str>, Self>,
-    any_level: Option<Box<Self>>,
     /// Of the filter that ends here.
     here: Vec<V>,
+    deeper: Option<Box<Deeper<V>>>,
+}
+
+#[derive(Debug)]
+struct Deeper<V> {
+    levels: HashMap<Box<str>, Node<V>>,
+    any_level: Option<Node<V>>,
     /// Of the filter that ends in `#` here.
     rest: Vec<V>,
 }
@@ -104,9 +110,17 @@ struct Node<V> {
 impl<V> Default for Node<V> {
     fn default() -> Self {
         Self {
+            here: Vec::new(),
+            deeper: None,
+        }
+    }
+}
+
+impl<V> Default for Deeper<V> {
+    fn default() -> Self {
+        Self {
             levels: HashMap::new(),
             any_level: None,
-            here: Vec::new(),
             rest: Vec::new(),
         }
     }
@@ -138,13 +152,14 @@ impl<V> Filters<V> {
     pub fn insert(&mut self, filter: &str, value: V, is_same: impl Fn(&V) -> bool) {
         let mut node = &mut self.root;
         for level in filter.split('/') {
+            let deeper = node.deeper.get_or_insert_default();
             node = match level {
                 "#" => {
-                    self.len += usize::from(put(&mut node.rest, value, is_same));
+                    self.len += usize::from(put(&mut deeper.rest, value, is_same));
                     return;
                 }
-                "+" => node.any_level.get_or_insert_default(),
-                level => node.levels.entry(level.into()).or_default(),
+                "+" => deeper.any_level.get_or_insert_default(),
+                level => deeper.levels.entry(level.into()).or_default(),
             };
         }
         self.len += usize::from(put(&mut node.here, value, is_same));
@@ -174,10 +189,13 @@ impl<V> Filters<V> {
     pub fn at(&self, filter: &str) -> &[V] {
         let mut node = &self.root;
         for level in filter.split('/') {
+            let Some(deeper) = &node.deeper else {
+                return &[];
+            };
             let next = match level {
-                "#" => return &node.rest,
-                "+" => node.any_level.as_deref(),
-                level => node.levels.get(level),
+                "#" => return &deeper.rest,
+                "+" => deeper.any_level.as_ref(),
+                level => deeper.levels.get(level),
             };
             match next {
                 Some(next) => node = next,
@@ -196,41 +214,79 @@ fn put<V>(values: &mut Vec<V>, value: V, is_same: impl Fn(&V) -> bool) -> bool {
             false
         }
         None => {
+            if values.is_empty() {
+                // mostly it stays the only one
+                values.reserve_exact(1);
+            }
             values.push(value);
             true
         }
     }
 }
 
+fn take<V>(values: &mut Vec<V>, is_same: impl Fn(&V) -> bool) -> Option<V> {
+    let at = values.iter().position(is_same)?;
+    let value = values.swap_remove(at);
+    values.shrink_to_fit();
+    Some(value)
+}
+
 impl<V> Node<V> {
     fn is_empty(&self) -> bool {
-        self.levels.is_empty()
-            && self.any_level.is_none()
-            && self.here.is_empty()
-            && self.rest.is_empty()
+        self.here.is_empty() && self.deeper.is_none()
     }
 
     fn for_each<'f>(&'f self, found: &mut impl FnMut(&'f V)) {
-        self.here.iter().chain(&self.rest).for_each(&mut *found);
-        let deeper = self.levels.values().chain(self.any_level.as_deref());
-        deeper.for_each(|node| node.for_each(found));
+        self.here.iter().for_each(&mut *found);
+        if let Some(deeper) = &self.deeper {
+            deeper.rest.iter().for_each(&mut *found);
+            let nodes = deeper.levels.values().chain(&deeper.any_level);
+            nodes.for_each(|node| node.for_each(found));
+        }
     }
 
     fn remove(&mut self, levels: &[&str], is_same: &impl Fn(&V) -> bool) -> Option<V> {
-        let take = |values: &mut Vec<V>| {
-            let at = values.iter().position(is_same)?;
-            let value = values.swap_remove(at);
-            values.shrink_to_fit();
-            Some(value)
+        let Some((level, rest)) = levels.split_first() else {
+            return take(&mut self.here, is_same);
         };
-        let Some((level, deeper)) = levels.split_first() else {
-            return take(&mut self.here);
+        let deeper = self.deeper.as_mut()?;
+        let removed = deeper.remove(level, rest, is_same);
+        if deeper.is_empty() {
+            self.deeper = None;
+        }
+        removed
+    }
+
+    fn find<'f>(&'f self, levels: &[&str], no_wildcards: bool, found: &mut impl FnMut(&'f V)) {
+        let deeper = self.deeper.as_deref();
+        if let Some(deeper) = deeper.filter(|_| !no_wildcards) {
+            deeper.rest.iter().for_each(&mut *found);
+        }
+        let Some((level, rest)) = levels.split_first() else {
+            self.here.iter().for_each(found);
+            return;
         };
-        match *level {
-            "#" => take(&mut self.rest),
+        let Some(deeper) = deeper else { return };
+        if let Some(node) = deeper.levels.get(*level) {
+            node.find(rest, false, found);
+        }
+        if let Some(node) = deeper.any_level.as_ref().filter(|_| !no_wildcards) {
+            node.find(rest, false, found);
+        }
+    }
+}
+
+impl<V> Deeper<V> {
+    fn is_empty(&self) -> bool {
+        self.levels.is_empty() && self.any_level.is_none() && self.rest.is_empty()
+    }
+
+    fn remove(&mut self, level: &str, rest: &[&str], is_same: &impl Fn(&V) -> bool) -> Option<V> {
+        match level {
+            "#" => take(&mut self.rest, is_same),
             "+" => {
                 let node = self.any_level.as_mut()?;
-                let removed = node.remove(deeper, is_same);
+                let removed = node.remove(rest, is_same);
                 if node.is_empty() {
                     self.any_level = None;
                 }
@@ -238,28 +294,12 @@ impl<V> Node<V> {
             }
             level => {
                 let node = self.levels.get_mut(level)?;
-                let removed = node.remove(deeper, is_same);
+                let removed = node.remove(rest, is_same);
                 if node.is_empty() {
                     self.levels.remove(level);
                 }
                 removed
             }
-        }
-    }
-
-    fn find<'f>(&'f self, levels: &[&str], no_wildcards: bool, found: &mut impl FnMut(&'f V)) {
-        if !no_wildcards {
-            self.rest.iter().for_each(&mut *found);
-        }
-        let Some((level, deeper)) = levels.split_first() else {
-            self.here.iter().for_each(found);
-            return;
-        };
-        if let Some(node) = self.levels.get(*level) {
-            node.find(deeper, false, found);
-        }
-        if let Some(node) = self.any_level.as_deref().filter(|_| !no_wildcards) {
-            node.find(deeper, false, found);
         }
     }
 }

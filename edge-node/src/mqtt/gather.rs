@@ -1,9 +1,11 @@
 //! Gathers messages into record batches: while one batch of a partition is on its way to the disk, the
 //! next one fills.
 //!
-//! So with one message at a time each has its own sync, and with thousands a sync is shared by thousands;
-//! nobody waits for a timer. One task for each partition that is written to; what waits is bounded in
+//! So with one message at a time each has its own sync, and with thousands a sync is shared by thousands.
+//! Only where a steady stream comes from many does a batch wait a moment for more ([`pace`]). One task for each partition that is written to; what waits is bounded in
 //! number here and in bytes by the node's budget of received bytes, which each message holds a part of.
+
+pub mod pace;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +14,7 @@ use shared::record::{BatchBuilder, HEADER_LEN};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+use self::pace::{HOLD, Pace};
 use super::record::Draft;
 use crate::ingest::{Ingest, Refusal, Reservation};
 use crate::store::{AppendError, PartitionId, StateChange, Topic};
@@ -114,6 +117,7 @@ impl Gather {
 
 async fn run(ingest: Ingest, name: String, partition: u32, mut queue: mpsc::Receiver<Item>) {
     let mut next = None;
+    let mut pace = Pace::default();
     loop {
         let first = match next.take() {
             Some(item) => item,
@@ -122,6 +126,11 @@ async fn run(ingest: Ingest, name: String, partition: u32, mut queue: mpsc::Rece
                 None => return,
             },
         };
+        let waiting = 1 + queue.len();
+        if pace.holds(waiting) {
+            tokio::time::sleep(HOLD).await;
+            pace.held(waiting, 1 + queue.len());
+        }
         // rules may have changed, and partitions be added
         let topic = match ingest.topic(&name, true).await {
             Ok(topic) => topic,

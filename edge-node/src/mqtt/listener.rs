@@ -13,7 +13,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, debug, debug_span, info, warn};
 
 use super::broker::{Broker, run_timers};
 use super::conn::{Connection, End, Peer};
@@ -99,6 +99,7 @@ impl Listener {
         }
         drop(sockets);
         pool.stop.cancel();
+        broker.stop_connections();
         pool.drain(limit).await;
         broker.gather.close();
         broker.tasks.close();
@@ -160,22 +161,27 @@ impl Pool {
             broker: self.broker.clone(),
             peer: Peer::default(),
             quota: endpoint.quota.clone(),
+            _place: place,
             stop: self.stop.clone(),
         };
-        let (transport, tls) = (endpoint.transport, endpoint.tls.clone());
-        let span = info_span!("mqtt", conn = self.next);
-        let served = async move {
-            let _place = place;
-            // slower without, not wrong
-            drop(stream.set_nodelay(true));
-            match tls {
-                None => serve(connection, stream, transport).await,
-                Some(acceptor) => {
-                    Box::pin(serve_tls(connection, stream, transport, acceptor)).await
-                }
+        // slower without, not wrong
+        drop(stream.set_nodelay(true));
+        // one that is enabled takes as much memory as a session; connections tell what they do at DEBUG
+        let span = debug_span!("mqtt", conn = self.next);
+        // a plain connection takes no more memory for what others need
+        match (endpoint.tls.clone(), endpoint.transport) {
+            (None, Transport::Tcp) => {
+                self.tasks.spawn(connection.serve(stream).instrument(span));
             }
-        };
-        self.tasks.spawn(served.instrument(span));
+            (None, Transport::WebSocket) => {
+                self.tasks
+                    .spawn(serve_websocket(connection, stream).instrument(span));
+            }
+            (Some(acceptor), transport) => {
+                let served = serve_tls(connection, stream, transport, acceptor);
+                self.tasks.spawn(served.instrument(span));
+            }
+        }
     }
 
     fn ended(&mut self, ended: Result<End, JoinError>) {
@@ -206,21 +212,15 @@ impl Pool {
     }
 }
 
-/// Each kind in a box of its own: a plain connection takes no more memory for what others need.
-async fn serve<S>(connection: Connection, stream: S, transport: Transport) -> End
+async fn serve_websocket<S>(connection: Connection, stream: S) -> End
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    match transport {
-        Transport::Tcp => Box::pin(connection.serve(stream)).await,
-        Transport::WebSocket => {
-            let limit = connection.broker.config.connect_timeout;
-            match timeout(limit, Box::pin(websocket::accept(stream))).await {
-                Ok(Ok(stream)) => Box::pin(connection.serve(stream)).await,
-                Ok(Err(error)) => error.into(),
-                Err(_) => End::NoConnect,
-            }
-        }
+    let limit = connection.broker.config.connect_timeout;
+    match timeout(limit, Box::pin(websocket::accept(stream))).await {
+        Ok(Ok(stream)) => Box::pin(connection.serve(stream)).await,
+        Ok(Err(error)) => error.into(),
+        Err(_) => End::NoConnect,
     }
 }
 
@@ -232,12 +232,15 @@ async fn serve_tls(
 ) -> End {
     let limit = connection.broker.config.connect_timeout;
     let acceptor = TlsAcceptor::from(acceptor.config());
-    let stream = match timeout(limit, acceptor.accept(stream)).await {
+    let stream = match timeout(limit, Box::pin(acceptor.accept(stream))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return error.into(),
         Err(_) => return End::NoConnect,
     };
     let certificates = stream.get_ref().1.peer_certificates();
     connection.peer.certified = certificates.and_then(|chain| tls::common_name(chain.first()?));
-    serve(connection, stream, transport).await
+    match transport {
+        Transport::Tcp => Box::pin(connection.serve(stream)).await,
+        Transport::WebSocket => Box::pin(serve_websocket(connection, stream)).await,
+    }
 }

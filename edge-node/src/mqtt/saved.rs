@@ -58,7 +58,7 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
     out.put_i64(away_since_ms);
     put_option(&mut out, state.owner.as_deref(), put_text);
     put_count(&mut out, state.subscriptions.len());
-    for (filter, options) in &state.subscriptions {
+    for (filter, options) in state.subscriptions.iter() {
         put_text(&mut out, filter);
         out.put_u8(options_bits(options));
         out.put_u32(options.identifier.unwrap_or(0));
@@ -424,7 +424,7 @@ mod tests {
             let mut state = State::restored(Arc::from("c"), LIMITS, positions.clone(), sent.clone());
             state.expiry_s = expiry_s;
             state.owner = owner.clone();
-            state.subscriptions = subscriptions.clone();
+            state.subscriptions = subscriptions.clone().into_iter().collect();
             let read = read_session(&value(session(&state, away_since_ms))).unwrap();
             let subscriptions = subscriptions.into_iter().collect();
             prop_assert_eq!(read, SavedSession { expiry_s, away_since_ms, owner, subscriptions });

@@ -15,13 +15,16 @@
 //! Always true: every record before a session's place ([`State::place_in_log`]) was taken into `inflight`
 //! or is not for it.
 
+mod subscriptions;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use shared::ids::Offset;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+
+pub use subscriptions::Subscriptions;
 
 use super::filters::matches;
 use super::inflight::{Inflight, Sent};
@@ -102,18 +105,39 @@ pub enum Offered {
 }
 
 /// The connection that a session has at the moment.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Link {
     /// Tells one connection from another.
     pub number: u64,
-    /// There is something to send, or a reason to go.
-    pub wake: Arc<Notify>,
-    /// Cancelled when the connection has let go of the session.
-    pub gone: CancellationToken,
     /// Why it must go.
     pub kicked: Option<u8>,
     /// Messages of QoS 1 and 2 that the client takes at a time.
     pub window: usize,
+    /// There is something to send, or a reason to go, and the connection has not seen it.
+    is_woken: bool,
+    /// The connection's task.
+    waker: Option<Waker>,
+}
+
+impl Link {
+    /// A connection whose client takes so many messages of QoS 1 and 2 at a time.
+    #[must_use]
+    pub fn new(number: u64, window: usize) -> Self {
+        Self {
+            number,
+            kicked: None,
+            window,
+            is_woken: false,
+            waker: None,
+        }
+    }
+
+    fn wake(&mut self) {
+        self.is_woken = true;
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
 }
 
 /// Retained messages that a new subscription still has to get.
@@ -141,7 +165,7 @@ pub struct State {
     /// Of the connection, or waiting for its delay.
     pub will: Option<Box<Will>>,
     /// By filter as it came, `$share/...` included.
-    pub subscriptions: BTreeMap<Box<str>, Options>,
+    pub subscriptions: Subscriptions,
     /// Packet ids of QoS 2 that the client has not released.
     pub incoming: BTreeSet<u16>,
     /// What was sent.
@@ -176,7 +200,7 @@ impl State {
             link: None,
             expiry_s: 0,
             will: None,
-            subscriptions: BTreeMap::new(),
+            subscriptions: Subscriptions::default(),
             incoming: BTreeSet::new(),
             inflight: Inflight::default(),
             scans: VecDeque::new(),
@@ -219,28 +243,46 @@ impl State {
     ///
     /// # Errors
     /// MQTT 5's reason code.
-    pub fn check(&self, number: u64) -> Result<&Link, u8> {
+    pub fn check(&self, number: u64) -> Result<(), u8> {
         match &self.link {
-            Some(link) if link.number == number => match link.kicked {
-                None => Ok(link),
-                Some(code) => Err(code),
-            },
+            Some(link) if link.number == number => link.kicked.map_or(Ok(()), Err),
             Some(_) | None => Err(reason::SESSION_TAKEN_OVER),
         }
+    }
+
+    /// Whether this connection has not let go of it.
+    #[must_use]
+    pub fn is_linked(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+
+    /// Ready, once, when this connection was woken since it was asked last, or has lost the session.
+    pub fn poll_woken(&mut self, number: u64, cx: &Context<'_>) -> Poll<()> {
+        let Some(link) = self.link.as_mut().filter(|link| link.number == number) else {
+            return Poll::Ready(());
+        };
+        if std::mem::take(&mut link.is_woken) {
+            return Poll::Ready(());
+        }
+        match &mut link.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => link.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Tells the connection to go.
     pub fn kick(&mut self, code: u8) {
         if let Some(link) = &mut self.link {
             link.kicked.get_or_insert(code);
-            link.wake.notify_one();
+            link.wake();
         }
     }
 
     /// Wakes the connection.
-    pub fn wake(&self) {
-        if let Some(link) = &self.link {
-            link.wake.notify_one();
+    pub fn wake(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.wake();
         }
     }
 
@@ -453,16 +495,14 @@ impl State {
     /// Whether a subscription of its own matches.
     #[must_use]
     pub fn listens_to(&self, topic: &str) -> bool {
-        self.subscriptions
-            .keys()
-            .any(|filter| matches(filter, topic))
+        let mut all = self.subscriptions.iter();
+        all.any(|(filter, _)| matches(filter, topic))
     }
 
     /// The limit on subscriptions.
     #[must_use]
     pub fn may_subscribe(&self, filter: &str) -> bool {
-        self.subscriptions.contains_key(filter)
-            || self.subscriptions.len() < self.limits.subscriptions
+        self.subscriptions.contains(filter) || self.subscriptions.len() < self.limits.subscriptions
     }
 }
 

@@ -33,6 +33,8 @@ const READ_BYTES: usize = 256 * 1024;
 const MAX_UNCOMPRESSED: usize = 16 * 1024 * 1024;
 /// Retained messages written at a time on start.
 const RETAINED_AT_ONCE: usize = 1_000;
+/// Rounds on one visit of a thread.
+const ROUNDS: usize = 16;
 /// Records delivered without letting others at the tail.
 const CHUNK: usize = 64;
 /// Bytes read after which the place of retained messages is written though none has changed.
@@ -128,7 +130,7 @@ pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
     loop {
         changes.borrow_and_update();
         let at = broker.clone();
-        let round = tokio::task::spawn_blocking(move || at.tail_round()).await;
+        let round = tokio::task::spawn_blocking(move || at.tail_rounds()).await;
         let round = match round {
             Ok(Ok(round)) => round,
             Ok(Err(error)) => {
@@ -194,6 +196,19 @@ async fn save(broker: &Broker, unsaved: &mut Vec<StateChange>) {
 }
 
 impl Broker {
+    /// Reads on until there is nothing more or something to be written: to go to another thread and back costs
+    /// more than to look once more.
+    fn tail_rounds(&self) -> Result<Round, StoreError> {
+        let mut round = self.tail_round()?;
+        for _ in 1..ROUNDS {
+            if !round.has_more || round.has_failed || !round.changes.is_empty() {
+                break;
+            }
+            round = self.tail_round()?;
+        }
+        Ok(round)
+    }
+
     /// Reads on in every partition.
     fn tail_round(&self) -> Result<Round, StoreError> {
         self.find_partitions()?;

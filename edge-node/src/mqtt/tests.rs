@@ -394,6 +394,18 @@ async fn the_second_connection_of_a_client_takes_the_session_over() {
 }
 
 #[tokio::test]
+async fn an_idle_client_is_told_that_the_node_stops() {
+    let node = node(Vec::new()).await;
+    let mut idle = Client::new(node.address, connect(Version::V5, "c")).await;
+    idle.ping().await;
+    node.stop.cancel();
+    assert_eq!(
+        idle.disconnected().await,
+        Some(reason::SERVER_SHUTTING_DOWN)
+    );
+}
+
+#[tokio::test]
 async fn filters_that_may_not_be_subscribed_to_are_refused() {
     let node = node(Vec::new()).await;
     let mut client = Client::new(node.address, connect(Version::V5, "c")).await;

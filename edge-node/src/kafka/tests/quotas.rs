@@ -61,7 +61,10 @@ async fn a_producer_is_told_at_once_and_not_read_for_as_long() {
     assert_eq!(node.stats.throttled_ms.load(Ordering::Relaxed), told);
     client.send_produce(3, -1, 0, batch(&["x"], None)).await;
     let told = produced(&mut client).await.throttle_time_ms;
-    assert!(told < 100, "the debt is paid, and {told} ms for these few bytes");
+    assert!(
+        told < 100,
+        "the debt is paid, and {told} ms for these few bytes"
+    );
 }
 
 #[tokio::test]

@@ -1,12 +1,11 @@
 //! Sessions begin, go on and end.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::timers::Deadline;
 use super::{Broker, Session};
@@ -17,6 +16,8 @@ use crate::mqtt::session::{Link, State};
 
 /// How long a client waits for its own earlier connection to let go.
 const TAKE_OVER: Duration = Duration::from_secs(15);
+/// How often it does: others may come before it.
+const TAKE_OVERS: usize = 3;
 
 /// A connection that has its session.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub struct Admitted {
     /// Its session.
     pub session: Arc<Session>,
     /// What tells it from other connections.
-    pub link: Link,
+    pub number: u64,
     /// An earlier session goes on.
     pub session_present: bool,
     /// What is sent again, in order.
@@ -50,34 +51,43 @@ impl Broker {
         expiry_s: u32,
         window: usize,
     ) -> Result<Admitted, Refused> {
-        let link = Link {
-            number: self.number(),
-            wake: Arc::new(Notify::new()),
-            gone: CancellationToken::new(),
-            kicked: None,
-            window,
-        };
-        for is_last in [false, false, true] {
-            let gone = match self.try_admit(client_id, user, connect, expiry_s, &link) {
+        let number = self.number();
+        for _ in 0..TAKE_OVERS {
+            let holder = match self.try_admit(client_id, user, connect, expiry_s, number, window) {
                 Ok(admitted) => return admitted,
-                Err(gone) => gone,
+                Err(holder) => holder,
             };
-            if timeout(TAKE_OVER, gone.cancelled()).await.is_err() || is_last {
+            let let_go = self.until_released(client_id, holder);
+            if timeout(TAKE_OVER, let_go).await.is_err() {
                 break;
             }
         }
         Err(Refused(reason::SERVER_BUSY))
     }
 
-    /// `Err`: an earlier connection is told to go; the token says when it has.
+    /// Waits until a connection has let go of its client's session.
+    async fn until_released(&self, client_id: &str, number: u64) {
+        loop {
+            let mut released = pin!(self.released.notified());
+            released.as_mut().enable();
+            let session = self.sessions().by_client.get(client_id).cloned();
+            if session.is_none_or(|session| !session.state().is_linked(number)) {
+                return;
+            }
+            released.await;
+        }
+    }
+
+    /// `Err`: an earlier connection is told to go; its number.
     fn try_admit(
         self: &Arc<Self>,
         client_id: &str,
         user: Option<&str>,
         connect: &mut Connect,
         expiry_s: u32,
-        link: &Link,
-    ) -> Result<Result<Admitted, Refused>, CancellationToken> {
+        number: u64,
+        window: usize,
+    ) -> Result<Result<Admitted, Refused>, u64> {
         let tail = self.tail();
         let mut sessions = self.sessions();
         let found = sessions.by_client.get(client_id).cloned();
@@ -89,7 +99,7 @@ impl Broker {
             }
             state.kick(reason::SESSION_TAKEN_OVER);
             if let Some(link) = &state.link {
-                return Err(link.gone.clone());
+                return Err(link.number);
             }
         }
         let old = match found {
@@ -118,7 +128,7 @@ impl Broker {
             }
         };
         let mut state = session.state();
-        state.link = Some(link.clone());
+        state.link = Some(Link::new(number, window));
         state.expiry_s = expiry_s;
         state.will = connect.will.take().map(Box::new);
         sessions.cancel(&mut state);
@@ -131,7 +141,7 @@ impl Broker {
         self.stats.connected.fetch_add(1, Ordering::Relaxed);
         Ok(Ok(Admitted {
             session,
-            link: link.clone(),
+            number,
             session_present,
             again,
         }))
@@ -175,15 +185,13 @@ impl Broker {
     /// The connection lets go of its session. `keeps_will`: it ended without saying so.
     pub fn release(self: &Arc<Self>, session: &Arc<Session>, number: u64, keeps_will: bool) {
         let mut due = None;
-        let gone;
         {
             let tail = self.tail();
             let mut sessions = self.sessions();
             let mut state = session.state();
-            let Some(link) = state.link.clone().filter(|link| link.number == number) else {
+            if !state.is_linked(number) {
                 return;
-            };
-            gone = link.gone;
+            }
             let shared = state.go_offline(tail.processed());
             if !keeps_will {
                 state.will = None;
@@ -228,7 +236,7 @@ impl Broker {
             self.publish_will(*will);
         }
         self.stats.connected.fetch_sub(1, Ordering::Relaxed);
-        gone.cancel();
+        self.released.notify_waiters();
     }
 
     pub(super) fn publish_will(self: &Arc<Self>, will: crate::mqtt::packet::Will) {
@@ -239,18 +247,16 @@ impl Broker {
 
     /// A session is forgotten: it is out of the table of clients already, and the table is still locked.
     pub(super) fn end(self: &Arc<Self>, session: &Arc<Session>) {
-        let (filters, changes, will) = {
+        let (subscriptions, changes, will) = {
             let mut state = session.state();
             if std::mem::replace(&mut state.is_over, true) {
                 return;
             }
-            let filters: Vec<_> = std::mem::take(&mut state.subscriptions)
-                .into_keys()
-                .collect();
-            (filters, saved::forget(&state), state.will.take())
+            let subscriptions = std::mem::take(&mut state.subscriptions);
+            (subscriptions, saved::forget(&state), state.will.take())
         };
-        for filter in filters {
-            self.remove_filter(session, &filter);
+        for (filter, _) in subscriptions.iter() {
+            self.remove_filter(session, filter);
         }
         drop(self.store.put_state(changes));
         if let Some(will) = will {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -77,6 +77,8 @@ impl Broker {
             ticks: watch::Sender::new(0),
             uses_retained,
             readers: Semaphore::new(READERS),
+            released: Notify::new(),
+            is_stopping: AtomicBool::new(false),
             numbers: AtomicU64::new(1),
         });
         broker.find_partitions()?;

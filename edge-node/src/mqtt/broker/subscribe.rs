@@ -1,5 +1,6 @@
 //! Subscriptions of sessions.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::group::shared;
@@ -71,10 +72,7 @@ impl Broker {
             if !state.may_subscribe(&filter) {
                 return reason::QUOTA_EXCEEDED;
             }
-            state
-                .subscriptions
-                .insert(filter.as_str().into(), options)
-                .is_none()
+            state.subscriptions.insert(&filter, options)
         };
         self.insert_filter(session, &filter, options);
         let wants_retained = match options.retain_handling {
@@ -143,11 +141,7 @@ impl Broker {
     pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let had = session
-                .state()
-                .subscriptions
-                .remove(filter.as_str())
-                .is_some();
+            let had = session.state().subscriptions.remove(&filter);
             self.remove_filter(session, &filter);
             codes.push(if had {
                 reason::SUCCESS
@@ -198,6 +192,9 @@ impl Broker {
         if found.len() == SCAN {
             scan.after = found.last().map(|message| message.topic.clone());
             state.scans.push_front(scan);
+        }
+        if state.scans.is_empty() {
+            state.scans = VecDeque::new();
         }
         !state.scans.is_empty()
     }

@@ -1,6 +1,8 @@
 //! Acknowledgements that wait for the disk, in the order of what they acknowledge.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -91,21 +93,20 @@ impl Acks {
         self.push(kind, id, Wait::Fact(synced));
     }
 
-    /// Waits until the first can be sent. Cancel-safe.
-    pub(super) async fn ready(&mut self) {
+    /// Ready when the first can be sent.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(first) = self.waiting.front_mut() else {
-            return;
+            return Poll::Pending;
         };
         let code = match &mut first.wait {
-            Wait::Ready(_) => return,
-            Wait::Record(synced) => synced
-                .await
+            Wait::Ready(_) => return Poll::Ready(()),
+            Wait::Record(synced) => ready!(Pin::new(synced).poll(cx))
                 .map_or(reason::UNSPECIFIED, |outcome| record_code(&outcome)),
-            Wait::Fact(synced) => synced
-                .await
+            Wait::Fact(synced) => ready!(Pin::new(synced).poll(cx))
                 .map_or(reason::UNSPECIFIED, |outcome| fact_code(&outcome)),
         };
         first.wait = Wait::Ready(code);
+        Poll::Ready(())
     }
 
     /// The first, if it can be sent.

@@ -1,6 +1,7 @@
 //! A client that is connected: carries out its packets, and makes what goes to it.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use tracing::debug;
 
 use super::acks::{Acks, Due};
 use super::throttle::Throttle;
-use super::{End, HIGH_WATER, SETTLE, Wire, has_codes};
+use super::wire::Wire;
+use super::{End, HIGH_WATER, SETTLE, has_codes};
 use crate::access::Principal;
 use crate::ingest::Reservation;
 use crate::mqtt::broker::{Broker, Session};
@@ -24,7 +26,7 @@ use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
 use crate::mqtt::saved;
-use crate::mqtt::session::{Delivery, Link};
+use crate::mqtt::session::Delivery;
 use crate::quota::{Meter, Place};
 
 /// Messages taken from the session at a time.
@@ -42,13 +44,23 @@ pub(super) struct Limits {
     pub(super) keep_alive: Option<Duration>,
 }
 
+/// Topic aliases (MQTT 5, section 3.3.2.3.4).
+#[derive(Debug, Default)]
+struct Aliases {
+    /// What the client's stand for.
+    incoming: HashMap<u16, Arc<str>>,
+    /// What ours stand for.
+    outgoing: HashMap<Arc<str>, u16>,
+}
+
 /// The client.
 #[derive(Debug)]
 pub(super) struct Client<'b> {
     pub(super) broker: &'b Arc<Broker>,
     pub(super) version: Version,
     pub(super) session: Arc<Session>,
-    pub(super) link: Link,
+    /// What tells it from other connections of the session.
+    pub(super) number: u64,
     pub(super) acks: Acks,
     pub(super) keep_alive: Option<Duration>,
     pub(super) throttle: Throttle,
@@ -58,10 +70,8 @@ pub(super) struct Client<'b> {
     is_withheld: bool,
     limits: Limits,
     user: Principal,
-    /// What its aliases stand for.
-    aliases_in: HashMap<u16, Arc<str>>,
-    /// What ours stand for.
-    aliases_out: HashMap<Arc<str>, u16>,
+    /// Absent until there are some.
+    aliases: Option<Box<Aliases>>,
     /// PUBRECs whose PUBRELs wait for the disk.
     received: Vec<u16>,
     /// It asked not to get back what it publishes.
@@ -73,7 +83,7 @@ impl<'b> Client<'b> {
         broker: &'b Arc<Broker>,
         version: Version,
         session: Arc<Session>,
-        link: Link,
+        number: u64,
         limits: Limits,
         user: Principal,
         (meter, place): (Meter, Place),
@@ -82,7 +92,7 @@ impl<'b> Client<'b> {
             broker,
             version,
             session,
-            link,
+            number,
             acks: Acks::default(),
             keep_alive: limits.keep_alive,
             throttle: Throttle::new(broker.config.publish_rate, meter),
@@ -90,8 +100,7 @@ impl<'b> Client<'b> {
             is_withheld: false,
             limits,
             user,
-            aliases_in: HashMap::new(),
-            aliases_out: HashMap::new(),
+            aliases: None,
             received: Vec::new(),
             has_no_local: false,
         };
@@ -101,13 +110,14 @@ impl<'b> Client<'b> {
 
     fn look_at_options(&mut self) {
         let state = self.session.state();
-        self.has_no_local = state.subscriptions.values().any(|options| options.no_local);
+        let mut all = state.subscriptions.iter();
+        self.has_no_local = all.any(|(_, options)| options.no_local);
     }
 
     /// Whether the session is still this connection's.
     pub(super) fn check(&self) -> Result<(), End> {
         let state = self.session.state();
-        state.check(self.link.number).map(drop).map_err(End::Kicked)
+        state.check(self.number).map_err(End::Kicked)
     }
 
     pub(super) async fn carry_out<S>(
@@ -116,7 +126,7 @@ impl<'b> Client<'b> {
         wire: &mut Wire<S>,
     ) -> Result<(), End> {
         match decode(self.version, frame, wall_ms())? {
-            Incoming::Publish(publish) => self.publish(*publish, frame.1.len()).await,
+            Incoming::Publish(publish) => Box::pin(self.publish(*publish, frame.1.len())).await,
             Incoming::Ack {
                 kind: AckKind::PubRel,
                 id,
@@ -130,16 +140,14 @@ impl<'b> Client<'b> {
                 Ok(())
             }
             Incoming::Subscribe { id, filters } => {
-                let codes = self
-                    .broker
-                    .subscribe(&self.session, &self.user, filters)
-                    .await;
+                let subscribed = self.broker.subscribe(&self.session, &self.user, filters);
+                let codes = Box::pin(subscribed).await;
                 self.look_at_options();
                 put_suback(&mut wire.output, self.version, id, &codes);
                 self.check()
             }
             Incoming::Unsubscribe { id, filters } => {
-                let codes = self.broker.unsubscribe(&self.session, filters).await;
+                let codes = Box::pin(self.broker.unsubscribe(&self.session, filters)).await;
                 self.look_at_options();
                 put_unsuback(&mut wire.output, self.version, id, &codes);
                 self.check()
@@ -253,9 +261,12 @@ impl<'b> Client<'b> {
             return Err(invalid.into());
         }
         if message.topic.is_empty() {
-            message.topic = self.aliases_in.get(&alias).cloned().ok_or(invalid)?;
+            let known = self.aliases.as_ref();
+            let known = known.and_then(|aliases| aliases.incoming.get(&alias));
+            message.topic = known.cloned().ok_or(invalid)?;
         } else {
-            self.aliases_in.insert(alias, message.topic.clone());
+            let aliases = self.aliases.get_or_insert_default();
+            aliases.incoming.insert(alias, message.topic.clone());
         }
         Ok(())
     }
@@ -324,7 +335,7 @@ impl<'b> Client<'b> {
         if self.received.is_empty() {
             return Ok(());
         }
-        if !self.broker.save_progress(&self.session).await {
+        if !Box::pin(self.broker.save_progress(&self.session)).await {
             return Err(End::NotStored(reason::QUOTA_EXCEEDED));
         }
         for id in self.received.drain(..) {
@@ -375,7 +386,7 @@ impl<'b> Client<'b> {
             let now_ms = wall_ms();
             let (is_durable, is_behind, may_scan) = {
                 let mut state = self.session.state();
-                state.check(self.link.number).map_err(End::Kicked)?;
+                state.check(self.number).map_err(End::Kicked)?;
                 let mut bytes = 0;
                 while batch.len() < DELIVERIES && bytes < most {
                     let Some(taken) = state.take(now_ms) else {
@@ -390,7 +401,7 @@ impl<'b> Client<'b> {
                 (state.is_persistent(), is_behind, may_scan)
             };
             if is_behind {
-                self.broker.fill(&self.session, self.link.number);
+                self.broker.fill(&self.session, self.number);
             }
             if batch.is_empty() {
                 if may_scan {
@@ -402,7 +413,10 @@ impl<'b> Client<'b> {
             let has_exactly_once = batch
                 .iter()
                 .any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
-            if is_durable && has_exactly_once && !self.broker.save_progress(&self.session).await {
+            if is_durable
+                && has_exactly_once
+                && !Box::pin(self.broker.save_progress(&self.session)).await
+            {
                 return Err(End::NotStored(reason::QUOTA_EXCEEDED));
             }
             for (delivery, id) in batch.drain(..) {
@@ -422,14 +436,15 @@ impl<'b> Client<'b> {
         self.is_withheld
     }
 
+    /// Deliveries waited for the rate, and need not any more.
+    pub(super) fn may_deliver_again(&self) -> bool {
+        self.is_withheld && self.throttle.delivery_pause().is_none()
+    }
+
     fn put(&mut self, delivery: &Delivery, id: u16, dup: bool, now_ms: i64, output: &mut BytesMut) {
         let before = output.len();
         let message = &delivery.message;
-        let known = self.aliases_out.get(&message.topic).copied();
-        let next = u16::try_from(self.aliases_out.len() + 1).unwrap_or(u16::MAX);
-        let alias = known
-            .map(|alias| (alias, true))
-            .or_else(|| (next <= self.limits.aliases).then_some((next, false)));
+        let alias = self.alias(&message.topic);
         let outgoing = Outgoing {
             message,
             qos: delivery.qos,
@@ -444,7 +459,8 @@ impl<'b> Client<'b> {
             self.broker.stats.deliveries.fetch_add(1, Ordering::Relaxed);
             self.throttle.delivered(output.len() - before);
             if let Some((alias, false)) = alias {
-                self.aliases_out.insert(message.topic.clone(), alias);
+                let aliases = self.aliases.get_or_insert_default();
+                aliases.outgoing.insert(message.topic.clone(), alias);
             }
             return;
         }
@@ -453,6 +469,17 @@ impl<'b> Client<'b> {
         if id != 0 {
             self.session.state().inflight.refused(id);
         }
+    }
+
+    /// The alias of a topic, if it has one or may get one, and whether the client knows it.
+    fn alias(&self, topic: &Arc<str>) -> Option<(u16, bool)> {
+        let outgoing = self.aliases.as_ref().map(|aliases| &aliases.outgoing);
+        if let Some(alias) = outgoing.and_then(|outgoing| outgoing.get(topic)) {
+            return Some((*alias, true));
+        }
+        let next = outgoing.map_or(0, HashMap::len) + 1;
+        let next = u16::try_from(next).unwrap_or(u16::MAX);
+        (next <= self.limits.aliases).then_some((next, false))
     }
 
     /// Sends what an earlier connection had sent and the client did not acknowledge.
@@ -502,7 +529,7 @@ impl<'b> Client<'b> {
     {
         let all = async {
             while !self.acks.is_empty() {
-                self.acks.ready().await;
+                poll_fn(|cx| self.acks.poll_ready(cx)).await;
                 if let Some(due) = self.acks.take() {
                     let is_full = due.code == reason::QUOTA_EXCEEDED && !has_codes(self.version);
                     // the connection ends anyway
@@ -522,11 +549,7 @@ impl<'b> Client<'b> {
     /// Better stored twice than not at all.
     fn forget_unsettled(&self) {
         let mut state = self.session.state();
-        let is_ours = state
-            .link
-            .as_ref()
-            .is_some_and(|link| link.number == self.link.number);
-        if is_ours {
+        if state.is_linked(self.number) {
             for id in self.acks.unsettled() {
                 state.incoming.remove(&id);
             }
@@ -538,7 +561,7 @@ impl Drop for Client<'_> {
     /// A task that fails must not keep the session from the client's next connection.
     fn drop(&mut self) {
         self.forget_unsettled();
-        self.broker.release(&self.session, self.link.number, true);
+        self.broker.release(&self.session, self.number, true);
     }
 }
 

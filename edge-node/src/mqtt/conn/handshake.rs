@@ -1,5 +1,6 @@
 //! From CONNECT to CONNACK.
 
+use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::{Client, Limits};
-use super::{Connection, End, Wire};
+use super::wire::Wire;
+use super::{Connection, End};
 use crate::access::Principal;
 use crate::mqtt::codec::{ConnAck, Malformed, connect_version, decode, put_connack};
 use crate::mqtt::frame::Frame;
@@ -21,7 +23,7 @@ const MAX_CLIENT_ID: usize = 512;
 
 impl Connection {
     /// Reads CONNECT and answers it.
-    pub(super) async fn greet<S>(&self, wire: &mut Wire<S>) -> Result<Client<'_>, End>
+    pub(super) async fn greet<S>(&self, wire: &mut Wire<S>) -> Result<Box<Client<'_>>, End>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
@@ -31,9 +33,8 @@ impl Connection {
                 if let Some(frame) = wire.frame()? {
                     return Ok(frame);
                 }
-                match wire.fill().await? {
-                    0 => return Err(End::Closed),
-                    count => wire.filled(count),
+                if poll_fn(|cx| wire.poll_fill(cx)).await? == 0 {
+                    return Err(End::Closed);
                 }
             }
         };
@@ -70,7 +71,11 @@ impl Connection {
         }
     }
 
-    async fn admit(&self, connect: &mut Connect, output: &mut BytesMut) -> Result<Client<'_>, u8> {
+    async fn admit(
+        &self,
+        connect: &mut Connect,
+        output: &mut BytesMut,
+    ) -> Result<Box<Client<'_>>, u8> {
         let config = &self.broker.config;
         if connect.has_authentication {
             return Err(reason::BAD_AUTHENTICATION_METHOD);
@@ -111,7 +116,7 @@ impl Connection {
         let is_saved = place.is_some() && self.broker.save(&admitted.session).await;
         let Some(place) = place.filter(|_| is_saved) else {
             self.broker
-                .release(&admitted.session, admitted.link.number, false);
+                .release(&admitted.session, admitted.number, false);
             return Err(reason::QUOTA_EXCEEDED);
         };
         let wants_answers = connect.wants_response_information;
@@ -138,15 +143,15 @@ impl Connection {
                 .then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
         };
         let meter = Meter::new(&self.quota, user.quota());
-        let mut client = Client::new(
+        let mut client = Box::new(Client::new(
             &self.broker,
             connect.version,
             admitted.session,
-            admitted.link,
+            admitted.number,
             limits,
             user,
             (meter, place),
-        );
+        ));
         client.send_again(admitted.again, output).await;
         Ok(client)
     }

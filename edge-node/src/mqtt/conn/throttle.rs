@@ -89,6 +89,10 @@ impl Held {
         frame
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
     /// Nothing more is read before some of it is carried out.
     pub(super) fn is_full(&self) -> bool {
         self.weight >= MOST_HELD

@@ -47,28 +47,32 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
     }
 }
 
-fn link(number: u64, window: usize) -> Link {
-    Link {
-        number,
-        wake: Arc::new(Notify::new()),
-        gone: CancellationToken::new(),
-        kicked: None,
-        window,
-    }
-}
-
 fn online(limits: SessionLimits) -> State {
     let mut state = State::new(Arc::from("c"), limits);
     state.expiry_s = 10;
-    state
-        .subscriptions
-        .insert("t".into(), options(Qos::ExactlyOnce));
-    state.link = Some(link(1, 10));
+    state.subscriptions.insert("t", options(Qos::ExactlyOnce));
+    state.link = Some(Link::new(1, 10));
     state
 }
 
 fn tail(next: Offset) -> Positions {
     Positions::from([(P, next)])
+}
+
+#[test]
+fn a_wake_is_seen_once_whenever_it_came() {
+    let mut state = online(LIMITS);
+    let cx = Context::from_waker(Waker::noop());
+    let is_woken = |state: &mut State| state.poll_woken(1, &cx).is_ready();
+    assert!(!is_woken(&mut state));
+    state.wake();
+    assert!(is_woken(&mut state));
+    assert!(!is_woken(&mut state));
+    state.kick(reason::SERVER_BUSY);
+    assert!(is_woken(&mut state));
+    assert_eq!(state.check(1), Err(reason::SERVER_BUSY));
+    state.link = Some(Link::new(2, 10));
+    assert!(is_woken(&mut state), "it has lost the session");
 }
 
 #[test]
@@ -130,7 +134,7 @@ fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
 #[test]
 fn the_window_of_the_client_is_kept() {
     let mut state = online(LIMITS);
-    state.link = Some(link(1, 2));
+    state.link = Some(Link::new(1, 2));
     for offset in 0..3 {
         state.offer(delivery(offset, Qos::ExactlyOnce), &tail(offset));
     }
@@ -148,7 +152,7 @@ fn the_window_of_the_client_is_kept() {
 #[test]
 fn a_client_that_goes_leaves_a_place_in_the_log() {
     let mut state = online(LIMITS);
-    state.link = Some(link(1, 1));
+    state.link = Some(Link::new(1, 1));
     for offset in [3, 5, 7] {
         state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset));
     }
@@ -167,7 +171,7 @@ fn a_client_that_goes_leaves_a_place_in_the_log() {
 #[test]
 fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() {
     let mut state = online(LIMITS);
-    state.link = Some(link(1, 1));
+    state.link = Some(Link::new(1, 1));
     for offset in [3, 5] {
         let delivery = Delivery {
             shared: Some("$share/g/t".into()),
@@ -189,7 +193,7 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
 fn what_was_sent_as_qos_2_is_given_to_no_other_client() {
     for (qos, given) in [(Qos::AtLeastOnce, vec![3]), (Qos::ExactlyOnce, vec![])] {
         let mut state = online(LIMITS);
-        state.link = Some(link(1, 1));
+        state.link = Some(Link::new(1, 1));
         state.expiry_s = 0;
         let shared = Delivery {
             shared: Some("$share/g/t".into()),
@@ -296,7 +300,7 @@ proptest! {
                 Step::Leave => drop(state.go_offline(&tail(end))),
                 Step::Return if state.link.is_none() => {
                     number += 1;
-                    state.link = Some(link(number, 10));
+                    state.link = Some(Link::new(number, 10));
                 }
                 Step::Return => {}
                 Step::Read if state.link.is_some() => read(&mut state, end),

@@ -1,0 +1,184 @@
+//! The socket of a connection, and what is buffered of it.
+//!
+//! A connection that waits holds no buffers: bytes are read onto the stack and kept only while a packet is
+//! incomplete, and what goes out is made in a buffer that the thread lends ([`spare`]).
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Instant, timeout};
+
+use super::throttle::Held;
+use super::{HIGH_WATER, LAST_WORD, spare};
+use crate::mqtt::frame::{self, Frame, FrameError};
+
+/// What is read at a time.
+const READ: usize = 8 * 1024;
+/// And of a packet that is larger.
+const LARGE_READ: usize = 64 * 1024;
+
+/// The socket and its buffers.
+#[derive(Debug)]
+pub(super) struct Wire<S> {
+    stream: S,
+    input: BytesMut,
+    /// What came and has to wait.
+    pub(super) held: Held,
+    pub(super) output: BytesMut,
+    pub(super) max_packet: usize,
+    /// Bytes that the input needs before there can be a packet.
+    needed: usize,
+    /// When something came last.
+    pub(super) last_in: Instant,
+    /// Since when a packet is incomplete.
+    pub(super) partial_since: Option<Instant>,
+    /// Since when nothing of the output was taken.
+    pub(super) stuck_since: Option<Instant>,
+    /// There may be a whole packet in the input.
+    pub(super) has_frames: bool,
+    /// Something was written and may still be in a buffer below.
+    needs_flush: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(super) fn new(stream: S, max_packet: usize) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            held: Held::default(),
+            output: BytesMut::new(),
+            max_packet,
+            needed: 2,
+            last_in: Instant::now(),
+            partial_since: None,
+            stuck_since: None,
+            has_frames: false,
+            needs_flush: false,
+        }
+    }
+
+    /// The next packet to carry out.
+    pub(super) fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        match self.held.pop() {
+            Some(frame) => Ok(Some(frame)),
+            None => self.frame(),
+        }
+    }
+
+    /// While nothing is read although there may be something, silence is not the client's.
+    pub(super) fn excuse(&mut self) {
+        if self.held.is_full() {
+            self.last_in = Instant::now();
+            self.partial_since = self.partial_since.map(|_| self.last_in);
+        }
+    }
+
+    /// The next packet that is whole.
+    pub(super) fn frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        match frame::take(&mut self.input, self.max_packet)? {
+            Ok(frame) => {
+                self.partial_since = None;
+                Ok(Some(frame))
+            }
+            Err(needed) => {
+                self.needed = needed;
+                self.has_frames = false;
+                if self.input.is_empty() {
+                    self.partial_since = None;
+                    self.input = BytesMut::new();
+                } else {
+                    self.partial_since.get_or_insert_with(Instant::now);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads once; 0: the client has closed.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let missing = self.needed.saturating_sub(self.input.len());
+        let count = if missing > READ {
+            // the rest of a large packet goes straight to its place
+            if self.input.capacity() == self.input.len() {
+                self.input.reserve(missing.min(LARGE_READ));
+            }
+            ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx))?
+        } else {
+            let mut space = [const { MaybeUninit::uninit() }; READ];
+            let mut buffer = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            self.input.extend_from_slice(buffer.filled());
+            buffer.filled().len()
+        };
+        self.has_frames = true;
+        self.last_in = Instant::now();
+        Poll::Ready(Ok(count))
+    }
+
+    /// Gives the output a buffer to be made in.
+    pub(super) fn lend(&mut self) {
+        if self.output.capacity() == 0 {
+            self.output = spare::take();
+        }
+    }
+
+    /// Writes what the client takes, and how much that was.
+    pub(super) fn poll_push(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
+        let mut written = 0;
+        while !self.output.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.output)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(count) if count == self.output.len() => {
+                    self.output.clear();
+                    written += count;
+                }
+                Poll::Ready(count) => {
+                    self.output.advance(count);
+                    written += count;
+                }
+                Poll::Pending => break,
+            }
+        }
+        self.needs_flush |= written > 0;
+        let has_flushed = self.output.is_empty()
+            && self.needs_flush
+            && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready();
+        self.needs_flush &= !has_flushed;
+        if self.output.is_empty() && !self.needs_flush {
+            self.stuck_since = None;
+        } else if written > 0 {
+            self.stuck_since = Some(Instant::now());
+        } else {
+            self.stuck_since.get_or_insert_with(Instant::now);
+        }
+        if self.output.is_empty() {
+            spare::give(std::mem::take(&mut self.output));
+        }
+        Ok(written)
+    }
+
+    /// Writes all there is, for so long.
+    async fn flush(&mut self, limit: Duration) {
+        let all = async {
+            self.stream.write_all_buf(&mut self.output).await?;
+            self.stream.flush().await
+        };
+        // whoever does not take it has gone
+        drop(timeout(limit, all).await);
+    }
+
+    pub(super) async fn close(&mut self, limit: Duration) {
+        self.flush(limit).await;
+        drop(timeout(LAST_WORD, self.stream.shutdown()).await);
+    }
+
+    /// Whether nothing more is made for the client before it takes something.
+    pub(super) fn is_full(&self) -> bool {
+        self.output.len() >= HIGH_WATER
+    }
+}
