@@ -20,6 +20,7 @@ mod chunks;
 mod connect;
 mod driver;
 mod keeper;
+mod load;
 mod meter;
 mod outlet;
 mod pacer;
