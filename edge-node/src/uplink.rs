@@ -28,6 +28,7 @@ pub mod paths;
 pub mod plan;
 pub mod policy;
 mod reasons;
+mod refused;
 mod roam;
 mod sendbuffer;
 pub mod shaper;
@@ -68,6 +69,7 @@ use crate::store::{Store, StoreError};
 use connect::Connector;
 use driver::{Ended, SessionSettings, Signals};
 use reasons::{Reason, Reasons};
+use refused::Refused;
 use roam::Roam;
 use traffic::Traffic;
 use watch::Better;
@@ -107,7 +109,7 @@ pub struct UplinkStats {
     /// Data streams by topic and codec.
     traffic: Traffic,
     /// Logs that the hub does not take.
-    pub denied_logs: AtomicU64,
+    refused: Refused,
     /// New incarnations since the process started.
     pub incarnations: AtomicU64,
     /// Smoothed round-trip time of the last session, microseconds.
@@ -156,6 +158,7 @@ impl UplinkStats {
     }
 
     fn opened(&self) {
+        self.refused.begin();
         self.sessions.fetch_add(1, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);
         let mut state = self.lock();
@@ -177,6 +180,8 @@ impl UplinkView for UplinkStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let state = self.lock().clone();
         let is_connected = self.connected.load(Ordering::Relaxed);
+        let (refused_topics, others) = self.refused.topics();
+        let problem = refused::in_words(&refused_topics, others);
         UplinkStatus {
             is_enabled: true,
             is_connected,
@@ -199,6 +204,8 @@ impl UplinkView for UplinkStats {
             codec_saved_bytes: read(&self.codecs.saved),
             codec_logs: read(&self.codecs.logs),
             traffic: self.traffic.read(),
+            refused_topics,
+            problems: problem.into_iter().collect(),
         }
     }
 }

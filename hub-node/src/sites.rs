@@ -13,6 +13,9 @@ use shared::ids::{Incarnation, SiteId};
 /// Sites whose last words are kept for `status` and metrics.
 const MAX_KNOWN_SITES: usize = 50_000;
 
+/// Topics of a site that are named as refused.
+const MAX_NAMED: usize = 10;
+
 /// One site as the hub knows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct SiteStatus {
@@ -24,6 +27,10 @@ pub struct SiteStatus {
     pub changed_ms: i64,
     /// How often it changed its incarnation while this hub ran: a restored or copied store.
     pub incarnation_changes: u64,
+    /// Topics that the session wanted to send and may not; at most [`MAX_NAMED`].
+    refused: Vec<String>,
+    /// How many there are beside them.
+    refused_more: usize,
     /// Bytes of data streams in sessions that have ended.
     #[serde(skip)]
     ended_bytes: u64,
@@ -37,6 +44,20 @@ impl SiteStatus {
     #[must_use]
     pub fn received_bytes(&self) -> u64 {
         self.ended_bytes + self.session_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What a person should look after.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let refused = (!self.refused.is_empty()).then(|| {
+            let named = self.refused.join(", ");
+            let more = match self.refused_more {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            format!("topics refused, no `topics` of its rule matches: {named}{more}")
+        });
+        refused.into_iter().collect()
     }
 }
 
@@ -66,12 +87,16 @@ impl Register {
             incarnation: text.clone(),
             changed_ms: wall_ms,
             incarnation_changes: 0,
+            refused: Vec::new(),
+            refused_more: 0,
             ended_bytes: 0,
             session_bytes: Arc::default(),
         });
         status.ended_bytes = status.received_bytes();
         status.session_bytes = bytes;
         status.sessions += 1;
+        // the session says what it is refused
+        (status.refused, status.refused_more) = (Vec::new(), 0);
         status.changed_ms = wall_ms;
         let is_other = status.incarnation != text;
         if is_other {
@@ -79,6 +104,15 @@ impl Register {
             status.incarnation_changes += 1;
         }
         is_other
+    }
+
+    /// The site's session may not send these topics.
+    pub fn refused<'a>(&self, site: &SiteId, mut topics: impl Iterator<Item = &'a str>) {
+        if let Some(status) = self.lock().get_mut(site.as_str()) {
+            let named = topics.by_ref().take(MAX_NAMED);
+            status.refused = named.map(ToOwned::to_owned).collect();
+            status.refused_more = topics.count();
+        }
     }
 
     /// A session of the site ended.
@@ -128,6 +162,26 @@ mod tests {
 
     fn site(name: &str) -> SiteId {
         SiteId::new(name).unwrap()
+    }
+
+    #[test]
+    fn refused_topics_are_named_until_a_session_begins_or_they_are_allowed() {
+        let register = Register::default();
+        let connect = || register.connected(&site("a"), Incarnation(1), Arc::default(), 0);
+        let problems = || register.snapshot()["a"].problems();
+        connect();
+        assert!(problems().is_empty());
+        let names: Vec<String> = (0..12).map(|number| format!("t{number:02}")).collect();
+        register.refused(&site("a"), names.iter().map(String::as_str));
+        let [problem] = &problems()[..] else {
+            panic!("one problem");
+        };
+        assert!(problem.ends_with("t09 and 2 more"), "{problem}");
+        register.refused(&site("a"), std::iter::empty());
+        assert!(problems().is_empty());
+        register.refused(&site("a"), ["t"].into_iter());
+        connect();
+        assert!(problems().is_empty());
     }
 
     #[test]

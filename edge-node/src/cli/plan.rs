@@ -141,7 +141,13 @@ fn report(
             .map_or_else(ClassShares::default, |uplink| uplink.classes.shares),
     };
     let accounts = accounts(config, hub, last, &path.name);
-    let topics = plan(&backlog, &accounts, last.wall_ms, measured);
+    let refused = &last.uplink.refused_topics;
+    let (held, free): (Vec<Backlog>, Vec<Backlog>) = backlog
+        .into_iter()
+        .partition(|it| it.records > 0 && refused.contains(&it.topic));
+    let mut topics = plan(&free, &accounts, last.wall_ms, measured);
+    topics.extend(held.iter().map(refused_plan));
+    topics.sort_by(|left, right| left.topic.cmp(&right.topic));
     let ends: Option<Vec<i64>> = topics.iter().map(|topic| topic.done_ms).collect();
     PlanReport {
         at_ms: last.wall_ms,
@@ -153,6 +159,21 @@ fn report(
         wire_bytes: topics.iter().map(|topic| topic.wire_bytes).sum(),
         done_ms: ends.map(|ends| ends.into_iter().max().unwrap_or(last.wall_ms)),
         topics,
+    }
+}
+
+/// Of a topic that the hub refuses.
+fn refused_plan(backlog: &Backlog) -> TopicPlan {
+    TopicPlan {
+        topic: backlog.topic.clone(),
+        class: backlog.class.to_string(),
+        records: backlog.records,
+        bytes: backlog.bytes,
+        wire_bytes: 0,
+        done_ms: None,
+        takes_ms: None,
+        share_of_allowance: None,
+        waits: Some("refused by the hub: see `edge-node status`".to_owned()),
     }
 }
 
@@ -387,6 +408,22 @@ mod tests {
         last.policy.paths[0].rate_up_bits = Some(256_000);
         let report = plan(&last, None);
         assert_eq!((report.link_bits, report.link_is_known), (256_000, true));
+    }
+
+    #[test]
+    fn a_topic_that_the_hub_refuses_is_never_caught_up() {
+        let mut last = status(1_000, 10_000);
+        let mut other = last.topics[0].clone();
+        other.name = "b".to_owned();
+        last.topics.push(other);
+        last.uplink.refused_topics = vec!["a".to_owned()];
+        let path = chosen_path(&last, None).unwrap();
+        let report = report(&config(""), None, &last, &last, &path, None);
+        let takes = report.topics.iter().map(|it| (it.topic.as_str(), it.takes_ms.is_some()));
+        assert_eq!(takes.collect::<Vec<_>>(), [("a", false), ("b", true)]);
+        assert_eq!(report.done_ms, None);
+        let text = report.to_string();
+        assert!(text.contains("never") && text.contains("a waits: refused by the hub"), "{text}");
     }
 
     #[test]

@@ -322,8 +322,16 @@ impl Session {
                     );
                 }
                 SenderOutput::Denied { handle } => {
-                    self.stats.denied_logs.fetch_add(1, Ordering::Relaxed);
+                    if let Some(log) = self.sender.log(handle) {
+                        self.stats.refused.refuse(log.clone());
+                    }
                     warn!(log = self.name(handle), "Hub does not take this log");
+                }
+                SenderOutput::Admitted { handle } => {
+                    if let Some(log) = self.sender.log(handle) {
+                        self.stats.refused.admit(log);
+                    }
+                    info!(log = self.name(handle), "Hub takes this log after all");
                 }
                 SenderOutput::TooLarge {
                     handle,

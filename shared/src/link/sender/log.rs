@@ -15,6 +15,8 @@ pub(super) enum Phase {
     Reading { reserved: u64, end: Offset },
     Trimmed,
     Parked,
+    /// The hub does not take it; it may say otherwise later.
+    Denied,
 }
 
 #[derive(Debug)]
