@@ -347,8 +347,10 @@ impl Session<'_> {
         let register = &self.context.intake.register;
         let received = Arc::clone(&self.received);
         let now = shared::time::wall_ms();
-        if register.connected(self.context.site, incarnation, received, now) {
-            self.context.intake.took_over(self.context.site);
+        let before = register.connected(self.context.site, incarnation, received, now);
+        if let Some(before) = before {
+            let (intake, site) = (self.context.intake, self.context.site);
+            intake.took_over(site, &before, &incarnation.to_string());
         }
     }
 
@@ -588,6 +590,9 @@ impl Session<'_> {
     }
 
     fn refuse(&mut self, reason: EndReason) {
+        if reason == EndReason::Superseded && self.is_welcome {
+            self.context.intake.superseded(self.context.site);
+        }
         let after = || Some(self.context.intake.admission.hint());
         let (code, after, text) = match reason {
             EndReason::Superseded => (
