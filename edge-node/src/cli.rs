@@ -264,8 +264,14 @@ mod tests {
         let [cell, wifi] = &findings.warnings[..] else {
             panic!("{:?}", findings.warnings);
         };
-        assert!(cell.starts_with("uplink.path[1]: path `cell`, interface `kedge-none0`: "), "{cell}");
-        assert!(wifi.starts_with("uplink.path[2]: path `wifi`, address 192.0.2.77: "), "{wifi}");
+        assert!(
+            cell.starts_with("uplink.path[1]: path `cell`, interface `kedge-none0`: "),
+            "{cell}"
+        );
+        assert!(
+            wifi.starts_with("uplink.path[2]: path `wifi`, address 192.0.2.77: "),
+            "{wifi}"
+        );
         assert!(findings.problems.is_empty());
     }
 }

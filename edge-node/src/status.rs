@@ -442,7 +442,10 @@ mod tests {
         status.uplink.problems = vec!["refused by the hub: a".to_owned()];
         assert!(!status.is_fine());
         let text = status.to_string();
-        assert!(text.contains("ready        yes\nproblem      refused by the hub: a\n"), "{text}");
+        assert!(
+            text.contains("ready        yes\nproblem      refused by the hub: a\n"),
+            "{text}"
+        );
     }
 
     #[test]

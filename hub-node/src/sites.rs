@@ -227,10 +227,14 @@ mod tests {
         let register = Register::default();
         let now = Duration::from_secs(1_000);
         for incarnation in [1, 2, 1] {
-            let _before = register.connected(&site("a"), Incarnation(incarnation), Arc::default(), 0);
+            let _before =
+                register.connected(&site("a"), Incarnation(incarnation), Arc::default(), 0);
         }
         let [one, two] = [1, 2].map(|it| Incarnation(it).to_string());
-        assert_eq!(register.twins(&site("a"), now), Some((one.clone(), two.clone())));
+        assert_eq!(
+            register.twins(&site("a"), now),
+            Some((one.clone(), two.clone()))
+        );
         assert_eq!(register.twins(&site("b"), now), None);
         let status = &register.snapshot()["a"];
         let problems = status.problems(now);

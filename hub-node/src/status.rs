@@ -234,7 +234,8 @@ impl Status {
             writeln!(f, "and {more} more: --output json lists all")?;
         }
         let problems = self.sites.iter();
-        let problems = problems.flat_map(|(name, site)| site.problems.iter().map(move |it| (name, it)));
+        let problems =
+            problems.flat_map(|(name, site)| site.problems.iter().map(move |it| (name, it)));
         for (name, problem) in problems.clone().take(LISTED_SITES) {
             writeln!(f, "problem   {name}: {problem}")?;
         }

@@ -396,7 +396,11 @@ mod tests {
     fn a_sites_own_trickle_is_not_what_its_link_carries() {
         let mut last = status(1_000, 1);
         let path = &mut last.policy.paths[0];
-        (path.bytes_per_sec, path.best_bytes_per_sec, path.rate_up_bits) = (3_000, 0, None);
+        (
+            path.bytes_per_sec,
+            path.best_bytes_per_sec,
+            path.rate_up_bits,
+        ) = (3_000, 0, None);
         let plan = |status: &Status, rate| {
             let path = chosen_path(status, None).unwrap();
             report(&config(""), None, status, status, &path, rate)
@@ -419,11 +423,17 @@ mod tests {
         last.uplink.refused_topics = vec!["a".to_owned()];
         let path = chosen_path(&last, None).unwrap();
         let report = report(&config(""), None, &last, &last, &path, None);
-        let takes = report.topics.iter().map(|it| (it.topic.as_str(), it.takes_ms.is_some()));
+        let takes = report
+            .topics
+            .iter()
+            .map(|it| (it.topic.as_str(), it.takes_ms.is_some()));
         assert_eq!(takes.collect::<Vec<_>>(), [("a", false), ("b", true)]);
         assert_eq!(report.done_ms, None);
         let text = report.to_string();
-        assert!(text.contains("never") && text.contains("a waits: refused by the hub"), "{text}");
+        assert!(
+            text.contains("never") && text.contains("a waits: refused by the hub"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -435,7 +445,10 @@ mod tests {
         let report = report(&config(""), None, &last, &last, &path, None);
         assert!(!report.link_is_known && !report.cost_is_known);
         let text = report.to_string();
-        assert!(text.contains("Link 1.0 Mbit/s, assumed") && text.contains("give --rate"), "{text}");
+        assert!(
+            text.contains("Link 1.0 Mbit/s, assumed") && text.contains("give --rate"),
+            "{text}"
+        );
         let error = chosen_path(&last, Some("lte")).unwrap_err().to_string();
         assert_eq!(error, "no such path; the node has default");
     }

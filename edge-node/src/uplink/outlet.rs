@@ -245,7 +245,10 @@ mod tests {
         let outlet = Outlet::new("cell".to_owned(), binding, Arc::default());
         let is_named = |error: io::Error| {
             let text = error.to_string();
-            assert!(text.starts_with("path `cell`, interface `kedge-none0`: "), "{text}");
+            assert!(
+                text.starts_with("path `cell`, interface `kedge-none0`: "),
+                "{text}"
+            );
         };
         is_named(outlet.udp().unwrap_err());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
@@ -262,7 +265,10 @@ mod tests {
         // for documentation (RFC 5737): no machine has it
         let missing = Bind::Local(Ipv4Addr::new(192, 0, 2, 77).into());
         let text = look_at_path(&path(missing)).unwrap_err().to_string();
-        assert!(text.starts_with("path `cell`, address 192.0.2.77: "), "{text}");
+        assert!(
+            text.starts_with("path `cell`, address 192.0.2.77: "),
+            "{text}"
+        );
         assert!(look_at_path(&path(Bind::Local(Ipv4Addr::LOCALHOST.into()))).is_ok());
         assert!(look_at_path(&path(Bind::Any)).is_ok());
     }
