@@ -183,6 +183,7 @@ async fn session(
                 other @ (SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
+                | SenderOutput::Admitted { .. }
                 | SenderOutput::TooLarge { .. }
                 | SenderOutput::Close(_)) => bail!("a session did not go on: {other:?}"),
             }

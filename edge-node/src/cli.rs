@@ -19,10 +19,11 @@ use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs
 use crate::access::Access;
 use crate::app;
 use crate::bytes::{BytesArgs, report};
-use crate::config::{Config, UplinkConfig};
+use crate::config::{Config, PathConfig, UplinkConfig};
 use crate::status::Status;
 use crate::store::RocksStore;
 use crate::tls::Acceptor;
+use crate::uplink::look_at_path;
 
 /// The file that is read when none is named and it exists.
 const CONFIG_FILE: &str = "/etc/kedge/edge.toml";
@@ -188,12 +189,24 @@ fn inspect_uplink(uplink: &UplinkConfig, findings: &mut Findings) {
             }
         }
     }
+    inspect_paths(&uplink.paths, findings);
     for hub in &uplink.hubs {
         // The site may be offline just now: no problem.
         if let Err(error) = (hub.host.as_str(), hub.port).to_socket_addrs() {
             findings
                 .warnings
                 .push(format!("hub {hub} is not found at the moment: {error}"));
+        }
+    }
+}
+
+/// A modem may register later, and no node is started anew for it: no problem.
+fn inspect_paths(paths: &[PathConfig], findings: &mut Findings) {
+    for (index, path) in paths.iter().enumerate() {
+        if let Err(error) = look_at_path(path) {
+            findings.warnings.push(format!(
+                "uplink.path[{index}]: {error}; the path is used once it is there"
+            ));
         }
     }
 }
@@ -227,9 +240,39 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+    use crate::config::Bind;
+    use crate::uplink::policy::Policy;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn check_warns_of_paths_that_are_not_there() {
+        let path = |name: &str, bind| PathConfig {
+            name: name.to_owned(),
+            bind,
+            policy: Policy::default(),
+        };
+        let paths = [
+            path("lo", Bind::Local("127.0.0.1".parse().unwrap())),
+            path("cell", Bind::Interface("kedge-none0".to_owned())),
+            path("wifi", Bind::Local("192.0.2.77".parse().unwrap())),
+        ];
+        let mut findings = Findings::default();
+        inspect_paths(&paths, &mut findings);
+        let [cell, wifi] = &findings.warnings[..] else {
+            panic!("{:?}", findings.warnings);
+        };
+        assert!(
+            cell.starts_with("uplink.path[1]: path `cell`, interface `kedge-none0`: "),
+            "{cell}"
+        );
+        assert!(
+            wifi.starts_with("uplink.path[2]: path `wifi`, address 192.0.2.77: "),
+            "{wifi}"
+        );
+        assert!(findings.problems.is_empty());
     }
 }

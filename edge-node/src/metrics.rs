@@ -243,6 +243,11 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
         "Topic partitions whose codec remembers something",
         single(level(uplink.codec_logs)),
     )?;
+    scrape.gauge(
+        "uplink_refused_topics",
+        "Topics that the hub refuses by its rules: their records wait until retention drops them",
+        single(level(uplink.refused_topics.len() as u64)),
+    )?;
     write_traffic(scrape, &uplink.traffic)?;
     let rtt = level(uplink.rtt_us) / 1_000_000.0;
     scrape.gauge(

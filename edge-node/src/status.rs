@@ -91,6 +91,10 @@ pub struct UplinkStatus {
     pub codec_logs: u64,
     /// What was sent since the start, by topic and codec.
     pub traffic: Vec<TopicTraffic>,
+    /// Topics that the hub refuses, as it said last: at most a thousand.
+    pub refused_topics: Vec<String>,
+    /// What keeps records from the hub though it is there, and takes a person to mend.
+    pub problems: Vec<String>,
 }
 
 /// What one topic put on the link with one codec.
@@ -216,10 +220,11 @@ impl Status {
         self.topics.iter().filter(|topic| !topic.ledger.adds_up())
     }
 
-    /// Ready, and every ledger adds up.
+    /// Ready, nothing refused by the hub, and every ledger adds up.
     #[must_use]
     pub fn is_fine(&self) -> bool {
-        self.problems.is_empty() && self.unbalanced().next().is_none()
+        let has_problems = !self.problems.is_empty() || !self.uplink.problems.is_empty();
+        !has_problems && self.unbalanced().next().is_none()
     }
 
     fn write_ledger(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -290,7 +295,7 @@ impl fmt::Display for Status {
             "no"
         };
         writeln!(f, "ready        {ready}")?;
-        for problem in &self.problems {
+        for problem in self.problems.iter().chain(&self.uplink.problems) {
             writeln!(f, "problem      {problem}")?;
         }
         self.uplink.write(f, self.wall_ms)?;
@@ -428,6 +433,19 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("The ledger adds up"));
+    }
+
+    #[test]
+    fn what_the_hub_refuses_is_a_problem_of_a_site_that_is_ready() {
+        let mut status = status(vec![topic("a", Ledger::default())]);
+        assert!(status.is_fine());
+        status.uplink.problems = vec!["refused by the hub: a".to_owned()];
+        assert!(!status.is_fine());
+        let text = status.to_string();
+        assert!(
+            text.contains("ready        yes\nproblem      refused by the hub: a\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod chunks;
 mod connect;
 mod driver;
 mod keeper;
+mod load;
 mod meter;
 mod outlet;
 mod pacer;
@@ -27,6 +28,7 @@ pub mod paths;
 pub mod plan;
 pub mod policy;
 mod reasons;
+mod refused;
 mod roam;
 mod sendbuffer;
 pub mod shaper;
@@ -57,6 +59,7 @@ use tracing::{debug, info, warn};
 pub use chains::CodecBytes;
 pub use connect::ConnectError;
 pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use outlet::look_at_path;
 pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
 
@@ -67,6 +70,7 @@ use crate::store::{Store, StoreError};
 use connect::Connector;
 use driver::{Ended, SessionSettings, Signals};
 use reasons::{Reason, Reasons};
+use refused::Refused;
 use roam::Roam;
 use traffic::Traffic;
 use watch::Better;
@@ -106,7 +110,7 @@ pub struct UplinkStats {
     /// Data streams by topic and codec.
     traffic: Traffic,
     /// Logs that the hub does not take.
-    pub denied_logs: AtomicU64,
+    refused: Refused,
     /// New incarnations since the process started.
     pub incarnations: AtomicU64,
     /// Smoothed round-trip time of the last session, microseconds.
@@ -155,6 +159,7 @@ impl UplinkStats {
     }
 
     fn opened(&self) {
+        self.refused.begin();
         self.sessions.fetch_add(1, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);
         let mut state = self.lock();
@@ -176,6 +181,8 @@ impl UplinkView for UplinkStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let state = self.lock().clone();
         let is_connected = self.connected.load(Ordering::Relaxed);
+        let (refused_topics, others) = self.refused.topics();
+        let problem = refused::in_words(&refused_topics, others);
         UplinkStatus {
             is_enabled: true,
             is_connected,
@@ -198,6 +205,8 @@ impl UplinkView for UplinkStats {
             codec_saved_bytes: read(&self.codecs.saved),
             codec_logs: read(&self.codecs.logs),
             traffic: self.traffic.read(),
+            refused_topics,
+            problems: problem.into_iter().collect(),
         }
     }
 }

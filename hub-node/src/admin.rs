@@ -89,6 +89,7 @@ impl Node {
                 .map(|(name, site)| {
                     let line = SiteLine {
                         received_bytes: site.received_bytes(),
+                        problems: site.problems(time::now()),
                         ingress: limit(name.as_str()),
                         sessions: site.sessions,
                         incarnation: site.incarnation,

@@ -36,6 +36,8 @@ pub struct IntakeStats {
     pub connections: AtomicU64,
     /// Connections refused: handshake, rules, or limits.
     pub refused: AtomicU64,
+    /// Logs that were declared and not taken: no topic of the site's rule matches, or there were too many.
+    pub refused_logs: AtomicU64,
     /// Sites told to come back later, because too many came at once or the lane did not answer.
     pub told_later: AtomicU64,
     /// Sessions ended because the peer broke the protocol or a limit.

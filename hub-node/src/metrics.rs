@@ -39,6 +39,11 @@ fn write_intake(scrape: &mut Scrape<'_>, stats: &IntakeStats) -> fmt::Result {
         read(&stats.refused),
     )?;
     scrape.counter(
+        "refused_logs",
+        "Logs that a site declared and that its rule does not allow, or that were too many",
+        read(&stats.refused_logs),
+    )?;
+    scrape.counter(
         "told_later",
         "Sites that were told when to come back",
         read(&stats.told_later),

@@ -118,6 +118,9 @@ pub struct SiteLine {
     /// Bytes a second that it may send; absent: as fast as it comes.
     #[serde(default)]
     pub ingress: Option<u64>,
+    /// What a person should look after; empty when all is well.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 impl fmt::Display for Status {
@@ -230,6 +233,16 @@ impl Status {
         if more > 0 {
             writeln!(f, "and {more} more: --output json lists all")?;
         }
+        let problems = self.sites.iter();
+        let problems =
+            problems.flat_map(|(name, site)| site.problems.iter().map(move |it| (name, it)));
+        for (name, problem) in problems.clone().take(LISTED_SITES) {
+            writeln!(f, "problem   {name}: {problem}")?;
+        }
+        let more = problems.count().saturating_sub(LISTED_SITES);
+        if more > 0 {
+            writeln!(f, "and {more} more problems: --output json lists all")?;
+        }
         Ok(())
     }
 }
@@ -247,6 +260,7 @@ mod tests {
             incarnation_changes: 0,
             received_bytes: 3 << 20,
             ingress: Some(50_000),
+            problems: vec!["topics refused: b".to_owned()],
         };
         let status = Status {
             version: "0.1.0".to_owned(),
@@ -280,6 +294,7 @@ mod tests {
             "17 told to come back",
             "3.0 MiB",
             "50kB/s",
+            "problem   shop-1: topics refused: b\n",
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }

@@ -429,6 +429,7 @@ impl Dialler {
                     SenderOutput::Close(close) => return Ok(close),
                     other @ (SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
+                    | SenderOutput::Admitted { .. }
                     | SenderOutput::TooLarge { .. }) => {
                         sender.close(Code::Internal, None, &format!("{other:?}"));
                     }

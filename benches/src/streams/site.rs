@@ -182,6 +182,7 @@ impl Site {
                     other @ (SenderOutput::Missing(_)
                     | SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }
+                    | SenderOutput::Admitted { .. }
                     | SenderOutput::TooLarge { .. }
                     | SenderOutput::Close(_)) => bail!("a session did not go on: {other:?}"),
                 }

@@ -23,7 +23,7 @@ use crate::uplink::{FromHub, hub_policy_of};
 
 /// Nothing was sent yet: what a zstd producer's records come to in the mean, headers included.
 const ASSUMED_PER_MILLION: u64 = 300_000;
-/// Nothing was sent yet: a modest uplink.
+/// The link was never the limit: a modest uplink.
 const ASSUMED_LINK: BitRate = BitRate::mbit(1);
 /// Fewer stored bytes say nothing about the rest.
 const ENOUGH_BYTES: u64 = 64 << 10;
@@ -53,7 +53,7 @@ pub(super) struct PlanReport {
     pub(super) path: String,
     /// What it was taken to carry when no policy slows it, bits a second.
     pub(super) link_bits: u64,
-    /// Whether that was measured or given; else assumed.
+    /// Whether that was given, measured while the link was the limit, or what the policy grants; else assumed.
     pub(super) link_is_known: bool,
     /// Bytes in IP packets for a million stored bytes.
     pub(super) wire_per_million: u64,
@@ -130,23 +130,24 @@ fn report(
             arriving: arriving(first, last, &topic.name),
         })
         .collect();
-    let measured_link = path.best_bytes_per_sec.saturating_mul(8);
-    let link = rate.or_else(|| (measured_link > 0).then_some(BitRate(measured_link)));
+    let link = rate.or_else(|| link_of(path));
     let cost = cost(last);
     let measured = Measured {
         wire_per_million: cost.unwrap_or(ASSUMED_PER_MILLION),
-        // a path that a policy slowed may carry more than was measured
-        link: link.map_or(ASSUMED_LINK, |link| {
-            let slowed = path.rate_up_bits.map(BitRate);
-            rate.unwrap_or_else(|| slowed.map_or(link, |slowed| slowed.max(link)))
-        }),
+        link: link.unwrap_or(ASSUMED_LINK),
         shares: config
             .uplink
             .as_ref()
             .map_or_else(ClassShares::default, |uplink| uplink.classes.shares),
     };
     let accounts = accounts(config, hub, last, &path.name);
-    let topics = plan(&backlog, &accounts, last.wall_ms, measured);
+    let refused = &last.uplink.refused_topics;
+    let (held, free): (Vec<Backlog>, Vec<Backlog>) = backlog
+        .into_iter()
+        .partition(|it| it.records > 0 && refused.contains(&it.topic));
+    let mut topics = plan(&free, &accounts, last.wall_ms, measured);
+    topics.extend(held.iter().map(refused_plan));
+    topics.sort_by(|left, right| left.topic.cmp(&right.topic));
     let ends: Option<Vec<i64>> = topics.iter().map(|topic| topic.done_ms).collect();
     PlanReport {
         at_ms: last.wall_ms,
@@ -159,6 +160,29 @@ fn report(
         done_ms: ends.map(|ends| ends.into_iter().max().unwrap_or(last.wall_ms)),
         topics,
     }
+}
+
+/// Of a topic that the hub refuses.
+fn refused_plan(backlog: &Backlog) -> TopicPlan {
+    TopicPlan {
+        topic: backlog.topic.clone(),
+        class: backlog.class.to_string(),
+        records: backlog.records,
+        bytes: backlog.bytes,
+        wire_bytes: 0,
+        done_ms: None,
+        takes_ms: None,
+        share_of_allowance: None,
+        waits: Some("refused by the hub: see `edge-node status`".to_owned()),
+    }
+}
+
+/// What was measured while the link was the limit, or what the policy grants where that is more: a path that
+/// a policy slows may carry more than was measured. `None`: nobody knows.
+fn link_of(path: &PathStatus) -> Option<BitRate> {
+    let measured = path.best_bytes_per_sec.saturating_mul(8);
+    let measured = (measured > 0).then_some(BitRate(measured));
+    measured.max(path.rate_up_bits.map(BitRate))
 }
 
 /// Bytes in IP packets, both ways, for a million stored bytes, since the node started.
@@ -256,20 +280,22 @@ impl fmt::Display for PlanReport {
             ByteSize(self.wire_bytes).rounded(),
             BitRate(self.link_bits).rounded(),
         );
-        let assumed = |is_known: bool| {
-            if is_known {
-                ""
-            } else {
-                ", assumed: nothing was measured yet"
-            }
-        };
         writeln!(f, "In all {all} on the link by path {}", self.path)?;
-        writeln!(f, "Link {link}{}", assumed(self.link_is_known))?;
+        let assumed = if self.link_is_known {
+            ""
+        } else {
+            ", assumed: it was never the limit, so what it carries is not known; give --rate"
+        };
+        writeln!(f, "Link {link}{assumed}")?;
         let (whole, part) = (
             self.wire_per_million / 10_000,
             self.wire_per_million / 100 % 100,
         );
-        let cost = assumed(self.cost_is_known);
+        let cost = if self.cost_is_known {
+            ""
+        } else {
+            ", assumed: nothing was measured yet"
+        };
         writeln!(
             f,
             "Cost {whole}.{part:02} bytes on the link for 100 bytes stored{cost}"
@@ -367,6 +393,50 @@ mod tests {
     }
 
     #[test]
+    fn a_sites_own_trickle_is_not_what_its_link_carries() {
+        let mut last = status(1_000, 1);
+        let path = &mut last.policy.paths[0];
+        (
+            path.bytes_per_sec,
+            path.best_bytes_per_sec,
+            path.rate_up_bits,
+        ) = (3_000, 0, None);
+        let plan = |status: &Status, rate| {
+            let path = chosen_path(status, None).unwrap();
+            report(&config(""), None, status, status, &path, rate)
+        };
+        let report = plan(&last, None);
+        assert_eq!((report.link_bits, report.link_is_known), (1_000_000, false));
+        let report = plan(&last, Some(BitRate::mbit(2)));
+        assert_eq!((report.link_bits, report.link_is_known), (2_000_000, true));
+        last.policy.paths[0].rate_up_bits = Some(256_000);
+        let report = plan(&last, None);
+        assert_eq!((report.link_bits, report.link_is_known), (256_000, true));
+    }
+
+    #[test]
+    fn a_topic_that_the_hub_refuses_is_never_caught_up() {
+        let mut last = status(1_000, 10_000);
+        let mut other = last.topics[0].clone();
+        other.name = "b".to_owned();
+        last.topics.push(other);
+        last.uplink.refused_topics = vec!["a".to_owned()];
+        let path = chosen_path(&last, None).unwrap();
+        let report = report(&config(""), None, &last, &last, &path, None);
+        let takes = report
+            .topics
+            .iter()
+            .map(|it| (it.topic.as_str(), it.takes_ms.is_some()));
+        assert_eq!(takes.collect::<Vec<_>>(), [("a", false), ("b", true)]);
+        assert_eq!(report.done_ms, None);
+        let text = report.to_string();
+        assert!(
+            text.contains("never") && text.contains("a waits: refused by the hub"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn what_was_not_measured_is_said_to_be_assumed() {
         let mut last = status(1_000, 1);
         last.uplink = UplinkStatus::default();
@@ -374,7 +444,11 @@ mod tests {
         let path = chosen_path(&last, Some("default")).unwrap();
         let report = report(&config(""), None, &last, &last, &path, None);
         assert!(!report.link_is_known && !report.cost_is_known);
-        assert!(report.to_string().contains("assumed"));
+        let text = report.to_string();
+        assert!(
+            text.contains("Link 1.0 Mbit/s, assumed") && text.contains("give --rate"),
+            "{text}"
+        );
         let error = chosen_path(&last, Some("lte")).unwrap_err().to_string();
         assert_eq!(error, "no such path; the node has default");
     }

@@ -45,7 +45,8 @@ pub struct PathStatus {
     pub received_bytes: u64,
     /// Both ways in a second, of late.
     pub bytes_per_sec: u64,
-    /// The most of that in the last minutes.
+    /// The most of that in the last minutes while the link was the limit, neither what there was to send nor
+    /// a policy; 0: it was not.
     pub best_bytes_per_sec: u64,
 }
 

@@ -121,19 +121,22 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(config: &UplinkConfig, policies: &Policies) -> Result<Self, ConnectError> {
-        let bindings = config.paths.iter().map(|path| Binding::from(&path.bind));
-        let mut bindings: Vec<Binding> = bindings.collect();
+        let bindings = config.paths.iter();
+        let bindings = bindings.map(|path| (path.name.clone(), Binding::from(&path.bind)));
+        let mut bindings: Vec<(String, Binding)> = bindings.collect();
         if bindings.is_empty() {
-            bindings.push(Binding::default());
+            bindings.push((String::new(), Binding::default()));
         }
         let outlets: Vec<Outlet> = bindings
             .into_iter()
             .enumerate()
-            .map(|(path, binding)| Outlet::new(binding, Arc::clone(policies.shaper(path))))
+            .map(|(path, (name, binding))| {
+                Outlet::new(name, binding, Arc::clone(policies.shaper(path)))
+            })
             .collect();
-        if let [only] = outlets.as_slice() {
-            // a machine without a network stack is seen at the start
-            only.udp()?;
+        if config.paths.is_empty() {
+            // a machine without a network stack is seen at the start; a path may come later
+            outlets[0].udp()?;
         }
         Ok(Self {
             outlets,

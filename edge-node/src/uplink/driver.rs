@@ -230,6 +230,9 @@ impl Session {
         let granted = self.granted.map(|rate| share_of(rate, path.rtt));
         let window = granted.map_or(path.window, |granted| path.window.min(granted));
         self.buffer.observe_path(window, path.rtt);
+        // what the controller allows is there to be sent: the link is the limit, or the policy
+        let is_full = path.window > 0 && self.sender.bytes_in_transit() >= path.window;
+        self.policies.shaper(self.path).set_full(is_full);
         self.sender.set_send_budget(self.buffer.budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
@@ -319,8 +322,16 @@ impl Session {
                     );
                 }
                 SenderOutput::Denied { handle } => {
-                    self.stats.denied_logs.fetch_add(1, Ordering::Relaxed);
+                    if let Some(log) = self.sender.log(handle) {
+                        self.stats.refused.refuse(log.clone());
+                    }
                     warn!(log = self.name(handle), "Hub does not take this log");
+                }
+                SenderOutput::Admitted { handle } => {
+                    if let Some(log) = self.sender.log(handle) {
+                        self.stats.refused.admit(log);
+                    }
+                    info!(log = self.name(handle), "Hub takes this log after all");
                 }
                 SenderOutput::TooLarge {
                     handle,
@@ -440,6 +451,7 @@ impl Session {
     }
 
     async fn end(mut self, close: Close) -> Ended {
+        self.policies.shaper(self.path).set_full(false);
         self.seen.observe(&self.connection, &self.stats);
         // dropping the queue finishes the control stream, and with it the goodbye
         drop(self.control_out);

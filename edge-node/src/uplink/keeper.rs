@@ -71,7 +71,7 @@ pub struct PathView {
     pub traffic: Traffic,
     /// Both ways in a second, of late.
     pub bytes_per_sec: u64,
-    /// The most of that in the last minutes.
+    /// The most of that in the last minutes while the link was the limit; 0: it was not.
     pub best_bytes_per_sec: u64,
 }
 
@@ -317,6 +317,8 @@ impl Keeper {
     fn count(&mut self) {
         let running = shared::time::now();
         for (path, shaper) in self.shapers.iter().enumerate() {
+            let (full, rate) = (shaper.full_time(), shaper.rate());
+            self.steward.handle_load(path, full, rate);
             self.steward.handle_traffic(path, shaper.traffic(), running);
         }
     }

@@ -18,7 +18,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::pacer::TcpPacer;
 use super::shaper::Shaper;
 use super::socket::ShapedSocket;
-use crate::config::Bind;
+use crate::config::{Bind, PathConfig};
 
 /// How long the last words may take when the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -51,6 +51,8 @@ impl From<&Bind> for Binding {
 /// One way out.
 #[derive(Debug)]
 pub(super) struct Outlet {
+    /// As configured, for errors.
+    name: String,
     binding: Binding,
     shaper: Arc<Shaper>,
     udp: Mutex<Option<Udp>>,
@@ -66,8 +68,9 @@ pub(super) struct Udp {
 
 impl Outlet {
     /// Everything that leaves and comes by it passes the shaper.
-    pub(super) const fn new(binding: Binding, shaper: Arc<Shaper>) -> Self {
+    pub(super) const fn new(name: String, binding: Binding, shaper: Arc<Shaper>) -> Self {
         Self {
+            name,
             binding,
             shaper,
             udp: Mutex::new(None),
@@ -117,6 +120,21 @@ impl Outlet {
     }
 
     fn bind(&self) -> io::Result<(UdpSocket, bool)> {
+        self.bind_any().map_err(|error| self.named(error))
+    }
+
+    /// Says which path it was, and what is not there.
+    fn named(&self, error: io::Error) -> io::Error {
+        let what = match (&self.binding.address, &self.binding.interface) {
+            (Some(address), _) => format!("address {address}"),
+            (None, Some(interface)) => format!("interface `{interface}`"),
+            (None, None) => return error,
+        };
+        let text = format!("path `{}`, {what}: {error}", self.name);
+        io::Error::new(error.kind(), text)
+    }
+
+    fn bind_any(&self) -> io::Result<(UdpSocket, bool)> {
         match self.binding.address {
             Some(address) => Ok((self.bind_to(address)?, address.is_ipv6())),
             // both IP versions where the machine has them
@@ -168,10 +186,12 @@ impl Outlet {
         } else {
             TcpSocket::new_v6()?
         };
-        self.bind_interface(&SockRef::from(&socket))?;
-        if let Some(address) = self.binding.address {
-            socket.bind((address, 0).into())?;
-        }
+        let bound = self.bind_interface(&SockRef::from(&socket));
+        let bound = bound.and_then(|()| match self.binding.address {
+            Some(address) => socket.bind((address, 0).into()),
+            None => Ok(()),
+        });
+        bound.map_err(|error| self.named(error))?;
         tune_tcp(&socket, idle_timeout);
         socket.connect(to).await
     }
@@ -189,9 +209,19 @@ impl Outlet {
     }
 }
 
+/// Whether a path's address or interface is there at the moment.
+///
+/// # Errors
+/// The system's, with the path and what is not there.
+pub fn look_at_path(path: &PathConfig) -> io::Result<()> {
+    let outlet = Outlet::new(path.name.clone(), Binding::from(&path.bind), Arc::default());
+    outlet.bind().map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uplink::policy::Policy;
 
     #[tokio::test]
     async fn an_outlet_is_bound_to_its_address() {
@@ -199,7 +229,7 @@ mod tests {
             address: Some(Ipv4Addr::LOCALHOST.into()),
             interface: None,
         };
-        let outlet = Outlet::new(binding, Arc::default());
+        let outlet = Outlet::new("lo".to_owned(), binding, Arc::default());
         let local = outlet.udp().unwrap().endpoint.local_addr().unwrap();
         assert!(local.ip().is_loopback());
         assert!(outlet.speaks(Ipv4Addr::LOCALHOST.into()));
@@ -212,9 +242,34 @@ mod tests {
             address: None,
             interface: Some("kedge-none0".to_owned()),
         };
-        let outlet = Outlet::new(binding, Arc::default());
-        assert!(outlet.udp().is_err());
+        let outlet = Outlet::new("cell".to_owned(), binding, Arc::default());
+        let is_named = |error: io::Error| {
+            let text = error.to_string();
+            assert!(
+                text.starts_with("path `cell`, interface `kedge-none0`: "),
+                "{text}"
+            );
+        };
+        is_named(outlet.udp().unwrap_err());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
-        assert!(outlet.connect_tcp(to, CLOSE_TIMEOUT).await.is_err());
+        is_named(outlet.connect_tcp(to, CLOSE_TIMEOUT).await.unwrap_err());
+    }
+
+    #[test]
+    fn a_path_without_its_address_is_named() {
+        let path = |bind| PathConfig {
+            name: "cell".to_owned(),
+            bind,
+            policy: Policy::default(),
+        };
+        // for documentation (RFC 5737): no machine has it
+        let missing = Bind::Local(Ipv4Addr::new(192, 0, 2, 77).into());
+        let text = look_at_path(&path(missing)).unwrap_err().to_string();
+        assert!(
+            text.starts_with("path `cell`, address 192.0.2.77: "),
+            "{text}"
+        );
+        assert!(look_at_path(&path(Bind::Local(Ipv4Addr::LOCALHOST.into()))).is_ok());
+        assert!(look_at_path(&path(Bind::Any)).is_ok());
     }
 }

@@ -24,6 +24,8 @@ use shared::units::BitRate;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::load::Load;
+
 /// UDP's header.
 const UDP_HEADER: u64 = 8;
 const IPV4_HEADER: u64 = 20;
@@ -72,6 +74,7 @@ pub struct Shaper {
 #[derive(Debug)]
 struct State {
     gate: Gate,
+    load: Load,
     /// Tasks that are held by the fence.
     waiting: Vec<Waker>,
 }
@@ -184,6 +187,7 @@ impl Shaper {
                     fence: u64::MAX,
                     early: u64::MAX,
                 },
+                load: Load::default(),
                 waiting: Vec::new(),
             }),
             at_fence: Notify::new(),
@@ -243,6 +247,20 @@ impl Shaper {
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.lock().gate.traffic
+    }
+
+    /// Whether the transport has as much to send as the path holds: then what it sends is what the link
+    /// carries.
+    pub fn set_full(&self, is_full: bool) {
+        let now = self.now();
+        self.lock().load.set(is_full, now);
+    }
+
+    /// How long it had, since the start.
+    #[must_use]
+    pub fn full_time(&self) -> Duration {
+        let now = self.now();
+        self.lock().load.full(now)
     }
 
     /// Datagrams that may leave in one call.

@@ -16,7 +16,7 @@ mod idle;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shared::units::ByteSize;
+use shared::units::{BitRate, ByteSize};
 
 use super::meter::{Ahead, Kept};
 use super::policy::{
@@ -32,6 +32,11 @@ const PATH: &str = "path ";
 
 /// The best speed of a path is forgotten by this part a second: by half in six minutes.
 const FADE: u64 = 512;
+
+/// Seconds of a path in which it was full for so much of the time, in percent, tell what the link carries.
+const FULL: u128 = 90;
+/// A second that came to so much of the policy's rate, in percent, tells nothing of the link.
+const AT_RATE: u64 = 85;
 
 /// What was to last for seconds and is used up so soon was too little.
 const SOON: Duration = Duration::from_secs(1);
@@ -178,7 +183,29 @@ struct PathState {
     /// Where the speed was measured from.
     speed_from: (Duration, u64),
     bytes_per_sec: u64,
+    /// How long it was full since the start, and until the speed was measured last.
+    full: Duration,
+    full_from: Duration,
+    /// What the policy grants.
+    rate: Option<BitRate>,
+    /// The speed of the last second, when the link was its limit.
+    carried: Option<u64>,
+    /// Of two such seconds in a row the slower one; the best of them. One second may fill a queue only.
     best_bytes_per_sec: u64,
+}
+
+impl PathState {
+    /// What the link is seen to carry, when it was the limit of the last `millis` and of the second before.
+    fn carry(&mut self, bytes_per_sec: u64, millis: u128) -> Option<u64> {
+        let full = self.full.saturating_sub(self.full_from).as_millis();
+        self.full_from = self.full;
+        let at_rate = |rate: BitRate| rate.bytes_per_sec() / 100 * AT_RATE;
+        let is_held = self.rate.is_some_and(|rate| bytes_per_sec >= at_rate(rate));
+        let is_limit = full * 100 >= millis * FULL && !is_held;
+        let carried = is_limit.then_some(bytes_per_sec);
+        let before = std::mem::replace(&mut self.carried, carried);
+        Some(carried?.min(before?))
+    }
 }
 
 /// What to write down, and how far the fences may be moved then.
@@ -221,6 +248,10 @@ impl Steward {
             written_at: Duration::ZERO,
             speed_from: (now.running, 0),
             bytes_per_sec: 0,
+            full: Duration::ZERO,
+            full_from: Duration::ZERO,
+            rate: None,
+            carried: None,
             best_bytes_per_sec: 0,
             name,
         });
@@ -291,6 +322,14 @@ impl Steward {
         self.hub = policy.map(|policy| Account::new(policy, HUB, &mut self.idle, now));
     }
 
+    /// How long a path's transport had enough to fill it since the start, and the rate that its policy
+    /// grants: to be said before [`Steward::handle_traffic`].
+    pub(super) fn handle_load(&mut self, path: usize, full: Duration, rate: Option<BitRate>) {
+        if let Some(path) = self.paths.get_mut(path) {
+            (path.full, path.rate) = (full, rate);
+        }
+    }
+
     /// What a path's shaper has counted since the start.
     pub(super) fn handle_traffic(&mut self, path: usize, traffic: Traffic, running: Duration) {
         let Some(path) = self.paths.get_mut(path) else {
@@ -308,7 +347,7 @@ impl Steward {
             path.bytes_per_sec = (path.bytes_per_sec / 4).saturating_mul(3) + speed / 4;
             // what a link once carried says less with every minute
             let faded = path.best_bytes_per_sec - path.best_bytes_per_sec / FADE;
-            path.best_bytes_per_sec = faded.max(path.bytes_per_sec);
+            path.best_bytes_per_sec = faded.max(path.carry(speed, time).unwrap_or(0));
             path.speed_from = (running, traffic.bytes());
         }
         self.site.charge(moved);
@@ -463,7 +502,7 @@ impl Steward {
             .map_or_else(Traffic::default, PathState::total)
     }
 
-    /// Bytes a second of a path: of late, and the best of the last minutes.
+    /// Bytes a second of a path: of late, and the best of the last minutes while the link was the limit.
     pub(super) fn speed(&self, path: usize) -> (u64, u64) {
         let path = self.paths.get(path);
         path.map_or((0, 0), |path| (path.bytes_per_sec, path.best_bytes_per_sec))
@@ -545,6 +584,39 @@ mod tests {
             sent: bytes,
             ..Traffic::default()
         }
+    }
+
+    /// Seconds of so many bytes, in which the path was full for so many milliseconds.
+    fn run(steward: &mut Steward, seconds: &[(u64, u64)], rate: Option<BitRate>) -> u64 {
+        let (mut bytes, mut full) = (0, Duration::ZERO);
+        for (second, (more, millis)) in (1..).zip(seconds) {
+            bytes += more;
+            full += Duration::from_millis(*millis);
+            steward.handle_load(0, full, rate);
+            steward.handle_traffic(0, sent(bytes), Duration::from_secs(second));
+        }
+        steward.speed(0).1
+    }
+
+    #[test]
+    fn only_a_path_that_is_full_tells_what_the_link_carries() {
+        let new = || {
+            let rules = rules(Policy::default(), Policy::default());
+            Steward::new(rules, &Kept::default(), clocks(0))
+        };
+        let mut trickling = new();
+        // dialling in vain, keep-alives, a record now and then
+        assert_eq!(run(&mut trickling, &[(4_000, 0); 60], None), 0);
+        assert!(trickling.speed(0).0 > 3_000, "of late it is told as it is");
+        assert_eq!(run(&mut new(), &[(90_000, 600); 60], None), 0);
+        // a burst into a queue, and then what the link carries
+        let seconds = [(4_000, 0), (90_000, 950), (32_000, 1_000), (31_000, 990)];
+        assert_eq!(run(&mut new(), &seconds, None), 32_000);
+        assert_eq!(run(&mut new(), &[(90_000, 1_000), (4_000, 0)], None), 0);
+        // held by the policy, and by the link below the policy
+        let rate = Some(BitRate::kbit(256));
+        assert_eq!(run(&mut new(), &[(32_000, 1_000); 9], rate), 0);
+        assert_eq!(run(&mut new(), &[(16_000, 1_000); 9], rate), 16_000);
     }
 
     #[test]

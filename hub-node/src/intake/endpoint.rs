@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::{Endpoint, Incoming, VarInt};
@@ -19,7 +19,7 @@ use super::admission::Admission;
 use super::gate::GateConfig;
 use super::ingress::Ingress;
 use super::opener::Turns;
-use super::quiet::{Quiet, Takeovers};
+use super::quiet::{Quiet, Superseded, Takeovers};
 use super::session::{self, SessionContext};
 use super::tcp_door::{Knock, TcpDoor};
 use super::{Budget, CodecStates, IntakeLevels, IntakeStats};
@@ -81,6 +81,7 @@ pub struct Intake {
     /// Refusals that were logged lately, by address and reason.
     told_refusals: Mutex<Quiet<(IpAddr, String)>>,
     takeovers: Mutex<Takeovers<SiteId>>,
+    superseded: Mutex<Superseded<SiteId>>,
     told_takeovers: Mutex<Quiet<SiteId>>,
 }
 
@@ -121,6 +122,7 @@ impl Intake {
             next_session: AtomicU64::new(1),
             told_refusals: Mutex::default(),
             takeovers: Mutex::default(),
+            superseded: Mutex::default(),
             told_takeovers: Mutex::default(),
         }
     }
@@ -316,31 +318,39 @@ impl Intake {
     }
 
     fn may_tell(&self, remote: SocketAddr, reason: &str) -> bool {
-        let mut told = self
-            .told_refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        told.may_tell((remote.ip(), reason.to_owned()), shared::time::now())
+        lock(&self.told_refusals).may_tell((remote.ip(), reason.to_owned()), shared::time::now())
     }
 
     /// A site came with another incarnation than before.
-    pub(super) fn took_over(&self, site: &SiteId) {
+    pub(super) fn took_over(&self, site: &SiteId, from: &str, to: &str) {
         let now = shared::time::now();
-        let is_often = {
-            let mut takeovers = self
-                .takeovers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            takeovers.note(site.clone(), now)
-        };
-        let mut told = self
-            .told_takeovers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if is_often && told.may_tell(site.clone(), now) {
-            warn!(%site, "Two machines seem to use the certificate of this site");
+        let is_often = lock(&self.takeovers).note(site.clone(), from, to, now);
+        if is_often {
+            self.tell_twins(site, now);
         }
     }
+
+    /// A session of the site made room for another.
+    pub(super) fn superseded(&self, site: &SiteId) {
+        let now = shared::time::now();
+        let is_often = lock(&self.superseded).note(site.clone(), now);
+        if is_often {
+            self.tell_twins(site, now);
+        }
+    }
+
+    fn tell_twins(&self, site: &SiteId, now: Duration) {
+        let Some((incarnation, other)) = self.register.twins(site, now) else {
+            return;
+        };
+        if lock(&self.told_takeovers).may_tell(site.clone(), now) {
+            warn!(%site, incarnation, other, "Two sites seem to have one certificate");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Never ends where there is no door.

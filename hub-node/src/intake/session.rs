@@ -5,7 +5,7 @@
 //! connection's end, and last the wish to stop. Nothing in the loop waits for the lane: while Kafka is down it may take
 //! nothing for minutes, and keep-alives are answered all the same.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
-use shared::ids::{Incarnation, Offset, SiteId};
+use shared::ids::{Incarnation, Offset, SiteId, TopicName};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
 use shared::wire::{
@@ -137,6 +137,7 @@ pub(super) async fn run(
         arrival: None,
         is_welcome: false,
         is_turned_away: false,
+        denied: BTreeMap::new(),
     };
     session.run(recv, events, sites, stop).await
 }
@@ -189,6 +190,9 @@ struct Session<'a> {
     is_welcome: bool,
     /// The lane never heard of it.
     is_turned_away: bool,
+    /// Logs that the site's rule does not allow: they are answered again when it does. Bounded by the logs that
+    /// a session may have.
+    denied: BTreeMap<Handle, TopicName>,
 }
 
 /// What a hello said.
@@ -323,6 +327,7 @@ impl Session<'_> {
                 }
                 ReceiverOutput::Excess { logs } => {
                     let limit = self.context.intake.config.max_logs;
+                    IntakeStats::add(&self.context.intake.stats.refused_logs, logs as u64);
                     warn!(logs, limit, "More logs than one session may have: denied");
                 }
                 ReceiverOutput::Deliver(delivered) => self.opener.open(delivered),
@@ -342,8 +347,10 @@ impl Session<'_> {
         let register = &self.context.intake.register;
         let received = Arc::clone(&self.received);
         let now = shared::time::wall_ms();
-        if register.connected(self.context.site, incarnation, received, now) {
-            self.context.intake.took_over(self.context.site);
+        let before = register.connected(self.context.site, incarnation, received, now);
+        if let Some(before) = before {
+            let (intake, site) = (self.context.intake, self.context.site);
+            intake.took_over(site, &before, &incarnation.to_string());
         }
     }
 
@@ -441,6 +448,11 @@ impl Session<'_> {
         match answer {
             Ok(told) => {
                 let answers: Vec<LogAnswer> = told.iter().map(|told| told.answer).collect();
+                let denied = told
+                    .iter()
+                    .filter(|told| told.answer.reply == LogReply::Denied)
+                    .map(|told| (told.handle, told.key.log.topic.clone()));
+                let denied: Vec<(Handle, TopicName)> = denied.collect();
                 for told in told {
                     let chain = match told.answer.reply {
                         LogReply::At(checkpoint) => checkpoint.chain,
@@ -464,6 +476,7 @@ impl Session<'_> {
                     self.set_window();
                 }
                 self.receiver.handle_checkpoints(&answers, now);
+                self.deny(denied);
                 if is_first {
                     let sites = Arc::clone(&self.context.intake.sites().borrow());
                     self.handle_rules(&sites, true);
@@ -506,11 +519,53 @@ impl Session<'_> {
             let text = format!("site `{site}` is not on the allow list");
             return self.receiver.refuse(Code::NotAllowed, None, &text);
         }
+        self.allow_again(sites);
         self.allowance.set(sites.ingress_of(site));
         let policy = sites.policy_for(site);
         if self.is_welcome && (is_first || policy != self.policy) {
             self.tell_policy(policy);
         }
+    }
+
+    /// These logs were refused.
+    fn deny(&mut self, logs: Vec<(Handle, TopicName)>) {
+        if logs.is_empty() {
+            return;
+        }
+        let stats = &self.context.intake.stats;
+        IntakeStats::add(&stats.refused_logs, logs.len() as u64);
+        let topics: BTreeSet<&str> = logs.iter().map(|(_, topic)| topic.as_str()).collect();
+        let (topic, topics) = (topics.first().copied().unwrap_or_default(), topics.len());
+        info!(
+            topic,
+            topics, "Topics that no rule for this site allows: refused"
+        );
+        self.denied.extend(logs);
+        self.tell_denied();
+    }
+
+    /// Logs that were refused and that the rules allow are answered again.
+    fn allow_again(&mut self, sites: &SitesConfig) {
+        let Some(rule) = sites.rule(self.context.site.as_str()) else {
+            return;
+        };
+        let allowed = self.denied.iter();
+        let allowed = allowed.filter(|(_, topic)| rule.allows_topic(topic.as_str()));
+        let allowed: Vec<Handle> = allowed.map(|(handle, _)| *handle).collect();
+        if allowed.is_empty() {
+            return;
+        }
+        info!(logs = allowed.len(), "Logs that were refused are allowed");
+        self.denied.retain(|handle, _| !allowed.contains(handle));
+        self.receiver.ask_again(&allowed);
+        self.tell_denied();
+    }
+
+    /// For the site's line in the status.
+    fn tell_denied(&self) {
+        let topics: BTreeSet<&str> = self.denied.values().map(TopicName::as_str).collect();
+        let register = &self.context.intake.register;
+        register.refused(self.context.site, topics.into_iter());
     }
 
     /// The site's link policy is this from here on; `None`: what its own file says.
@@ -535,6 +590,9 @@ impl Session<'_> {
     }
 
     fn refuse(&mut self, reason: EndReason) {
+        if reason == EndReason::Superseded && self.is_welcome {
+            self.context.intake.superseded(self.context.site);
+        }
         let after = || Some(self.context.intake.admission.hint());
         let (code, after, text) = match reason {
             EndReason::Superseded => (

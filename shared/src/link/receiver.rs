@@ -25,8 +25,8 @@ use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset, TopicPartition};
 use crate::wire::{
     Ack, CheckpointEntry, Code, DataContent, DataHeader, Farewell, Frame, FrameDecoder, Handle,
-    Hello, LogEntry, LogReply, MAX_DATA_HEADER_LEN, MAX_EXPANSION, MAX_LOG_STREAMS, MAX_OFFSET,
-    MAX_STREAMS_IN_FLIGHT, MAX_VERSION, Restart, Welcome, WireError,
+    Hello, LogEntry, LogRange, LogReply, MAX_DATA_HEADER_LEN, MAX_EXPANSION, MAX_LOG_STREAMS,
+    MAX_OFFSET, MAX_STREAMS_IN_FLIGHT, MAX_VERSION, Restart, Welcome, WireError,
 };
 
 /// Entries in one frame of checkpoints or acknowledgements: at most 24 and 15 bytes each.
@@ -284,6 +284,39 @@ impl Receiver {
             return self.tell_more(&declared.into_iter().map(denied).collect::<Vec<_>>());
         }
         self.lookups.push_back(declared);
+        self.outputs.push_back(ReceiverOutput::Lookup { logs });
+    }
+
+    /// Asks again about logs that were denied, because the rules have changed: a [`ReceiverOutput::Lookup`]
+    /// follows, in which they name no range and no anchors, and its answer goes to the site unasked. A site that
+    /// expects no such word comes back in a session of its own. Other logs are ignored.
+    pub fn ask_again(&mut self, handles: &[Handle]) {
+        if !matches!(self.state, State::Open { .. }) {
+            return;
+        }
+        let denied = |handle: &Handle| {
+            let log = self.logs.get(handle)?;
+            let at = log.origin;
+            log.expected.is_none().then(|| LogEntry {
+                handle: *handle,
+                log: log.log.clone(),
+                range: LogRange {
+                    origin: at,
+                    start: at,
+                    end: at,
+                },
+                anchors: Vec::new(),
+            })
+        };
+        let logs: Vec<LogEntry> = handles.iter().filter_map(denied).collect();
+        if logs.is_empty() {
+            return;
+        }
+        let declared = logs.iter().map(|entry| Declared {
+            handle: entry.handle,
+            is_excess: false,
+        });
+        self.lookups.push_back(declared.collect());
         self.outputs.push_back(ReceiverOutput::Lookup { logs });
     }
 

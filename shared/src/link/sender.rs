@@ -5,8 +5,10 @@
 //!                            │          │          ▲
 //!                            ▼          ▼          ▼
 //!                          Parked (mismatch,    Trimmed (asking for the chain at the
-//!                          denied, too large)   log's start, then a gap up to there)
+//!                          too large), Denied   log's start, then a gap up to there)
 //! ```
+//! A denied log becomes a declared one when the hub answers again: its rules may change.
+//!
 //! Which log reads and which stream goes next is the schedule's to say: by class, fair between the topics of
 //! a class, in order within a log. Reads under way and items waiting are bounded by `max_reads`.
 //!

@@ -458,6 +458,74 @@ fn a_denied_log_is_parked_and_the_others_go_on() {
 }
 
 #[test]
+fn a_denied_log_goes_on_when_the_hub_answers_again() {
+    let mut sender = sender();
+    sender.add_log(Handle(1), log(0), Class::Normal, range(0, 20), 0);
+    sender.add_log(Handle(2), log(1), Class::Normal, range(0, 20), 0);
+    sender.start(START);
+    outputs(&mut sender);
+    let replies = [(1, LogReply::Denied), (2, LogReply::Denied)];
+    sender.handle_control(&welcome(10_000, &replies), START);
+    outputs(&mut sender);
+    sender.log_grew(Handle(1), 30, START);
+    let again = |handle, reply| {
+        let entry = CheckpointEntry {
+            handle: Handle(handle),
+            reply,
+            anchor: 0,
+        };
+        Frame::Checkpoints(vec![entry]).encode()
+    };
+    sender.handle_control(&again(2, LogReply::Denied), START);
+    assert!(outputs(&mut sender).is_empty(), "it says the same");
+    sender.handle_control(&again(1, LogReply::Absent), START);
+    let out = outputs(&mut sender);
+    assert_eq!(out[0], SenderOutput::Admitted { handle: Handle(1) });
+    let is_read = |out: &SenderOutput| {
+        matches!(
+            out,
+            SenderOutput::Read {
+                handle: Handle(1),
+                from: 0,
+                ..
+            }
+        )
+    };
+    assert!(out.iter().any(is_read), "{out:?}");
+    assert!(sender.is_resolved());
+    sender.handle_control(&again(1, LogReply::Absent), START);
+    let out = outputs(&mut sender);
+    assert_eq!(closed(&out).unwrap().code, Code::BadFrame, "a second time");
+}
+
+#[test]
+fn a_hub_asks_its_lane_again_about_denied_logs_only() {
+    let mut receiver = receiver(1_000);
+    receiver.handle_control(&hello(&[(1, 0), (2, 1)]), START);
+    hub_outputs(&mut receiver);
+    let denied = LogAnswer {
+        reply: LogReply::Denied,
+        anchor: 0,
+    };
+    receiver.handle_checkpoints(&[denied, absent()], START);
+    hub_outputs(&mut receiver);
+    receiver.ask_again(&[Handle(1), Handle(2), Handle(3)]);
+    let out = hub_outputs(&mut receiver);
+    let [ReceiverOutput::Lookup { logs }] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert_eq!((logs.len(), logs[0].handle), (1, Handle(1)));
+    receiver.handle_checkpoints(&[absent()], START);
+    let frames = hub_frames(&mut receiver);
+    let [Frame::Checkpoints(entries)] = &frames[..] else {
+        panic!("{frames:?}");
+    };
+    assert_eq!(entries[0].reply, LogReply::Absent);
+    receiver.ask_again(&[Handle(1)]);
+    assert!(hub_outputs(&mut receiver).is_empty(), "it is allowed");
+}
+
+#[test]
 fn logs_take_turns() {
     let mut sender = sender();
     for handle in 1..=3 {

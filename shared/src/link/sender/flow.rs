@@ -19,6 +19,9 @@ const MAX_QUESTIONS: usize = 32;
 impl Sender {
     pub(super) fn handle_checkpoints(&mut self, entries: &[CheckpointEntry]) {
         for entry in entries {
+            if self.is_denied_still(entry) {
+                continue;
+            }
             let known = self.logs.get(&entry.handle);
             let Some((range, acked)) = known
                 .filter(|log| log.phase == Phase::Declared)
@@ -37,6 +40,25 @@ impl Sender {
             }
             self.resume_log(entry.handle, self.decide(&range, acked, entry.reply));
         }
+    }
+
+    /// The hub answers again about a log that it denied: true when it says the same, else the log is a declared
+    /// one from here on.
+    fn is_denied_still(&mut self, entry: &CheckpointEntry) -> bool {
+        let Some(log) = self.logs.get_mut(&entry.handle) else {
+            return false;
+        };
+        if log.phase != Phase::Denied {
+            return false;
+        }
+        if entry.reply == LogReply::Denied {
+            return true;
+        }
+        log.phase = Phase::Declared;
+        self.unresolved += 1;
+        let handle = entry.handle;
+        self.outputs.push_back(SenderOutput::Admitted { handle });
+        false
     }
 
     /// What both ends know where the log goes on; false when the hub names what was not offered.
@@ -143,7 +165,7 @@ impl Sender {
                 }
             }
             Resume::Denied => {
-                log.phase = Phase::Parked;
+                log.phase = Phase::Denied;
                 self.outputs.push_back(SenderOutput::Denied { handle });
             }
         }
@@ -173,7 +195,8 @@ impl Sender {
             | Phase::Declared
             | Phase::Ready
             | Phase::Reading { .. }
-            | Phase::Parked => {}
+            | Phase::Parked
+            | Phase::Denied => {}
         }
     }
 

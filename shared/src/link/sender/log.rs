@@ -12,9 +12,14 @@ pub(super) enum Phase {
     Declared,
     Checking(Checkpoint),
     Ready,
-    Reading { reserved: u64, end: Offset },
+    Reading {
+        reserved: u64,
+        end: Offset,
+    },
     Trimmed,
     Parked,
+    /// The hub does not take it; it may say otherwise later.
+    Denied,
 }
 
 #[derive(Debug)]

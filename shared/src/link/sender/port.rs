@@ -147,6 +147,8 @@ pub enum SenderOutput {
     HistoryMismatch { handle: Handle, mismatch: Mismatch },
     /// The log is parked: the hub does not take it from this site.
     Denied { handle: Handle },
+    /// The hub takes it after all.
+    Admitted { handle: Handle },
     /// The log is parked: one producer batch is larger than the hub accepts.
     TooLarge {
         handle: Handle,

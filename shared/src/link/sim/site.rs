@@ -198,7 +198,9 @@ impl World {
                     }
                 }
                 SenderOutput::Missing(_) => return Err("chunks without a codec for them".into()),
-                SenderOutput::Denied { .. } | SenderOutput::TooLarge { .. } => {
+                SenderOutput::Denied { .. }
+                | SenderOutput::Admitted { .. }
+                | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
                 }
                 SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}

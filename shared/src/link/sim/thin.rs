@@ -250,6 +250,7 @@ impl Thin {
                 SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }
+                | SenderOutput::Admitted { .. }
                 | SenderOutput::TooLarge { .. }
                 | SenderOutput::Close(_) => panic!("{output:?}"),
             }
