@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use shared::time::now;
 use shared::units::ByteSize;
-use tokio::time::Instant;
 
 pub use bucket::Bucket;
 
@@ -60,8 +60,6 @@ pub struct Quota {
     open: AtomicU32,
     produce: Option<Mutex<Bucket>>,
     consume: Option<Mutex<Bucket>>,
-    /// Where the buckets' time begins.
-    began: Instant,
 }
 
 impl Default for Quota {
@@ -89,7 +87,6 @@ impl Quota {
             open: AtomicU32::new(0),
             produce: bucket(limits.producer_byte_rate),
             consume: bucket(limits.consumer_byte_rate),
-            began: Instant::now(),
         }
     }
 
@@ -115,10 +112,10 @@ impl Quota {
         }
     }
 
-    fn with<T>(&self, flow: Flow, act: impl FnOnce(&mut Bucket, Duration) -> T) -> Option<T> {
+    fn with<T>(&self, flow: Flow, act: impl FnOnce(&mut Bucket) -> T) -> Option<T> {
         let bucket = self.bucket(flow)?.lock();
         let mut bucket = bucket.unwrap_or_else(PoisonError::into_inner);
-        Some(act(&mut bucket, self.began.elapsed()))
+        Some(act(&mut bucket))
     }
 }
 
@@ -150,19 +147,38 @@ impl Meter {
     /// How long until it may go on; `None`: at once.
     #[must_use]
     pub fn wait(&self, flow: Flow) -> Option<Duration> {
+        if self.is_free(flow) {
+            return None;
+        }
+        self.wait_at(flow, now())
+    }
+
+    fn is_free(&self, flow: Flow) -> bool {
+        let mut quotas = self.quotas.iter();
+        quotas.all(|quota| quota.bucket(flow).is_none())
+    }
+
+    fn wait_at(&self, flow: Flow, now: Duration) -> Option<Duration> {
         let waits = self.quotas.iter();
         waits
-            .filter_map(|quota| quota.with(flow, |bucket, now| bucket.wait(now))?)
+            .filter_map(|quota| quota.with(flow, |bucket| bucket.wait(now))?)
             .max()
     }
 
     /// Counts bytes, and tells how long until it may go on.
     pub fn count(&self, flow: Flow, bytes: usize) -> Option<Duration> {
+        if self.is_free(flow) {
+            return None;
+        }
+        self.count_at(flow, bytes, now())
+    }
+
+    fn count_at(&self, flow: Flow, bytes: usize, now: Duration) -> Option<Duration> {
         let amount = u64::try_from(bytes).unwrap_or(u64::MAX);
         for quota in &self.quotas {
-            quota.with(flow, |bucket, now| bucket.take(amount, now));
+            quota.with(flow, |bucket| bucket.take(amount, now));
         }
-        self.wait(flow)
+        self.wait_at(flow, now)
     }
 
     /// Most bytes that are to be moved at once: what the lowest rate allows in a second.
@@ -205,31 +221,29 @@ mod tests {
         assert_eq!(many.len(), 1000);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_stricter_of_two_quotas_holds_and_others_are_not_slowed() {
+    #[test]
+    fn the_stricter_of_two_quotas_holds_and_others_are_not_slowed() {
         let rate = |kib| Limits {
             producer_byte_rate: Some(ByteSize::kib(kib)),
             ..Limits::default()
         };
-        let listener = quota(rate(100));
-        let (slow, free) = (quota(rate(10)), Arc::new(Quota::default()));
+        let second = Duration::from_secs;
+        let (listener, slow) = (quota(rate(100)), quota(rate(10)));
         let slow = Meter::new(&listener, &slow);
-        let free = Meter::new(&listener, &free);
-        assert_eq!(slow.at_once(Flow::Produce), 10 * 1024);
+        let free = Meter::new(&listener, &Arc::default());
+        let (way, kib, mut now) = (Flow::Produce, 1024, second(1000));
+        assert_eq!(slow.at_once(way), 10 * kib);
         assert_eq!(slow.at_once(Flow::Consume), usize::MAX);
-        assert_eq!(
-            slow.count(Flow::Produce, 10 * 1024),
-            None,
-            "a second's worth"
-        );
-        let wait = slow.count(Flow::Produce, 30 * 1024).unwrap();
-        assert_eq!(wait, Duration::from_secs(3));
-        assert_eq!(free.wait(Flow::Produce), None, "another user");
-        assert_eq!(slow.wait(Flow::Consume), None, "the other way");
-        tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!(slow.wait(Flow::Produce), None);
-        let wait = free.count(Flow::Produce, 300 * 1024).unwrap();
-        assert_eq!(wait, Duration::from_secs(2), "the listener's");
-        assert_eq!(slow.wait(Flow::Produce), Some(wait));
+        let wait = slow.count_at(way, 10 * kib, now);
+        assert_eq!(wait, None, "a second's worth");
+        let wait = slow.count_at(way, 30 * kib, now);
+        assert_eq!(wait, Some(second(3)));
+        assert_eq!(free.wait_at(way, now), None, "another user");
+        assert_eq!(slow.wait_at(Flow::Consume, now), None, "the other way");
+        now += second(3);
+        assert_eq!(slow.wait_at(way, now), None);
+        let wait = free.count_at(way, 300 * kib, now);
+        assert_eq!(wait, Some(second(2)), "the listener's");
+        assert_eq!(slow.wait_at(way, now), wait);
     }
 }

@@ -302,7 +302,7 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     let gone = || {
         node.stats
             .connected
-            .load(std::sync::atomic::Ordering::Relaxed)
+            .load(Ordering::Relaxed)
             == 1
     };
     client::until("the member is gone", gone).await;
@@ -333,7 +333,7 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
     let gone = || {
         node.stats
             .connected
-            .load(std::sync::atomic::Ordering::Relaxed)
+            .load(Ordering::Relaxed)
             == 0
     };
     client::until("the subscriber is gone", gone).await;
@@ -367,7 +367,7 @@ async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() 
     let gone = || {
         node.stats
             .connected
-            .load(std::sync::atomic::Ordering::Relaxed)
+            .load(Ordering::Relaxed)
             == 0
     };
     client::until("the session has ended", gone).await;
