@@ -101,11 +101,11 @@ pub fn tail_rows() -> Result<Vec<Row>> {
     let stage = start()?;
     let broker = Broker::start()?;
     let mut rows = Vec::new();
-    for (linger_ms, how, count) in [("0", "sent at once", TURNS), ("5", "linger 5 ms", 1)] {
+    for (linger_ms, how, count) in [("0", "", TURNS), ("5", " with a linger of 5 ms", 1)] {
         let (ours, theirs) = turns(count, linger_ms, &stage.site.bootstrap(), &broker)?;
         for (share, ours, theirs) in [("p50", ours.0, theirs.0), ("p99", ours.1, theirs.1)] {
             rows.push(Row::new(
-                &format!("produce to fetch at 1,000 records/s, {how}, {share}"),
+                &format!("produce to fetch at 1,000 records/s{how}, {share}"),
                 "ms",
                 ours,
                 Some(("Kafka, flush.messages=1", theirs)),
