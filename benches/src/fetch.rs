@@ -19,16 +19,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Systems take turns, so that what else the machine does meets all of them; the median counts.
 const TURNS: usize = 3;
 
-/// Measures the rows.
-///
-/// # Errors
-/// When a system does not start or records do not arrive.
-pub fn rows() -> Result<Vec<Row>> {
-    let mut rows = vec![cold_log()?];
-    rows.extend(latency()?);
-    Ok(rows)
-}
-
 /// A site on its own: the hub is not started.
 fn start() -> Result<Stage> {
     let settings = Settings::default().with("topics.default.partitions", 1);
@@ -37,7 +27,11 @@ fn start() -> Result<Stage> {
     Ok(stage)
 }
 
-fn cold_log() -> Result<Row> {
+/// Measures how fast a log is read that is not in memory.
+///
+/// # Errors
+/// When a system does not start or records do not arrive.
+pub fn cold_rows() -> Result<Vec<Row>> {
     let mut stage = start()?;
     let broker = Broker::start()?;
     broker.create_topic("bench", 1, &[])?;
@@ -58,13 +52,13 @@ fn cold_log() -> Result<Row> {
     for figures in [&mut ours, &mut theirs] {
         figures.sort_by(f64::total_cmp);
     }
-    Ok(Row::new(
+    Ok(vec![Row::new(
         "fetch by one librdkafka consumer from a cold log, 200 B records",
         "MB/s",
         ours[TURNS / 2],
         Some(("Kafka", theirs[TURNS / 2])),
         Goal::AtLeast(1.0),
-    ))
+    )])
 }
 
 /// Files that are not in memory, as for a consumer that comes back after days.
@@ -98,17 +92,20 @@ fn read_all(bootstrap: &str) -> Result<f64> {
     Ok(bytes as f64 / 1e6 / started.elapsed().as_secs_f64())
 }
 
-/// With a producer that sends at once, so that what is measured is the broker, and with the client's default of holding
-/// records back for 5 ms, which both have to wait for.
-fn latency() -> Result<Vec<Row>> {
+/// Measures how soon a new record is seen: with a producer that sends at once, so that what is measured is the broker, and
+/// with the client's default of holding records back for 5 ms, which both have to wait for.
+///
+/// # Errors
+/// When a system does not start or records do not arrive.
+pub fn tail_rows() -> Result<Vec<Row>> {
     let stage = start()?;
     let broker = Broker::start()?;
     let mut rows = Vec::new();
-    for (linger_ms, how) in [("0", "sent at once"), ("5", "linger 5 ms")] {
-        let (ours, theirs) = turns(linger_ms, &stage.site.bootstrap(), &broker)?;
+    for (linger_ms, how, count) in [("0", "", TURNS), ("5", " with a linger of 5 ms", 1)] {
+        let (ours, theirs) = turns(count, linger_ms, &stage.site.bootstrap(), &broker)?;
         for (share, ours, theirs) in [("p50", ours.0, theirs.0), ("p99", ours.1, theirs.1)] {
             rows.push(Row::new(
-                &format!("produce to fetch at 1,000 records/s, {how}, {share}"),
+                &format!("produce to fetch at 1,000 records/s{how}, {share}"),
                 "ms",
                 ours,
                 Some(("Kafka, flush.messages=1", theirs)),
@@ -120,9 +117,14 @@ fn latency() -> Result<Vec<Row>> {
 }
 
 /// Median and 99th percentile of both systems, ms: the median of turns.
-fn turns(linger_ms: &str, ours: &str, theirs: &Broker) -> Result<((f64, f64), (f64, f64))> {
+fn turns(
+    count: usize,
+    linger_ms: &str,
+    ours: &str,
+    theirs: &Broker,
+) -> Result<((f64, f64), (f64, f64))> {
     let (mut found, mut peers) = (Vec::new(), Vec::new());
-    for turn in 0..TURNS {
+    for turn in 0..count {
         let topic = format!("bench-{linger_ms}-{turn}");
         load::produce(ours, &topic, 1, None)?;
         found.push(produce_to_fetch(linger_ms, ours, &topic)?);

@@ -17,7 +17,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 struct Args {
     /// Which: alarm, append, bytes, drain, fetch, hub, images, latency, memory, mqtt, outage, rates,
-    /// streams, wan, wire; all when none is named
+    /// streams, tail, wan, wire; all when none is named
     names: Vec<String>,
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
@@ -32,12 +32,12 @@ struct Args {
 
 type Bench = (&'static str, fn(&Args) -> Result<Vec<Row>>);
 
-const ALL: [Bench; 15] = [
+const ALL: [Bench; 16] = [
     ("alarm", |_| alarm::rows()),
     ("append", |_| append::rows()),
     ("bytes", |args| bytes::rows(&args.folder)),
     ("drain", |_| drain::rows()),
-    ("fetch", |_| fetch::rows()),
+    ("fetch", |_| fetch::cold_rows()),
     ("hub", |_| hub::rows()),
     ("images", |_| images::rows()),
     ("latency", |_| latency::rows()),
@@ -46,6 +46,7 @@ const ALL: [Bench; 15] = [
     ("outage", |args| outage::rows(args.extent())),
     ("rates", |_| rates::rows()),
     ("streams", |_| streams::rows()),
+    ("tail", |_| fetch::tail_rows()),
     ("wan", |args| {
         wan::rows(args.extent(), args.only.as_deref(), &args.folder)
     }),
