@@ -556,7 +556,9 @@ impl Session<'_> {
             return;
         }
         info!(logs = allowed.len(), "Logs that were refused are allowed");
-        self.denied.retain(|handle, _| !allowed.contains(handle));
+        for handle in &allowed {
+            self.denied.remove(handle);
+        }
         self.receiver.ask_again(&allowed);
         self.tell_denied();
     }
