@@ -87,6 +87,8 @@ pub struct KafkaConfig {
     pub write_timeout: Duration,
     /// How long a fetch waits for its part of the node's memory before it is answered without records.
     pub fetch_patience: Duration,
+    /// How long records that were read before a client asks for them are kept.
+    pub ahead_kept: Duration,
     /// How long the answer "full, try again" is held back.
     pub full_delay: Duration,
     /// Time to answer what is in flight on stop.
@@ -157,6 +159,8 @@ impl KafkaConfig {
             },
             write_timeout: Duration::from_secs(30),
             fetch_patience: Duration::from_secs(5),
+            // a client that takes longer for one answer would gain nothing by the next being ready
+            ahead_kept: Duration::from_millis(100),
             full_delay: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(10),
             quota: Arc::default(),

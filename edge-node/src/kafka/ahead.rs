@@ -4,7 +4,7 @@
 //! It begins when an answer has batches of one log only, goes on where the one before ended, and there is
 //! more: who catches up asks for the next piece at once. What is read is as large as an answer, comes from the
 //! part of the node's memory that nobody uses ([`Egress::read_ahead`]), and is dropped when it is not asked
-//! for within [`KEPT`]. It holds batches only: the ends of the log, whether it still has them and whether the
+//! for in time. It holds batches only: the ends of the log, whether it still has them and whether the
 //! client may read them are looked up when they are asked for.
 
 use std::future::pending;
@@ -18,12 +18,10 @@ use super::fetch::{FetchRequest, Piece, Source};
 use crate::egress::{Allowance, Egress};
 use crate::store::{FetchLimit, PartitionId};
 
-/// A client that takes longer for one answer would gain nothing by the next being ready.
-const KEPT: Duration = Duration::from_millis(100);
-
 /// What is read ahead, and where the last answer ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ahead {
+    kept: Duration,
     ended: Option<(PartitionId, Offset)>,
     reading: Option<Reading>,
 }
@@ -38,6 +36,15 @@ struct Reading {
 }
 
 impl Ahead {
+    /// Nothing yet; what is read is kept for so long.
+    pub(super) const fn new(kept: Duration) -> Self {
+        Self {
+            kept,
+            ended: None,
+            reading: None,
+        }
+    }
+
     /// Takes note of an answer, and begins to read what comes behind it when that is worth it.
     pub(super) fn note(&mut self, egress: &Egress, request: &FetchRequest, source: Option<Source>) {
         self.reading = None;
@@ -48,7 +55,8 @@ impl Ahead {
         self.ended = Some((source.id, source.next));
         if ended == Some((source.id, source.from)) && source.has_more {
             let most = most_bytes(request, &source.topic, source.index);
-            self.reading = most.and_then(|most| Reading::begin(egress, source, most));
+            let until = Instant::now() + self.kept;
+            self.reading = most.and_then(|most| Reading::begin(egress, source, most, until));
         }
     }
 
@@ -81,7 +89,7 @@ impl Ahead {
 }
 
 impl Reading {
-    fn begin(egress: &Egress, source: Source, most: usize) -> Option<Self> {
+    fn begin(egress: &Egress, source: Source, most: usize, until: Instant) -> Option<Self> {
         let most = most.min(egress.limits().max_answer_bytes);
         let topic = egress.store().topic(&source.topic)?;
         let (id, from) = (source.id, source.next);
@@ -104,7 +112,7 @@ impl Reading {
         Some(Self {
             source,
             most,
-            until: Instant::now() + KEPT,
+            until,
             work,
         })
     }

@@ -385,7 +385,7 @@ impl Connection {
         mut write: Outgoing,
         mut queue: mpsc::Receiver<Queued>,
     ) -> Result<(), ConnError> {
-        let mut ahead = Ahead::default();
+        let mut ahead = Ahead::new(self.config.ahead_kept);
         loop {
             let next = tokio::select! {
                 biased;

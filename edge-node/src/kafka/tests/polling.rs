@@ -190,7 +190,7 @@ fn base(records: &Bytes) -> i64 {
 
 #[tokio::test]
 async fn who_catches_up_gets_every_batch_once_and_the_next_is_read_ahead() {
-    let node = node(|_, _| {}).await;
+    let node = node(|config, _| config.ahead_kept = LIMIT).await;
     let one = ten_batches(&node).await;
     let fetches = || node.store.fetches.load(Ordering::Relaxed);
     let mut client = node.client().await;
