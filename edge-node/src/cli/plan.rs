@@ -440,7 +440,8 @@ mod tests {
     fn what_was_not_measured_is_said_to_be_assumed() {
         let mut last = status(1_000, 1);
         last.uplink = UplinkStatus::default();
-        last.policy.paths[0].best_bytes_per_sec = 0;
+        let path = &mut last.policy.paths[0];
+        (path.best_bytes_per_sec, path.rate_up_bits) = (0, None);
         let path = chosen_path(&last, Some("default")).unwrap();
         let report = report(&config(""), None, &last, &last, &path, None);
         assert!(!report.link_is_known && !report.cost_is_known);
