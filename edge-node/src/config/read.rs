@@ -34,8 +34,8 @@ const DEFAULT_SWEEP: Span = Span::secs(10);
 const DEFAULT_RETENTION: Span = Span::days(7);
 /// Kafka's `message.max.bytes`, rounded.
 const DEFAULT_MAX_BATCH: ByteSize = ByteSize::mib(1);
-/// The hub takes a batch in one piece: it must fit the window of one session.
-const LARGEST_MAX_BATCH: ByteSize = ByteSize::mib(16);
+/// What every hub takes in one piece, the link's framing included.
+const LARGEST_MAX_BATCH: ByteSize = ByteSize::mib(4);
 /// Clients send at most 1 MiB a partition by default, and several partitions a request.
 const DEFAULT_MAX_REQUEST: ByteSize = ByteSize::mib(8);
 /// Two of the largest requests.

@@ -114,13 +114,14 @@ fn a_file_with_many_mistakes_reports_them_all() {
 #[test]
 fn values_that_do_not_fit_each_other_are_reported() {
     let text = problems(
-        "[uplink]\nhubs = [\"h:1\"]\nbackoff_min = \"40s\"\n[topics.default]\nmax_batch = \"16MiB\"\n\
-         [http]\nlisten = \"127.0.0.1:9092\"\n",
+        "[store]\nqueue = \"2MiB\"\n\
+         [uplink]\nhubs = [\"h:1\"]\nbackoff_min = \"40s\"\n[topics.default]\nmax_batch = \"4MiB\"\n\
+         [http]\nlisten = \"127.0.0.1:9092\"\n[kafka]\nmax_request = \"1MiB\"\n",
     );
     for part in [
         "uplink.backoff_min: larger than backoff_max = 30s",
-        "store.queue: 8MiB is less than the largest max_batch of a topic = 16MiB",
-        "kafka.max_request: 8MiB is less than",
+        "store.queue: 2MiB is less than the largest max_batch of a topic = 4MiB",
+        "kafka.max_request: 1MiB is less than",
         "http.listen: 127.0.0.1:9092 is also kafka.listen",
     ] {
         assert!(text.contains(part), "{part} in {text}");

@@ -87,7 +87,9 @@ impl From<QueryRejection> for HttpError {
 impl From<BodyError> for HttpError {
     fn from(error: BodyError) -> Self {
         let status = match error {
-            BodyError::Invalid(_) | BodyError::Empty => StatusCode::BAD_REQUEST,
+            BodyError::Invalid(_) | BodyError::Timestamp { .. } | BodyError::Empty => {
+                StatusCode::BAD_REQUEST
+            }
             BodyError::NoPartition { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             BodyError::RecordTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         };

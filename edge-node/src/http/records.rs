@@ -19,6 +19,9 @@ use shared::record::{BatchBuilder, HEADER_LEN, Header, record_len};
 use super::json::{self, Cursor, Invalid};
 use crate::base64;
 
+/// Milliseconds since 1970, to the end of the year 9999; -1 is Kafka's "none".
+const TIMESTAMPS: std::ops::RangeInclusive<i64> = -1..=253_402_300_799_999;
+
 /// Why a body can't become batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
@@ -32,6 +35,11 @@ pub enum BodyError {
         partition: u32,
         last: u32,
     },
+    /// Not a time that Kafka's clients read.
+    #[error(
+        "record {index}: timestamp {timestamp_ms}; accepted: -1 (none) to 253402300799999 (9999-12-31)"
+    )]
+    Timestamp { index: u32, timestamp_ms: i64 },
     /// One record does not fit the topic's largest batch.
     #[error("record {index} takes {bytes} bytes; accepted: {limit}")]
     RecordTooLarge {
@@ -123,6 +131,12 @@ impl Gather {
             })
             .collect();
         let timestamp_ms = record.timestamp_ms.unwrap_or(place.now_ms);
+        if !TIMESTAMPS.contains(&timestamp_ms) {
+            return Err(BodyError::Timestamp {
+                index: self.count,
+                timestamp_ms,
+            });
+        }
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         // both deltas taken at their longest: a few bytes too many at most
         let bytes = record_len(u32::MAX >> 1, i64::MAX, key, value, &headers);

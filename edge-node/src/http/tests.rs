@@ -309,6 +309,20 @@ async fn a_request_with_a_fault_stores_nothing() {
         ),
         (
             "/v1/topics/t/records",
+            JSON,
+            "[{\"value\":1,\"timestamp\":9223372036854775807},{\"value\":1,\"timestamp\":-9223372036854775808}]",
+            400,
+            "record 0: timestamp 9223372036854775807; accepted: -1",
+        ),
+        (
+            "/v1/topics/t/records?timestamp=-2",
+            "",
+            "x",
+            400,
+            "timestamp -2; accepted: -1",
+        ),
+        (
+            "/v1/topics/t/records",
             NDJSON,
             "{\"value\":1}\n{\"value\"}",
             400,

@@ -6,6 +6,13 @@
 
 use std::collections::HashMap;
 
+/// Whether a topic or a filter is one of the node's own, `$SYS` and all below it.
+#[must_use]
+pub fn is_system(text: &str) -> bool {
+    text.strip_prefix("$SYS")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Whether `filter` matches `topic`; both are valid.
 #[must_use]
 pub fn matches(filter: &str, topic: &str) -> bool {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use shared::ids::TopicName;
 
 use super::codec::{is_valid_filter, is_valid_topic};
-use super::filters::{captures, covers, matches, overlap};
+use super::filters::{captures, covers, is_system, matches, overlap};
 use super::packet::Qos;
 
 /// What the key of a record is made of, or an MQTT topic.
@@ -231,6 +231,24 @@ pub enum MapError {
         /// The rule before it.
         earlier: String,
     },
+    /// A topic of Kafka's own.
+    #[error("`{kafka}`: topics that begin with `__` are not for sites; accepted: another name")]
+    Internal {
+        /// Which.
+        rule: usize,
+        /// The Kafka topic.
+        kafka: String,
+    },
+    /// What a record's MQTT topic is made of makes none.
+    #[error(
+        "`{topic}` is no topic that can be published to; accepted: text without `+` and `#`, and {{key}}"
+    )]
+    Topic {
+        /// Which.
+        rule: usize,
+        /// As it would be for the key `k`.
+        topic: String,
+    },
     /// A template uses what it can't have.
     #[error("{what}")]
     Template {
@@ -250,6 +268,8 @@ impl MapError {
             | Self::Shadowed { rule, .. }
             | Self::Loop { rule, .. }
             | Self::Ambiguous { rule, .. }
+            | Self::Internal { rule, .. }
+            | Self::Topic { rule, .. }
             | Self::Template { rule, .. } => *rule,
         }
     }
@@ -259,7 +279,8 @@ impl MapError {
     pub fn key(&self) -> &'static str {
         match self {
             Self::Filter { .. } | Self::Shadowed { .. } => "mqtt",
-            Self::Loop { .. } => "topic",
+            Self::Internal { .. } => "kafka",
+            Self::Loop { .. } | Self::Topic { .. } => "topic",
             Self::Ambiguous { .. } | Self::Template { .. } => "key",
         }
     }
@@ -269,6 +290,8 @@ impl MapError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicMap {
     rules: Vec<Rule>,
+    /// The last rule takes what no other does, topics that begin with `$` too.
+    has_rest: bool,
 }
 
 impl TopicMap {
@@ -280,24 +303,26 @@ impl TopicMap {
         for at in 0..rules.len() {
             check(&rules, at, rest.as_ref())?;
         }
+        let has_rest = rest.is_some();
         rules.extend(rest.map(Rule::everything));
-        Ok(Self { rules })
+        Ok(Self { rules, has_rest })
     }
 
     /// No rules: nothing is taken.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { rules: Vec::new() }
+        Self {
+            rules: Vec::new(),
+            has_rest: false,
+        }
     }
 
     /// The rule of an MQTT topic.
     #[must_use]
     pub fn rule(&self, topic: &str) -> Option<&Rule> {
-        // `#` of the last rule is meant for `$` topics too
-        let is_rest = |rule: &Rule| rule.filter == "#" && topic.starts_with('$');
-        self.rules
-            .iter()
-            .find(|rule| matches(&rule.filter, topic) || is_rest(rule))
+        let rest = self.rules.last().filter(|_| self.has_rest);
+        let mut rules = self.rules.iter();
+        rules.find(|rule| matches(&rule.filter, topic)).or(rest)
     }
 
     /// The key of a message's record.
@@ -338,7 +363,7 @@ impl TopicMap {
                 }
             }
         };
-        if !is_valid_topic(&topic) {
+        if !is_valid_topic(&topic) || is_system(&topic) {
             return None;
         }
         let rule = self.rule(&topic)?;
@@ -423,6 +448,16 @@ fn check(rules: &[Rule], at: usize, rest: Option<&TopicName>) -> Result<(), MapE
     {
         let what = "the topic of a record can only be made of text and {key}";
         return Err(MapError::Template { rule: at, what });
+    }
+    if let Some(topic) = &rule.topic {
+        let topic = topic.topic("k");
+        if !is_valid_topic(&topic) || is_system(&topic) {
+            return Err(MapError::Topic { rule: at, topic });
+        }
+    }
+    if rule.kafka.as_str().starts_with("__") {
+        let kafka = rule.kafka.as_str().to_owned();
+        return Err(MapError::Internal { rule: at, kafka });
     }
     let plain = |other: &Rule| other.key_is_topic() && other.topic.is_none();
     let kafka = rule.kafka.as_str().to_owned();

@@ -11,6 +11,7 @@ use tracing::debug;
 use super::Broker;
 use crate::access::Principal;
 use crate::ingest::{Reservation, TopicError};
+use crate::mqtt::filters::is_system;
 use crate::mqtt::gather::{Item, Synced};
 use crate::mqtt::packet::{Message, reason};
 use crate::mqtt::record::Draft;
@@ -81,7 +82,7 @@ impl Broker {
         state: Option<StateChange>,
         reservation: Reservation,
     ) -> Result<Accepted, PublishError> {
-        if message.topic.starts_with("$SYS") {
+        if is_system(&message.topic) {
             return Err(PublishError::NotTaken);
         }
         let rule = self
@@ -125,7 +126,7 @@ impl Broker {
 
     /// Whether a user may publish to a topic.
     pub fn may_publish(&self, user: &Principal, topic: &str) -> bool {
-        let rule = self.map.rule(topic).filter(|_| !topic.starts_with("$SYS"));
+        let rule = self.map.rule(topic).filter(|_| !is_system(topic));
         rule.is_some_and(|rule| user.may_produce(rule.kafka.as_str()))
     }
 

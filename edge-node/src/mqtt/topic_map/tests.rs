@@ -49,6 +49,43 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
+fn a_rule_for_everything_takes_no_dollar_topics() {
+    let rules = vec![
+        rule("#", "a", "{topic}", None),
+        rule("$dev/+", "b", "{1}", Some("$dev/{key}")),
+    ];
+    let map = TopicMap::new(rules, Some(rest())).unwrap();
+    let of = |topic: &str| map.rule(topic).unwrap().kafka.as_str().to_owned();
+    assert_eq!((of("x"), of("$dev/x")), ("a".to_owned(), "b".to_owned()));
+    assert_eq!(of("$other"), "mqtt_messages");
+    let (topic, _) = map.back("b", Some(b"x"), None).unwrap();
+    assert_eq!(&*topic, "$dev/x");
+}
+
+#[test]
+fn records_can_not_pretend_to_be_the_nodes_own_messages() {
+    let map = TopicMap::new(Vec::new(), Some(rest())).unwrap();
+    for (key, is_there) in [
+        ("$SYS/broker/version", false),
+        ("$SYS", false),
+        ("$SYSX/a", true),
+    ] {
+        let back = map.back("mqtt_messages", Some(key.as_bytes()), None);
+        assert_eq!(back.is_some(), is_there, "{key}");
+    }
+}
+
+#[test]
+fn topics_that_nobody_can_publish_to_and_kafkas_own_are_refused() {
+    for topic in ["a/#", "", "+", "$SYS/{key}"] {
+        let text = refused(vec![rule("a/+", "t", "{1}", Some(topic))]);
+        assert!(text.contains("no topic that can be published to"), "{text}");
+    }
+    let text = refused(vec![rule("a/+", "__consumer_offsets", "{topic}", None)]);
+    assert!(text.contains("`__` are not for sites"), "{text}");
+}
+
+#[test]
 fn a_key_counts_only_wildcards_that_the_filter_has() {
     let map = |filter, key| TopicMap::new(vec![rule(filter, "t", key, None)], Some(rest()));
     for (filter, key) in [
