@@ -96,7 +96,7 @@ fn a_kafka_client_above_its_quota_is_told_to_wait_and_others_are_not() -> Result
 /// Writes or reads forty records of 10 KiB, and says how many and the longest throttle time, s.
 const KAFKA: &str = r#"
 import os, sys
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 bootstrap, task, user, topic = sys.argv[1:]
 throttled, failed, count = [0.0], [], 0
 config = {
@@ -110,8 +110,12 @@ if task == "write":
         global count
         count += error is None
         error and failed.append(error.name())
-    for _ in range(40):
-        producer.produce(topic, os.urandom(10240), on_delivery=delivered)
+    try:
+        for _ in range(40):
+            producer.produce(topic, os.urandom(10240), on_delivery=delivered)
+    except KafkaException as error:
+        # a topic that is known to be refused is refused at once
+        failed.append(error.args[0].name())
     producer.flush(90)
     # events of the last answer
     producer.poll(0.5)

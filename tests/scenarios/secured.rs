@@ -210,7 +210,8 @@ fn kafka_clients_are_told_why_they_are_refused() -> Result<()> {
         settings.push((key.to_owned(), value.to_owned()));
         settings
     };
-    let stranger = text(&Certs::make()?.hub().ca);
+    let strangers = Certs::make()?;
+    let stranger = text(&strangers.hub().ca);
     for (topic, settings, told) in [
         ("sales", good.clone(), "stored"),
         ("sales", with("sasl.password", "wrong"), "_AUTHENTICATION"),
