@@ -299,12 +299,7 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
     drop(member);
     let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
-    let gone = || {
-        node.stats
-            .connected
-            .load(Ordering::Relaxed)
-            == 1
-    };
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 1;
     client::until("the member is gone", gone).await;
     for number in 1..=3 {
         publisher
@@ -330,12 +325,7 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("t", Qos::AtLeastOnce).await;
     drop(subscriber);
-    let gone = || {
-        node.stats
-            .connected
-            .load(Ordering::Relaxed)
-            == 0
-    };
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
     client::until("the subscriber is gone", gone).await;
     let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
     publisher.publish("t", "first", Qos::AtLeastOnce, 1).await;
@@ -364,12 +354,7 @@ async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() 
     publisher.ack(AckKind::PubRel, 5).await;
     publisher.expect_ack(AckKind::PubComp, 5).await;
     drop(publisher);
-    let gone = || {
-        node.stats
-            .connected
-            .load(Ordering::Relaxed)
-            == 0
-    };
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
     client::until("the session has ended", gone).await;
     let publisher = Client::new(node.address, session(1000)).await;
     drop(publisher);
