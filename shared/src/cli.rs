@@ -103,7 +103,7 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
     // listeners are on 127.0.0.1 where nothing else is configured, and `localhost` is both
     let first = all.iter().find(|address| address.is_ipv4());
     first
-        .or(all.first())
+        .or_else(|| all.first())
         .copied()
         .ok_or_else(|| "no such host; accepted: HOST:PORT".to_owned())
 }

@@ -268,7 +268,7 @@ fn kafka_clients_are_known_by_their_certificates() -> Result<()> {
     ]);
     Client::KafkaPython.produce(&bootstrap, "states", &written, None, &borrowed(&python))?;
 
-    let mut quick = settings.clone();
+    let mut quick = settings;
     quick.push(("message.timeout.ms".to_owned(), "5000".to_owned()));
     let forbidden = Client::ConfluentPython;
     let refused = forbidden.produce(&bootstrap, "sales", &written, None, &borrowed(&quick));
