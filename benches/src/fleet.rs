@@ -70,6 +70,7 @@ impl Fleet {
             let log = TopicPartition {
                 topic: TopicName::new(topic)?,
                 partition: 0,
+                track: shared::ids::Track::First,
             };
             let connection = runtime.block_on(connect(hub, config))?;
             let (acked_in, acked_out) = watch::channel(0);

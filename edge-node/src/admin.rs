@@ -63,6 +63,7 @@ impl Node {
         let topics = self.store.ledger().into_iter();
         let topics = topics.map(|(name, ledger)| TopicStatus {
             class: self.topics.settings(name.as_str()).class,
+            passed: self.passed(name.as_str()),
             name: name.to_string(),
             ledger: ledger.into(),
         });
@@ -87,6 +88,16 @@ impl Node {
                 }),
             topics,
         }
+    }
+
+    /// What new records of a topic pass, in offsets.
+    fn passed(&self, topic: &str) -> u64 {
+        let topic = self.store.topic(topic);
+        let partitions = topic.iter().flat_map(|topic| &topic.partitions);
+        let ranges = partitions.filter_map(|id| self.store.range(*id).ok());
+        ranges
+            .filter_map(|range| Some(range.tracks.split?.saturating_sub(range.acked)))
+            .sum()
     }
 
     fn problems(&self) -> Vec<String> {

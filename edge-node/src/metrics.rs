@@ -607,6 +607,7 @@ mod tests {
         TopicStatus {
             name,
             class: Class::Normal,
+            passed: 0,
             ledger,
         }
     }
@@ -627,6 +628,7 @@ mod tests {
         let text = text(vec![TopicStatus {
             name: "a".to_owned(),
             class: Class::Normal,
+            passed: 0,
             ledger,
         }]);
         for line in [

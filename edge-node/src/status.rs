@@ -120,6 +120,9 @@ pub struct TopicStatus {
     /// How urgent its records are on the link.
     #[serde(default)]
     pub class: Class,
+    /// Offsets of a backlog that new records pass (`live_first`); 0: there is none.
+    #[serde(default)]
+    pub passed: u64,
     /// Its ledger.
     pub ledger: Ledger,
 }
@@ -252,6 +255,10 @@ impl Status {
             table.row(who.into_iter().chain(total.cells()));
         }
         writeln!(f, "\n{table}")?;
+        for topic in self.topics.iter().filter(|topic| topic.passed > 0) {
+            let (name, backlog) = (&topic.name, thousands(topic.passed));
+            writeln!(f, "{name}: new records pass a backlog of {backlog}")?;
+        }
         for topic in self.unbalanced() {
             let (accepted, accounted) = (topic.ledger.accepted, topic.ledger.accounted());
             let name = &topic.name;
@@ -350,6 +357,7 @@ mod tests {
         TopicStatus {
             name: name.to_owned(),
             class: Class::Bulk,
+            passed: 0,
             ledger,
         }
     }

@@ -106,8 +106,17 @@ macro_rules! delegate_to_engine {
             self.engine.chain_at(partition, offset)
         }
 
-        fn acknowledge(&self, partition: PartitionId, next: Offset) -> Result<(), StoreError> {
-            self.engine.acknowledge(partition, next)
+        fn acknowledge(
+            &self,
+            partition: PartitionId,
+            track: Track,
+            next: Offset,
+        ) -> Result<(), StoreError> {
+            self.engine.acknowledge(partition, track, next)
+        }
+
+        fn split(&self, partition: PartitionId) -> Result<bool, StoreError> {
+            self.engine.split(partition)
         }
 
         fn sweep(&self, wall_ms: i64) -> Result<(), StoreError> {
@@ -171,6 +180,7 @@ mod rocks;
 mod space;
 mod state;
 mod timeline;
+mod tracks;
 mod trim;
 mod tuning;
 mod value;
@@ -180,7 +190,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 use shared::record::BatchHeader;
 use tokio::sync::{oneshot, watch};
 
@@ -190,6 +200,7 @@ pub use node::{RocksStore, StartReport};
 pub use recovery::DamagedRange;
 pub use repair::Salvage;
 pub use state::{StateChange, StateKey, StateSpace};
+pub use tracks::{TrackView, Tracks};
 
 /// Why an append is refused that would go past the node's quota.
 pub const QUOTA_FULL: &str = "the node is at its byte quota and nothing may be deleted";
@@ -376,6 +387,8 @@ pub struct LogRange {
     pub end: Offset,
     /// Bytes of all batches that were ever appended.
     pub bytes: u64,
+    /// How it is spread over its tracks. `acked` is the main track's.
+    pub tracks: Tracks,
 }
 
 /// The delivery ledger of one topic, in records:
@@ -527,7 +540,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     fn next_producer_id(&self) -> Result<i64, StoreError>;
 
     /// Items in order from the one that holds `from`, until `max_bytes` are exceeded (at least one
-    /// item when there is any). `from` below the start reads from the start. Only synced records.
+    /// item when there is any). `from` below the start reads from the start, and nothing of the other track's part
+    /// comes behind what stands before it. Only synced records.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when a block's checksum is wrong.
@@ -596,12 +610,24 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// As [`Store::read`].
     fn chain_at(&self, partition: PartitionId, offset: Offset) -> Result<Option<u64>, StoreError>;
 
-    /// The hub holds everything before `next` (a batch boundary): the cursor moves up, never down.
-    /// Written without a sync: after a crash the hub tells it again.
+    /// The hub holds everything that a track has before `next` (a batch boundary): its cursor moves up, never
+    /// down. Written without a sync: after a crash the hub tells it again.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the disk fails.
-    fn acknowledge(&self, partition: PartitionId, next: Offset) -> Result<(), StoreError>;
+    fn acknowledge(
+        &self,
+        partition: PartitionId,
+        track: Track,
+        next: Offset,
+    ) -> Result<(), StoreError>;
+
+    /// What is appended from here on goes by the partition's other track, past the backlog. Synced. False when
+    /// that track has a part already, when there is no backlog, or when the disk is full.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk fails.
+    fn split(&self, partition: PartitionId) -> Result<bool, StoreError>;
 
     /// Applies retention by age and bytes to all topics, with the wall clock's time.
     ///

@@ -20,6 +20,7 @@ mod chunks;
 mod connect;
 mod driver;
 mod keeper;
+mod live;
 mod load;
 mod meter;
 mod outlet;
@@ -69,6 +70,7 @@ use crate::status::UplinkStatus;
 use crate::store::{Store, StoreError};
 use connect::Connector;
 use driver::{Ended, SessionSettings, Signals};
+use live::Backlogs;
 use reasons::{Reason, Reasons};
 use refused::Refused;
 use roam::Roam;
@@ -324,6 +326,7 @@ impl Uplink {
                 max_read_bytes: u32::try_from(config.max_read.bytes()).unwrap_or(u32::MAX),
                 topics: topics.clone(),
                 classes: config.classes,
+                backlogs: Backlogs::default(),
             },
             outage_budget: config.outage_budget.bytes(),
         })

@@ -169,18 +169,68 @@ impl FromStr for Incarnation {
     }
 }
 
-/// A topic and the number of one of its partitions, as the hub knows a log of a site.
+/// One of the two ways that a partition's records take to the hub. Each offset goes by one of them, and each
+/// keeps its order. Without `live_first` all go by the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Track {
+    /// The one that every partition has.
+    #[default]
+    First,
+    /// The one beside it.
+    Second,
+}
+
+impl Track {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    /// The one beside this one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    /// 0 or 1.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::First => 0,
+            Self::Second => 1,
+        }
+    }
+
+    /// The track of that number.
+    #[must_use]
+    pub const fn of(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::First),
+            1 => Some(Self::Second),
+            _ => None,
+        }
+    }
+}
+
+/// A topic, the number of one of its partitions, and the track: a log of a site, as the hub knows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
     /// The topic's name at the site.
     pub topic: TopicName,
     /// The partition's number at the site, from 0.
     pub partition: u32,
+    /// Which of the partition's records.
+    pub track: Track,
 }
 
 impl fmt::Display for TopicPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.topic, self.partition)
+        write!(f, "{}-{}", self.topic, self.partition)?;
+        match self.track {
+            Track::First => Ok(()),
+            Track::Second => f.write_str(" (second track)"),
+        }
     }
 }
 

@@ -36,10 +36,10 @@ use crate::ids::{NameError, Offset};
 pub const MAGIC: [u8; 4] = *b"KDGE";
 
 /// Oldest protocol version spoken here.
-pub const MIN_VERSION: u16 = 2;
+pub const MIN_VERSION: u16 = 3;
 
 /// Newest protocol version spoken here.
-pub const MAX_VERSION: u16 = 2;
+pub const MAX_VERSION: u16 = 3;
 
 /// The TLS application protocol of the link.
 pub const ALPN: &[u8] = b"kedge/1";
@@ -72,6 +72,9 @@ pub const MAX_OFFSET: Offset = i64::MAX.unsigned_abs();
 /// Gap reason of a range that the hub does not hold and the site no longer has: what it was told
 /// long ago that the hub held. Reasons below are the store's.
 pub const GAP_NOT_AT_SITE: u8 = 5;
+
+/// Gap reason of a range that the partition's other track has. No record is lost by it.
+pub const GAP_OTHER_TRACK: u8 = 7;
 
 /// A handle of one log within one session: small, chosen by the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -24,6 +24,7 @@ mod kafka_tools;
 mod kills;
 mod large_values;
 mod links;
+mod live_first;
 mod main_path;
 mod mqtt_both;
 mod mqtt_v3;

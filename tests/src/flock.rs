@@ -96,6 +96,7 @@ impl Flock {
         let log = TopicPartition {
             topic: TopicName::new(topic)?,
             partition: 0,
+            track: shared::ids::Track::First,
         };
         let (mut members, mut tasks) = (Vec::new(), JoinSet::new());
         for number in 0..sites {

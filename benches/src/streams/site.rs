@@ -51,6 +51,7 @@ impl Log {
             name: TopicPartition {
                 topic: TopicName::new(topic)?,
                 partition: u32::try_from(partition)?,
+                track: shared::ids::Track::First,
             },
             script: Arc::clone(script),
             line: None,

@@ -350,6 +350,7 @@ mod tests {
             topics: vec![TopicStatus {
                 name: "a".to_owned(),
                 class: Class::Normal,
+                passed: 0,
                 ledger: Ledger {
                     accepted,
                     queued: 10_000,

@@ -322,6 +322,7 @@ mod tests {
             on_full: OnFull::Backpressure,
             max_batch: ByteSize::mib(1),
             class: Class::Normal,
+            live_first: false,
         }
     }
 
@@ -352,6 +353,7 @@ mod tests {
                 on_full: OnFull::DropOldest,
                 max_batch: ByteSize::kib(64),
                 class: Class::Normal,
+                live_first: false,
             }
         );
         assert_eq!(value_in_force(&settings, "retention.ms").unwrap(), "1500");

@@ -140,6 +140,8 @@ fn topics(mut section: Section) -> TopicsConfig {
         on_full: OnFull::Backpressure,
         max_batch: DEFAULT_MAX_BATCH,
         class: Class::Normal,
+        // records arrive in the order of their log unless somebody says that they need not
+        live_first: false,
     };
     let auto_create = section.flag("auto_create", true);
     let default = topic_settings(&mut section.section("default"), default);
@@ -191,6 +193,7 @@ fn topic_settings(section: &mut Section, default: TopicSettings) -> TopicSetting
         on_full: section.choice("on_full", default.on_full, &on_full),
         max_batch: section.size("max_batch", default.max_batch, batch),
         class: section.choice("class", default.class, &classes),
+        live_first: section.flag("live_first", default.live_first),
     }
 }
 

@@ -151,7 +151,7 @@ fn the_environment_wins() {
         ("KEDGE_TOPICS__DEFAULT__RETENTION", "unlimited"),
         (
             "KEDGE_TOPICS__RULE",
-            "[{ match = \"logs.*\", on_full = \"drop-oldest\" }]",
+            "[{ match = \"logs.*\", on_full = \"drop-oldest\", live_first = true }]",
         ),
         ("KEDGE_HTTP__ENABLED", "false"),
         ("KEDGE_KAFKA__MAX_CONNECTIONS", "7"),
@@ -162,6 +162,8 @@ fn the_environment_wins() {
     assert_eq!(config.store.quota, ByteSize::mib(64));
     assert_eq!(config.topics.default.retention, None);
     assert_eq!(config.topics.settings("logs.a").on_full, OnFull::DropOldest);
+    assert!(config.topics.settings("logs.a").live_first && config.topics.has_live_first());
+    assert!(!config.topics.default.live_first);
     assert_eq!(config.http, None);
     assert_eq!(config.kafka.unwrap().max_connections, 7);
 }

@@ -46,6 +46,8 @@ pub struct TopicSettings {
     pub max_batch: ByteSize,
     /// How urgent its records are on the link.
     pub class: Class,
+    /// New records pass the backlog: each of the two keeps its order.
+    pub live_first: bool,
 }
 
 impl TopicSettings {
@@ -66,6 +68,13 @@ impl TopicsConfig {
     #[must_use]
     pub fn settings(&self, topic: &str) -> TopicSettings {
         self.rule(topic).map_or(self.default, |rule| rule.settings)
+    }
+
+    /// Whether new records of any topic pass its backlog.
+    #[must_use]
+    pub fn has_live_first(&self) -> bool {
+        let mut rules = self.rules.iter();
+        self.default.live_first || rules.any(|rule| rule.settings.live_first)
     }
 
     /// Whether a client may create the topic by writing to it.

@@ -22,6 +22,7 @@ pub(crate) fn any_topic() -> TopicsConfig {
             on_full: OnFull::Backpressure,
             max_batch: ByteSize(1_048_588),
             class: Class::Normal,
+            live_first: false,
         },
         rules: Vec::new(),
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 use shared::record::{BatchBuilder, BatchHeader, Compression, ProducerStamp};
 use tempfile::TempDir;
 
 use super::{
     Append, AppendError, Appended, GapReason, Item, Ledger, MemoryStore, OnFull, PartitionId,
-    RocksStore, StateChange, Store, StoreConfig, StoreError, Topic, TopicRules,
+    RocksStore, StateChange, Store, StoreConfig, StoreError, Topic, TopicRules, Tracks,
 };
 
 /// A store under test, and the directory that it lives in, if any.
@@ -76,6 +76,7 @@ promises! {
     a_full_topic_pushes_back
     a_full_topic_drops_its_oldest_and_leaves_a_gap
     a_full_topic_drops_the_newest_and_leaves_a_gap
+    a_split_log_is_acknowledged_in_two_places
     a_gap_that_was_read_grows_no_more
     records_that_were_sent_before_they_were_dropped_count_as_committed
     acknowledged_records_go_first
@@ -99,7 +100,7 @@ fn a_reader_below_the_start_is_shown_what_is_gone(make: Make) {
     for _ in 0..3 {
         append(s, p, &batch(1, 10)).unwrap();
     }
-    s.acknowledge(p, 3).unwrap();
+    s.acknowledge(p, Track::First, 3).unwrap();
     for start in [2, 3] {
         s.delete_records(p, start).unwrap();
         let found = s.browse(p, 0, 1).unwrap();
@@ -223,7 +224,7 @@ fn the_cursor_moves_up_only_and_to_boundaries(make: Make) {
     }
     let queued_bytes = ledger(s, "a").queued_bytes;
     for (next, acked) in [(10, 10), (5, 10), (25, 20), (40, 40), (10, 40), (99, 40)] {
-        s.acknowledge(p, next).unwrap();
+        s.acknowledge(p, Track::First, next).unwrap();
         assert_eq!(s.range(p).unwrap().acked, acked, "acknowledged {next}");
         assert!(s.chain_at(p, acked).unwrap().is_some());
         let left = ledger(s, "a");
@@ -316,7 +317,7 @@ fn a_full_topic_pushes_back(make: Make) {
         append(s, p, &batch(1, 10)),
         Err(AppendError::Full(_))
     ));
-    s.acknowledge(p, 2).unwrap();
+    s.acknowledge(p, Track::First, 2).unwrap();
     append(s, p, &batch(1, 10)).unwrap();
     assert_eq!(s.range(p).unwrap().acked, 2);
     let left = ledger(s, "a");
@@ -347,7 +348,7 @@ fn a_full_topic_drops_its_oldest_and_leaves_a_gap(make: Make) {
     assert_eq!(left.queued, 40 - to);
     assert!(left.queued_bytes <= 5 * len_of(10));
     check(s);
-    s.acknowledge(p, to).unwrap();
+    s.acknowledge(p, Track::First, to).unwrap();
     assert_eq!(
         s.range(p).unwrap().start,
         to,
@@ -384,7 +385,7 @@ fn a_full_topic_drops_the_newest_and_leaves_a_gap(make: Make) {
         s.chain_at(q, 10).unwrap(),
         "a drop is history too"
     );
-    s.acknowledge(p, 3).unwrap();
+    s.acknowledge(p, Track::First, 3).unwrap();
     append(s, p, &batch(1, 10)).unwrap();
     let left = ledger(s, "a");
     assert_eq!(
@@ -392,6 +393,84 @@ fn a_full_topic_drops_the_newest_and_leaves_a_gap(make: Make) {
         (11, 7, 1)
     );
     check(s);
+}
+
+/// What is new goes by the other track, which is acknowledged on its own; the ledger knows both.
+fn a_split_log_is_acknowledged_in_two_places(make: Make) {
+    let site = make(&config());
+    let s = &*site.store;
+    let p = topic(s, "a", rules());
+    let [first, second] = Track::BOTH;
+    let tracks = |main, other, split| Tracks { main, other, split };
+    let ends = |from| {
+        s.read(p, from, usize::MAX)
+            .unwrap()
+            .iter()
+            .map(next_of)
+            .max()
+    };
+    assert!(!s.split(p).unwrap(), "no backlog");
+    for _ in 0..3 {
+        append(s, p, &batch(2, 10)).unwrap();
+    }
+    s.acknowledge(p, first, 2).unwrap();
+    s.acknowledge(p, second, 4).unwrap();
+    assert!(s.split(p).unwrap() && !s.split(p).unwrap());
+    for _ in 0..2 {
+        append(s, p, &batch(2, 10)).unwrap();
+    }
+    assert_eq!(s.range(p).unwrap().tracks, tracks(first, 0, Some(6)));
+    assert_eq!((ends(2), ends(6)), (Some(6), Some(10)));
+    assert!(s.chain_at(p, 6).unwrap().is_some());
+    s.acknowledge(p, second, 4).unwrap();
+    s.acknowledge(p, second, 8).unwrap();
+    let (range, counted) = (s.range(p).unwrap(), ledger(s, "a"));
+    assert_eq!((range.acked, range.tracks.other), (2, 8));
+    assert_eq!((counted.committed, counted.queued), (4, 6));
+    assert_eq!(counted.queued_bytes, 3 * len_of_pair());
+    check(s);
+
+    // what the hub holds behind the split is no loss
+    s.delete_records(p, 8).unwrap();
+    let counted = ledger(s, "a");
+    assert_eq!(
+        (counted.committed, counted.deleted, counted.queued),
+        (4, 4, 2)
+    );
+    assert!(matches!(
+        s.read(p, 2, usize::MAX).unwrap()[..],
+        [Item::Gap { from: 2, to: 6, .. }]
+    ));
+    s.acknowledge(p, first, 6).unwrap();
+    let range = s.range(p).unwrap();
+    assert_eq!((range.acked, range.tracks), (8, tracks(second, 6, None)));
+    assert_eq!(ledger(s, "a").committed, 4);
+    check(s);
+
+    // the tracks change places, once the hub knows where the other one goes on
+    assert!(s.split(p).unwrap());
+    append(s, p, &batch(2, 10)).unwrap();
+    s.acknowledge(p, second, 10).unwrap();
+    assert_eq!(s.range(p).unwrap().tracks, tracks(second, 6, Some(10)));
+    assert!(!s.split(p).unwrap());
+    s.acknowledge(p, first, 10).unwrap();
+    assert_eq!(s.range(p).unwrap().tracks, tracks(first, 10, None));
+    s.acknowledge(p, first, 12).unwrap();
+    let counted = ledger(s, "a");
+    assert_eq!((counted.committed, counted.queued), (8, 0));
+    s.delete_topic("a").unwrap();
+    check(s);
+}
+
+fn next_of(item: &Item) -> Offset {
+    match item {
+        Item::Batch { next_offset, .. } => *next_offset,
+        Item::Gap { to, .. } => *to,
+    }
+}
+
+fn len_of_pair() -> u64 {
+    batch(2, 10).len() as u64
 }
 
 /// The hub may commit what was read, and its acknowledgement be lost: its checkpoint must be a boundary.
@@ -426,7 +505,7 @@ fn a_gap_that_was_read_grows_no_more(make: Make) {
     drop_two();
     assert_eq!(s.chain_at(p, 9).unwrap(), told);
     assert_eq!(offsets(&s.read(p, 2, usize::MAX).unwrap()), [2, 3, 9]);
-    s.acknowledge(p, 9).unwrap();
+    s.acknowledge(p, Track::First, 9).unwrap();
     assert_eq!(s.range(p).unwrap().acked, 9);
     check(s);
 }
@@ -449,8 +528,8 @@ fn records_that_were_sent_before_they_were_dropped_count_as_committed(make: Make
     assert!(left.committed == 0 && lost > 5, "{left:?}");
     let rest = s.read(p, 5, usize::MAX).unwrap();
     assert!(matches!(rest[0], Item::Gap { from: 0, to, .. } if to == lost));
-    s.acknowledge(p, 5).unwrap();
-    s.acknowledge(p, 14).unwrap();
+    s.acknowledge(p, Track::First, 5).unwrap();
+    s.acknowledge(p, Track::First, 14).unwrap();
     let left = ledger(s, "a");
     assert_eq!((left.accepted, left.dropped_oldest), (14, lost - 5));
     assert_eq!((left.committed, left.queued), (14 - (lost - 5), 0));
@@ -464,7 +543,7 @@ fn acknowledged_records_go_first(make: Make) {
     for _ in 0..4 {
         append(s, p, &batch(1, 10)).unwrap();
     }
-    s.acknowledge(p, 3).unwrap();
+    s.acknowledge(p, Track::First, 3).unwrap();
     assert_eq!(s.range(p).unwrap().start, 0, "kept for local readers");
     for _ in 0..3 {
         append(s, p, &batch(1, 10)).unwrap();
@@ -492,7 +571,7 @@ fn the_quota_counts_all_topics(make: Make) {
         append(s, p, &batch(1, 10)),
         Err(AppendError::Full(_))
     ));
-    s.acknowledge(q, 3).unwrap();
+    s.acknowledge(q, Track::First, 3).unwrap();
     for _ in 0..3 {
         append(s, p, &batch(1, 10)).unwrap();
     }
@@ -518,7 +597,7 @@ fn old_records_expire_and_unsent_ones_leave_a_gap(make: Make) {
     );
     s.sweep(NOW).unwrap();
     append(s, p, &batch(5, 10)).unwrap();
-    s.acknowledge(p, 5).unwrap();
+    s.acknowledge(p, Track::First, 5).unwrap();
     append(s, p, &batch(5, 10)).unwrap();
     s.sweep(NOW + HOUR / 2).unwrap();
     append(s, p, &batch(5, 10)).unwrap();
@@ -593,7 +672,7 @@ fn a_new_incarnation_begins_at_the_cursors(make: Make) {
     let (s, p) = (&*site.store, topic(&*site.store, "a", rules()));
     append(s, p, &batch(5, 10)).unwrap();
     append(s, p, &batch(5, 10)).unwrap();
-    s.acknowledge(p, 5).unwrap();
+    s.acknowledge(p, Track::First, 5).unwrap();
     let before = s.incarnation();
     let after = s.renew_incarnation().unwrap();
     assert_ne!(before, after);
@@ -624,7 +703,10 @@ fn unknown_partitions_are_refused(make: Make) {
     assert_eq!(s.read(p, 0, 1), Err(StoreError::UnknownPartition));
     assert_eq!(s.range(p), Err(StoreError::UnknownPartition));
     assert_eq!(s.chain_at(p, 0), Err(StoreError::UnknownPartition));
-    assert_eq!(s.acknowledge(p, 1), Err(StoreError::UnknownPartition));
+    assert_eq!(
+        s.acknowledge(p, Track::First, 1),
+        Err(StoreError::UnknownPartition)
+    );
 }
 
 pub(super) const HOUR: i64 = 3_600_000;
@@ -724,7 +806,11 @@ pub(super) fn check(s: &dyn Store) {
             let range = s.range(*p).unwrap();
             check_range(s, *p);
             let mut at = range.start;
-            for item in s.read(*p, range.start, usize::MAX).unwrap() {
+            let mut items = s.read(*p, range.start, usize::MAX).unwrap();
+            if let Some(split) = range.tracks.split.filter(|split| range.start < *split) {
+                items.extend(s.read(*p, split, usize::MAX).unwrap());
+            }
+            for item in items {
                 let (from, to, chain) = match item {
                     Item::Batch {
                         base_offset,
@@ -749,7 +835,7 @@ pub(super) fn check(s: &dyn Store) {
         }
     }
     for (name, l) in s.ledger() {
-        let lost = l.expired + l.dropped_oldest + l.dropped_newest + l.damaged;
+        let lost = l.expired + l.dropped_oldest + l.dropped_newest + l.damaged + l.deleted;
         assert_eq!(l.accepted, l.committed + l.queued + lost, "{name}: {l:?}");
     }
 }

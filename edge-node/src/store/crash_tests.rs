@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rand::SeedableRng;
-use shared::ids::Offset;
+use shared::ids::{Offset, Track};
 use shared::record::{Compression, ProducerStamp};
 use tempfile::TempDir;
 
@@ -36,7 +36,9 @@ fn everything_survives_a_kill() {
         append(&*s, p, &batch(2, 50)).unwrap();
     }
     let first = append(&*s, p, &sent).unwrap();
-    s.acknowledge(p, s.range(p).unwrap().start + 40).unwrap();
+    s.acknowledge(p, Track::First, s.range(p).unwrap().start + 40)
+        .unwrap();
+    assert!(s.split(p).unwrap());
     s.sweep(NOW).unwrap();
 
     let copy = killed(dir.path());
@@ -228,7 +230,7 @@ fn damage_that_the_hub_turns_out_to_hold_is_no_loss() {
     let (t, report) = open(copy.path());
     let lost = ledger(&*t, "a").damaged;
     assert!(lost > 0, "{report:?}");
-    t.acknowledge(p, 6).unwrap();
+    t.acknowledge(p, Track::First, 6).unwrap();
     let after = ledger(&*t, "a");
     assert_eq!((after.committed, after.damaged), (6, 0));
     check(&*t);
@@ -299,7 +301,7 @@ fn a_flipped_bit_in_a_table_file_becomes_an_exact_gap_on_the_next_start() {
     for _ in 0..50 {
         append(&*s, p, &batch(10, 1_000)).unwrap();
     }
-    s.acknowledge(p, 100).unwrap();
+    s.acknowledge(p, Track::First, 100).unwrap();
     s.db()
         .flush_cf(super::rocks::family(s.db(), "log"))
         .unwrap();
@@ -394,7 +396,7 @@ fn a_truncated_or_missing_file_does_not_keep_the_store_from_opening() {
     for _ in 0..50 {
         append(&*s, p, &batch(10, 1_000)).unwrap();
     }
-    s.acknowledge(p, 100).unwrap();
+    s.acknowledge(p, Track::First, 100).unwrap();
     s.db()
         .flush_cf(super::rocks::family(s.db(), "log"))
         .unwrap();
@@ -447,7 +449,7 @@ fn a_database_that_is_gone_is_a_declared_loss_and_a_new_incarnation() {
     for _ in 0..5 {
         append(&*s, p, &batch(10, 10)).unwrap();
     }
-    s.acknowledge(p, 20).unwrap();
+    s.acknowledge(p, Track::First, 20).unwrap();
     let copy = killed(dir.path());
     fs::remove_dir_all(copy.path().join("db")).unwrap();
     let (t, report) = open(copy.path());
@@ -590,7 +592,7 @@ fn a_full_disk_refuses_keeps_serving_and_comes_back_without_a_restart() {
     assert_eq!(*s.failure().borrow(), None, "a full disk passes");
     assert_eq!(s.range(p).unwrap().end, accepted);
     check(&*s);
-    s.acknowledge(p, accepted / 2).unwrap();
+    s.acknowledge(p, Track::First, accepted / 2).unwrap();
     assert_eq!(s.range(p).unwrap().acked, accepted / 2);
 
     fs::remove_file(&filler).unwrap();
@@ -625,7 +627,7 @@ fn a_salvage_without_room_for_a_copy_mends_in_place() {
     for _ in 0..160 {
         append(&*s, p, &batch(10, 10_000)).unwrap();
     }
-    s.acknowledge(p, 100).unwrap();
+    s.acknowledge(p, Track::First, 100).unwrap();
     s.db()
         .flush_cf(super::rocks::family(s.db(), "log"))
         .unwrap();
@@ -664,7 +666,7 @@ fn below_its_free_space_the_node_refuses_before_the_disk_is_full() {
         append(&*s, p, &batch(1, 1)),
         Err(AppendError::Full(_))
     ));
-    s.acknowledge(p, 0).unwrap();
+    s.acknowledge(p, Track::First, 0).unwrap();
     s.sweep(NOW).unwrap();
     check(&*s);
 }

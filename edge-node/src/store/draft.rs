@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use shared::ids::Track;
 use shared::record::BatchHeader;
 
 use super::book::Book;
@@ -225,9 +226,14 @@ impl<'a, D: Disk> Draft<'a, D> {
         })
     }
 
-    /// Moves a cursor up. False when it is there already.
-    pub(super) fn acknowledge(&mut self, partition: PartitionId, to: Point) -> bool {
-        self.edit(partition, |p| p.acknowledge(to))
+    /// Moves a track's cursor up. False when it is there already.
+    pub(super) fn acknowledge(&mut self, partition: PartitionId, track: Track, to: Point) -> bool {
+        self.edit(partition, |p| p.acknowledge(track, to))
+    }
+
+    /// Gives what comes from here on to the other track.
+    pub(super) fn split(&mut self, partition: PartitionId) -> bool {
+        self.edit(partition, Partition::split)
     }
 
     /// Unacked records become the first of a new incarnation.

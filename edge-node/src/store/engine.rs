@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 use tokio::sync::watch;
 
 use super::book::Book;
@@ -222,16 +222,44 @@ impl<D: Disk> Engine<D> {
         Ok(())
     }
 
-    pub(super) fn acknowledge(&self, id: PartitionId, next: Offset) -> Result<(), StoreError> {
+    pub(super) fn split(&self, id: PartitionId) -> Result<bool, StoreError> {
         let mut writing = self.writing();
         self.check_alive()?;
-        let Some(point) = self.boundary(id, next)? else {
+        let (is_split, change) = {
+            let book = self.book();
+            book.partition(id).ok_or(StoreError::UnknownPartition)?;
+            let mut draft = Draft::new(&book, &self.disk, self.limits, false);
+            (draft.split(id), draft.finish())
+        };
+        if !is_split {
+            return Ok(false);
+        }
+        match self.commit(change, true, &mut writing.unclean) {
+            Ok(()) => {
+                // a track has a part that it had not
+                self.changes.send_modify(|n| *n += 1);
+                Ok(true)
+            }
+            Err(DiskError::Full(_)) => Ok(false),
+            Err(error @ (DiskError::Corrupt(_) | DiskError::Failed(_))) => Err(self.fail(error)),
+        }
+    }
+
+    pub(super) fn acknowledge(
+        &self,
+        id: PartitionId,
+        track: Track,
+        next: Offset,
+    ) -> Result<(), StoreError> {
+        let mut writing = self.writing();
+        self.check_alive()?;
+        let Some(point) = self.boundary(id, track, next)? else {
             return Ok(());
         };
         let change = {
             let book = self.book();
             let mut draft = Draft::new(&book, &self.disk, self.limits, false);
-            draft.acknowledge(id, point);
+            draft.acknowledge(id, track, point);
             draft.finish()
         };
         if change.ops.is_empty() {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use bytes::Bytes;
-use shared::ids::Offset;
+use shared::ids::{Offset, Track};
 use shared::record::{BatchHeader, Compression, ProducerStamp};
 
 use super::contract::{batch, batch_with, config, rules};
@@ -28,7 +28,7 @@ fn after_a_failed_sync_nothing_is_acknowledged() {
         "the disk lies from here"
     );
     assert!(matches!(*s.failure().borrow(), Some(StoreError::Io(_))));
-    assert!(s.acknowledge(p, 1).is_err() && s.sweep(0).is_err());
+    assert!(s.acknowledge(p, Track::First, 1).is_err() && s.sweep(0).is_err());
     assert_eq!(s.range(p).unwrap().end, 1);
     assert_eq!(
         s.read(p, 0, 1).unwrap().len(),
@@ -70,7 +70,7 @@ fn a_full_disk_does_not_stop_the_cursor() {
     let (s, p) = engine();
     append(&s, p).unwrap();
     s.disk.fail(FULL);
-    s.acknowledge(p, 1).unwrap();
+    s.acknowledge(p, Track::First, 1).unwrap();
     assert_eq!(s.range(p).unwrap().acked, 1);
 }
 
@@ -82,12 +82,12 @@ fn on_a_low_disk_an_acknowledgement_makes_room_at_once() {
     for _ in 0..4 {
         send(&s, p, &large).unwrap();
     }
-    s.acknowledge(p, 1).unwrap();
+    s.acknowledge(p, Track::First, 1).unwrap();
     s.disk.is_low.store(true, Ordering::Relaxed);
     assert!(matches!(append(&s, p), Err(AppendError::Full(_))));
-    s.acknowledge(p, 2).unwrap();
+    s.acknowledge(p, Track::First, 2).unwrap();
     assert_eq!(s.range(p).unwrap().start, 0, "not for every small one");
-    s.acknowledge(p, 4).unwrap();
+    s.acknowledge(p, Track::First, 4).unwrap();
     assert_eq!(s.range(p).unwrap().start, 4);
     s.disk.is_low.store(false, Ordering::Relaxed);
     append(&s, p).unwrap();
@@ -99,7 +99,7 @@ fn on_a_low_disk_an_append_lets_acknowledged_records_go() {
     for _ in 0..4 {
         send(&s, p, &batch(1, 300_000)).unwrap();
     }
-    s.acknowledge(p, 4).unwrap();
+    s.acknowledge(p, Track::First, 4).unwrap();
     assert_eq!(s.range(p).unwrap().start, 0);
     s.disk.is_low.store(true, Ordering::Relaxed);
     assert!(matches!(append(&s, p), Err(AppendError::Full(_))));

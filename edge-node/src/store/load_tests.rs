@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use shared::ids::Track;
+
 use super::contract::{NOW, batch, check_range, config, ensure, rules, seeded};
 use super::{Append, Item, RocksStore, Store, StoreConfig};
 
@@ -78,7 +80,7 @@ fn a_backlog_costs_neither_memory_nor_time_to_open() {
                 | Item::Gap { to: next, .. }) = item;
                 at = next;
             }
-            s.acknowledge(*p, at).unwrap();
+            s.acknowledge(*p, Track::First, at).unwrap();
             peak = peak.max(resident_mib());
         }
         check_range(&*s, *p);
@@ -111,7 +113,7 @@ fn a_backlog_costs_neither_memory_nor_time_to_open() {
             state: Vec::new(),
         });
         let next = appended.blocking_recv().unwrap().unwrap().base_offset + 4_800;
-        s.acknowledge(partition, next).unwrap();
+        s.acknowledge(partition, Track::First, next).unwrap();
     }
     println!("100 MiB later: {} MiB on disk", size());
 }

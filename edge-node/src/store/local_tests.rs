@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use shared::ids::Offset;
+use shared::ids::{Offset, Track};
 use shared::record::{BatchBuilder, BatchHeader, Compression};
 
 use super::contract::{
@@ -64,11 +64,11 @@ fn a_local_reader_steps_over_gaps_and_tells_nobody_of_them() {
         let (found, bytes) = fetched(s, p, 0, ALL);
         assert_eq!((bases(&bytes), found.next), (vec![0, 1, 2], 6));
         assert_eq!(fetched(s, p, 4, ALL).0.next, 6);
-        s.acknowledge(p, 3).unwrap();
+        s.acknowledge(p, Track::First, 3).unwrap();
         append(s, p, &batch(1, 10)).unwrap();
         assert_eq!(bases(&fetched(s, p, 3, ALL).1), [6]);
         // had the gap been told, it would count as a loss; as it is, the hub must hold the records
-        s.acknowledge(p, 7).unwrap();
+        s.acknowledge(p, Track::First, 7).unwrap();
         assert_eq!(ledger(s, "a").dropped_newest, 0);
         let below = fetched(s, p, 0, ALL);
         assert!(below.1.is_empty() && below.0.range.start > 0);

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 use tokio::sync::{oneshot, watch};
 
 use super::disk::{Disk, DiskError, Op, Scan, Stored, StoredRef};

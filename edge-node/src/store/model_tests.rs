@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use shared::ids::{Incarnation, Offset};
+use shared::ids::{Incarnation, Offset, Track};
 use shared::record::{Compression, ProducerStamp};
 use tempfile::TempDir;
 
@@ -22,7 +22,12 @@ enum Step {
     },
     Acknowledge {
         partition: usize,
+        track: Track,
         share: u64,
+    },
+    /// What comes from here on goes by the other track.
+    Split {
+        partition: usize,
     },
     Advance {
         minutes: i64,
@@ -44,8 +49,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(partition, count, len, sequence)| {
                 Step::Append { partition, count, len, sequence }
             }),
-        4 => (0..4_usize, 0..=100_u64)
-            .prop_map(|(partition, share)| Step::Acknowledge { partition, share }),
+        6 => (0..4_usize, any::<bool>(), 0..=100_u64).prop_map(|(partition, is_first, share)| {
+            let track = if is_first { Track::First } else { Track::Second };
+            Step::Acknowledge { partition, track, share }
+        }),
+        2 => (0..4_usize).prop_map(|partition| Step::Split { partition }),
         3 => (0..4_usize, 0..=100_u64, 1..2_000_usize)
             .prop_map(|(partition, share, max_bytes)| Step::Read { partition, share, max_bytes }),
         2 => (-100..100_i64).prop_map(|minutes| Step::Advance { minutes }),
@@ -98,12 +106,20 @@ fn run(steps: &[Step]) {
                 let p = partitions[*partition];
                 assert_eq!(append(&memory, p, &batch), append(&*disk.store, p, &batch));
             }
-            Step::Acknowledge { partition, share } => {
+            Step::Split { partition } => {
+                let p = partitions[*partition];
+                assert_eq!(memory.split(p), disk.store.split(p));
+            }
+            Step::Acknowledge {
+                partition,
+                track,
+                share,
+            } => {
                 let p = partitions[*partition];
                 let range = memory.range(p).unwrap();
                 let next = range.acked + (range.end - range.acked) * share / 100;
-                memory.acknowledge(p, next).unwrap();
-                disk.store.acknowledge(p, next).unwrap();
+                memory.acknowledge(p, *track, next).unwrap();
+                disk.store.acknowledge(p, *track, next).unwrap();
             }
             Step::Advance { minutes } => {
                 wall += minutes * HOUR / 60;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use rand::Rng;
 use rocksdb::DB;
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 use tokio::sync::{oneshot, watch};
 
 use super::disk::{Disk, DiskError, Op, Stored};

@@ -9,16 +9,17 @@
 //! Always true, checked by [`Partition::invariants`]:
 //! * `start <= acked <= end`, in offsets and in bytes; `origin <= acked`;
 //! * gaps are in order and lie in `start..end`;
-//! * no gap spans `acked`;
+//! * no gap spans `acked`, `split` or, behind a split, `other`;
+//! * without a split `other <= acked`, with one `acked <= split <= end` (see [`super::tracks`]);
 //! * `end = committed + queued + expired + dropped_oldest + dropped_newest + damaged + deleted`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shared::history;
-use shared::ids::{Offset, TopicName};
+use shared::ids::{Offset, TopicName, Track};
 
-use super::{GapReason, Ledger, LogRange};
+use super::{GapReason, Ledger, LogRange, Tracks};
 
 /// Most gaps that one partition keeps; `drop-newest` refuses beyond it.
 pub(super) const MAX_GAPS: usize = 10_000;
@@ -147,6 +148,12 @@ pub(super) struct Partition {
     pub(super) start: Point,
     pub(super) acked: Point,
     pub(super) end: Point,
+    /// The track of what lies from `acked` on, up to the split if there is one.
+    pub(super) main: Track,
+    /// Where the other track stands at the hub.
+    pub(super) other: Point,
+    /// Where the other track's part begins.
+    pub(super) split: Option<Point>,
     pub(super) committed: u64,
     pub(super) lost: Lost,
     /// Store age of the last append, ms.
@@ -179,6 +186,9 @@ impl Partition {
             start: Point::default(),
             acked: Point::default(),
             end: Point::default(),
+            main: Track::First,
+            other: Point::default(),
+            split: None,
             committed: 0,
             lost: Lost::default(),
             last_age_ms: 0,
@@ -195,6 +205,11 @@ impl Partition {
             acked: self.acked.offset,
             end: self.end.offset,
             bytes: self.end.bytes,
+            tracks: Tracks {
+                main: self.main,
+                other: self.other.offset,
+                split: self.split.map(|split| split.offset),
+            },
         }
     }
 
@@ -218,20 +233,90 @@ impl Partition {
         from
     }
 
-    /// Moves the cursor up to a boundary; false when it is there already. Records that were sent before they
-    /// became a gap, and that the hub holds for all that, are no loss.
-    pub(super) fn acknowledge(&mut self, to: Point) -> bool {
-        if to.offset <= self.acked.offset || to.offset > self.end.offset {
+    /// What comes from here on goes by the other track; false when it has a part already, or when there is no
+    /// backlog that it would pass.
+    pub(super) fn split(&mut self) -> bool {
+        if self.split.is_some() || self.acked.offset >= self.end.offset {
             return false;
         }
-        let mut gone = 0;
-        for (_, gap) in self.gaps.range(self.acked.offset..to.offset) {
-            gone += gap.records() - self.lost.take(gap.reason, gap.untold());
+        self.split = Some(self.end);
+        true
+    }
+
+    /// The offsets of a track that an acknowledgement may move it to: above the first, up to the second.
+    pub(super) fn open_part(&self, track: Track) -> Option<(Offset, Offset)> {
+        match self.split {
+            _ if track == self.main => {
+                let end = self.split.unwrap_or(self.end);
+                Some((self.acked.offset, end.offset))
+            }
+            // what lies before the split is the main track's, and a part begins with its first offset
+            Some(split) => Some((
+                self.other.offset.max(split.offset.saturating_sub(1)),
+                self.end.offset,
+            )),
+            None => None,
         }
-        self.committed += to.offset - self.acked.offset - gone;
-        self.acked = to;
+    }
+
+    /// Moves a track's cursor up to a boundary; false when it is there already. Records that were sent before they
+    /// became a gap, and that the hub holds for all that, are no loss.
+    pub(super) fn acknowledge(&mut self, track: Track, to: Point) -> bool {
+        let part = self.open_part(track);
+        if part.is_none_or(|(above, last)| to.offset <= above || to.offset > last) {
+            return false;
+        }
+        if track == self.main {
+            self.commit(self.acked.offset, to.offset);
+            self.acked = to;
+        } else if let Some(split) = self.split {
+            self.commit(self.other.offset.max(split.offset), to.offset);
+            self.other = to;
+        }
+        self.join_tracks();
         self.settle();
         true
+    }
+
+    /// The hub holds what lies between these offsets.
+    fn commit(&mut self, from: Offset, to: Offset) {
+        let mut gone = 0;
+        for (_, gap) in self.gaps.range(from..to) {
+            gone += gap.records() - self.lost.take(gap.reason, gap.untold());
+        }
+        self.committed += to - from - gone;
+    }
+
+    /// The main track's part is done, and the hub knows that the other track goes on behind it.
+    fn join_tracks(&mut self) {
+        if let Some(split) = self.split
+            && self.acked.offset == split.offset
+            && self.other.offset >= split.offset
+        {
+            self.main = self.main.other();
+            self.acked = self.other;
+            self.other = split;
+            self.split = None;
+        }
+    }
+
+    /// The part behind the split that the hub holds; empty without a split.
+    fn held_behind(&self) -> (Point, Point) {
+        let split = self.split.filter(|split| self.other.offset > split.offset);
+        split.map_or((self.acked, self.acked), |split| (split, self.other))
+    }
+
+    /// The hub holds what stands there.
+    fn is_held(&self, offset: Offset) -> bool {
+        let (from, to) = self.held_behind();
+        offset < self.acked.offset || (from.offset <= offset && offset < to.offset)
+    }
+
+    /// Where tracks begin and end: a gap ends there.
+    pub(super) fn seams(&self) -> [Offset; 3] {
+        let (from, to) = self.held_behind();
+        let split = self.split.map_or(from.offset, |split| split.offset);
+        [self.acked.offset, split, to.offset]
     }
 
     /// Lets everything before `cut` go. What was not acknowledged leaves gaps with this reason. Returns
@@ -260,14 +345,17 @@ impl Partition {
         self.add_gap(from, to, GapReason::Damaged);
     }
 
-    /// The stretches of `from..to` that are no gap yet become one. Those before `acked` are no loss:
-    /// the hub has the records.
+    /// The stretches of `from..to` that are no gap yet become one. What is acknowledged is no loss: the hub has
+    /// the records.
     fn add_gap(&mut self, from: Point, to: Point, reason: GapReason) {
-        let acked = self.acked;
-        if from.offset < acked.offset && acked.offset < to.offset {
-            self.add_gap(from, acked, reason);
-            self.add_gap(acked, to, reason);
-            return;
+        let (held_from, held_to) = self.held_behind();
+        let split = self.split.unwrap_or(held_from);
+        for seam in [self.acked, split, held_to] {
+            if from.offset < seam.offset && seam.offset < to.offset {
+                self.add_gap(from, seam, reason);
+                self.add_gap(seam, to, reason);
+                return;
+            }
         }
         let inside: Vec<Gap> = self
             .gaps
@@ -286,10 +374,11 @@ impl Partition {
         if from.offset >= to.offset {
             return;
         }
-        if from.offset >= self.acked.offset {
+        if !self.is_held(from.offset) {
             self.lost.add(reason, to.offset - from.offset);
         }
         let acked = self.acked.offset;
+        let seams = self.seams();
         let is_crowded = self.gaps.len() >= MAX_GAPS;
         let gaps = Arc::make_mut(&mut self.gaps);
         // The end of a gap that was told stays a boundary, unless all before the gap is acknowledged: then
@@ -306,14 +395,14 @@ impl Partition {
         if let Some((_, before)) = gaps.range(..from.offset).next_back()
             && before.to.offset == from.offset
             && joins(before)
-            && from.offset != acked
+            && !seams.contains(&from.offset)
         {
             gap.from = before.from;
             gap.told = before.told;
         }
         if let Some(after) = gaps.get(&to.offset)
             && joins(after)
-            && to.offset != acked
+            && !seams.contains(&to.offset)
         {
             gap.to = after.to;
             gap.told = gap.told.and(after.told);
@@ -370,8 +459,9 @@ impl Partition {
 
     /// A boundary known from memory.
     pub(super) fn known_point(&self, offset: Offset) -> Option<Point> {
-        if let Some(point) = [self.start, self.acked, self.end]
+        if let Some(point) = [self.start, self.acked, self.end, self.other]
             .into_iter()
+            .chain(self.split)
             .find(|point| point.offset == offset)
         {
             return Some(point);
@@ -402,16 +492,20 @@ impl Partition {
     }
 
     pub(super) fn queued_bytes(&self) -> u64 {
-        self.live_bytes(self.acked, self.end)
+        let (from, to) = self.held_behind();
+        self.live_bytes(self.acked, self.end) - self.live_bytes(from, to)
     }
 
     pub(super) fn queued(&self) -> u64 {
-        let gone: u64 = self
-            .gaps
-            .range(self.acked.offset..)
-            .map(|(_, gap)| gap.records())
-            .sum();
-        self.end.offset - self.acked.offset - gone
+        let (from, to) = self.held_behind();
+        self.live_records(self.acked, self.end) - self.live_records(from, to)
+    }
+
+    /// Records between two boundaries that are no gap.
+    fn live_records(&self, from: Point, to: Point) -> u64 {
+        let gaps = self.gaps.range(from.offset..to.offset);
+        let gone: u64 = gaps.map(|(_, gap)| gap.records()).sum();
+        to.offset - from.offset - gone
     }
 
     pub(super) fn add_to(&self, ledger: &mut Ledger) {
@@ -451,20 +545,31 @@ impl Partition {
         self.end.offset == self.committed + self.queued() + self.lost.total()
     }
 
+    /// Whether the tracks fit the ends.
+    pub(super) fn are_tracks_in_order(&self) -> bool {
+        let (acked, end) = (self.acked.offset, self.end.offset);
+        match self.split {
+            None => self.other.offset <= acked,
+            Some(split) => {
+                let split = split.offset;
+                acked <= split && split <= end && self.other.offset <= end
+            }
+        }
+    }
+
     pub(super) fn invariants(&self) {
         debug_assert!(self.start.offset <= self.acked.offset, "{self:?}");
         debug_assert!(self.acked.offset <= self.end.offset, "{self:?}");
         debug_assert!(self.origin <= self.acked.offset, "{self:?}");
         debug_assert!(self.is_balanced(), "ledger: {self:?}");
+        debug_assert!(self.are_tracks_in_order(), "{self:?}");
         let mut at = self.start.offset;
         for gap in self.gaps.values() {
             debug_assert!(gap.from.offset >= at, "gap before {at}: {self:?}");
             debug_assert!(gap.from.offset < gap.to.offset, "{self:?}");
-            let acked = self.acked.offset;
-            debug_assert!(
-                gap.to.offset <= acked || gap.from.offset >= acked,
-                "{self:?}"
-            );
+            for seam in self.seams() {
+                debug_assert!(gap.to.offset <= seam || gap.from.offset >= seam, "{self:?}");
+            }
             at = gap.to.offset;
         }
         debug_assert!(at <= self.end.offset, "{self:?}");
@@ -523,7 +628,7 @@ mod tests {
         let ends = |p: &Partition| p.gaps.values().map(|g| g.to.offset).collect::<Vec<_>>();
         assert_eq!(ends(&p), [15, 25]);
         let boundary = p.gaps[&10].from;
-        p.acknowledge(boundary);
+        p.acknowledge(Track::First, boundary);
         p.tell_gaps([15].into_iter());
         p.drop_newest(9, 5, 0);
         assert_eq!(ends(&p), [15, 25, 30], "not behind another gap");
@@ -533,7 +638,7 @@ mod tests {
     #[test]
     fn a_gap_at_the_cursor_grows_whoever_saw_it() {
         let mut p = log(&[10]);
-        p.acknowledge(p.end);
+        p.acknowledge(Track::First, p.end);
         p.drop_newest(7, 5, 0);
         p.tell_gaps([10].into_iter());
         p.drop_newest(8, 5, 0);
@@ -550,10 +655,13 @@ mod tests {
         p.trim(cut, GapReason::Expired);
         assert_eq!(p.range().start, 0);
         p.tell_gaps([0].into_iter());
-        assert!(p.acknowledge(cut));
+        assert!(p.acknowledge(Track::First, cut));
         assert!(p.gaps.is_empty());
         assert_eq!((p.range().start, p.committed), (5, 0));
-        assert!(!p.acknowledge(cut), "the cursor moves up only");
+        assert!(
+            !p.acknowledge(Track::First, cut),
+            "the cursor moves up only"
+        );
         p.invariants();
     }
 
@@ -567,14 +675,14 @@ mod tests {
         p.trim(cut, GapReason::DroppedOldest);
         assert_eq!(whole(&p), (0, 30, 5));
         let mut all_sent = p.clone();
-        assert!(all_sent.acknowledge(all_sent.end));
+        assert!(all_sent.acknowledge(Track::First, all_sent.end));
         assert_eq!(
             whole(&all_sent),
             (35, 0, 0),
             "all was sent before it was dropped"
         );
         p.tell_gaps([10].into_iter());
-        assert!(p.acknowledge(cut));
+        assert!(p.acknowledge(Track::First, cut));
         assert_eq!(
             whole(&p),
             (10, 20, 5),
@@ -596,7 +704,7 @@ mod tests {
         let end = p.end;
         p.trim(end, GapReason::DroppedOldest);
         assert_eq!(p.gaps.len(), 1);
-        p.acknowledge(end);
+        p.acknowledge(Track::First, end);
         assert_eq!((p.committed, p.lost.oldest), (10, 10));
         p.invariants();
     }
@@ -609,7 +717,7 @@ mod tests {
             chain: 1,
             bytes: offset * 10,
         };
-        p.acknowledge(point(20));
+        p.acknowledge(Track::First, point(20));
         p.add_damage(point(10), point(30));
         assert_eq!((p.lost.damaged, p.committed, p.queued()), (10, 20, 0));
         assert_eq!(p.gaps.len(), 2, "no gap spans the cursor");

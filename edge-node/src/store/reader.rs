@@ -4,7 +4,7 @@
 //! exactly what the books say; an offset that neither has is damage.
 
 use shared::history;
-use shared::ids::Offset;
+use shared::ids::{Offset, Track};
 
 use super::disk::{Disk, DiskError, Scan, Stored};
 use super::engine::Engine;
@@ -15,15 +15,17 @@ use super::{FetchLimit, Fetched, GapReason, Item, PartitionId, StoreError, value
 const GAP_COST: usize = 64;
 
 impl<D: Disk> Engine<D> {
-    /// The last boundary at or before `next`.
+    /// The last boundary at or before `next`, which a track has not come to yet.
     pub(super) fn boundary(
         &self,
         id: PartitionId,
+        track: Track,
         next: Offset,
     ) -> Result<Option<Point>, StoreError> {
         let book = self.book();
         let p = book.partition(id).ok_or(StoreError::UnknownPartition)?;
-        if next <= p.acked.offset || next > p.end.offset {
+        let part = p.open_part(track);
+        if part.is_none_or(|(above, last)| next <= above || next > last) {
             return Ok(None);
         }
         if let Some(point) = p.known_point(next) {
@@ -90,14 +92,14 @@ impl<D: Disk> Engine<D> {
         self.look(id, from, max_bytes, true).map(|(items, _)| items)
     }
 
-    /// The items, and offsets in gaps among them from which on no reader has seen them. With `shows_start` what is
-    /// gone from the log's start is the first of them.
+    /// The items, and offsets in gaps among them from which on no reader has seen them. With `is_local` what is
+    /// gone from the log's start is the first of them; else they end where another track's part begins.
     fn look(
         &self,
         id: PartitionId,
         from: Offset,
         max_bytes: usize,
-        shows_start: bool,
+        is_local: bool,
     ) -> Result<(Vec<Item>, Vec<Offset>), StoreError> {
         let book = self.book();
         let p = book
@@ -106,13 +108,15 @@ impl<D: Disk> Engine<D> {
             .clone();
         let mut at = from.max(p.start.offset);
         let first = p.gap_at(at).map_or(at, |gap| gap.to.offset);
+        let split = p.split.filter(|split| !is_local && at < split.offset);
+        let end = split.unwrap_or(p.end).offset;
         // begun while the book is held: the scan shows what the books say
-        let mut scan = self.disk.scan(id, first, p.end.offset);
+        let mut scan = self.disk.scan(id, first, end);
         drop(book);
         let mut items = Vec::new();
         let mut untold = Vec::new();
         let mut used = 0;
-        if shows_start && from < at {
+        if is_local && from < at {
             // also when nothing stands behind it: the reader moves on
             items.push(Item::Gap {
                 from,
@@ -122,7 +126,7 @@ impl<D: Disk> Engine<D> {
             });
         }
         let before = items.len();
-        while at < p.end.offset && (items.len() == before || used < max_bytes) {
+        while at < end && (items.len() == before || used < max_bytes) {
             let gap = p.gap_at(at);
             let seen_from = at;
             let (item, next, cost) = match gap {
@@ -208,9 +212,17 @@ impl<D: Disk> Engine<D> {
     /// What a reader would get, unseen.
     #[cfg(test)]
     pub(super) fn peek(&self, id: PartitionId) -> Vec<Item> {
-        self.look(id, 0, usize::MAX, false)
-            .expect("tests ask for partitions that exist")
-            .0
+        let look = |from| {
+            let found = self.look(id, from, usize::MAX, false);
+            found.expect("tests ask for partitions that exist").0
+        };
+        let split = self.book().partition(id).and_then(|p| {
+            let behind = |split: &Point| p.start.offset < split.offset;
+            p.split.filter(behind)
+        });
+        let mut items = look(0);
+        items.extend(split.into_iter().flat_map(|split| look(split.offset)));
+        items
     }
 }
 

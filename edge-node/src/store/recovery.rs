@@ -157,7 +157,8 @@ fn keep_sound_gaps(p: &mut Partition) {
         .gaps
         .values()
         .filter(|gap| {
-            let spans = gap.from.offset < p.acked.offset && p.acked.offset < gap.to.offset;
+            let is_inside = |seam| gap.from.offset < seam && seam < gap.to.offset;
+            let spans = p.seams().into_iter().any(is_inside);
             let fits = gap.from.offset >= at && gap.to.offset <= p.end.offset && !spans;
             if fits {
                 at = gap.to.offset;

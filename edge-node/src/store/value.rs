@@ -20,7 +20,7 @@
 
 use std::collections::VecDeque;
 
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 
 use super::GapReason;
 use super::age::AgeClock;
@@ -30,6 +30,8 @@ use super::producers::{ProducerState, Sent};
 const VERSION: u8 = 1;
 const INDEX_VERSION: u8 = 2;
 const PARTITION_VERSION: u8 = 2;
+/// Of books whose partition has or had a second track.
+const TRACKS_VERSION: u8 = 3;
 
 /// Bytes in front of a stored batch.
 pub(super) const HEAD_LEN: usize = 40;
@@ -172,7 +174,12 @@ pub(super) fn parse_gap(value: &[u8]) -> Option<Gap> {
 }
 
 pub(super) fn partition(p: &Partition) -> Vec<u8> {
-    let mut out = vec![PARTITION_VERSION];
+    let has_tracks = p.range().tracks.is_used();
+    let mut out = vec![if has_tracks {
+        TRACKS_VERSION
+    } else {
+        PARTITION_VERSION
+    }];
     out.extend_from_slice(&p.version.to_be_bytes());
     out.extend_from_slice(&p.origin.to_be_bytes());
     for point in [&p.start, &p.acked, &p.end] {
@@ -195,13 +202,19 @@ pub(super) fn partition(p: &Partition) -> Vec<u8> {
     out.extend_from_slice(name);
     out.extend_from_slice(&lost.deleted.to_be_bytes());
     out.push(u8::from(p.is_retired));
+    if has_tracks {
+        out.push(p.main.number());
+        put_point(&mut out, &p.other);
+        out.push(u8::from(p.split.is_some()));
+        put_point(&mut out, &p.split.unwrap_or_default());
+    }
     out
 }
 
 /// The books of a partition, without its gaps.
 pub(super) fn parse_partition(value: &[u8]) -> Option<Partition> {
     let (layout, rest) = value.split_first()?;
-    if !matches!(*layout, VERSION | PARTITION_VERSION) {
+    if !matches!(*layout, VERSION | PARTITION_VERSION | TRACKS_VERSION) {
         return None;
     }
     let mut input = Input(rest);
@@ -226,17 +239,24 @@ pub(super) fn parse_partition(value: &[u8]) -> Option<Partition> {
     (p.start, p.acked, p.end) = (start, acked, end);
     p.committed = committed;
     p.lost = lost;
-    if *layout == PARTITION_VERSION {
-        let mut input = Input(rest);
+    let mut input = Input(rest);
+    if matches!(*layout, PARTITION_VERSION | TRACKS_VERSION) {
         p.lost.deleted = input.u64()?;
         p.is_retired = input.u8()? != 0;
+    }
+    if *layout == TRACKS_VERSION {
+        p.main = Track::of(input.u8()?)?;
+        p.other = input.point()?;
+        let is_split = input.u8()? != 0;
+        p.split = Some(input.point()?).filter(|_| is_split);
     }
     p.last_age_ms = last_age_ms;
     let ordered = start.offset <= acked.offset
         && acked.offset <= end.offset
         && start.bytes <= acked.bytes
         && acked.bytes <= end.bytes
-        && origin <= acked.offset;
+        && origin <= acked.offset
+        && p.are_tracks_in_order();
     ordered.then_some(p)
 }
 
@@ -351,6 +371,8 @@ mod tests {
         check(&gap(&hole), parse_gap, &hole);
         let books = samples::books();
         check(&partition(&books), parse_partition, &books);
+        let books = samples::tracks();
+        check(&partition(&books), parse_partition, &books);
         let state = samples::producer();
         check(&producer(&state), parse_producer, &state);
         let all = samples::store();
@@ -374,6 +396,7 @@ mod tests {
             ("index", index_entry(&samples::entry())),
             ("gap", gap(&samples::gap())),
             ("partition", partition(&samples::books())),
+            ("tracks", partition(&samples::tracks())),
             ("producer", producer(&samples::producer())),
             ("store", store(&samples::store())),
         ];
@@ -454,6 +477,15 @@ mod tests {
             books.is_retired = true;
             books.last_age_ms = 88;
             books
+        }
+
+        pub(super) fn tracks() -> Partition {
+            Partition {
+                main: Track::Second,
+                other: point(3),
+                split: Some(point(8)),
+                ..books()
+            }
         }
 
         pub(super) fn producer() -> ProducerState {

@@ -26,13 +26,12 @@ use shared::batch::{
 };
 use shared::ids::Offset;
 use shared::link::Begin;
-use shared::wire::Anchor;
+use shared::wire::{Anchor, Handle};
 
 use self::saved::{Saved, SavedStates};
 use self::trial::Large;
 use super::chunks::Chunks;
 use super::worth::{Holder, Scales, Worth};
-use crate::store::PartitionId;
 
 /// Raw bytes before a log's first anchor; each later one waits for twice as many as the one before.
 const FIRST_ANCHOR_AFTER: u64 = 64 << 10;
@@ -46,20 +45,20 @@ const LONG_BYTES: usize = 12 << 20;
 /// The anchors that a session may offer, by log, newest first. Written by the thread that encodes, read by
 /// the session when it declares a log.
 #[derive(Debug, Clone, Default)]
-pub(super) struct AnchorBook(Arc<Mutex<HashMap<PartitionId, Vec<Anchor>>>>);
+pub(super) struct AnchorBook(Arc<Mutex<HashMap<Handle, Vec<Anchor>>>>);
 
 impl AnchorBook {
-    pub(super) fn of(&self, partition: PartitionId) -> Vec<Anchor> {
+    pub(super) fn of(&self, handle: Handle) -> Vec<Anchor> {
         let book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        book.get(&partition).cloned().unwrap_or_default()
+        book.get(&handle).cloned().unwrap_or_default()
     }
 
-    fn set(&self, partition: PartitionId, anchors: Vec<Anchor>) {
+    fn set(&self, handle: Handle, anchors: Vec<Anchor>) {
         let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if anchors.is_empty() {
-            book.remove(&partition);
+            book.remove(&handle);
         } else {
-            book.insert(partition, anchors);
+            book.insert(handle, anchors);
         }
     }
 }
@@ -138,7 +137,7 @@ pub(super) struct Chains {
     level: i32,
     bytes: usize,
     scales: Scales,
-    logs: HashMap<PartitionId, Log>,
+    logs: HashMap<Handle, Log>,
     saved: SavedStates,
     book: AnchorBook,
     chunks: Chunks,
@@ -157,10 +156,10 @@ impl Chains {
         counted: Arc<CodecBytes>,
     ) -> Self {
         let saved = SavedStates::open(directory, limit as u64);
-        let mut logs: HashMap<PartitionId, Log> = HashMap::new();
-        for (partition, anchor) in saved.anchors() {
-            book.set(partition, vec![anchor]);
-            logs.entry(partition).or_default().next_anchor_after = ANCHOR_AFTER;
+        let mut logs: HashMap<Handle, Log> = HashMap::new();
+        for (handle, anchor) in saved.anchors() {
+            book.set(handle, vec![anchor]);
+            logs.entry(handle).or_default().next_anchor_after = ANCHOR_AFTER;
         }
         let chains = Self {
             limit,
@@ -178,9 +177,9 @@ impl Chains {
     }
 
     /// The codec that a log's next payload gets.
-    pub(super) fn choose(&mut self, partition: PartitionId, wish: &Wish<'_>) -> u8 {
+    pub(super) fn choose(&mut self, handle: Handle, wish: &Wish<'_>) -> u8 {
         let logs = self.logs.len().max(1);
-        let log = self.logs.entry(partition).or_default();
+        let log = self.logs.entry(handle).or_default();
         self.scales.turn(&mut log.worth, wish.raw_len, logs);
         let is_in_use = log.codec() == Some(CODEC_LONG);
         let is_large = wish.allowed.contains(&CODEC_LONG)
@@ -194,14 +193,14 @@ impl Chains {
                 first = CODEC_LONG;
             }
             let other = large.wants(wish.codec);
-            self.try_beside(partition, first, other);
+            self.try_beside(handle, first, other);
         } else if let Some(large) = &mut log.large {
             large.put_off();
         }
         let second = Some(wish.codec).filter(|codec| *codec != first);
         let third = Some(CODEC_DICTIONARY).filter(|codec| wish.allowed.contains(codec));
         let mut wanted = std::iter::once(first).chain(second).chain(third);
-        let found = wanted.find(|codec| !remembers(*codec) || self.has_room(partition, *codec));
+        let found = wanted.find(|codec| !remembers(*codec) || self.has_room(handle, *codec));
         let codec = found.unwrap_or_else(|| {
             let is_allowed = wish.allowed.contains(&CODEC_ZSTD);
             if is_allowed { CODEC_ZSTD } else { wish.codec }
@@ -209,7 +208,7 @@ impl Chains {
         if codec != first
             && let Some(large) = self
                 .logs
-                .get_mut(&partition)
+                .get_mut(&handle)
                 .and_then(|log| log.large.as_mut())
         {
             large.put_off();
@@ -218,9 +217,9 @@ impl Chains {
     }
 
     /// Begins a trial, if there is room for it beside everything else.
-    fn try_beside(&mut self, partition: PartitionId, codec: u8, other: Option<u8>) {
+    fn try_beside(&mut self, handle: Handle, codec: u8, other: Option<u8>) {
         let Some(other) = other else { return };
-        let own = self.logs.get(&partition).map_or(0, |log| log.bytes);
+        let own = self.logs.get(&handle).map_or(0, |log| log.bytes);
         let index = if other == CODEC_LONG {
             self.chunks.trial_bytes()
         } else {
@@ -231,13 +230,13 @@ impl Chains {
             return;
         }
         let beside = if other == CODEC_LONG {
-            self.chunks.trial(partition)
+            self.chunks.trial(handle)
         } else {
             new_chain(other, ChainLimits::default(), self.level)
         };
         let large = self
             .logs
-            .get_mut(&partition)
+            .get_mut(&handle)
             .and_then(|log| log.large.as_mut());
         if let (Some(large), Ok(beside)) = (large, beside) {
             large.begin(beside);
@@ -245,8 +244,8 @@ impl Chains {
     }
 
     /// Whether a log may have the memory that a codec needs.
-    fn has_room(&self, partition: PartitionId, codec: u8) -> bool {
-        let Some(log) = self.logs.get(&partition) else {
+    fn has_room(&self, handle: Handle, codec: u8) -> bool {
+        let Some(log) = self.logs.get(&handle) else {
             return false;
         };
         let need = expected(codec);
@@ -255,12 +254,12 @@ impl Chains {
             || need <= free
             || self
                 .scales
-                .admits(log.worth, need, free, self.others(partition))
+                .admits(log.worth, need, free, self.others(handle))
     }
 
-    fn others(&self, partition: PartitionId) -> impl Iterator<Item = Holder<PartitionId>> {
+    fn others(&self, handle: Handle) -> impl Iterator<Item = Holder<Handle>> {
         let others = self.logs.iter();
-        let others = others.filter(move |(id, log)| **id != partition && log.codec.is_some());
+        let others = others.filter(move |(id, log)| **id != handle && log.codec.is_some());
         others.map(|(id, log)| Holder {
             key: *id,
             worth: log.worth,
@@ -274,11 +273,11 @@ impl Chains {
     /// [`BatchError`] of the codec; the log's memory is empty then.
     pub(super) fn pack(
         &mut self,
-        partition: PartitionId,
+        handle: Handle,
         codec: u8,
         outgoing: &Outgoing<'_>,
     ) -> Result<Packed, BatchError> {
-        let log = self.logs.entry(partition).or_default();
+        let log = self.logs.entry(handle).or_default();
         let known = log.codec.take().filter(|known| known.codec() == codec);
         let is_fresh = known.is_none();
         let mut memory = match known {
@@ -286,7 +285,7 @@ impl Chains {
             None if codec == CODEC_LONG => self.chunks.fresh()?,
             None => new_chain(codec, ChainLimits::default(), self.level)?,
         };
-        self.chunks.at(partition, outgoing.next_offset);
+        self.chunks.at(handle, outgoing.next_offset);
         let mut packed = outgoing.pack_chain(memory.as_mut(), is_fresh)?;
         if let Some(large) = &mut log.large {
             large.sent(outgoing.raw, packed.payload.len());
@@ -298,9 +297,9 @@ impl Chains {
             log.anchor(memory.as_ref(), outgoing.next_offset);
         }
         log.codec = Some(memory);
-        self.keep(partition);
+        self.keep(handle);
         if is_due {
-            self.publish(partition);
+            self.publish(handle);
         }
         Ok(packed)
     }
@@ -321,14 +320,14 @@ impl Chains {
     }
 
     /// Counts a log's memory, and takes that of others if there is too much.
-    fn keep(&mut self, partition: PartitionId) {
-        if let Some(log) = self.logs.get_mut(&partition) {
+    fn keep(&mut self, handle: Handle) {
+        if let Some(log) = self.logs.get_mut(&handle) {
             let before = std::mem::replace(&mut log.bytes, 0);
             log.bytes = log.memory();
             self.bytes = self.bytes + log.bytes - before;
         }
         while self.bytes > self.limit {
-            let Some(least) = self.scales.least(self.others(partition)) else {
+            let Some(least) = self.scales.least(self.others(handle)) else {
                 break;
             };
             self.clear(least);
@@ -337,8 +336,8 @@ impl Chains {
     }
 
     /// A log's codec forgets. What waits for its acknowledgement can still be gone on from.
-    fn clear(&mut self, partition: PartitionId) {
-        if let Some(log) = self.logs.get_mut(&partition) {
+    fn clear(&mut self, handle: Handle) {
+        if let Some(log) = self.logs.get_mut(&handle) {
             log.codec = None;
             if let Some(large) = &mut log.large {
                 large.stop();
@@ -360,8 +359,8 @@ impl Chains {
     }
 
     /// A session begins to send a log, or begins it again.
-    pub(super) fn begin(&mut self, partition: PartitionId, begin: Begin) {
-        let log = self.logs.entry(partition).or_default();
+    pub(super) fn begin(&mut self, handle: Handle, begin: Begin) {
+        let log = self.logs.entry(handle).or_default();
         // what was sent with a session that is over counts if the hub says so now
         let pending = log.pending.take().map(|(_, saved)| saved);
         log.raw_since_anchor = 0;
@@ -371,61 +370,61 @@ impl Chains {
         }
         let state = match begin {
             Begin::Fresh => {
-                self.saved.remove(partition);
+                self.saved.remove(handle);
                 None
             }
             Begin::Anchor(anchor) => match pending.filter(|saved| saved.anchor == anchor) {
                 Some(saved) => {
-                    self.save(partition, &saved);
+                    self.save(handle, &saved);
                     Some((anchor, saved.state))
                 }
                 None => {
-                    let state = self.saved.load(partition, anchor);
+                    let state = self.saved.load(handle, anchor);
                     state.map(|state| (anchor, state))
                 }
             },
         };
-        self.chunks.restarted(partition);
+        self.chunks.restarted(handle);
         let codec = state.and_then(|(anchor, state)| match anchor.codec {
             CODEC_LONG => self.chunks.load(&state).ok(),
             codec => load_chain(codec, &state, ChainLimits::default(), self.level).ok(),
         });
-        if let Some(log) = self.logs.get_mut(&partition) {
+        if let Some(log) = self.logs.get_mut(&handle) {
             log.codec = codec;
             if log.codec.is_none() {
                 log.next_anchor_after = FIRST_ANCHOR_AFTER;
             }
         }
-        self.keep(partition);
-        self.publish(partition);
+        self.keep(handle);
+        self.publish(handle);
     }
 
     /// The hub holds everything before this offset.
-    pub(super) fn acknowledged(&mut self, partition: PartitionId, next: Offset) {
-        self.chunks.acknowledged(partition, next);
-        let Some(log) = self.logs.get_mut(&partition) else {
+    pub(super) fn acknowledged(&mut self, handle: Handle, next: Offset) {
+        self.chunks.acknowledged(handle, next);
+        let Some(log) = self.logs.get_mut(&handle) else {
             return;
         };
         let Some((_, saved)) = log.pending.take_if(|(offset, _)| *offset <= next) else {
             return;
         };
-        self.save(partition, &saved);
-        self.keep(partition);
-        self.publish(partition);
+        self.save(handle, &saved);
+        self.keep(handle);
+        self.publish(handle);
     }
 
-    fn save(&mut self, partition: PartitionId, saved: &Saved) {
-        for gone in self.saved.save(partition, saved) {
+    fn save(&mut self, handle: Handle, saved: &Saved) {
+        for gone in self.saved.save(handle, saved) {
             self.publish(gone);
         }
     }
 
-    fn publish(&self, partition: PartitionId) {
-        let log = self.logs.get(&partition);
+    fn publish(&self, handle: Handle) {
+        let log = self.logs.get(&handle);
         let pending = log.and_then(|log| log.pending.as_ref());
         let pending = pending.map(|(_, saved)| saved.anchor);
-        let anchors = pending.into_iter().chain(self.saved.anchor(partition));
-        self.book.set(partition, anchors.collect());
+        let anchors = pending.into_iter().chain(self.saved.anchor(handle));
+        self.book.set(handle, anchors.collect());
     }
 }
 

@@ -12,10 +12,8 @@ use shared::batch::{BatchError, CODEC_LONG, ChainCodec};
 use shared::crashsafe::{self, Access};
 use shared::dedup::{ChunkId, ChunkIndex, LongConfig, LongEncoder, Place};
 use shared::ids::Offset;
-use shared::wire::MIN_MAX_BATCH_BYTES;
+use shared::wire::{Handle, MIN_MAX_BATCH_BYTES};
 use tracing::debug;
-
-use crate::store::PartitionId;
 
 /// The file is written when one chunk in so many is new: 18 bytes a chunk of 8 KiB for each of them make about a
 /// seventh of the chunks' own bytes at the worst.
@@ -86,14 +84,14 @@ impl Chunks {
 
     /// A chain that is tried on payloads which are sent otherwise. It believes what is believed now, and what it
     /// adds is its own.
-    pub(super) fn trial(&self, partition: PartitionId) -> Result<Box<dyn ChainCodec>, BatchError> {
+    pub(super) fn trial(&self, handle: Handle) -> Result<Box<dyn ChainCodec>, BatchError> {
         let book = lock(&self.book);
         Ok(Box::new(SiteEnd {
             encoder: LongEncoder::new(self.config)?,
             own_index_bytes: index_bytes(&book.index),
             book: Arc::new(Mutex::new(Book {
                 index: book.index.clone(),
-                place: place(partition, 0),
+                place: place(handle, 0),
             })),
         }))
     }
@@ -119,15 +117,15 @@ impl Chunks {
     }
 
     /// The next payload to be encoded is of this log and ends there.
-    pub(super) fn at(&self, partition: PartitionId, next_offset: Offset) {
-        lock(&self.book).place = place(partition, next_offset);
+    pub(super) fn at(&self, handle: Handle, next_offset: Offset) {
+        lock(&self.book).place = place(handle, next_offset);
     }
 
     /// The hub holds everything of a log before this offset.
-    pub(super) fn acknowledged(&mut self, partition: PartitionId, next_offset: Offset) {
+    pub(super) fn acknowledged(&mut self, handle: Handle, next_offset: Offset) {
         lock(&self.book)
             .index
-            .handle_acknowledged(place(partition, next_offset));
+            .handle_acknowledged(place(handle, next_offset));
         if self.due().is_some_and(|wait| wait.is_zero()) {
             self.write();
         }
@@ -148,8 +146,8 @@ impl Chunks {
     }
 
     /// A log begins anew.
-    pub(super) fn restarted(&self, partition: PartitionId) {
-        lock(&self.book).index.handle_restart(partition.0);
+    pub(super) fn restarted(&self, handle: Handle) {
+        lock(&self.book).index.handle_restart(handle.0);
     }
 
     /// The hub does not hold these.
@@ -177,9 +175,9 @@ impl Chunks {
     }
 }
 
-fn place(partition: PartitionId, next_offset: Offset) -> Place {
+fn place(handle: Handle, next_offset: Offset) -> Place {
     Place {
-        log: partition.0,
+        log: handle.0,
         next_offset,
     }
 }
@@ -264,14 +262,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || Chunks::open(dir.path().join("index"), 1 << 20, 3);
         let encoded = |chunks: &Chunks| {
-            chunks.at(PartitionId(7), 5);
+            chunks.at(Handle(7), 5);
             chunks.fresh().unwrap().encode(&payload()).unwrap().len()
         };
         let mut chunks = open();
         assert!(encoded(&chunks) > 90_000);
         chunks.write();
         assert!(encoded(&open()) > 90_000, "not acknowledged");
-        chunks.acknowledged(PartitionId(7), 5);
+        chunks.acknowledged(Handle(7), 5);
         // a kill asks nobody to write
         drop(chunks);
         assert!(encoded(&open()) < 1_000);
@@ -283,14 +281,14 @@ mod tests {
     fn the_file_waits_for_a_part_that_is_new_and_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let mut chunks = Chunks::open(dir.path().join("index"), 1 << 20, 3);
-        let partition = PartitionId(1);
+        let handle = Handle(1);
         assert_eq!(chunks.due(), None);
         // a slow disk
         chunks.took = Duration::from_secs(2);
-        chunks.at(partition, 1);
+        chunks.at(handle, 1);
         chunks.fresh().unwrap().encode(&payload()).unwrap();
         assert_eq!(chunks.due(), None, "not acknowledged");
-        chunks.acknowledged(partition, 1);
+        chunks.acknowledged(handle, 1);
         let due = |chunks: &Chunks| chunks.due().unwrap().as_secs();
         assert!((15..=20).contains(&due(&chunks)), "{}", due(&chunks));
         chunks.write();
@@ -303,16 +301,16 @@ mod tests {
     fn what_the_hub_misses_is_sent_again() {
         let dir = tempfile::tempdir().unwrap();
         let mut chunks = Chunks::open(dir.path().join("index"), 1 << 20, 3);
-        let partition = PartitionId(1);
+        let handle = Handle(1);
         let encode = |chunks: &Chunks| {
-            chunks.at(partition, 1);
+            chunks.at(handle, 1);
             chunks.fresh().unwrap().encode(&payload()).unwrap().len()
         };
         encode(&chunks);
-        chunks.acknowledged(partition, 1);
+        chunks.acknowledged(handle, 1);
         assert!(encode(&chunks) < 1_000);
         chunks.missing(&[ChunkId([0; 16]); 64]);
-        chunks.restarted(partition);
+        chunks.restarted(handle);
         assert!(encode(&chunks) > 90_000);
     }
 

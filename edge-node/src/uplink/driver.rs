@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::class::{Class, ClassRules, PerClass};
-use shared::ids::{Incarnation, Offset, TopicPartition};
+use shared::ids::{Incarnation, Offset};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::units::BitRate;
-use shared::wire::{Code, Handle, LogRange};
+use shared::wire::{Code, Handle};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -23,16 +23,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Policies;
+use super::live::{self, Backlogs};
 use super::sendbuffer::SendBuffer;
 use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
-use crate::store::{PartitionId, Store};
+use crate::store::Store;
 
 /// Control frames waiting to be written. A link that takes none of so many is dead.
 const CONTROL_QUEUE: usize = 1024;
 /// From hello to welcome; the hub may be waiting for a lane to start.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often backlogs are looked at, where a topic has its new records first.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A stream may see its end a moment before the connection tells why.
 const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a goodbye may take to reach the hub.
@@ -52,6 +55,8 @@ pub(super) struct SessionSettings {
     pub(super) topics: TopicsConfig,
     /// How the classes share the link.
     pub(super) classes: ClassesConfig,
+    /// What sessions before saw of the backlogs.
+    pub(super) backlogs: Backlogs,
 }
 
 /// How a session ended.
@@ -118,6 +123,7 @@ pub(super) async fn run(
         policies,
         path,
         granted: None,
+        next_look: None,
         was_open: false,
     };
     Ok(session.run(recv, done, changes, forbidden, signals).await)
@@ -161,6 +167,8 @@ struct Session {
     path: usize,
     /// Bytes a second that the policy grants; `None`: as many as go.
     granted: Option<u64>,
+    /// When backlogs are looked at; `None`: no topic has its new records first.
+    next_look: Option<Instant>,
     was_open: bool,
 }
 
@@ -176,6 +184,7 @@ impl Session {
         let mut forbidden = pin!(forbidden);
         let mut is_forbidden = false;
         let mut policy = self.policies.watch();
+        self.look_at_backlogs();
         self.update_logs();
         self.follow_path();
         self.follow_policy();
@@ -205,6 +214,7 @@ impl Session {
                     Err(_) => self.sender.close(Code::Stopping, None, "store closed"),
                 },
                 Ok(()) = policy.changed() => self.follow_policy(),
+                () = sleep_until(self.next_look) => self.look_at_backlogs(),
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 lost = self.connection.closed() => break close_of(lost),
                 reason = &mut forbidden, if !is_forbidden => {
@@ -261,7 +271,7 @@ impl Session {
         close
     }
 
-    fn carry_out_all(&mut self, cursors: &mut Vec<(PartitionId, Offset)>) -> Option<Close> {
+    fn carry_out_all(&mut self, cursors: &mut Vec<(Handle, Offset)>) -> Option<Close> {
         while let Some(output) = self.sender.poll_output() {
             match output {
                 SenderOutput::Control(bytes) => self.write(bytes),
@@ -284,10 +294,8 @@ impl Session {
                     begin,
                 } => {
                     let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-                    let partition = PartitionId(handle.0);
                     self.submit(Job::Read {
                         handle,
-                        partition,
                         from,
                         max_bytes,
                         chain,
@@ -297,11 +305,7 @@ impl Session {
                     });
                 }
                 SenderOutput::Chain { handle, offset } => {
-                    self.submit(Job::Chain {
-                        handle,
-                        partition: PartitionId(handle.0),
-                        offset,
-                    });
+                    self.submit(Job::Chain { handle, offset });
                 }
                 SenderOutput::Policy(text) => match self.policies.push(text) {
                     Ok(()) => info!("Policy of the hub taken"),
@@ -311,7 +315,7 @@ impl Session {
                     handle,
                     next_offset,
                 } => {
-                    cursors.push((PartitionId(handle.0), next_offset));
+                    cursors.push((handle, next_offset));
                 }
                 SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
@@ -419,34 +423,34 @@ impl Session {
 
     /// Tells the sender of new logs and of those that grew.
     fn update_logs(&mut self) {
+        let (now, book) = (self.now(), self.worker.anchors());
+        let topics = &self.settings.topics;
+        live::tell_logs(&mut self.sender, self.store.as_ref(), topics, book, now);
+        if self.store.incarnation() != self.incarnation {
+            self.sender.close(Code::Stopping, None, "new incarnation");
+        }
+    }
+
+    /// Lets new records pass where the topic wants it and there is a backlog.
+    fn look_at_backlogs(&mut self) {
+        if !self.settings.topics.has_live_first() {
+            return;
+        }
+        self.next_look = Some(Instant::now() + LOOK_EVERY);
+        let now = shared::time::now();
         for log in self.store.logs() {
+            let topic = log.topic.as_str();
+            if !self.settings.topics.settings(topic).live_first {
+                continue;
+            }
             let Ok(range) = self.store.range(log.id) else {
                 continue;
             };
-            let handle = Handle(log.id.0);
-            if self.sender.log(handle).is_some() {
-                self.sender.log_grew(handle, range.end, self.now());
-                continue;
+            let backlogs = &self.settings.backlogs;
+            let is_behind = backlogs.observe(log.id, range.acked, range.end, now);
+            if is_behind && range.tracks.split.is_none() {
+                self.submit(Job::Split { partition: log.id });
             }
-            let class = self.settings.topics.settings(log.topic.as_str()).class;
-            let place = TopicPartition {
-                topic: log.topic,
-                partition: log.partition,
-            };
-            // what the hub acknowledged may be trimmed at any time: count on nothing below
-            let start = range.start.max(range.origin);
-            let declared = LogRange {
-                origin: range.origin,
-                start,
-                end: range.end,
-            };
-            self.sender
-                .add_log(handle, place, class, declared, range.acked);
-            self.sender
-                .offer_anchors(handle, self.worker.anchors().of(log.id));
-        }
-        if self.store.incarnation() != self.incarnation {
-            self.sender.close(Code::Stopping, None, "new incarnation");
         }
     }
 

@@ -85,6 +85,7 @@ mod tests {
         TopicPartition {
             topic: topic.parse().unwrap(),
             partition,
+            track: shared::ids::Track::First,
         }
     }
 

@@ -8,17 +8,18 @@ use std::thread;
 
 use shared::batch::{BatchError, CODEC_ZSTD, NoneCodec, Outgoing, Packed, ZstdEncoder, remembers};
 use shared::dedup::ChunkId;
-use shared::ids::Offset;
+use shared::ids::{Offset, Track};
 use shared::link::{Begin, ReadResult};
-use shared::wire::Handle;
+use shared::wire::{GAP_OTHER_TRACK, Handle};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::batcher::{AssembleError, Assembled, assemble};
 use super::chains::{AnchorBook, Chains, CodecBytes, Wish};
 use super::choice::Choice;
 use super::chunks::Chunks;
 use super::work::thread_time;
-use crate::store::{PartitionId, Store, StoreError};
+use crate::store::{PartitionId, Store, StoreError, TrackView};
 
 /// Jobs that may wait for the thread. A session never has more reads under way than its link allows.
 const QUEUE_LEN: usize = 256;
@@ -29,7 +30,6 @@ pub(super) enum Job {
     /// Answered with [`Done::Read`].
     Read {
         handle: Handle,
-        partition: PartitionId,
         from: Offset,
         max_bytes: usize,
         /// The chain at `from`, as the hub will know it; 0: it will not.
@@ -44,15 +44,14 @@ pub(super) enum Job {
     /// The hub does not hold these chunks. Not answered.
     Missing { ids: Vec<ChunkId> },
     /// Moves cursors; answered with [`Done::Failed`] only when the store fails.
-    Acknowledge { cursors: Vec<(PartitionId, Offset)> },
+    Acknowledge { cursors: Vec<(Handle, Offset)> },
+    /// Lets new records of a partition pass its backlog. Answered with [`Done::Failed`] only when the store fails;
+    /// the store's changes tell of it.
+    Split { partition: PartitionId },
     /// Answered with [`Done::Settled`].
     Settle,
     /// Answered with [`Done::Chain`].
-    Chain {
-        handle: Handle,
-        partition: PartitionId,
-        offset: Offset,
-    },
+    Chain { handle: Handle, offset: Offset },
 }
 
 /// The thread's answers.
@@ -122,23 +121,7 @@ impl Worker {
     pub(super) fn start(store: Arc<dyn Store>, config: WorkerConfig) -> Result<Self, StartError> {
         let (jobs, queue) = sync_channel(QUEUE_LEN);
         let book = AnchorBook::default();
-        let directory = config.codec_directory.clone();
-        let encoders = Encoders {
-            zstd: ZstdEncoder::new(config.zstd_level)?,
-            chains: Chains::open(
-                directory,
-                config.codec_memory,
-                config.zstd_level,
-                book.clone(),
-                Chunks::open(
-                    config.codec_directory.join("chunks.index"),
-                    config.chunk_bytes,
-                    config.zstd_level,
-                ),
-                Arc::clone(&config.counted),
-            ),
-            choice: Choice::default(),
-        };
+        let encoders = Encoders::open(&config, book.clone())?;
         thread::Builder::new()
             .name("uplink-worker".into())
             .spawn(move || work(&queue, store.as_ref(), &config, encoders))?;
@@ -200,23 +183,44 @@ fn work(
     }
 }
 
-struct Encoders {
+/// What the thread encodes with.
+pub(super) struct Encoders {
     zstd: ZstdEncoder,
     chains: Chains,
     choice: Choice,
 }
 
 impl Encoders {
+    pub(super) fn open(config: &WorkerConfig, book: AnchorBook) -> Result<Self, BatchError> {
+        let chunks = Chunks::open(
+            config.codec_directory.join("chunks.index"),
+            config.chunk_bytes,
+            config.zstd_level,
+        );
+        Ok(Self {
+            zstd: ZstdEncoder::new(config.zstd_level)?,
+            chains: Chains::open(
+                config.codec_directory.clone(),
+                config.codec_memory,
+                config.zstd_level,
+                book,
+                chunks,
+                Arc::clone(&config.counted),
+            ),
+            choice: Choice::default(),
+        })
+    }
+
     fn pack(
         &mut self,
-        partition: PartitionId,
+        handle: Handle,
         codec: u8,
         outgoing: &Outgoing<'_>,
     ) -> Result<Packed, BatchError> {
         let started = shared::time::now();
         let before = thread_time();
         let packed = if remembers(codec) {
-            self.chains.pack(partition, codec, outgoing)
+            self.chains.pack(handle, codec, outgoing)
         } else if codec == CODEC_ZSTD {
             outgoing.pack(&mut self.zstd)
         } else {
@@ -231,7 +235,8 @@ impl Encoders {
     }
 }
 
-fn run(
+/// Does one job; the answer, if it has one.
+pub(super) fn run(
     job: Job,
     store: &dyn Store,
     config: &WorkerConfig,
@@ -240,7 +245,6 @@ fn run(
     Ok(match job {
         Job::Read {
             handle,
-            partition,
             from,
             max_bytes,
             chain,
@@ -249,9 +253,18 @@ fn run(
             codecs,
         } => {
             if let Some(begin) = begin {
-                encoders.chains.begin(partition, begin);
+                encoders.chains.begin(handle, begin);
             }
-            let items = store.read(partition, from, max_bytes)?;
+            let (partition, track) = log_of(handle);
+            let tracks = store.range(partition)?.tracks;
+            let items = match tracks.view(track, from) {
+                TrackView::Own => store.read(partition, from, max_bytes)?,
+                TrackView::Done => Vec::new(),
+                TrackView::Other(to) => {
+                    let result = other_track(store, partition, from, to)?;
+                    return Ok(Some(Done::Read { handle, result }));
+                }
+            };
             let limit = config.max_uncompressed_bytes;
             let result = match assemble(items, max_bytes, limit, chain)? {
                 Assembled::Other(result) => result,
@@ -270,7 +283,8 @@ fn run(
                     };
                     let records = next_offset - base_offset;
                     // what the hub lets in may be less than what waits
-                    let waiting = store.range(partition)?.end.saturating_sub(next_offset);
+                    let (range, _) = store.range(partition)?.of_track(track);
+                    let waiting = range.end.saturating_sub(next_offset);
                     let is_backlog = is_backlog || waiting > records;
                     let now = shared::time::now();
                     let codec = encoders
@@ -282,8 +296,8 @@ fn run(
                         raw_len: raw.len(),
                         records,
                     };
-                    let codec = encoders.chains.choose(partition, &wish);
-                    let packed = encoders.pack(partition, codec, &outgoing);
+                    let codec = encoders.chains.choose(handle, &wish);
+                    let packed = encoders.pack(handle, codec, &outgoing);
                     let packed = packed.map_err(AssembleError::Codec)?;
                     ReadResult::Records {
                         base_offset,
@@ -298,9 +312,16 @@ fn run(
             Some(Done::Read { handle, result })
         }
         Job::Acknowledge { cursors } => {
-            for (partition, next) in cursors {
-                store.acknowledge(partition, next)?;
-                encoders.chains.acknowledged(partition, next);
+            for (handle, next) in cursors {
+                let (partition, track) = log_of(handle);
+                store.acknowledge(partition, track, next)?;
+                encoders.chains.acknowledged(handle, next);
+            }
+            None
+        }
+        Job::Split { partition } => {
+            if store.split(partition)? {
+                debug!(partition = partition.0, "New records pass the backlog");
             }
             None
         }
@@ -312,11 +333,8 @@ fn run(
             encoders.chains.write_chunks();
             Some(Done::Settled)
         }
-        Job::Chain {
-            handle,
-            partition,
-            offset,
-        } => {
+        Job::Chain { handle, offset } => {
+            let (partition, _) = log_of(handle);
             let chain = store.chain_at(partition, offset)?;
             Some(Done::Chain {
                 handle,
@@ -325,4 +343,38 @@ fn run(
             })
         }
     })
+}
+
+/// What the partition's other track has, as a gap of this one.
+fn other_track(
+    store: &dyn Store,
+    partition: PartitionId,
+    from: Offset,
+    to: Offset,
+) -> Result<ReadResult, StoreError> {
+    let chain = store.chain_at(partition, to)?;
+    Ok(chain.map_or(ReadResult::Nothing, |chain| ReadResult::Gap {
+        from,
+        to,
+        reason: GAP_OTHER_TRACK,
+        chain,
+    }))
+}
+
+/// A track's handle: the same in every session. Fewer than 2^31 partitions are ever created; each takes a sync.
+pub(super) const fn handle_of(partition: PartitionId, track: Track) -> Handle {
+    match track {
+        Track::First => Handle(partition.0 << 1),
+        Track::Second => Handle((partition.0 << 1) | 1),
+    }
+}
+
+/// Whose handle it is.
+pub(super) const fn log_of(handle: Handle) -> (PartitionId, Track) {
+    let track = if handle.0 & 1 == 0 {
+        Track::First
+    } else {
+        Track::Second
+    };
+    (PartitionId(handle.0 >> 1), track)
 }

@@ -1,10 +1,13 @@
 //! The bytes of the checkpoint topic.
 //!
-//! A lane's partition holds three kinds of records, all compacted by key. Integers are big endian.
+//! A lane's partition holds four kinds of records, all compacted by key. Integers are big endian.
 //!
 //! ```text
 //! checkpoint  key    kind = 1 | site length u8 | site | incarnation 16 bytes | partition u32 | topic
 //!             value  version = 1 | next offset u64 | chain u64 | lost u64 | dead u64 | wall ms i64 | crc u32
+//!             value  version = 2 | next offset u64 | chain u64 | lost u64 | dead u64 | elsewhere u64 | wall ms i64 | crc u32
+//! second      key    kind = 4, the rest as of a checkpoint: of the second track of a partition at the site
+//!             value  as of a checkpoint
 //! claim       key    kind = 2
 //!             value  version = 1 | wall ms i64 | hub name length u8 | hub name | crc u32
 //! layout      key    kind = 3
@@ -16,21 +19,25 @@
 //! The checksum is CRC-32C of the key and of the value before it, so that a value cannot pass for
 //! another log's. `lost` counts the records that the site dropped by policy (gaps), `dead` those that
 //! went to the dead-letter topic; with `next offset` they are the log's ledger, and they are exact
-//! because they commit together with what they count. Wall times only inform people.
+//! because they commit together with what they count. `elsewhere` counts the records that the partition's other
+//! track has; version 1 has none. Wall times only inform people.
 //!
 //! Nothing read is trusted: a key that is not ours is somebody else's record and is passed over; a value
 //! that does not fit its key marks the log as damaged, and the lane refuses that site rather than
 //! guess where it was.
 
-use shared::ids::{Incarnation, SiteId, TopicName, TopicPartition};
+use shared::ids::{Incarnation, SiteId, TopicName, TopicPartition, Track};
 
 use super::Checkpoint;
 
 const KIND_CHECKPOINT: u8 = 1;
 const KIND_CLAIM: u8 = 2;
 const KIND_LAYOUT: u8 = 3;
+const KIND_SECOND: u8 = 4;
 const VERSION: u8 = 1;
-const CHECKPOINT_VALUE_LEN: usize = 1 + 5 * 8 + 4;
+/// Of a checkpoint with records elsewhere.
+const VERSION_ELSEWHERE: u8 = 2;
+const CHECKPOINT_VALUE_LEN: usize = 1 + 6 * 8 + 4;
 
 /// A log as the hub knows it: whose, of which history, which partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +59,8 @@ pub struct Stored {
     pub lost: u64,
     /// Records that are in the dead-letter topic instead of their own.
     pub dead: u64,
+    /// Records that the partition's other track has: part of `next_offset`.
+    pub elsewhere: u64,
 }
 
 impl Stored {
@@ -63,13 +72,14 @@ impl Stored {
         },
         lost: 0,
         dead: 0,
+        elsewhere: 0,
     };
 }
 
 /// By how much logs' ledgers grew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moved {
-    /// Offsets in all.
+    /// Offsets in all, but for those that another track has.
     pub offsets: u64,
     /// Those that the site dropped.
     pub lost: u64,
@@ -82,7 +92,8 @@ impl Moved {
     pub fn add(&mut self, before: &Stored, after: &Stored) {
         let grown = |before: u64, after: u64| after.saturating_sub(before);
         let (from, to) = (before.checkpoint, after.checkpoint);
-        self.offsets += grown(from.next_offset, to.next_offset);
+        self.offsets += grown(from.next_offset, to.next_offset)
+            .saturating_sub(grown(before.elsewhere, after.elsewhere));
         self.lost += grown(before.lost, after.lost);
         self.dead += grown(before.dead, after.dead);
     }
@@ -119,7 +130,10 @@ pub fn checkpoint_key(key: &LogKey) -> Vec<u8> {
     let site = key.site.as_str().as_bytes();
     let topic = key.log.topic.as_str().as_bytes();
     let mut out = Vec::with_capacity(2 + site.len() + 16 + 4 + topic.len());
-    out.push(KIND_CHECKPOINT);
+    out.push(match key.log.track {
+        Track::First => KIND_CHECKPOINT,
+        Track::Second => KIND_SECOND,
+    });
     out.push(u8::try_from(site.len()).expect("site names have at most 63 characters"));
     out.extend_from_slice(site);
     out.extend_from_slice(&key.incarnation.0.to_be_bytes());
@@ -132,11 +146,19 @@ pub fn checkpoint_key(key: &LogKey) -> Vec<u8> {
 #[must_use]
 pub fn checkpoint_value(key: &[u8], stored: &Stored, at_ms: i64) -> Vec<u8> {
     let mut out = Vec::with_capacity(CHECKPOINT_VALUE_LEN);
-    out.push(VERSION);
+    let has_elsewhere = stored.elsewhere > 0;
+    out.push(if has_elsewhere {
+        VERSION_ELSEWHERE
+    } else {
+        VERSION
+    });
     out.extend_from_slice(&stored.checkpoint.next_offset.to_be_bytes());
     out.extend_from_slice(&stored.checkpoint.chain.to_be_bytes());
     out.extend_from_slice(&stored.lost.to_be_bytes());
     out.extend_from_slice(&stored.dead.to_be_bytes());
+    if has_elsewhere {
+        out.extend_from_slice(&stored.elsewhere.to_be_bytes());
+    }
     out.extend_from_slice(&at_ms.to_be_bytes());
     seal(key, out)
 }
@@ -191,19 +213,21 @@ pub fn read(key: &[u8], value: Option<&[u8]>) -> Entry {
             let lanes = u32::from_be_bytes(take_array(&mut rest)?);
             rest.is_empty().then_some(lanes)
         })),
-        Some((&KIND_CHECKPOINT, rest)) => match (read_log_key(rest), value) {
-            (None, _) => Entry::Foreign,
-            (Some(log), None) => Entry::Checkpoint(log, None),
-            (Some(log), Some(value)) => match read_stored(key, value) {
-                None => Entry::Damaged(log),
-                stored @ Some(_) => Entry::Checkpoint(log, stored),
-            },
-        },
+        Some((&kind @ (KIND_CHECKPOINT | KIND_SECOND), rest)) => {
+            match (read_log_key(kind, rest), value) {
+                (None, _) => Entry::Foreign,
+                (Some(log), None) => Entry::Checkpoint(log, None),
+                (Some(log), Some(value)) => match read_stored(key, value) {
+                    None => Entry::Damaged(log),
+                    stored @ Some(_) => Entry::Checkpoint(log, stored),
+                },
+            }
+        }
         Some(_) | None => Entry::Foreign,
     }
 }
 
-fn read_log_key(mut rest: &[u8]) -> Option<LogKey> {
+fn read_log_key(kind: u8, mut rest: &[u8]) -> Option<LogKey> {
     let site_len = take_array::<1>(&mut rest)?[0];
     let site = take(&mut rest, usize::from(site_len))?;
     let incarnation = u128::from_be_bytes(take_array(&mut rest)?);
@@ -214,12 +238,20 @@ fn read_log_key(mut rest: &[u8]) -> Option<LogKey> {
         log: TopicPartition {
             topic: TopicName::new(std::str::from_utf8(rest).ok()?).ok()?,
             partition,
+            track: if kind == KIND_SECOND {
+                Track::Second
+            } else {
+                Track::First
+            },
         },
     })
 }
 
 fn read_stored(key: &[u8], value: &[u8]) -> Option<Stored> {
-    let mut rest = unseal(key, value)?;
+    let (version, mut rest) = unseal_any(key, value)?;
+    if !matches!(version, VERSION | VERSION_ELSEWHERE) {
+        return None;
+    }
     let mut next = || take_array(&mut rest).map(u64::from_be_bytes);
     let stored = Stored {
         checkpoint: Checkpoint {
@@ -228,6 +260,10 @@ fn read_stored(key: &[u8], value: &[u8]) -> Option<Stored> {
         },
         lost: next()?,
         dead: next()?,
+        elsewhere: match version {
+            VERSION_ELSEWHERE => next()?,
+            _ => 0,
+        },
     };
     let _at_ms = next()?;
     rest.is_empty().then_some(stored)
@@ -246,10 +282,16 @@ fn read_claim(key: &[u8], value: &[u8]) -> Option<Claim> {
 
 /// Checks version and checksum; what lies between.
 fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
+    let (version, rest) = unseal_any(key, value)?;
+    (version == VERSION).then_some(rest)
+}
+
+/// Checks the checksum; the version, and what lies between.
+fn unseal_any<'a>(key: &[u8], value: &'a [u8]) -> Option<(u8, &'a [u8])> {
     let (body, crc) = value.split_last_chunk::<4>()?;
     let computed = crc32c::crc32c_append(crc32c::crc32c(key), body);
     let (&version, rest) = body.split_first()?;
-    (version == VERSION && computed == u32::from_be_bytes(*crc)).then_some(rest)
+    (computed == u32::from_be_bytes(*crc)).then_some((version, rest))
 }
 
 fn take<'a>(from: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
@@ -317,6 +359,24 @@ mod tests {
     }
 
     #[test]
+    fn a_second_track_has_a_key_of_its_own_and_counts_what_the_first_one_has() {
+        let mut log = log_key();
+        log.log.track = Track::Second;
+        let ledger = Stored {
+            elsewhere: 30,
+            ..stored()
+        };
+        let (key, value) = encode(&log, &ledger);
+        assert_eq!(key[1..], checkpoint_key(&log_key())[1..]);
+        assert_eq!((key[0], value[0]), (4, 2));
+        let expected = Entry::Checkpoint(log, Some(ledger));
+        assert_eq!(read(&key, Some(&value)), expected);
+        let mut moved = Moved::default();
+        moved.add(&Stored::NOTHING, &ledger);
+        assert_eq!((moved.offsets, moved.lost, moved.dead), (12, 5, 1));
+    }
+
+    #[test]
     fn a_value_does_not_pass_for_another_logs() {
         let (_, value) = encode(&log_key(), &stored());
         let mut other = log_key();
@@ -339,7 +399,7 @@ mod tests {
         #[test]
         fn reading_never_panics(
             key in proptest::collection::vec(any::<u8>(), 0..80),
-            kind in 0_u8..4,
+            kind in 0_u8..6,
             value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..80)),
         ) {
             let mut key = key;
@@ -363,6 +423,7 @@ mod tests {
             log: TopicPartition {
                 topic: TopicName::new("orders").unwrap(),
                 partition: 3,
+                track: Track::First,
             },
         }
     }
@@ -375,6 +436,7 @@ mod tests {
             },
             lost: 5,
             dead: 1,
+            elsewhere: 0,
         }
     }
 

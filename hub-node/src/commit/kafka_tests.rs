@@ -272,6 +272,7 @@ async fn unknown_topics_are_dead_letters_where_none_are_created() {
         TopicPartition {
             topic: TopicName::new(&world.config.checkpoint_topic).unwrap(),
             partition: 0,
+            track: shared::ids::Track::First,
         },
     );
     for log in [&log, &ours] {
@@ -737,6 +738,7 @@ impl World {
         TopicPartition {
             topic: self.topic(topic),
             partition,
+            track: shared::ids::Track::First,
         }
     }
 

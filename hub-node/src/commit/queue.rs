@@ -275,6 +275,7 @@ mod tests {
         let log = TopicPartition {
             topic: TopicName::new("t").unwrap(),
             partition: 0,
+            track: shared::ids::Track::First,
         };
         Queued {
             origin: 0,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use shared::ids::{Offset, TopicName};
 use shared::record::{RecordRef, Records};
+use shared::wire::GAP_OTHER_TRACK;
 use tracing::warn;
 
 use super::checkpoint::{LogKey, Stored};
@@ -91,8 +92,11 @@ impl<S: LaneSink> Sending<'_, S> {
         route: &Route,
     ) -> Result<(), Failure> {
         let mut dead = 0;
-        let mut lost = 0;
+        let (mut lost, mut elsewhere) = (0, 0);
         match &item.delivery.content {
+            Content::Gap {
+                reason: GAP_OTHER_TRACK,
+            } => elsewhere = item.records(),
             Content::Gap { reason } => {
                 lost = item.records();
                 warn!(
@@ -114,6 +118,7 @@ impl<S: LaneSink> Sending<'_, S> {
             .expect("each item's log is there");
         stored.checkpoint = item.delivery.next;
         stored.lost += lost;
+        stored.elsewhere += elsewhere;
         stored.dead += dead;
         Ok(())
     }

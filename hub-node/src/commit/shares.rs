@@ -121,6 +121,7 @@ impl Site {
         let log = TopicPartition {
             topic: TopicName::new("t").unwrap(),
             partition: 0,
+            track: shared::ids::Track::First,
         };
         let base_offset = self.next;
         self.next += 1;

@@ -443,7 +443,12 @@ impl Site {
         };
         let logs = (0..2).map(|partition| {
             let topic = TopicName::new("t").unwrap();
-            (TopicPartition { topic, partition }, fates(partition))
+            let log = TopicPartition {
+                topic,
+                partition,
+                track: shared::ids::Track::First,
+            };
+            (log, fates(partition))
         });
         Self {
             id: SiteId::new(&format!("site-{index}")).unwrap(),

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::batch::{CODEC_LONG, OpenError, Opened, remembers, supported_codecs};
-use shared::ids::{Incarnation, Offset, SiteId, TopicName};
+use shared::ids::{Incarnation, Offset, SiteId, TopicName, TopicPartition};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
 use shared::wire::{
-    Anchor, Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply,
+    Anchor, Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply, MAX_OFFSET,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -54,6 +54,13 @@ const HEADERS: u64 = 64 << 10;
 const LANE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take to reach the site.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What a site is told of a log whose other track it does not know of: no history of its own agrees with it, and it
+/// begins a new incarnation.
+const BEYOND_EVERY_LOG: Checkpoint = Checkpoint {
+    next_offset: MAX_OFFSET,
+    chain: 0,
+};
 
 /// Who the session is of.
 #[derive(Debug)]
@@ -371,7 +378,14 @@ impl Session<'_> {
             .map(|entry| is_allowed(entry.log.topic.as_str()))
             .collect();
         let states = Arc::clone(&self.context.intake.states);
-        let names = logs.iter().map(|entry| entry.log.clone()).collect();
+        let names = logs.iter().map(|entry| entry.log.clone());
+        // a store that is older than its partition's second track does not know of it
+        let alone = logs.iter().filter(|entry| !entry.has_other_track);
+        let others = alone.map(|entry| TopicPartition {
+            track: entry.log.track.other(),
+            ..entry.log.clone()
+        });
+        let names = names.chain(others).collect();
         Box::pin(async move {
             let place = match &admission {
                 Some(admission) => Some(admission.enter().await.map_err(Refusal::Later)?),
@@ -409,13 +423,21 @@ impl Session<'_> {
                     .map_err(|_gone| Refusal::Unreachable)?
                     .map_err(Refusal::Ended)
             };
-            let checkpoints = match limit {
+            let mut checkpoints = match limit {
                 Some(limit) => tokio::time::timeout(limit, asked)
                     .await
                     .map_err(|_elapsed| Refusal::Unreachable)??,
                 // ends with the lane or with the session
                 None => asked.await?,
             };
+            let others = checkpoints.split_off(logs.len().min(checkpoints.len()));
+            let told = logs.iter().zip(&mut checkpoints);
+            let alone = told.filter(|(entry, _)| !entry.has_other_track);
+            for ((_, checkpoint), other) in alone.zip(others) {
+                if other.is_some() {
+                    *checkpoint = Some(BEYOND_EVERY_LOG);
+                }
+            }
             let replies = checkpoints.into_iter().zip(allowed).map(reply_of);
             let told = move |(entry, reply): (LogEntry, LogReply)| {
                 let key = StateKey {

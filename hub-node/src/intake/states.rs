@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use shared::ids::{SiteId, TopicPartition};
+use shared::ids::{SiteId, TopicPartition, Track};
 use shared::wire::Anchor;
 use tracing::debug;
 
@@ -142,8 +142,16 @@ impl CodecStates {
     /// Names of sites and topics are letters, digits and `._-`, so no two files have one name.
     fn place(&self, key: &StateKey) -> Option<(&Path, String)> {
         let directory: &Path = self.directory.as_deref()?;
-        let TopicPartition { topic, partition } = &key.log;
-        let name = format!("{}@{}@{partition}{SUFFIX}", key.site, topic.as_str());
+        let TopicPartition {
+            topic,
+            partition,
+            track,
+        } = &key.log;
+        let track = match track {
+            Track::First => "",
+            Track::Second => "@2",
+        };
+        let name = format!("{}@{}@{partition}{track}{SUFFIX}", key.site, topic.as_str());
         // a file system takes 255 bytes: what does not fit is kept in memory only
         (name.len() <= 255).then_some((directory, name))
     }
@@ -307,6 +315,7 @@ mod tests {
             log: TopicPartition {
                 topic: TopicName::new("t").unwrap(),
                 partition: 3,
+                track: Track::First,
             },
         }
     }

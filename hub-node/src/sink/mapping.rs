@@ -217,6 +217,7 @@ mod tests {
             log: TopicPartition {
                 topic: TopicName::new(topic).unwrap(),
                 partition,
+                track: shared::ids::Track::First,
             },
         }
     }

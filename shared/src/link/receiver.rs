@@ -105,6 +105,8 @@ pub enum ReceiverOutput {
 #[derive(Debug)]
 struct Log {
     log: TopicPartition,
+    /// The site declared that it knows of the partition's other track.
+    has_other_track: bool,
     origin: Offset,
     /// Known once the checkpoint was told; no data before.
     expected: Option<Offset>,
@@ -305,6 +307,7 @@ impl Receiver {
                     start: at,
                     end: at,
                 },
+                has_other_track: log.has_other_track,
                 anchors: Vec::new(),
             })
         };
@@ -336,6 +339,7 @@ impl Receiver {
             }
             let log = Log {
                 log: entry.log.clone(),
+                has_other_track: entry.has_other_track,
                 origin: entry.range.origin,
                 expected: None,
                 committed: 0,

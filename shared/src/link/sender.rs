@@ -34,7 +34,7 @@ use self::schedule::Schedule;
 use super::window::SendCredit;
 use super::{Close, broken};
 use crate::class::{Class, ClassSet, PerClass};
-use crate::ids::{Offset, TopicPartition};
+use crate::ids::{Offset, TopicPartition, Track};
 use crate::wire::{
     Ack, Anchor, Code, Farewell, Frame, FrameDecoder, Handle, Hello, LogEntry, LogRange,
     MAX_VERSION, MIN_MAX_BATCH_BYTES, MIN_VERSION, Welcome,
@@ -149,7 +149,6 @@ impl Sender {
         let class = if is_classless { Class::Normal } else { class };
         self.schedule.add(handle, &log.topic, class);
         let log = Log {
-            log,
             range,
             phase: Phase::Undeclared,
             known_acked: acked,
@@ -164,12 +163,22 @@ impl Sender {
             is_restarted: false,
             is_stale: false,
             hub_chain: 0,
+            has_other_track: log.track == Track::Second,
             anchors: Vec::new(),
             begin: Some(Begin::Fresh),
+            log,
         };
         self.logs.insert(handle, log);
         self.undeclared.push_back(handle);
         self.unresolved += 1;
+    }
+
+    /// This log's partition has another track, which is added too: to be called right after
+    /// [`Sender::add_log`].
+    pub fn pair_track(&mut self, handle: Handle) {
+        if let Some(log) = self.logs.get_mut(&handle) {
+            log.has_other_track = true;
+        }
     }
 
     /// The saved states of this log's codec, best first: to be called right after [`Sender::add_log`]. The
@@ -548,6 +557,7 @@ impl Sender {
                 handle,
                 log: log.log.clone(),
                 range: log.declared(),
+                has_other_track: log.has_other_track,
                 anchors: log.anchors.clone(),
             };
             entry.put(&mut bytes);

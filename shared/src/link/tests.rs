@@ -20,6 +20,7 @@ fn log(partition: u32) -> TopicPartition {
     TopicPartition {
         topic: TopicName::new("temperatures").unwrap(),
         partition,
+        track: crate::ids::Track::First,
     }
 }
 
@@ -104,7 +105,7 @@ fn welcome(credit_limit: u64, checkpoints: &[(u32, LogReply)]) -> Bytes {
         })
         .collect();
     Frame::Welcome(Welcome {
-        version: 2,
+        version: 3,
         codecs: vec![1],
         credit_limit,
         max_batch_bytes: MIN_MAX_BATCH_BYTES,
@@ -175,7 +176,7 @@ fn answer(reply: LogReply) -> LogAnswer {
 
 fn hello(logs: &[(u32, u32)]) -> Bytes {
     Frame::Hello(Hello {
-        min_version: 2,
+        min_version: 3,
         max_version: 9,
         nonce: 3,
         incarnation: Incarnation(7),
@@ -192,6 +193,7 @@ fn entries(logs: &[(u32, u32)]) -> Vec<LogEntry> {
             handle: Handle(handle),
             log: log(partition),
             range: range(0, 100),
+            has_other_track: false,
             anchors: Vec::new(),
         })
         .collect()
@@ -685,6 +687,7 @@ fn many_logs_are_declared_in_frames_that_fit() {
         let log = TopicPartition {
             topic: topic.clone(),
             partition: handle,
+            track: crate::ids::Track::First,
         };
         sender.add_log(Handle(handle), log, Class::Normal, range(0, 0), 0);
     }
@@ -876,7 +879,7 @@ fn both_ends_begin_with_the_first_anchor_that_both_have() {
         sender.start(START);
         outputs(&mut sender);
         let welcome = Frame::Welcome(Welcome {
-            version: 2,
+            version: 3,
             codecs: vec![1],
             credit_limit: 10_000,
             max_batch_bytes: MIN_MAX_BATCH_BYTES,

@@ -2,7 +2,7 @@
 
 use super::varint::{Reader, put_varint};
 use super::{Handle, MAGIC, MAX_OFFSET, MAX_VERSION, MIN_VERSION, WireError};
-use crate::ids::{Incarnation, MAX_TOPIC_NAME_LEN, Offset, TopicName, TopicPartition};
+use crate::ids::{Incarnation, MAX_TOPIC_NAME_LEN, Offset, TopicName, TopicPartition, Track};
 
 const MAX_SOFTWARE_LEN: usize = 64;
 const MAX_CODECS: usize = 32;
@@ -47,18 +47,30 @@ pub struct LogEntry {
     pub log: TopicPartition,
     /// What the site has of it.
     pub range: LogRange,
+    /// The site knows of the partition's other track, and declares it too. A second track is never alone.
+    pub has_other_track: bool,
     /// Codec states that the site saved, best first; at most [`MAX_ANCHORS`].
     pub anchors: Vec<Anchor>,
 }
 
 impl LogEntry {
     /// Fewest bytes of an entry: a topic of one letter and small numbers.
-    const MIN_LEN: usize = 8;
+    const MIN_LEN: usize = 9;
+
+    /// How the track is told.
+    const fn track_byte(&self) -> u8 {
+        match (self.log.track, self.has_other_track) {
+            (Track::First, false) => 0,
+            (Track::First, true) => 1,
+            (Track::Second, _) => 2,
+        }
+    }
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.handle.0.into());
         put_text(out, self.log.topic.as_str(), MAX_TOPIC_NAME_LEN);
         put_varint(out, self.log.partition.into());
+        out.push(self.track_byte());
         put_varint(out, self.range.origin);
         put_varint(out, self.range.start);
         put_varint(out, self.range.end);
@@ -71,17 +83,28 @@ impl LogEntry {
     }
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let handle = Handle(reader.varint_u32()?);
+        let topic = TopicName::new(reader.text(MAX_TOPIC_NAME_LEN)?)?;
+        let partition = reader.varint_u32()?;
+        let (track, has_other_track) = match reader.u8()? {
+            0 => (Track::First, false),
+            1 => (Track::First, true),
+            2 => (Track::Second, true),
+            _ => return Err(WireError::Malformed("unknown track")),
+        };
         let entry = Self {
-            handle: Handle(reader.varint_u32()?),
+            handle,
             log: TopicPartition {
-                topic: TopicName::new(reader.text(MAX_TOPIC_NAME_LEN)?)?,
-                partition: reader.varint_u32()?,
+                topic,
+                partition,
+                track,
             },
             range: LogRange {
                 origin: reader.varint()?,
                 start: reader.varint()?,
                 end: reader.varint()?,
             },
+            has_other_track,
             anchors: take_anchors(reader)?,
         };
         if !entry.range.is_valid() {
@@ -323,7 +346,7 @@ pub enum Code {
     NotAllowed,
     /// The hub has no room or Kafka is away.
     Busy,
-    /// Another hub owns the site's lane: try the next address.
+    /// Another hub owns the site's track: try the next address.
     NotOwner,
     /// The same site opened another session.
     Superseded,

@@ -8,12 +8,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dedup::ChunkId;
-use crate::ids::{Incarnation, TopicName, TopicPartition};
+use crate::ids::{Incarnation, TopicName, TopicPartition, Track};
 
 fn log(partition: u32) -> TopicPartition {
     TopicPartition {
         topic: TopicName::new("plant.1_temp-x").unwrap(),
         partition,
+        track: Track::First,
     }
 }
 
@@ -26,10 +27,22 @@ fn entry(handle: u32) -> LogEntry {
             start: 300,
             end: 70_000,
         },
+        has_other_track: false,
         anchors: vec![Anchor {
             codec: 4,
             position: 0x1112_1314_1516_1718,
         }],
+    }
+}
+
+fn second_track(entry: LogEntry) -> LogEntry {
+    LogEntry {
+        log: TopicPartition {
+            track: Track::Second,
+            ..entry.log
+        },
+        has_other_track: true,
+        ..entry
     }
 }
 
@@ -67,8 +80,8 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
         (
             "hello",
             Frame::Hello(Hello {
-                min_version: 2,
-                max_version: 2,
+                min_version: 3,
+                max_version: 3,
                 nonce: 0x1122_3344_5566_7788,
                 incarnation: Incarnation(0x0123_4567_89ab_cdef_0011_2233_4455_6677),
                 software: "edge-node 0.1.0".into(),
@@ -79,7 +92,7 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
         (
             "welcome",
             Frame::Welcome(Welcome {
-                version: 2,
+                version: 3,
                 codecs: vec![4, 1],
                 credit_limit: 8 << 20,
                 max_batch_bytes: 4 << 20,
@@ -88,7 +101,7 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
             }),
         ),
         ("refuse", Frame::Refuse(farewell())),
-        ("declare", Frame::Declare(vec![entry(2)])),
+        ("declare", Frame::Declare(vec![second_track(entry(2))])),
         ("checkpoints", Frame::Checkpoints(checkpoints)),
         (
             "ack",
@@ -282,11 +295,11 @@ fn a_count_is_held_against_the_bytes_that_are_there() {
 #[test]
 fn a_hello_of_another_version_is_told_apart_whatever_follows() {
     let mut payload = MAGIC.to_vec();
-    payload.extend_from_slice(&[0, 3, 0, 5]);
+    payload.extend_from_slice(&[0, 4, 0, 5]);
     payload.extend_from_slice(b"something unheard of");
     assert_eq!(
         Frame::decode(1, &payload),
-        Err(WireError::Version { min: 3, max: 5 })
+        Err(WireError::Version { min: 4, max: 5 })
     );
 }
 
@@ -466,28 +479,38 @@ fn log_entry() -> impl Strategy<Value = LogEntry> {
         any::<u32>(),
         "[a-z._-]{3,40}",
         any::<u32>(),
+        any::<(bool, bool)>(),
         offsets,
         anchors,
     )
-        .prop_map(|(handle, topic, partition, mut offsets, anchors)| {
-            offsets.sort_unstable();
-            LogEntry {
-                handle: Handle(handle),
-                log: TopicPartition {
-                    topic: TopicName::new(&topic).unwrap(),
-                    partition,
-                },
-                range: LogRange {
-                    origin: offsets[0],
-                    start: offsets[1],
-                    end: offsets[2],
-                },
-                anchors: anchors
-                    .into_iter()
-                    .map(|(codec, position)| Anchor { codec, position })
-                    .collect(),
-            }
-        })
+        .prop_map(
+            |(handle, topic, partition, (is_second, is_paired), mut offsets, anchors)| {
+                let track = if is_second {
+                    Track::Second
+                } else {
+                    Track::First
+                };
+                offsets.sort_unstable();
+                LogEntry {
+                    handle: Handle(handle),
+                    log: TopicPartition {
+                        topic: TopicName::new(&topic).unwrap(),
+                        partition,
+                        track,
+                    },
+                    has_other_track: is_second || is_paired,
+                    range: LogRange {
+                        origin: offsets[0],
+                        start: offsets[1],
+                        end: offsets[2],
+                    },
+                    anchors: anchors
+                        .into_iter()
+                        .map(|(codec, position)| Anchor { codec, position })
+                        .collect(),
+                }
+            },
+        )
 }
 
 fn log_reply() -> impl Strategy<Value = LogReply> {

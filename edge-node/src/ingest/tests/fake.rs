@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use shared::ids::{Incarnation, Offset, TopicName};
+use shared::ids::{Incarnation, Offset, TopicName, Track};
 use tokio::sync::{oneshot, watch};
 
 use crate::store::{
@@ -205,8 +205,17 @@ impl Store for FakeStore {
         self.memory.chain_at(partition, offset)
     }
 
-    fn acknowledge(&self, partition: PartitionId, next: Offset) -> Result<(), StoreError> {
-        self.memory.acknowledge(partition, next)
+    fn acknowledge(
+        &self,
+        partition: PartitionId,
+        track: Track,
+        next: Offset,
+    ) -> Result<(), StoreError> {
+        self.memory.acknowledge(partition, track, next)
+    }
+
+    fn split(&self, partition: PartitionId) -> Result<bool, StoreError> {
+        self.memory.split(partition)
     }
 
     fn sweep(&self, wall_ms: i64) -> Result<(), StoreError> {

@@ -14,10 +14,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use shared::crashsafe::{self, Access};
-use shared::wire::Anchor;
+use shared::wire::{Anchor, Handle};
 use tracing::{debug, warn};
-
-use crate::store::PartitionId;
 
 const MAGIC: [u8; 4] = *b"KDGA";
 const HEAD_LEN: usize = MAGIC.len() + 1 + 8;
@@ -43,8 +41,8 @@ pub(super) struct SavedStates {
     directory: PathBuf,
     limit: u64,
     bytes: u64,
-    files: HashMap<PartitionId, Entry>,
-    order: BTreeMap<u64, PartitionId>,
+    files: HashMap<Handle, Entry>,
+    order: BTreeMap<u64, Handle>,
     turns: u64,
 }
 
@@ -63,20 +61,20 @@ impl SavedStates {
             order: BTreeMap::new(),
             turns: 0,
         };
-        for (partition, anchor, bytes) in states.found() {
+        for (handle, anchor, bytes) in states.found() {
             match anchor {
                 Some(anchor) => {
-                    states.note(partition, anchor, bytes);
+                    states.note(handle, anchor, bytes);
                     states.shrink(None);
                 }
-                None => states.delete(partition),
+                None => states.delete(handle),
             }
         }
         states
     }
 
     /// Oldest first.
-    fn found(&self) -> Vec<(PartitionId, Option<Anchor>, u64)> {
+    fn found(&self) -> Vec<(Handle, Option<Anchor>, u64)> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.directory)
             .into_iter()
@@ -85,7 +83,7 @@ impl SavedStates {
         {
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_suffix(".anchor"));
-            let Some(partition) = number.and_then(|number| number.parse().ok()) else {
+            let Some(handle) = number.and_then(|number| number.parse().ok()) else {
                 continue;
             };
             let Ok(metadata) = entry.metadata() else {
@@ -93,24 +91,24 @@ impl SavedStates {
             };
             let changed = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let anchor = head(&entry.path());
-            found.push((changed, PartitionId(partition), anchor, metadata.len()));
+            found.push((changed, Handle(handle), anchor, metadata.len()));
         }
-        found.sort_unstable_by_key(|(changed, partition, ..)| (*changed, partition.0));
+        found.sort_unstable_by_key(|(changed, handle, ..)| (*changed, handle.0));
         let rest = found.into_iter();
-        rest.map(|(_, partition, anchor, bytes)| (partition, anchor, bytes))
+        rest.map(|(_, handle, anchor, bytes)| (handle, anchor, bytes))
             .collect()
     }
 
     /// Every log's saved place.
-    pub(super) fn anchors(&self) -> impl Iterator<Item = (PartitionId, Anchor)> {
+    pub(super) fn anchors(&self) -> impl Iterator<Item = (Handle, Anchor)> {
         self.files
             .iter()
-            .map(|(partition, entry)| (*partition, entry.anchor))
+            .map(|(handle, entry)| (*handle, entry.anchor))
     }
 
     /// A log's saved place.
-    pub(super) fn anchor(&self, partition: PartitionId) -> Option<Anchor> {
-        self.files.get(&partition).map(|entry| entry.anchor)
+    pub(super) fn anchor(&self, handle: Handle) -> Option<Anchor> {
+        self.files.get(&handle).map(|entry| entry.anchor)
     }
 
     /// Bytes of all files.
@@ -119,55 +117,55 @@ impl SavedStates {
     }
 
     /// The state of a place, if it is the one that is saved.
-    pub(super) fn load(&self, partition: PartitionId, anchor: Anchor) -> Option<Bytes> {
-        self.anchor(partition).filter(|saved| *saved == anchor)?;
-        let file = std::fs::read(self.path(partition)).ok()?;
+    pub(super) fn load(&self, handle: Handle, anchor: Anchor) -> Option<Bytes> {
+        self.anchor(handle).filter(|saved| *saved == anchor)?;
+        let file = std::fs::read(self.path(handle)).ok()?;
         let saved = decode(&Bytes::from(file))?;
         (saved.anchor == anchor).then_some(saved.state)
     }
 
     /// Saves a state in place of the log's last one. Those that had to go for it are returned; it may be among
     /// them.
-    pub(super) fn save(&mut self, partition: PartitionId, saved: &Saved) -> Vec<PartitionId> {
+    pub(super) fn save(&mut self, handle: Handle, saved: &Saved) -> Vec<Handle> {
         let file = encode(saved);
         let bytes = file.len() as u64;
         if bytes > self.limit {
-            self.remove(partition);
-            return vec![partition];
+            self.remove(handle);
+            return vec![handle];
         }
-        self.forget(partition);
-        self.note(partition, saved.anchor, bytes);
-        let gone = self.shrink(Some(partition));
-        let path = self.path(partition);
+        self.forget(handle);
+        self.note(handle, saved.anchor, bytes);
+        let gone = self.shrink(Some(handle));
+        let path = self.path(handle);
         if let Err(error) = crashsafe::replace(&path, &file, Access::Private) {
             debug!(%error, path = %path.display(), "Codec state not written");
-            self.remove(partition);
-            return vec![partition];
+            self.remove(handle);
+            return vec![handle];
         }
         gone
     }
 
     /// Removes a log's state.
-    pub(super) fn remove(&mut self, partition: PartitionId) {
-        if self.forget(partition) {
-            self.delete(partition);
+    pub(super) fn remove(&mut self, handle: Handle) {
+        if self.forget(handle) {
+            self.delete(handle);
         }
     }
 
-    fn note(&mut self, partition: PartitionId, anchor: Anchor, bytes: u64) {
+    fn note(&mut self, handle: Handle, anchor: Anchor, bytes: u64) {
         self.turns += 1;
         self.bytes += bytes;
-        self.order.insert(self.turns, partition);
+        self.order.insert(self.turns, handle);
         let entry = Entry {
             anchor,
             bytes,
             turn: self.turns,
         };
-        self.files.insert(partition, entry);
+        self.files.insert(handle, entry);
     }
 
-    fn forget(&mut self, partition: PartitionId) -> bool {
-        let Some(entry) = self.files.remove(&partition) else {
+    fn forget(&mut self, handle: Handle) -> bool {
+        let Some(entry) = self.files.remove(&handle) else {
             return false;
         };
         self.order.remove(&entry.turn);
@@ -175,7 +173,7 @@ impl SavedStates {
         true
     }
 
-    fn shrink(&mut self, but: Option<PartitionId>) -> Vec<PartitionId> {
+    fn shrink(&mut self, but: Option<Handle>) -> Vec<Handle> {
         let mut gone = Vec::new();
         while self.bytes > self.limit {
             let oldest = self.order.values().find(|id| Some(**id) != but).copied();
@@ -186,15 +184,15 @@ impl SavedStates {
         gone
     }
 
-    fn delete(&self, partition: PartitionId) {
-        let path = self.path(partition);
+    fn delete(&self, handle: Handle) {
+        let path = self.path(handle);
         if let Err(error) = std::fs::remove_file(&path) {
             debug!(%error, path = %path.display(), "Codec state not removed");
         }
     }
 
-    fn path(&self, partition: PartitionId) -> PathBuf {
-        self.directory.join(format!("{}.anchor", partition.0))
+    fn path(&self, handle: Handle) -> PathBuf {
+        self.directory.join(format!("{}.anchor", handle.0))
     }
 }
 
@@ -244,7 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = |limit| SavedStates::open(dir.path().to_owned(), limit);
         let mut states = open(3 * FILE);
-        let ids: Vec<PartitionId> = (1..=4).map(PartitionId).collect();
+        let ids: Vec<Handle> = (1..=4).map(Handle).collect();
         for id in &ids[..3] {
             assert!(states.save(*id, &saved(id.0.into())).is_empty());
         }
@@ -267,10 +265,10 @@ mod tests {
     fn what_is_larger_than_the_bound_or_cannot_be_written_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let mut states = SavedStates::open(dir.path().join("a"), FILE - 1);
-        assert_eq!(states.save(PartitionId(1), &saved(1)), [PartitionId(1)]);
+        assert_eq!(states.save(Handle(1), &saved(1)), [Handle(1)]);
         let mut states = SavedStates::open(dir.path().join("b"), FILE);
         std::fs::remove_dir(dir.path().join("b")).unwrap();
-        assert_eq!(states.save(PartitionId(1), &saved(1)), [PartitionId(1)]);
+        assert_eq!(states.save(Handle(1), &saved(1)), [Handle(1)]);
         assert_eq!((states.bytes(), states.anchors().count()), (0, 0));
     }
 

@@ -58,9 +58,9 @@ fn readings(log: u32, round: u64) -> Vec<u8> {
 fn send(chains: &mut Chains, log: u32, raw: &[u8], records: u64, next: Offset) -> Option<Packed> {
     let mut allowed = supported_codecs();
     allowed.push(CODEC_LONG);
-    let partition = PartitionId(log);
+    let handle = Handle(log);
     let codec = chains.choose(
-        partition,
+        handle,
         &Wish {
             codec: CODEC_MODELLED,
             allowed: &allowed,
@@ -73,7 +73,7 @@ fn send(chains: &mut Chains, log: u32, raw: &[u8], records: u64, next: Offset) -
         next_offset: next,
         chain: 0,
     };
-    remembers(codec).then(|| chains.pack(partition, codec, &outgoing).unwrap())
+    remembers(codec).then(|| chains.pack(handle, codec, &outgoing).unwrap())
 }
 
 #[test]
@@ -162,14 +162,7 @@ fn snapshots_are_left_to_the_model_and_images_to_chunks() {
         .unwrap();
         assert_eq!(packed.header.codec, CODEC_LONG);
     }
-    assert_eq!(
-        chains.logs[&PartitionId(2)]
-            .large
-            .as_ref()
-            .unwrap()
-            .memory(),
-        0
-    );
+    assert_eq!(chains.logs[&Handle(2)].large.as_ref().unwrap().memory(), 0);
 }
 
 /// A hub's end that keeps nothing.
@@ -224,7 +217,7 @@ fn what_is_sent_with_too_little_memory_decodes() {
 fn an_acknowledged_state_is_on_disk_and_a_session_goes_on_from_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut chains = open(&dir, 16 * MIB);
-    let partition = PartitionId(1);
+    let handle = Handle(1);
     let mut anchored = None;
     for round in 0..400 {
         let next = (round + 1) * 8;
@@ -237,17 +230,17 @@ fn an_acknowledged_state_is_on_disk_and_a_session_goes_on_from_it() {
     let next = anchored.unwrap();
     let waiting = chains.bytes;
     assert_eq!(chains.saved.bytes(), 0);
-    chains.acknowledged(partition, next);
+    chains.acknowledged(handle, next);
     assert!(chains.saved.bytes() > 0);
     assert!(chains.bytes < waiting, "the state waits no more");
-    let anchor = chains.book.of(partition)[0];
-    chains.begin(partition, Begin::Anchor(anchor));
+    let anchor = chains.book.of(handle)[0];
+    chains.begin(handle, Begin::Anchor(anchor));
     let packed = send(&mut chains, 1, &readings(1, 500), 8, next + 8).unwrap();
     assert!(!packed.header.is_fresh);
     // another process
     let mut chains = open(&dir, 16 * MIB);
-    assert_eq!(chains.book.of(partition), [anchor]);
-    chains.begin(partition, Begin::Fresh);
-    assert!(chains.book.of(partition).is_empty());
+    assert_eq!(chains.book.of(handle), [anchor]);
+    chains.begin(handle, Begin::Fresh);
+    assert!(chains.book.of(handle).is_empty());
     assert_eq!(chains.saved.bytes(), 0);
 }

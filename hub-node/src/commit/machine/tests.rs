@@ -315,6 +315,7 @@ fn log() -> TopicPartition {
     TopicPartition {
         topic: TopicName::new("t").unwrap(),
         partition: 0,
+        track: shared::ids::Track::First,
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Log {
     pub(super) is_stale: bool,
     /// The chain at `read`, as the hub will know it; 0: it will not.
     pub(super) hub_chain: u64,
+    /// Its partition's other track is a log of the session too.
+    pub(super) has_other_track: bool,
     /// Saved states of the codec, as declared.
     pub(super) anchors: Vec<Anchor>,
     /// What the codec's memory is to be set to.

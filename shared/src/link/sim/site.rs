@@ -99,6 +99,7 @@ pub(super) fn name_of(number: usize) -> TopicPartition {
     TopicPartition {
         topic: TopicName::new("t").expect("a good name"),
         partition: number as u32,
+        track: crate::ids::Track::First,
     }
 }
 

@@ -323,6 +323,7 @@ fn name(handle: Handle) -> TopicPartition {
         topic: TopicName::new(&format!("t{handle:?}").replace(['(', ')'], "-"))
             .expect("a good name"),
         partition: 0,
+        track: crate::ids::Track::First,
     }
 }
 

@@ -1,0 +1,42 @@
+//! When a log is behind; and both tracks over a real store, both halves of the link and a model of the hub.
+
+mod tracks;
+
+use super::*;
+
+const fn at(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+#[test]
+fn a_log_that_keeps_up_is_never_behind() {
+    let mut log = Backlog::default();
+    assert!(!log.observe(0, 0, at(0)));
+    for second in 1..100 {
+        // always five seconds late
+        let acked = second.max(5) * 10 - 50;
+        assert!(!log.observe(acked, second * 10, at(second)), "{second}");
+    }
+}
+
+#[test]
+fn records_that_wait_are_a_backlog() {
+    let mut log = Backlog::default();
+    log.observe(7, 7, at(1));
+    assert!(!log.observe(7, 9, at(2)));
+    assert!(!log.observe(8, 30, at(10)));
+    assert!(log.observe(8, 30, at(11)));
+    assert!(!log.observe(9, 30, at(12)), "those are younger");
+    assert!(!log.observe(30, 30, at(13)));
+}
+
+#[test]
+fn what_came_while_nobody_looked_counts_from_the_last_look() {
+    let mut log = Backlog::default();
+    log.observe(7, 7, at(1));
+    assert!(log.observe(7, 500, at(60)));
+    assert!(
+        Backlog::default().observe(0, 1, at(0)),
+        "of another process"
+    );
+}
