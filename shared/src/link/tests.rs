@@ -1107,7 +1107,7 @@ fn the_hub_takes_the_best_version_and_codec_that_both_know() {
     let Frame::Welcome(welcome) = &hub_frames(&mut receiver)[0] else {
         panic!("a welcome");
     };
-    assert_eq!((welcome.version, &welcome.codecs[..]), (2, &[1][..]));
+    assert_eq!((welcome.version, &welcome.codecs[..]), (3, &[1][..]));
 }
 
 #[test]
