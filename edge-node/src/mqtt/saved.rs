@@ -11,6 +11,7 @@
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
 //! MqttRetained  'm' topic                        version = 1 │ published, wall ms i64 │ flags u8 │ …properties │ payload
 //! MqttRetained  'c' partition u32                next offset u64 that retained messages are made from
+//! MqttRetained  'f' Kafka topic                  nothing: its new partitions are followed from their start
 //! ```
 //! A session's second value is always of one moment: what is before its offsets was sent and is done, or
 //! is among its packet ids. It may be older than the truth, and then QoS 1 is sent again. It is written and
@@ -330,6 +331,19 @@ pub fn read_cursor(key: &[u8], value: &[u8]) -> Option<(PartitionId, u64)> {
         PartitionId(u32::from_be_bytes(number)),
         u64::from_be_bytes(next),
     ))
+}
+
+/// Notes that partitions of a Kafka topic that are not known yet are followed from their start, also by the next
+/// process.
+#[must_use]
+pub fn followed(kafka: &str) -> StateChange {
+    StateChange::put(StateSpace::MqttRetained, key(b'f', kafka), Bytes::new())
+}
+
+/// Notes that they are not: no rule leads there any more.
+#[must_use]
+pub fn unfollowed(kafka: &str) -> StateChange {
+    StateChange::forget(StateSpace::MqttRetained, key(b'f', kafka))
 }
 
 fn put_count(out: &mut BytesMut, count: usize) {

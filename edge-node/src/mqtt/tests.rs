@@ -72,10 +72,15 @@ async fn node_on(
 
 impl Node {
     /// Stops it, and starts another on what it left.
-    async fn restart(mut self) -> Self {
+    async fn restart(self) -> Self {
+        node_on(self.end().await, Vec::new(), |_| {}).await
+    }
+
+    /// Stops it; what it left.
+    async fn end(mut self) -> Arc<dyn Store> {
         self.stop.cancel();
         while self.task.join_next().await.is_some() {}
-        node_on(self.store, Vec::new(), |_| {}).await
+        self.store
     }
 
     /// Everything in a Kafka topic: key, value, headers.
@@ -345,6 +350,68 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
     let mut subscriber = Client::new(node.address, persistent()).await;
     assert!(subscriber.session_present);
     assert_eq!(subscriber.message().await.payload, "first");
+}
+
+/// As a crash leaves it: acknowledged, and nothing else was written before the process was killed.
+#[tokio::test]
+async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_was_killed_behind_it() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("t", Qos::AtLeastOnce).await;
+    drop(subscriber);
+    let store = node.end().await;
+    let ingest = Ingest::new(store.clone(), any_topic(), IngestLimits::default());
+    let topic = ingest.topic("mqtt_messages", true).await.unwrap();
+    let mut batch = BatchBuilder::default();
+    let retain = Header {
+        name: b"mqtt.retain",
+        value: Some(b"1"),
+    };
+    batch.push(shared::time::wall_ms(), Some(b"t"), Some(b"first"), &[retain]);
+    let pending = ingest.append(&topic, 0, batch.build().unwrap()).await;
+    pending.unwrap().synced().await.unwrap();
+    let node = node_on(store, Vec::new(), |_| {}).await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert!(subscriber.session_present);
+    assert_eq!(subscriber.message().await.payload, "first");
+    let mut late = Client::new(node.address, connect(Version::V5, "late")).await;
+    late.subscribe("t", Qos::AtLeastOnce).await;
+    assert!(late.message().await.retain);
+}
+
+/// With a new rule the old records of its topic are not messages for sessions that were there before.
+#[tokio::test]
+async fn what_was_in_a_topic_before_a_rule_led_there_is_not_delivered() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("#", Qos::AtLeastOnce).await;
+    node.produce("old", "a", "before").await;
+    drop(subscriber);
+    let mut store = node.end().await;
+    let rule = || Rule {
+        filter: "old/#".to_owned(),
+        key: "{1}".parse().unwrap(),
+        topic: Some("old/{key}".parse().unwrap()),
+        ..Rule::everything(TopicName::new("old").unwrap())
+    };
+    // the second start must not know less than the first
+    for _ in 0..2 {
+        store = node_on(store, vec![rule()], |_| {}).await.end().await;
+    }
+    let node = node_on(store, vec![rule()], |_| {}).await;
+    node.produce("old", "a", "after").await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert_eq!(subscriber.message().await.payload, "after");
 }
 
 #[tokio::test]

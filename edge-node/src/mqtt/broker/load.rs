@@ -1,6 +1,6 @@
 //! What an earlier process left: sessions, retained messages, and how far the log was delivered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::timers::Deadline;
+use super::timers::{Deadline, SAVE_AT_ONCE};
 use super::{Broker, READERS, Session, Sessions};
 use crate::mqtt::filters::Filters;
 use crate::mqtt::gather::Gather;
@@ -45,9 +45,12 @@ impl Broker {
         } = services;
         let mut retained = Retained::new(config.retained);
         let mut cursors = Positions::new();
+        let mut followed: BTreeSet<Arc<str>> = BTreeSet::new();
         for (key, value) in store.state(StateSpace::MqttRetained, b"")? {
             if let Some((partition, next)) = saved::read_cursor(&key, &value) {
                 cursors.insert(partition, next);
+            } else if let Some((b'f', kafka)) = saved::read_key(&key) {
+                followed.insert(Arc::from(kafka));
             } else if let Some((b'm', topic)) = saved::read_key(&key) {
                 match saved::read_retained(topic, &value) {
                     Some(message) => {
@@ -73,7 +76,7 @@ impl Broker {
             groups: RwLock::new(Filters::default()),
             retained: Mutex::new(retained),
             system: Mutex::new(Retained::new(SYSTEM)),
-            tail: Mutex::new(Tail::new(cursors)),
+            tail: Mutex::new(Tail::new(cursors, followed)),
             ticks: watch::Sender::new(0),
             uses_retained,
             readers: Semaphore::new(READERS),
@@ -84,6 +87,7 @@ impl Broker {
         broker.find_partitions()?;
         broker.catch_up_retained()?;
         broker.load_sessions()?;
+        broker.save_followed();
         Ok(broker)
     }
 
@@ -103,6 +107,7 @@ impl Broker {
             }
         }
         let (now, now_ms) = (shared::time::now(), shared::time::wall_ms());
+        let mut moved = Vec::new();
         for (key, value) in self.store.state(StateSpace::MqttSession, b"s")? {
             let (Some((_, client_id)), Some(found)) =
                 (saved::read_key(&key), saved::read_session(&value))
@@ -119,7 +124,7 @@ impl Broker {
                 let tail = self.tail();
                 for (partition, next) in tail.processed() {
                     // followed by an earlier process: it began after the session was written, and all of it is for
-                    // it. Otherwise it was mapped only since, and what is there is not for it
+                    // it. Otherwise a rule leads there only since, and what is there is not for it
                     let first = if tail.was_followed(*partition) {
                         0
                     } else {
@@ -143,6 +148,10 @@ impl Broker {
                 .into_iter()
                 .collect();
             state.has_facts = !state.incoming.is_empty();
+            if is_moved {
+                // before these places are noted as followed, from when on it would begin at their start
+                moved.push(saved::progress(&state, self.tail().processed()));
+            }
             let session = Session::new(self.number(), state);
             for (filter, options) in &found.subscriptions {
                 self.insert_filter(&session, filter, *options);
@@ -165,6 +174,11 @@ impl Broker {
             sessions
                 .by_client
                 .insert(session.client_id.clone(), session);
+        }
+        while !moved.is_empty() {
+            let some = moved.split_off(moved.len().saturating_sub(SAVE_AT_ONCE));
+            // those that fail are written with the next of their progress
+            drop(self.store.put_state(some).blocking_recv());
         }
         let count = self.sessions().by_client.len();
         if count > 0 {

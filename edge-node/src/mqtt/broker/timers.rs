@@ -19,7 +19,7 @@ const SAVE_TICKS: u64 = 5;
 /// Ticks between `$SYS` messages, and between looks for retained messages that are too old.
 const SYSTEM_TICKS: u64 = 50;
 /// Sessions written at a time.
-const SAVE_AT_ONCE: usize = 256;
+pub(super) const SAVE_AT_ONCE: usize = 256;
 
 /// Something that happens to a session unless its client returns.
 #[derive(Debug)]
