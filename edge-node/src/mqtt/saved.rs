@@ -6,16 +6,22 @@
 //! space         key                              value
 //! MqttSession   's' client id                    version = 1 │ expiry s u32 │ away since, wall ms i64 │
 //!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
-//! MqttSession   'p' client id                    version = 1 │ count u32 │ (partition u32 │ offset u64)… │
-//!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)…
+//! MqttSession   'p' client id                    version = 2 │ count u32 │ (partition u32 │ offset u64)… │
+//!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)… │
+//!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)…
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
-//! MqttRetained  'm' topic                        version = 1 │ published, wall ms i64 │ flags u8 │ …properties │ payload
+//! MqttRetained  'm' topic                        version = 2 │ published, wall ms i64 │ QoS u8 │
+//!                                                0 or 1, partition u32, offset u64 │ …properties │ payload
 //! MqttRetained  'c' partition u32                next offset u64 that retained messages are made from
 //! MqttRetained  'f' Kafka topic                  nothing: its new partitions are followed from their start
 //! ```
 //! A session's second value is always of one moment: what is before its offsets was sent and is done, or
-//! is among its packet ids. It may be older than the truth, and then QoS 1 is sent again. It is written and
-//! synced before a message of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
+//! is among its packet ids; the filters are those of new subscriptions whose retained messages were not all sent,
+//! with the last topic that was. Flags are 1: QoS 2, 2: released, 4: a retained message, 8: without a place.
+//! The value may be older than the truth, and then QoS 1 is sent again. It is written and synced before a message
+//! of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
+//!
+//! Version 1 of these two had no filters, and no place of a retained message.
 
 use std::sync::Arc;
 
@@ -23,10 +29,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::inflight::Sent;
 use super::packet::{Message, MessageProperties, Options, Qos, RetainHandling};
-use super::session::{Place, Positions, State};
+use super::session::{Place, Positions, Scan, State};
 use crate::store::{PartitionId, StateChange, StateSpace};
 
 const VERSION: u8 = 1;
+/// Of progress and retained messages.
+const WITH_SCANS: u8 = 2;
+const WITH_PLACE: u8 = 2;
+
+const EXACTLY_ONCE: u8 = 1;
+const RELEASED: u8 = 2;
+const RETAINED: u8 = 4;
+const NO_PLACE: u8 = 8;
 
 /// A session as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +62,8 @@ pub struct SavedProgress {
     pub positions: Positions,
     /// What was on its way, in order.
     pub sent: Vec<Sent>,
+    /// Retained messages that new subscriptions had still to get.
+    pub scans: Vec<Scan>,
 }
 
 /// Writes a session's subscriptions.
@@ -75,30 +91,65 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
 #[must_use]
 pub fn progress(state: &State, tail: &Positions) -> StateChange {
     let mut out = BytesMut::new();
-    out.put_u8(VERSION);
-    let positions = state.place_in_log(tail);
-    put_count(&mut out, positions.len());
-    for (partition, offset) in &positions {
-        out.put_u32(partition.0);
-        out.put_u64(*offset);
-    }
-    let sent: Vec<_> = state
-        .inflight
-        .iter()
-        .filter_map(|sent| Some((sent, sent.place?)))
-        .collect();
-    put_count(&mut out, sent.len());
-    for (sent, place) in sent {
+    out.put_u8(WITH_SCANS);
+    put_positions(&mut out, &state.place_in_log(tail));
+    put_count(&mut out, state.inflight.len());
+    for sent in state.inflight.iter() {
+        let flag = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
         out.put_u16(sent.id);
-        out.put_u8(u8::from(sent.is_exactly_once) | u8::from(sent.is_released) << 1);
-        out.put_u32(place.partition.0);
-        out.put_u64(place.offset);
+        out.put_u8(
+            flag(sent.is_exactly_once, EXACTLY_ONCE)
+                | flag(sent.is_released, RELEASED)
+                | flag(sent.is_retained, RETAINED)
+                | flag(sent.place.is_none(), NO_PLACE),
+        );
+        let nowhere = Place {
+            partition: PartitionId(0),
+            offset: 0,
+        };
+        put_place(&mut out, sent.place.unwrap_or(nowhere));
+    }
+    put_count(&mut out, state.scans.len());
+    for scan in &state.scans {
+        put_text(&mut out, &scan.filter);
+        out.put_u8(options_bits(&scan.options));
+        out.put_u32(scan.options.identifier.unwrap_or(0));
+        put_option(&mut out, scan.after.as_deref(), put_text);
     }
     StateChange::put(
         StateSpace::MqttSession,
         key(b'p', &state.client_id),
         out.freeze(),
     )
+}
+
+fn put_positions(out: &mut BytesMut, positions: &Positions) {
+    put_count(out, positions.len());
+    for (partition, offset) in positions {
+        out.put_u32(partition.0);
+        out.put_u64(*offset);
+    }
+}
+
+fn put_place(out: &mut BytesMut, place: Place) {
+    out.put_u32(place.partition.0);
+    out.put_u64(place.offset);
+}
+
+fn take_positions(from: &mut &[u8]) -> Option<Positions> {
+    let mut positions = Positions::new();
+    for _ in 0..from.try_get_u32().ok()? {
+        let place = take_place(from)?;
+        positions.insert(place.partition, place.offset);
+    }
+    Some(positions)
+}
+
+fn take_place(from: &mut &[u8]) -> Option<Place> {
+    Some(Place {
+        partition: PartitionId(from.try_get_u32().ok()?),
+        offset: from.try_get_u64().ok()?,
+    })
 }
 
 /// Forgets a session.
@@ -192,27 +243,38 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
 #[must_use]
 pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
     let from = &mut bytes;
-    if from.try_get_u8().ok()? != VERSION {
+    let version = from.try_get_u8().ok()?;
+    if version != VERSION && version != WITH_SCANS {
         return None;
     }
-    let mut saved = SavedProgress::default();
-    for _ in 0..from.try_get_u32().ok()? {
-        let partition = PartitionId(from.try_get_u32().ok()?);
-        saved.positions.insert(partition, from.try_get_u64().ok()?);
-    }
+    let mut saved = SavedProgress {
+        positions: take_positions(from)?,
+        ..SavedProgress::default()
+    };
     for _ in 0..from.try_get_u32().ok()? {
         let (id, flags) = (from.try_get_u16().ok()?, from.try_get_u8().ok()?);
-        let partition = PartitionId(from.try_get_u32().ok()?);
-        let place = Place {
-            partition,
-            offset: from.try_get_u64().ok()?,
-        };
+        let place = take_place(from)?;
         saved.sent.push(Sent {
             id,
             delivery: None,
-            place: Some(place),
-            is_exactly_once: flags & 1 != 0,
-            is_released: flags & 2 != 0,
+            place: (flags & NO_PLACE == 0).then_some(place),
+            is_exactly_once: flags & EXACTLY_ONCE != 0,
+            is_released: flags & RELEASED != 0,
+            is_retained: flags & RETAINED != 0,
+        });
+    }
+    if version == VERSION {
+        return Some(saved);
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let filter = take_text(from)?.into_string();
+        let bits = from.try_get_u8().ok()?;
+        let identifier = Some(from.try_get_u32().ok()?).filter(|id| *id != 0);
+        saved.scans.push(Scan {
+            filter,
+            options: read_options(bits, identifier)?,
+            after: take_option(from, take_text)?.map(Arc::from),
+            is_last: false,
         });
     }
     Some(saved)
@@ -246,11 +308,12 @@ fn read_options(bits: u8, identifier: Option<u32>) -> Option<Options> {
 
 /// Writes a retained message.
 #[must_use]
-pub fn retained(message: &Message) -> StateChange {
+pub fn retained(message: &Message, place: Option<Place>) -> StateChange {
     let mut out = BytesMut::with_capacity(64 + message.payload.len());
-    out.put_u8(VERSION);
+    out.put_u8(WITH_PLACE);
     out.put_i64(message.published_ms);
     out.put_u8(message.qos.number());
+    put_option(&mut out, place, put_place);
     let none = MessageProperties::default();
     let properties = message.properties.as_deref().unwrap_or(&none);
     put_option(&mut out, properties.payload_format, BytesMut::put_u8);
@@ -279,14 +342,20 @@ pub fn forget_retained(topic: &str) -> StateChange {
 
 /// Reads what [`retained`] wrote.
 #[must_use]
-pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
+pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<(Message, Option<Place>)> {
     let mut rest = &bytes[..];
     let from = &mut rest;
-    if from.try_get_u8().ok()? != VERSION {
+    let version = from.try_get_u8().ok()?;
+    if version != VERSION && version != WITH_PLACE {
         return None;
     }
     let published_ms = from.try_get_i64().ok()?;
     let qos = Qos::of(from.try_get_u8().ok()?)?;
+    let place = if version == WITH_PLACE {
+        take_option(from, take_place)?
+    } else {
+        None
+    };
     let mut properties = MessageProperties {
         payload_format: take_option(from, |from| from.try_get_u8().ok())?,
         expiry_s: take_option(from, |from| from.try_get_u32().ok())?,
@@ -299,7 +368,7 @@ pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
         properties.user.push((take_text(from)?, take_text(from)?));
     }
     let is_empty = properties == MessageProperties::default();
-    Some(Message {
+    let message = Message {
         topic: Arc::from(topic),
         payload: Bytes::copy_from_slice(rest),
         qos,
@@ -307,7 +376,8 @@ pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
         published_ms,
         properties: (!is_empty).then(|| Box::new(properties)),
         from: None,
-    })
+    };
+    Some((message, place))
 }
 
 /// Writes how far retained messages are made from a log.
@@ -418,6 +488,12 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn place()(partition: u32, offset: u64) -> Place {
+            Place { partition: PartitionId(partition), offset }
+        }
+    }
+
     proptest! {
         #[test]
         fn a_session_is_read_as_it_was_written(
@@ -426,16 +502,29 @@ mod tests {
             owner in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
             subscriptions in prop::collection::btree_map("[a-z/+#]{1,6}".prop_map(Box::from), options(), 0..4),
             positions in prop::collection::btree_map(any::<u32>().prop_map(PartitionId), any::<u64>(), 0..4),
-            sent in prop::collection::vec((any::<u16>(), any::<bool>(), any::<bool>(), any::<u32>(), any::<u64>()), 0..4),
+            sent in prop::collection::vec((any::<u16>(), any::<[bool; 3]>(), prop::option::of(place())), 0..4),
+            scans in prop::collection::vec(("[a-z]{1,3}", options(), prop::option::of("[a-z]{0,3}")), 0..3),
         ) {
-            let sent: Vec<Sent> = sent.into_iter().map(|(id, is_exactly_once, is_released, partition, offset)| Sent {
+            let sent: Vec<Sent> = sent.into_iter().map(|(id, [is_exactly_once, is_released, is_retained], place)| Sent {
                 id,
                 delivery: None,
-                place: Some(Place { partition: PartitionId(partition), offset }),
+                place,
                 is_exactly_once,
                 is_released,
+                is_retained,
             }).collect();
-            let mut state = State::restored(Arc::from("c"), LIMITS, positions.clone(), sent.clone());
+            let scans: Vec<Scan> = scans.into_iter().map(|(filter, options, after)| Scan {
+                filter,
+                options,
+                after: after.map(Arc::from),
+                is_last: false,
+            }).collect();
+            let was = SavedProgress {
+                positions: positions.clone(),
+                sent: sent.clone(),
+                scans: scans.clone(),
+            };
+            let mut state = State::restored(Arc::from("c"), LIMITS, was);
             state.expiry_s = expiry_s;
             state.owner = owner.clone();
             state.subscriptions = subscriptions.clone().into_iter().collect();
@@ -444,8 +533,9 @@ mod tests {
             prop_assert_eq!(read, SavedSession { expiry_s, away_since_ms, owner, subscriptions });
             let read = read_progress(&value(progress(&state, &Positions::new()))).unwrap();
             prop_assert_eq!(read.positions, positions);
-            let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released)).collect::<Vec<_>>();
+            let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released, s.is_retained)).collect::<Vec<_>>();
             prop_assert_eq!(ids(&read.sent), ids(&sent));
+            prop_assert_eq!(read.scans, scans);
         }
 
         #[test]
@@ -455,6 +545,7 @@ mod tests {
             correlation in prop::option::of(any::<Vec<u8>>().prop_map(Bytes::from)),
             expiry_s: Option<u32>,
             user in prop::collection::vec(("[a-z]{0,3}".prop_map(Box::from), "[a-z]{0,3}".prop_map(Box::from)), 0..3),
+            place in prop::option::of(place()),
         ) {
             let properties = MessageProperties { content_type, correlation, expiry_s, user, ..MessageProperties::default() };
             let has_any = properties != MessageProperties::default();
@@ -467,7 +558,7 @@ mod tests {
                 properties: has_any.then(|| Box::new(properties)),
                 from: None,
             };
-            prop_assert_eq!(read_retained("a/b", &value(retained(&message))), Some(message));
+            prop_assert_eq!(read_retained("a/b", &value(retained(&message, place))), Some((message, place)));
         }
 
         #[test]

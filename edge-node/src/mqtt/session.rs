@@ -29,6 +29,7 @@ pub use subscriptions::Subscriptions;
 use super::filters::matches;
 use super::inflight::{Inflight, Sent};
 use super::packet::{Message, Options, Qos, Will, reason};
+use super::saved::SavedProgress;
 use crate::store::PartitionId;
 
 /// Where a record is.
@@ -54,8 +55,10 @@ pub struct Delivery {
     pub retain: bool,
     /// Of the subscriptions that match.
     pub identifiers: Vec<u32>,
-    /// Its record; `None`: it is a retained message, the broker's own, or of QoS 0 and so not read again.
+    /// Its record; `None`: it is the broker's own, or of QoS 0 and so not read again.
     pub place: Option<Place>,
+    /// It is the retained message of a new subscription, from the first of [`State::scans`].
+    pub is_retained: bool,
     /// The filter of the shared subscription that it came by, as the client wrote it.
     pub shared: Option<Box<str>>,
 }
@@ -140,15 +143,18 @@ impl Link {
     }
 }
 
-/// Retained messages that a new subscription still has to get.
-#[derive(Debug, Clone)]
+/// Retained messages that a new subscription still has to get. Some of those of the first may be in the
+/// queue; when the client goes they are looked for again.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
     /// Of the subscription.
     pub filter: String,
     /// Of the subscription.
     pub options: Options,
-    /// The last topic that was found.
+    /// The last topic whose message was taken from the queue.
     pub after: Option<Arc<str>>,
+    /// Those in the queue are the last.
+    pub is_last: bool,
 }
 
 /// A session.
@@ -219,17 +225,13 @@ impl State {
 
     /// One that outlived a restart.
     #[must_use]
-    pub fn restored(
-        client_id: Arc<str>,
-        limits: SessionLimits,
-        positions: Positions,
-        sent: Vec<Sent>,
-    ) -> Self {
+    pub fn restored(client_id: Arc<str>, limits: SessionLimits, saved: SavedProgress) -> Self {
         let mut state = Self::new(client_id, limits);
-        state.feed = Feed::Behind(positions);
-        for sent in sent {
+        state.feed = Feed::Behind(saved.positions);
+        for sent in saved.sent {
             state.inflight.restore(sent);
         }
+        state.scans = saved.scans.into();
         state
     }
 
@@ -374,6 +376,10 @@ impl State {
             if self.queue.is_empty() {
                 self.queue.shrink_to(16);
             }
+            if let Some(scan) = self.scans.front_mut().filter(|_| delivery.is_retained) {
+                scan.after = Some(delivery.message.topic.clone());
+                self.is_dirty = true;
+            }
             if delivery.message.is_expired(now_ms) {
                 continue;
             }
@@ -398,7 +404,7 @@ impl State {
         let own = self
             .queue
             .iter()
-            .filter(|delivery| delivery.shared.is_none());
+            .filter(|delivery| delivery.shared.is_none() && !delivery.is_retained);
         for place in own.filter_map(|delivery| delivery.place) {
             let first = places.entry(place.partition).or_insert(place.offset);
             *first = place.offset.min(*first);
@@ -406,14 +412,19 @@ impl State {
         places
     }
 
-    /// The connection has gone: what waits is read from the log again, but for what is of shared
-    /// subscriptions. That is given back, for others.
+    /// The connection has gone: what waits is read from the log again, or looked for among the retained, but for
+    /// what is of shared subscriptions. That is given back, for others.
     pub fn go_offline(&mut self, tail: &Positions) -> Vec<Delivery> {
         self.feed = Feed::Behind(self.place_in_log(tail));
         self.link = None;
-        self.scans.clear();
+        if let Some(scan) = self.scans.front_mut() {
+            scan.is_last = false;
+        }
         let mut shared = Vec::new();
         for delivery in std::mem::take(&mut self.queue) {
+            if delivery.is_retained {
+                continue;
+            }
             match (delivery.qos, delivery.place) {
                 (Qos::AtMostOnce, _) => {}
                 (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) if delivery.shared.is_some() => {
@@ -499,6 +510,17 @@ impl State {
         all.any(|(filter, _)| matches(filter, topic))
     }
 
+    /// A subscription has ended, and with it what it would still get of the retained.
+    pub fn stop_scans(&mut self, filter: &str) {
+        let is_first = |scan: &Scan| scan.filter == filter;
+        if self.scans.front().is_some_and(is_first) {
+            self.queue.retain(|delivery| !delivery.is_retained);
+            let weights = self.queue.iter().map(|delivery| delivery.message.weight());
+            self.queue_bytes = weights.sum();
+        }
+        self.scans.retain(|scan| scan.filter != filter);
+    }
+
     /// The limit on subscriptions.
     #[must_use]
     pub fn may_subscribe(&self, filter: &str) -> bool {
@@ -526,6 +548,7 @@ pub fn merge<'o>(
             retain: false,
             identifiers: Vec::new(),
             place,
+            is_retained: false,
             shared: None,
         });
         merged.qos = merged.qos.max(options.qos.min(message.qos));

@@ -387,7 +387,7 @@ impl Broker {
             if let Some((topic, rule)) = topic_of(&self.map, name, &found.record) {
                 let message = message_of(topic, rule, found.timestamp_ms, &found.record);
                 if message.retain {
-                    changes.extend(self.retain(&Arc::new(message)));
+                    changes.extend(self.retain(&Arc::new(message), found.place));
                 }
             }
             true
@@ -395,10 +395,10 @@ impl Broker {
     }
 
     /// Keeps a retained message, and says what is to be written.
-    fn retain(&self, message: &Arc<Message>) -> Option<StateChange> {
-        let kept = self.retained().put(message);
+    fn retain(&self, message: &Arc<Message>, place: Place) -> Option<StateChange> {
+        let kept = self.retained().put(message, Some(place));
         match kept {
-            Kept::Stored => Some(saved::retained(message)),
+            Kept::Stored => Some(saved::retained(message, Some(place))),
             Kept::Removed => Some(saved::forget_retained(&message.topic)),
             Kept::Nothing => None,
             Kept::Refused => {
@@ -513,7 +513,7 @@ impl Broker {
         for (place, message, _) in chunk.drain(..) {
             self.offer(place, &message, tail.processed());
             if message.retain {
-                changes.extend(self.retain(&message));
+                changes.extend(self.retain(&message, place));
             }
             tail.advance(place.partition, place.offset + 1);
         }

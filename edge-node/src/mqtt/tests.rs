@@ -452,6 +452,74 @@ async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() 
     assert_eq!(values, ["one", "two"]);
 }
 
+/// Publishes retained messages, and waits until they are.
+async fn retain(node: &Node, topics: u16, qos: Qos) {
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    for number in 1..=topics {
+        publisher.retain(&format!("r/{number:03}"), qos, number).await;
+        publisher.expect_acks(qos, number).await;
+    }
+    let mut late = Client::new(node.address, connect(Version::V5, "late")).await;
+    // a subscription waits for the tail
+    late.subscribe("none", qos).await;
+}
+
+#[tokio::test]
+async fn retained_messages_that_were_not_sent_yet_come_after_a_reconnect_and_after_a_restart() {
+    let node = node_on(new_store(), Vec::new(), |config| config.max_inflight = 5).await;
+    retain(&node, 200, Qos::AtLeastOnce).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut found = std::collections::BTreeSet::new();
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("r/#", Qos::AtLeastOnce).await;
+    for _ in 0..70 {
+        found.insert(subscriber.message().await.topic);
+    }
+    drop(subscriber);
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    for _ in 0..30 {
+        let message = subscriber.message().await;
+        assert!(message.retain);
+        found.insert(message.topic);
+    }
+    drop(subscriber);
+    let node = node.restart().await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    while found.len() < 200 {
+        found.insert(subscriber.message().await.topic);
+    }
+}
+
+/// A client that has an id takes what comes next under it for the same message.
+#[tokio::test]
+async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
+    let node = node(Vec::new()).await;
+    retain(&node, 1, Qos::ExactlyOnce).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("r/#", Qos::ExactlyOnce).await;
+    let (first, id) = subscriber.message_and_id().await;
+    drop(subscriber);
+    let node = node.restart().await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    publisher.publish("r/new", "new", Qos::ExactlyOnce, 1).await;
+    publisher.expect_acks(Qos::ExactlyOnce, 1).await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    let (again, same_id) = subscriber.message_and_id().await;
+    assert_eq!((again.topic, again.retain, same_id), (first.topic, true, id));
+    let (new, other_id) = subscriber.message_and_id().await;
+    assert_eq!(&*new.topic, "r/new");
+    assert_ne!(other_id, id);
+}
+
 #[tokio::test]
 async fn the_second_connection_of_a_client_takes_the_session_over() {
     let node = node(Vec::new()).await;

@@ -53,8 +53,8 @@ impl Broker {
                 followed.insert(Arc::from(kafka));
             } else if let Some((b'm', topic)) = saved::read_key(&key) {
                 match saved::read_retained(topic, &value) {
-                    Some(message) => {
-                        retained.put(&Arc::new(message));
+                    Some((message, place)) => {
+                        retained.put(&Arc::new(message), place);
                     }
                     None => warn!("A retained message on disk can't be read"),
                 }
@@ -115,10 +115,7 @@ impl Broker {
                 warn!("A session on disk can't be read");
                 continue;
             };
-            let SavedProgress {
-                mut positions,
-                sent,
-            } = progress.remove(client_id).unwrap_or_default();
+            let mut found_progress = progress.remove(client_id).unwrap_or_default();
             let mut is_moved = false;
             {
                 let tail = self.tail();
@@ -130,14 +127,13 @@ impl Broker {
                     } else {
                         *next
                     };
-                    positions.entry(*partition).or_insert_with(|| {
+                    found_progress.positions.entry(*partition).or_insert_with(|| {
                         is_moved = true;
                         first
                     });
                 }
             }
-            let mut state =
-                State::restored(Arc::from(client_id), self.config.session, positions, sent);
+            let mut state = State::restored(Arc::from(client_id), self.config.session, found_progress);
             state.is_dirty = is_moved;
             state.expiry_s = found.expiry_s;
             state.owner = found.owner;

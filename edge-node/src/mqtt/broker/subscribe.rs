@@ -8,6 +8,7 @@ use super::{Broker, Group, Session, Subscriber};
 use crate::access::Principal;
 use crate::mqtt::codec::is_valid_filter;
 use crate::mqtt::filters::matches;
+use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
 use crate::mqtt::session::{Delivery, Scan};
 
@@ -85,6 +86,7 @@ impl Broker {
                 filter,
                 options,
                 after: None,
+                is_last: false,
             };
             session.state().scans.push_back(scan);
         }
@@ -141,7 +143,11 @@ impl Broker {
     pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let had = session.state().subscriptions.remove(&filter);
+            let had = {
+                let mut state = session.state();
+                state.stop_scans(&filter);
+                state.subscriptions.remove(&filter)
+            };
             self.remove_filter(session, &filter);
             codes.push(if had {
                 reason::SUCCESS
@@ -155,16 +161,21 @@ impl Broker {
         codes.into_iter().map(|_| reason::UNSPECIFIED).collect()
     }
 
-    /// Puts some of the retained messages of new subscriptions into the queue. False: there are none left.
+    /// Puts some of the retained messages of new subscriptions into the queue, once those before have been taken
+    /// from it. False: there are none left.
     pub fn scan_retained(&self, session: &Session) -> bool {
         let mut state = session.state();
-        let Some(mut scan) = state.scans.pop_front() else {
+        if state.has_waiting() {
+            return !state.scans.is_empty();
+        }
+        if state.scans.front().is_some_and(|scan| scan.is_last) {
+            state.scans.pop_front();
+            state.is_dirty = true;
+        }
+        let Some(scan) = state.scans.front_mut() else {
+            state.scans = VecDeque::new();
             return false;
         };
-        if !state.has_room() {
-            state.scans.push_front(scan);
-            return true;
-        }
         let store = if scan.filter.starts_with("$SYS") {
             self.system()
         } else {
@@ -172,41 +183,48 @@ impl Broker {
         };
         let found = store.find(&scan.filter, scan.after.as_deref(), SCAN);
         drop(store);
+        scan.is_last = found.len() < SCAN;
+        let options = scan.options;
         let now_ms = shared::time::wall_ms();
-        for message in &found {
-            if message.is_expired(now_ms) {
+        for held in &found {
+            if held.message.is_expired(now_ms) {
                 continue;
             }
-            let qos = message.qos.min(scan.options.qos);
-            let identifiers = scan.options.identifier.into_iter().collect();
+            let qos = held.message.qos.min(options.qos);
             let delivery = Delivery {
-                message: message.clone(),
+                message: held.message.clone(),
                 qos,
                 retain: true,
-                identifiers,
-                place: None,
+                identifiers: options.identifier.into_iter().collect(),
+                place: held.place.filter(|_| qos != Qos::AtMostOnce),
+                is_retained: true,
                 shared: None,
             };
             state.enqueue(delivery);
         }
-        if found.len() == SCAN {
-            scan.after = found.last().map(|message| message.topic.clone());
-            state.scans.push_front(scan);
+        if let Some(scan) = state.scans.front_mut()
+            && !scan.is_last
+            && found.iter().all(|held| held.message.is_expired(now_ms))
+        {
+            // none of them will be taken
+            scan.after = found.last().map(|held| held.message.topic.clone());
         }
-        if state.scans.is_empty() {
-            state.scans = VecDeque::new();
-        }
-        !state.scans.is_empty()
+        true
     }
 
-    /// The delivery of a record that was on its way to a client when the client went.
-    pub fn loaded(
-        &self,
-        session: &Session,
-        place: crate::mqtt::session::Place,
-        qos: Qos,
-    ) -> Option<Delivery> {
-        let message = self.load(place)?;
+    /// The delivery of a record that was on its way to a client when the client went. Blocks.
+    pub fn loaded(&self, session: &Session, sent: &Sent) -> Option<Delivery> {
+        let place = sent.place?;
+        let kept = || {
+            let retained = sent.is_retained.then(|| self.retained());
+            retained?.of_record(place)
+        };
+        let message = self.load(place).or_else(kept)?;
+        let qos = if sent.is_exactly_once {
+            Qos::ExactlyOnce
+        } else {
+            Qos::AtLeastOnce
+        };
         let state = session.state();
         let mut delivery = state.wants(&message, place).unwrap_or_else(|| Delivery {
             message,
@@ -214,9 +232,11 @@ impl Broker {
             retain: false,
             identifiers: Vec::new(),
             place: Some(place),
+            is_retained: false,
             shared: None,
         });
         delivery.qos = qos;
+        delivery.retain |= sent.is_retained;
         Some(delivery)
     }
 }

@@ -496,27 +496,26 @@ impl<'b> Client<'b> {
                 );
                 continue;
             }
-            let qos = if sent.is_exactly_once {
-                Qos::ExactlyOnce
+            let (id, is_exactly_once) = (sent.id, sent.is_exactly_once);
+            let delivery = if sent.delivery.is_some() || sent.place.is_none() {
+                sent.delivery
             } else {
-                Qos::AtLeastOnce
-            };
-            let delivery = match (sent.delivery, sent.place) {
-                (Some(delivery), _) => Some(delivery),
-                (None, Some(place)) => {
-                    let (broker, session) = (self.broker.clone(), self.session.clone());
-                    let loaded =
-                        tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos))
-                            .await;
-                    loaded.unwrap_or_default()
-                }
-                (None, None) => None,
+                let (broker, session) = (self.broker.clone(), self.session.clone());
+                let loaded =
+                    tokio::task::spawn_blocking(move || broker.loaded(&session, &sent)).await;
+                loaded.unwrap_or_default()
             };
             match delivery.filter(|delivery| !delivery.message.is_expired(now_ms)) {
-                Some(delivery) => self.put(&delivery, sent.id, true, now_ms, output),
+                Some(delivery) => self.put(&delivery, id, true, now_ms, output),
+                // retention has let it go. The client may have it, and would take whatever comes next under its
+                // id for the same: the id is free once PUBCOMP says so
+                None if is_exactly_once => {
+                    if self.session.state().inflight.received(id) {
+                        self.received.push(id);
+                    }
+                }
                 None => {
-                    // retention has let it go
-                    self.session.state().inflight.refused(sent.id);
+                    self.session.state().inflight.refused(id);
                 }
             }
         }

@@ -43,6 +43,7 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
             partition: P,
             offset,
         }),
+        is_retained: false,
         shared: None,
     }
 }
