@@ -8,7 +8,8 @@
 //!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
 //! MqttSession   'p' client id                    version = 2 │ count u32 │ (partition u32 │ offset u64)… │
 //!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)… │
-//!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)…
+//!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)… │
+//!                                                count u32 │ (shared filter │ count u32 │ (partition u32 │ offset u64)…)…
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
 //! MqttRetained  'm' topic                        version = 2 │ published, wall ms i64 │ QoS u8 │
 //!                                                0 or 1, partition u32, offset u64 │ …properties │ payload
@@ -17,7 +18,7 @@
 //! ```
 //! A session's second value is always of one moment: what is before its offsets was sent and is done, or
 //! is among its packet ids; the filters are those of new subscriptions whose retained messages were not all sent,
-//! with the last topic that was. Flags are 1: QoS 2, 2: released, 4: a retained message, 8: without a place.
+//! with the last topic that was; the shared filters are of what the session was given as a member. Flags are 1: QoS 2, 2: released, 4: a retained message, 8: without a place.
 //! The value may be older than the truth, and then QoS 1 is sent again. It is written and synced before a message
 //! of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
 //!
@@ -64,6 +65,8 @@ pub struct SavedProgress {
     pub sent: Vec<Sent>,
     /// Retained messages that new subscriptions had still to get.
     pub scans: Vec<Scan>,
+    /// What it was given as a member of shared subscriptions and had not been sent.
+    pub owed: Vec<(Box<str>, Place)>,
 }
 
 /// Writes a session's subscriptions.
@@ -115,6 +118,16 @@ pub fn progress(state: &State, tail: &Positions) -> StateChange {
         out.put_u8(options_bits(&scan.options));
         out.put_u32(scan.options.identifier.unwrap_or(0));
         put_option(&mut out, scan.after.as_deref(), put_text);
+    }
+    let given: Vec<(&str, Place)> = state.given().collect();
+    let of_one = |a: &(&str, Place), b: &(&str, Place)| a.0 == b.0;
+    put_count(&mut out, given.chunk_by(of_one).count());
+    for same in given.chunk_by(of_one) {
+        put_text(&mut out, same[0].0);
+        put_count(&mut out, same.len());
+        for (_, place) in same {
+            put_place(&mut out, *place);
+        }
     }
     StateChange::put(
         StateSpace::MqttSession,
@@ -276,6 +289,12 @@ pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
             after: take_option(from, take_text)?.map(Arc::from),
             is_last: false,
         });
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let filter = take_text(from)?;
+        for _ in 0..from.try_get_u32().ok()? {
+            saved.owed.push((filter.clone(), take_place(from)?));
+        }
     }
     Some(saved)
 }
@@ -504,6 +523,7 @@ mod tests {
             positions in prop::collection::btree_map(any::<u32>().prop_map(PartitionId), any::<u64>(), 0..4),
             sent in prop::collection::vec((any::<u16>(), any::<[bool; 3]>(), prop::option::of(place())), 0..4),
             scans in prop::collection::vec(("[a-z]{1,3}", options(), prop::option::of("[a-z]{0,3}")), 0..3),
+            owed in prop::collection::vec(("[ab]".prop_map(Box::from), place()), 0..5),
         ) {
             let sent: Vec<Sent> = sent.into_iter().map(|(id, [is_exactly_once, is_released, is_retained], place)| Sent {
                 id,
@@ -523,6 +543,7 @@ mod tests {
                 positions: positions.clone(),
                 sent: sent.clone(),
                 scans: scans.clone(),
+                owed: owed.clone(),
             };
             let mut state = State::restored(Arc::from("c"), LIMITS, was);
             state.expiry_s = expiry_s;
@@ -536,6 +557,7 @@ mod tests {
             let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released, s.is_retained)).collect::<Vec<_>>();
             prop_assert_eq!(ids(&read.sent), ids(&sent));
             prop_assert_eq!(read.scans, scans);
+            prop_assert_eq!(read.owed, owed);
         }
 
         #[test]

@@ -178,6 +178,9 @@ pub struct State {
     pub inflight: Inflight,
     /// Retained messages to come.
     pub scans: VecDeque<Scan>,
+    /// What it was given as a member of shared subscriptions before a restart, with their filters, and has not been
+    /// sent: bounded by the queue that it was in.
+    pub owed: VecDeque<(Box<str>, Place)>,
     /// Somebody fills the queue from the log.
     pub is_reading: bool,
     /// What is on disk of its progress is not the newest.
@@ -210,6 +213,7 @@ impl State {
             incoming: BTreeSet::new(),
             inflight: Inflight::default(),
             scans: VecDeque::new(),
+            owed: VecDeque::new(),
             is_reading: false,
             is_dirty: false,
             is_over: false,
@@ -232,6 +236,7 @@ impl State {
             state.inflight.restore(sent);
         }
         state.scans = saved.scans.into();
+        state.owed = saved.owed.into();
         state
     }
 
@@ -359,8 +364,25 @@ impl State {
     /// Puts a message into the queue, past its bounds if need be.
     pub fn enqueue(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.message.weight();
+        // nobody else has it
+        self.is_dirty |= delivery.shared.is_some();
         self.queue.push_back(delivery);
         self.wake();
+    }
+
+    /// What it has as a member of shared subscriptions and has not been sent: their filters and the records.
+    pub fn given(&self) -> impl Iterator<Item = (&str, Place)> {
+        let owed = self.owed.iter().map(|(filter, place)| (&**filter, *place));
+        let queued = self.queue.iter();
+        owed.chain(queued.filter_map(|delivery| Some((delivery.shared.as_deref()?, delivery.place?))))
+    }
+
+    /// Takes what it was given of one shared subscription and has not got.
+    pub fn take_owed(&mut self, filter: &str) -> Vec<(Box<str>, Place)> {
+        let all = std::mem::take(&mut self.owed).into_iter();
+        let (of_it, others): (Vec<_>, Vec<_>) = all.partition(|(of, _)| **of == *filter);
+        self.owed = others.into();
+        of_it
     }
 
     /// The next message to send and its packet id (0 with QoS 0), if the client takes one.

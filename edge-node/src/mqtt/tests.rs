@@ -323,6 +323,42 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     }
 }
 
+#[tokio::test]
+async fn what_a_member_of_a_shared_subscription_was_given_comes_after_a_crash() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "m")
+    };
+    let mut member = Client::new(node.address, persistent()).await;
+    member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
+    drop(member);
+    for text in ["one", "two", "three"] {
+        node.produce("mqtt_messages", "t", text).await;
+    }
+    let store = node.end().await;
+    let partition = store.topic("mqtt_messages").unwrap().partitions[0];
+    let place = |offset| {
+        let filter: Box<str> = "$share/g/t".into();
+        (filter, session::Place { partition, offset })
+    };
+    let given = saved::SavedProgress {
+        positions: session::Positions::from([(partition, 3)]),
+        owed: vec![place(0), place(2)],
+        ..saved::SavedProgress::default()
+    };
+    let limits = MqttConfig::new("127.0.0.1:0".parse().unwrap()).session;
+    let state = session::State::restored(Arc::from("m"), limits, given);
+    let change = saved::progress(&state, &session::Positions::new());
+    store.put_state(vec![change]).await.unwrap().unwrap();
+    let node = node_on(store, Vec::new(), |_| {}).await;
+    let mut member = Client::new(node.address, persistent()).await;
+    for text in ["one", "three"] {
+        assert_eq!(member.message().await.payload, text);
+    }
+}
+
 /// The log begins with the message: no session on disk has a place in it.
 #[tokio::test]
 async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_restart() {

@@ -247,14 +247,17 @@ impl Broker {
 
     /// A session is forgotten: it is out of the table of clients already, and the table is still locked.
     pub(super) fn end(self: &Arc<Self>, session: &Arc<Session>) {
-        let (subscriptions, changes, will) = {
+        let (subscriptions, owed, changes, will) = {
             let mut state = session.state();
             if std::mem::replace(&mut state.is_over, true) {
                 return;
             }
             let subscriptions = std::mem::take(&mut state.subscriptions);
-            (subscriptions, saved::forget(&state), state.will.take())
+            let owed = std::mem::take(&mut state.owed);
+            let changes = saved::forget(&state);
+            (subscriptions, owed, changes, state.will.take())
         };
+        self.give_back(owed);
         for (filter, _) in subscriptions.iter() {
             self.remove_filter(session, filter);
         }

@@ -143,11 +143,13 @@ impl Broker {
     pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let had = {
+            let (had, owed) = {
                 let mut state = session.state();
                 state.stop_scans(&filter);
-                state.subscriptions.remove(&filter)
+                let had = state.subscriptions.remove(&filter);
+                (had, state.take_owed(&filter))
             };
+            self.give_back(owed);
             self.remove_filter(session, &filter);
             codes.push(if had {
                 reason::SUCCESS

@@ -384,7 +384,7 @@ impl<'b> Client<'b> {
         let most = self.throttle.at_once();
         while output.len() < HIGH_WATER && !self.withholds() {
             let now_ms = wall_ms();
-            let (is_durable, is_behind, may_scan) = {
+            let (is_durable, is_behind, is_owed, may_scan) = {
                 let mut state = self.session.state();
                 state.check(self.number).map_err(End::Kicked)?;
                 let mut bytes = 0;
@@ -398,12 +398,23 @@ impl<'b> Client<'b> {
                 let is_behind =
                     state.behind().is_some() && !state.is_reading && state.is_half_empty();
                 let may_scan = !state.scans.is_empty() && !state.has_waiting();
-                (state.is_persistent(), is_behind, may_scan)
+                let is_owed = !state.owed.is_empty() && state.is_half_empty();
+                (state.is_persistent(), is_behind, is_owed, may_scan)
             };
+            if is_owed {
+                let (broker, session) = (self.broker.clone(), self.session.clone());
+                let load = tokio::task::spawn_blocking(move || broker.load_owed(&session));
+                if load.await.is_err() {
+                    return Err(End::NotStored(reason::UNSPECIFIED));
+                }
+            }
             if is_behind {
                 self.broker.fill(&self.session, self.number);
             }
             if batch.is_empty() {
+                if is_owed {
+                    continue;
+                }
                 if may_scan {
                     self.broker.scan_retained(&self.session);
                     continue;

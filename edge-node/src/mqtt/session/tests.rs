@@ -189,6 +189,27 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
     assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
 }
 
+/// Nobody else has it: after a crash it is the member's still.
+#[test]
+fn what_a_member_was_given_is_saved_with_its_session() {
+    let mut state = online(LIMITS);
+    state.link = Some(link(1, 1));
+    for offset in [3, 5, 6] {
+        let delivery = Delivery {
+            shared: Some("$share/g/t".into()),
+            ..delivery(offset, Qos::AtLeastOnce)
+        };
+        state.offer(delivery, &tail(offset));
+    }
+    assert!(state.is_dirty);
+    state.take(0).unwrap();
+    let change = crate::mqtt::saved::progress(&state, &tail(9));
+    let saved = crate::mqtt::saved::read_progress(&change.value.unwrap()).unwrap();
+    let sent: Vec<_> = saved.sent.iter().map(|s| s.place.unwrap().offset).collect();
+    let owed: Vec<_> = saved.owed.iter().map(|(_, place)| place.offset).collect();
+    assert_eq!((sent, owed), (vec![3], vec![5, 6]));
+}
+
 /// MQTT 5, [MQTT-4.8.2-5].
 #[test]
 fn what_was_sent_as_qos_2_is_given_to_no_other_client() {
