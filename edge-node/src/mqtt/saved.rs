@@ -4,12 +4,13 @@
 //!
 //! ```text
 //! space         key                              value
-//! MqttSession   's' client id                    version = 1 │ expiry s u32 │ away since, wall ms i64 │
+//! MqttSession   's' client id                    version = 2 │ expiry s u32 │ away since, age ms u64; 0: there │
 //!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
 //! MqttSession   'p' client id                    version = 2 │ count u32 │ (partition u32 │ offset u64)… │
 //!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)… │
 //!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)… │
 //!                                                count u32 │ (shared filter │ count u32 │ (partition u32 │ offset u64)…)…
+//! MqttSession   't'                              version = 1 │ age ms u64 │ since boot, ms u64 │ wall ms i64 │ boot id u128
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
 //! MqttRetained  'm' topic                        version = 2 │ published, wall ms i64 │ QoS u8 │
 //!                                                0 or 1, partition u32, offset u64 │ …properties │ payload
@@ -22,19 +23,22 @@
 //! The value may be older than the truth, and then QoS 1 is sent again. It is written and synced before a message
 //! of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
 //!
-//! Version 1 of these two had no filters, and no place of a retained message.
+//! Version 1 of a session had the wall clock, ms i64, for the age ([`super::away`]), that of its progress no filters,
+//! and that of a retained message no place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::away::{Away, Clocks, Stamp};
 use super::inflight::Sent;
 use super::packet::{Message, MessageProperties, Options, Qos, RetainHandling};
 use super::session::{Place, Positions, Scan, State};
 use crate::store::{PartitionId, StateChange, StateSpace};
 
 const VERSION: u8 = 1;
-/// Of progress and retained messages.
+const WITH_AGE: u8 = 2;
 const WITH_SCANS: u8 = 2;
 const WITH_PLACE: u8 = 2;
 
@@ -48,8 +52,8 @@ const NO_PLACE: u8 = 8;
 pub struct SavedSession {
     /// Seconds; `u32::MAX`: for ever.
     pub expiry_s: u32,
-    /// When the client went, wall clock, ms; 0: it was there.
-    pub away_since_ms: i64,
+    /// When the client went.
+    pub away: Away,
     /// The user that it belongs to.
     pub owner: Option<Box<str>>,
     /// Filters as they came.
@@ -69,13 +73,13 @@ pub struct SavedProgress {
     pub owed: Vec<(Box<str>, Place)>,
 }
 
-/// Writes a session's subscriptions.
+/// Writes a session's subscriptions, and the age at which its client went (`None`: it is there).
 #[must_use]
-pub fn session(state: &State, away_since_ms: i64) -> StateChange {
+pub fn session(state: &State, away_since_ms: Option<u64>) -> StateChange {
     let mut out = BytesMut::new();
-    out.put_u8(VERSION);
+    out.put_u8(WITH_AGE);
     out.put_u32(state.expiry_s);
-    out.put_i64(away_since_ms);
+    out.put_u64(away_since_ms.unwrap_or(0));
     put_option(&mut out, state.owner.as_deref(), put_text);
     put_count(&mut out, state.subscriptions.len());
     for (filter, options) in state.subscriptions.iter() {
@@ -231,10 +235,19 @@ pub fn read_key(key: &[u8]) -> Option<(u8, &str)> {
 #[must_use]
 pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
     let from = &mut bytes;
-    if from.try_get_u8().ok()? != VERSION {
-        return None;
-    }
-    let (expiry_s, away_since_ms) = (from.try_get_u32().ok()?, from.try_get_i64().ok()?);
+    let version = from.try_get_u8().ok()?;
+    let expiry_s = from.try_get_u32().ok()?;
+    let away = match version {
+        VERSION => match from.try_get_i64().ok()? {
+            0 => Away::There,
+            since_ms => Away::SinceWall(since_ms),
+        },
+        WITH_AGE => match from.try_get_u64().ok()? {
+            0 => Away::There,
+            age_ms => Away::Since(age_ms),
+        },
+        _ => return None,
+    };
     let owner = take_option(from, take_text)?;
     let count = from.try_get_u32().ok()?;
     let mut subscriptions = Vec::new();
@@ -246,9 +259,38 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
     }
     Some(SavedSession {
         expiry_s,
-        away_since_ms,
+        away,
         owner,
         subscriptions,
+    })
+}
+
+/// Writes the age of the sessions.
+#[must_use]
+pub fn stamp(stamp: &Stamp) -> StateChange {
+    let mut out = BytesMut::new();
+    out.put_u8(VERSION);
+    out.put_u64(stamp.age_ms);
+    out.put_u64(u64::try_from(stamp.clocks.up.as_millis()).unwrap_or(u64::MAX));
+    out.put_i64(stamp.clocks.wall_ms);
+    out.put_u128(stamp.clocks.boot_id);
+    StateChange::put(StateSpace::MqttSession, key(b't', ""), out.freeze())
+}
+
+/// Reads what [`stamp`] wrote.
+#[must_use]
+pub fn read_stamp(mut bytes: &[u8]) -> Option<Stamp> {
+    let from = &mut bytes;
+    if from.try_get_u8().ok()? != VERSION {
+        return None;
+    }
+    Some(Stamp {
+        age_ms: from.try_get_u64().ok()?,
+        clocks: Clocks {
+            up: Duration::from_millis(from.try_get_u64().ok()?),
+            wall_ms: from.try_get_i64().ok()?,
+            boot_id: from.try_get_u128().ok()?,
+        },
     })
 }
 
@@ -517,7 +559,7 @@ mod tests {
         #[test]
         fn a_session_is_read_as_it_was_written(
             expiry_s: u32,
-            away_since_ms: i64,
+            since_ms: u64,
             owner in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
             subscriptions in prop::collection::btree_map("[a-z/+#]{1,6}".prop_map(Box::from), options(), 0..4),
             positions in prop::collection::btree_map(any::<u32>().prop_map(PartitionId), any::<u64>(), 0..4),
@@ -549,15 +591,23 @@ mod tests {
             state.expiry_s = expiry_s;
             state.owner = owner.clone();
             state.subscriptions = subscriptions.clone().into_iter().collect();
-            let read = read_session(&value(session(&state, away_since_ms))).unwrap();
+            let read = read_session(&value(session(&state, Some(since_ms)))).unwrap();
+            let away = if since_ms == 0 { Away::There } else { Away::Since(since_ms) };
             let subscriptions = subscriptions.into_iter().collect();
-            prop_assert_eq!(read, SavedSession { expiry_s, away_since_ms, owner, subscriptions });
+            prop_assert_eq!(read, SavedSession { expiry_s, away, owner, subscriptions });
             let read = read_progress(&value(progress(&state, &Positions::new()))).unwrap();
             prop_assert_eq!(read.positions, positions);
             let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released, s.is_retained)).collect::<Vec<_>>();
             prop_assert_eq!(ids(&read.sent), ids(&sent));
             prop_assert_eq!(read.scans, scans);
             prop_assert_eq!(read.owed, owed);
+        }
+
+        #[test]
+        fn the_age_is_read_as_it_was_written(age_ms: u64, up_ms: u64, wall_ms: i64, boot_id: u128) {
+            let up = Duration::from_millis(up_ms);
+            let was = Stamp { age_ms, clocks: Clocks { up, wall_ms, boot_id } };
+            prop_assert_eq!(read_stamp(&value(stamp(&was))), Some(was));
         }
 
         #[test]
@@ -587,6 +637,7 @@ mod tests {
         fn no_bytes_break_the_readers(bytes: Vec<u8>) {
             drop(read_session(&bytes));
             drop(read_progress(&bytes));
+            let _stamp = read_stamp(&bytes);
             drop(read_retained("t", &Bytes::from(bytes.clone())));
             let _cursor = read_cursor(&bytes, &bytes);
             let _incoming = read_incoming(&bytes);

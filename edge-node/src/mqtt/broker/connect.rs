@@ -158,7 +158,7 @@ impl Broker {
             }
             state.is_dirty = false;
             self.store.put_state(vec![
-                saved::session(&state, 0),
+                saved::session(&state, None),
                 saved::progress(&state, tail.processed()),
             ])
         };
@@ -219,7 +219,7 @@ impl Broker {
                 state.is_dirty = false;
                 // what is lost with a crash before the sync is only how far it had come
                 drop(self.store.put_state(vec![
-                    saved::session(&state, shared::time::wall_ms()),
+                    saved::session(&state, Some(self.away.age_ms(now))),
                     saved::progress(&state, tail.processed()),
                 ]));
             }

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::timers::{Deadline, SAVE_AT_ONCE};
 use super::{Broker, READERS, Session, Sessions};
+use crate::mqtt::away::{AwayClock, Clocks};
 use crate::mqtt::filters::Filters;
 use crate::mqtt::gather::Gather;
 use crate::mqtt::retained::{Retained, RetainedLimits};
@@ -20,6 +21,7 @@ use crate::mqtt::tail::Tail;
 use crate::mqtt::topic_map::TopicMap;
 use crate::mqtt::{MqttConfig, Services};
 use crate::store::{StateSpace, StoreError};
+use crate::uplink::boot_id;
 
 /// The broker's own messages are few.
 const SYSTEM: RetainedLimits = RetainedLimits {
@@ -60,6 +62,15 @@ impl Broker {
                 }
             }
         }
+        let stamps = store.state(StateSpace::MqttSession, b"t")?;
+        let stamp = stamps
+            .first()
+            .and_then(|(_, value)| saved::read_stamp(value));
+        let clocks = Clocks {
+            up: shared::time::now(),
+            wall_ms: shared::time::wall_ms(),
+            boot_id: boot_id(),
+        };
         let tasks = TaskTracker::new();
         let uses_retained = AtomicBool::new(!retained.is_empty());
         let broker = Arc::new(Self {
@@ -77,6 +88,7 @@ impl Broker {
             retained: Mutex::new(retained),
             system: Mutex::new(Retained::new(SYSTEM)),
             tail: Mutex::new(Tail::new(cursors, followed)),
+            away: AwayClock::new(stamp, clocks),
             ticks: watch::Sender::new(0),
             uses_retained,
             readers: Semaphore::new(READERS),
@@ -88,6 +100,7 @@ impl Broker {
         broker.catch_up_retained()?;
         broker.load_sessions()?;
         broker.save_followed();
+        broker.save_age();
         Ok(broker)
     }
 
@@ -106,7 +119,7 @@ impl Broker {
                 incoming.entry(client_id.to_owned()).or_default().push(id);
             }
         }
-        let (now, now_ms) = (shared::time::now(), shared::time::wall_ms());
+        let now = shared::time::now();
         let mut moved = Vec::new();
         for (key, value) in self.store.state(StateSpace::MqttSession, b"s")? {
             let (Some((_, client_id)), Some(found)) =
@@ -155,14 +168,7 @@ impl Broker {
             let mut sessions = self.sessions();
             if found.expiry_s != u32::MAX {
                 let whole = Duration::from_secs(found.expiry_s.into());
-                let since = if found.away_since_ms == 0 {
-                    now_ms
-                } else {
-                    found.away_since_ms
-                };
-                // a clock that was set back makes it last no longer than it should
-                let away = u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0);
-                let left = whole.saturating_sub(Duration::from_millis(away));
+                let left = self.away.left(whole, found.away);
                 let deadline = Deadline::end(&session, self.number());
                 let key = sessions.schedule(now + left, deadline);
                 session.state().end_deadline = Some(key);

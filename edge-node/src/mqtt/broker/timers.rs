@@ -18,6 +18,8 @@ const TICK: Duration = Duration::from_millis(200);
 const SAVE_TICKS: u64 = 5;
 /// Ticks between `$SYS` messages, and between looks for retained messages that are too old.
 const SYSTEM_TICKS: u64 = 50;
+/// Ticks between notes of how much time has gone by: so much longer do sessions last with a crash.
+const AGE_TICKS: u64 = 300;
 /// Sessions written at a time.
 pub(super) const SAVE_AT_ONCE: usize = 256;
 
@@ -79,7 +81,10 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                broker.save_age();
+                return;
+            }
             () = tokio::time::sleep(TICK) => {}
         }
         broker.carry_out_deadlines(shared::time::now());
@@ -96,6 +101,9 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
         if ticks.is_multiple_of(SYSTEM_TICKS) {
             broker.tell_system(shared::time::now().saturating_sub(started));
             broker.expire_retained();
+        }
+        if ticks.is_multiple_of(AGE_TICKS) {
+            broker.save_age();
         }
         ticks += 1;
     }
@@ -176,6 +184,17 @@ impl Broker {
                 return;
             }
         }
+    }
+
+    /// Notes how much time has gone by for those that are away.
+    pub(super) fn save_age(&self) {
+        if self.sessions().by_client.is_empty() {
+            return;
+        }
+        let (now, wall_ms) = (shared::time::now(), shared::time::wall_ms());
+        let stamp = saved::stamp(&self.away.stamp(now, wall_ms));
+        // without it they last a little longer
+        drop(self.store.put_state(vec![stamp]));
     }
 
     fn tell_system(&self, uptime: Duration) {
