@@ -185,6 +185,8 @@ pub struct State {
     pub is_reading: bool,
     /// What is on disk of its progress is not the newest.
     pub is_dirty: bool,
+    /// It may be on disk, as it was written when it outlived its connection.
+    pub is_on_disk: bool,
     /// It has ended; nobody may use it.
     pub is_over: bool,
     /// The deadline at which it ends, while its client is away: when, and its number.
@@ -216,6 +218,7 @@ impl State {
             owed: VecDeque::new(),
             is_reading: false,
             is_dirty: false,
+            is_on_disk: false,
             is_over: false,
             end_deadline: None,
             will_deadline: None,
@@ -231,6 +234,7 @@ impl State {
     #[must_use]
     pub fn restored(client_id: Arc<str>, limits: SessionLimits, saved: SavedProgress) -> Self {
         let mut state = Self::new(client_id, limits);
+        state.is_on_disk = true;
         state.feed = Feed::Behind(saved.positions);
         for sent in saved.sent {
             state.inflight.restore(sent);

@@ -14,7 +14,7 @@ use super::packet::{AckKind, Qos, Version, reason};
 use super::*;
 use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
-use crate::store::{Item, MemoryStore, StoreConfig};
+use crate::store::{Item, MemoryStore, StateSpace, StoreConfig};
 use client::{Client, connect};
 
 struct Node {
@@ -554,6 +554,29 @@ async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
     let (new, other_id) = subscriber.message_and_id().await;
     assert_eq!(&*new.topic, "r/new");
     assert_ne!(other_id, id);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_with_its_connection_is_not_on_disk_though_it_was() {
+    let node = node(Vec::new()).await;
+    let session = |session_expiry_s| client::Connect {
+        clean_start: false,
+        session_expiry_s,
+        ..connect(Version::V5, "s")
+    };
+    let on_disk = || {
+        let facts = [StateSpace::MqttSession, StateSpace::MqttInflight];
+        let mut all = facts.iter().flat_map(|space| node.store.state(*space, b"").unwrap());
+        all.any(|(key, _)| key.as_ref() != b"t")
+    };
+    let mut subscriber = Client::new(node.address, session(1000)).await;
+    subscriber.subscribe("t", Qos::ExactlyOnce).await;
+    subscriber.publish("u", "u", Qos::ExactlyOnce, 1).await;
+    subscriber.expect_ack(AckKind::PubRec, 1).await;
+    assert!(on_disk());
+    let subscriber = Client::new(node.address, session(0)).await;
+    assert!(subscriber.session_present);
+    assert!(!on_disk(), "a crash would bring it back");
 }
 
 #[tokio::test]

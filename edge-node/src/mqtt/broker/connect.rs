@@ -147,22 +147,34 @@ impl Broker {
         }))
     }
 
-    /// Writes a session that outlives its connection, and waits for the sync.
+    /// Writes a session that outlives its connection, or forgets what it was when it did, and waits for the sync.
     pub async fn save(&self, session: &Session) -> bool {
-        let written = {
+        let (written, is_kept) = {
             // handed over while the tail is held, so that nothing older comes behind something newer
             let tail = self.tail();
             let mut state = session.state();
-            if state.is_over || !state.is_persistent() {
+            let is_kept = state.is_persistent();
+            if state.is_over || !(is_kept || state.is_on_disk) {
                 return true;
             }
-            state.is_dirty = false;
-            self.store.put_state(vec![
-                saved::session(&state, None),
-                saved::progress(&state, tail.processed()),
-            ])
+            let changes = if is_kept {
+                state.is_dirty = false;
+                state.is_on_disk = true;
+                vec![
+                    saved::session(&state, None),
+                    saved::progress(&state, tail.processed()),
+                ]
+            } else {
+                // after a crash it would come back, with what is sent and done
+                saved::forget(&state)
+            };
+            (self.store.put_state(changes), is_kept)
         };
-        matches!(written.await, Ok(Ok(())))
+        let is_written = matches!(written.await, Ok(Ok(())));
+        if is_written && !is_kept {
+            session.state().is_on_disk = false;
+        }
+        is_written
     }
 
     /// Writes how far a session has come, and waits for the sync: before a message of QoS 2 is sent, and
@@ -217,6 +229,7 @@ impl Broker {
                     state.end_deadline = Some(sessions.schedule(at, deadline));
                 }
                 state.is_dirty = false;
+                state.is_on_disk = true;
                 // what is lost with a crash before the sync is only how far it had come
                 drop(self.store.put_state(vec![
                     saved::session(&state, Some(self.away.age_ms(now))),

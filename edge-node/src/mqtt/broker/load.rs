@@ -140,13 +140,17 @@ impl Broker {
                     } else {
                         *next
                     };
-                    found_progress.positions.entry(*partition).or_insert_with(|| {
-                        is_moved = true;
-                        first
-                    });
+                    found_progress
+                        .positions
+                        .entry(*partition)
+                        .or_insert_with(|| {
+                            is_moved = true;
+                            first
+                        });
                 }
             }
-            let mut state = State::restored(Arc::from(client_id), self.config.session, found_progress);
+            let mut state =
+                State::restored(Arc::from(client_id), self.config.session, found_progress);
             state.is_dirty = is_moved;
             state.expiry_s = found.expiry_s;
             state.owner = found.owner;
@@ -176,6 +180,10 @@ impl Broker {
             sessions
                 .by_client
                 .insert(session.client_id.clone(), session);
+        }
+        // of sessions that are gone: a packet id of the client's next session must not look like theirs
+        for (client_id, ids) in incoming {
+            moved.extend(ids.into_iter().map(|id| saved::released(&client_id, id)));
         }
         while !moved.is_empty() {
             let some = moved.split_off(moved.len().saturating_sub(SAVE_AT_ONCE));

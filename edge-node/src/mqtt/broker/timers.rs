@@ -172,7 +172,8 @@ impl Broker {
                 let progress = |session: &Arc<Session>| {
                     let mut state = session.state();
                     state.is_dirty = false;
-                    (!state.is_over).then(|| saved::progress(&state, tail.processed()))
+                    (!state.is_over && state.is_persistent())
+                        .then(|| saved::progress(&state, tail.processed()))
                 };
                 let changes = some.iter().filter_map(progress).collect();
                 self.store.put_state(changes)
