@@ -43,6 +43,15 @@ async fn node_on(
     rules: Vec<Rule>,
     change: impl FnOnce(&mut MqttConfig),
 ) -> Node {
+    node_with(store, rules, Access::open(), change).await
+}
+
+async fn node_with(
+    store: Arc<dyn Store>,
+    rules: Vec<Rule>,
+    access: Access,
+    change: impl FnOnce(&mut MqttConfig),
+) -> Node {
     let mut config = MqttConfig::new("127.0.0.1:0".parse().unwrap());
     config.no_subscribe = vec!["secret/#".to_owned()];
     change(&mut config);
@@ -52,7 +61,7 @@ async fn node_on(
     let services = Services {
         store: store.clone(),
         ingest: ingest.clone(),
-        access: Arc::new(Access::open()),
+        access: Arc::new(access),
         stats: stats.clone(),
     };
     let listener = Listener::bind(config, map, services).await.unwrap();
@@ -304,12 +313,7 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
     drop(member);
     let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
-    let gone = || {
-        node.stats
-            .connected
-            .load(Ordering::Relaxed)
-            == 1
-    };
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 1;
     client::until("the member is gone", gone).await;
     for number in 1..=3 {
         publisher
@@ -371,12 +375,7 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("t", Qos::AtLeastOnce).await;
     drop(subscriber);
-    let gone = || {
-        node.stats
-            .connected
-            .load(Ordering::Relaxed)
-            == 0
-    };
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
     client::until("the subscriber is gone", gone).await;
     let mut publisher = Client::new(node.address, connect(Version::V3, "p")).await;
     publisher.publish("t", "first", Qos::AtLeastOnce, 1).await;
@@ -390,7 +389,8 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
 
 /// As a crash leaves it: acknowledged, and nothing else was written before the process was killed.
 #[tokio::test]
-async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_was_killed_behind_it() {
+async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_was_killed_behind_it()
+{
     let node = node(Vec::new()).await;
     let persistent = || client::Connect {
         clean_start: false,
@@ -408,7 +408,12 @@ async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_wa
         name: b"mqtt.retain",
         value: Some(b"1"),
     };
-    batch.push(shared::time::wall_ms(), Some(b"t"), Some(b"first"), &[retain]);
+    batch.push(
+        shared::time::wall_ms(),
+        Some(b"t"),
+        Some(b"first"),
+        &[retain],
+    );
     let pending = ingest.append(&topic, 0, batch.build().unwrap()).await;
     pending.unwrap().synced().await.unwrap();
     let node = node_on(store, Vec::new(), |_| {}).await;
@@ -467,12 +472,7 @@ async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() 
     publisher.ack(AckKind::PubRel, 5).await;
     publisher.expect_ack(AckKind::PubComp, 5).await;
     drop(publisher);
-    let gone = || {
-        node.stats
-            .connected
-            .load(Ordering::Relaxed)
-            == 0
-    };
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
     client::until("the session has ended", gone).await;
     let publisher = Client::new(node.address, session(1000)).await;
     drop(publisher);
@@ -492,7 +492,9 @@ async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() 
 async fn retain(node: &Node, topics: u16, qos: Qos) {
     let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
     for number in 1..=topics {
-        publisher.retain(&format!("r/{number:03}"), qos, number).await;
+        publisher
+            .retain(&format!("r/{number:03}"), qos, number)
+            .await;
         publisher.expect_acks(qos, number).await;
     }
     let mut late = Client::new(node.address, connect(Version::V5, "late")).await;
@@ -550,7 +552,10 @@ async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
     publisher.expect_acks(Qos::ExactlyOnce, 1).await;
     let mut subscriber = Client::new(node.address, persistent()).await;
     let (again, same_id) = subscriber.message_and_id().await;
-    assert_eq!((again.topic, again.retain, same_id), (first.topic, true, id));
+    assert_eq!(
+        (again.topic, again.retain, same_id),
+        (first.topic, true, id)
+    );
     let (new, other_id) = subscriber.message_and_id().await;
     assert_eq!(&*new.topic, "r/new");
     assert_ne!(other_id, id);
@@ -566,7 +571,9 @@ async fn a_session_that_ends_with_its_connection_is_not_on_disk_though_it_was() 
     };
     let on_disk = || {
         let facts = [StateSpace::MqttSession, StateSpace::MqttInflight];
-        let mut all = facts.iter().flat_map(|space| node.store.state(*space, b"").unwrap());
+        let mut all = facts
+            .iter()
+            .flat_map(|space| node.store.state(*space, b"").unwrap());
         all.any(|(key, _)| key.as_ref() != b"t")
     };
     let mut subscriber = Client::new(node.address, session(1000)).await;
@@ -577,6 +584,42 @@ async fn a_session_that_ends_with_its_connection_is_not_on_disk_though_it_was() 
     let subscriber = Client::new(node.address, session(0)).await;
     assert!(subscriber.session_present);
     assert!(!on_disk(), "a crash would bring it back");
+}
+
+#[tokio::test]
+async fn a_session_does_not_keep_what_its_user_may_not_read_any_more() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("t", Qos::AtLeastOnce).await;
+    node.produce("mqtt_messages", "t", "sent").await;
+    subscriber.message_and_id().await;
+    drop(subscriber);
+    let store = node.end().await;
+    let rules = crate::access::Rules {
+        consume: vec!["other".parse().unwrap()],
+        ..crate::access::Rules::all()
+    };
+    let access = Access::new(&config::AccessConfig {
+        anonymous: Some(rules),
+        users: Vec::new(),
+    });
+    let node = node_with(store, Vec::new(), access.unwrap(), |_| {}).await;
+    node.produce("mqtt_messages", "t", "waits").await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert!(subscriber.session_present);
+    // what was sent to it would come before the answer
+    assert_eq!(
+        subscriber.try_subscribe("t", Qos::AtLeastOnce).await,
+        reason::NOT_AUTHORIZED
+    );
+    let saved = node.store.state(StateSpace::MqttSession, b"ss").unwrap();
+    let saved = saved::read_session(&saved[0].1).unwrap();
+    assert!(saved.subscriptions.is_empty(), "{saved:?}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::timers::Deadline;
 use super::{Broker, Session};
+use crate::access::Principal;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Connect, reason};
 use crate::mqtt::saved;
@@ -46,7 +47,7 @@ impl Broker {
     pub async fn admit(
         self: &Arc<Self>,
         client_id: &str,
-        user: Option<&str>,
+        user: &Principal,
         connect: &mut Connect,
         expiry_s: u32,
         window: usize,
@@ -82,7 +83,7 @@ impl Broker {
     fn try_admit(
         self: &Arc<Self>,
         client_id: &str,
-        user: Option<&str>,
+        user: &Principal,
         connect: &mut Connect,
         expiry_s: u32,
         number: u64,
@@ -93,7 +94,7 @@ impl Broker {
         let found = sessions.by_client.get(client_id).cloned();
         if let Some(session) = &found {
             let mut state = session.state();
-            if state.owner.as_deref() != user {
+            if state.owner.as_deref() != user.name() {
                 // the messages of one user are not another's who knows the client id
                 return Ok(Err(Refused(reason::NOT_AUTHORIZED)));
             }
@@ -119,7 +120,7 @@ impl Broker {
             }
             None => {
                 let mut state = State::new(Arc::from(client_id), self.config.session);
-                state.owner = user.map(Box::from);
+                state.owner = user.name().map(Box::from);
                 let session = Session::new(self.number(), state);
                 sessions
                     .by_client
@@ -127,6 +128,8 @@ impl Broker {
                 session
             }
         };
+        // before there is a connection, and while the tail is held: nothing has come by them to the client
+        self.drop_revoked(&session, user);
         let mut state = session.state();
         state.link = Some(Link::new(number, window));
         state.expiry_s = expiry_s;

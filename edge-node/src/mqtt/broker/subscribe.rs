@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::group::shared;
 use super::{Broker, Group, Session, Subscriber};
 use crate::access::Principal;
@@ -10,7 +12,7 @@ use crate::mqtt::codec::is_valid_filter;
 use crate::mqtt::filters::matches;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
-use crate::mqtt::session::{Delivery, Scan};
+use crate::mqtt::session::{Delivery, Place, Scan};
 
 /// Retained messages put into a queue at a time.
 const SCAN: usize = 64;
@@ -42,32 +44,10 @@ impl Broker {
         filter: String,
         options: Options,
     ) -> u8 {
-        let (name, plain) = match shared(&filter) {
-            Some((name, plain)) => (Some(name), plain),
-            None => (None, filter.as_str()),
-        };
-        let is_bad_name = name.is_some_and(|name| name.is_empty() || name.contains(['+', '#']));
-        let is_half_shared = name.is_none() && filter.starts_with("$share/");
-        if is_bad_name || is_half_shared || !is_valid_filter(plain) {
-            return reason::FILTER_INVALID;
+        if let Err(code) = self.may_subscribe(user, &filter) {
+            return code;
         }
-        if self
-            .config
-            .no_subscribe
-            .iter()
-            .any(|denied| denied == plain || matches(denied, plain))
-        {
-            return reason::UNSPECIFIED;
-        }
-        let is_system = plain.starts_with("$SYS");
-        if !is_system
-            && !self
-                .map
-                .behind(plain)
-                .all(|kafka| user.may_consume(kafka.as_str()))
-        {
-            return reason::NOT_AUTHORIZED;
-        }
+        let is_shared = filter.starts_with("$share/");
         let is_new = {
             let mut state = session.state();
             if !state.may_subscribe(&filter) {
@@ -81,7 +61,7 @@ impl Broker {
             RetainHandling::IfNew => is_new,
             RetainHandling::Never => false,
         };
-        if wants_retained && name.is_none() {
+        if wants_retained && !is_shared {
             let scan = Scan {
                 filter,
                 options,
@@ -91,6 +71,71 @@ impl Broker {
             session.state().scans.push_back(scan);
         }
         options.qos.number()
+    }
+
+    /// Whether a user may have a subscription.
+    fn may_subscribe(&self, user: &Principal, filter: &str) -> Result<(), u8> {
+        let (name, plain) = match shared(filter) {
+            Some((name, plain)) => (Some(name), plain),
+            None => (None, filter),
+        };
+        let is_bad_name = name.is_some_and(|name| name.is_empty() || name.contains(['+', '#']));
+        let is_half_shared = name.is_none() && filter.starts_with("$share/");
+        if is_bad_name || is_half_shared || !is_valid_filter(plain) {
+            return Err(reason::FILTER_INVALID);
+        }
+        if self
+            .config
+            .no_subscribe
+            .iter()
+            .any(|denied| denied == plain || matches(denied, plain))
+        {
+            return Err(reason::UNSPECIFIED);
+        }
+        let mut behind = self.map.behind(plain);
+        if !plain.starts_with("$SYS") && !behind.all(|kafka| user.may_consume(kafka.as_str())) {
+            return Err(reason::NOT_AUTHORIZED);
+        }
+        Ok(())
+    }
+
+    /// Ends the subscriptions of a session that comes back to a user who may not have them any more: the rules may
+    /// have changed with a restart.
+    pub(super) fn drop_revoked(&self, session: &Session, user: &Principal) {
+        let revoked: Vec<String> = {
+            let state = session.state();
+            let filters = state.subscriptions.iter();
+            filters
+                .filter(|(filter, _)| self.may_subscribe(user, filter).is_err())
+                .map(|(filter, _)| filter.to_string())
+                .collect()
+        };
+        for filter in &revoked {
+            self.drop_filter(session, filter);
+        }
+        if !revoked.is_empty() {
+            let (client_id, count) = (&*session.client_id, revoked.len());
+            warn!(client_id, user = ?user.name(), count, "Subscriptions ended that the user may not have any more");
+        }
+    }
+
+    /// Whether a user may read a record's topic.
+    pub fn may_have(&self, user: &Principal, place: Place) -> bool {
+        let name = self.tail().name(place.partition);
+        name.is_none_or(|name| user.may_consume(&name))
+    }
+
+    /// Ends a subscription; false: there was none.
+    fn drop_filter(&self, session: &Session, filter: &str) -> bool {
+        let (had, owed) = {
+            let mut state = session.state();
+            state.stop_scans(filter);
+            let had = state.subscriptions.remove(filter);
+            (had, state.take_owed(filter))
+        };
+        self.give_back(owed);
+        self.remove_filter(session, filter);
+        had
     }
 
     /// Lets messages find a session.
@@ -143,14 +188,7 @@ impl Broker {
     pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let (had, owed) = {
-                let mut state = session.state();
-                state.stop_scans(&filter);
-                let had = state.subscriptions.remove(&filter);
-                (had, state.take_owed(&filter))
-            };
-            self.give_back(owed);
-            self.remove_filter(session, &filter);
+            let had = self.drop_filter(session, &filter);
             codes.push(if had {
                 reason::SUCCESS
             } else {

@@ -508,7 +508,11 @@ impl<'b> Client<'b> {
                 continue;
             }
             let (id, is_exactly_once) = (sent.id, sent.is_exactly_once);
-            let delivery = if sent.delivery.is_some() || sent.place.is_none() {
+            let may_have = |place| self.broker.may_have(&self.user, place);
+            let delivery = if sent.place.is_some_and(|place| !may_have(place)) {
+                // the user's rules have changed since it was sent
+                None
+            } else if sent.delivery.is_some() || sent.place.is_none() {
                 sent.delivery
             } else {
                 let (broker, session) = (self.broker.clone(), self.session.clone());
