@@ -23,10 +23,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use shared::ids::Offset;
+use tokio::sync::oneshot::error::TryRecvError;
 
 pub use subscriptions::Subscriptions;
 
 use super::filters::matches;
+use super::gather::Synced;
 use super::inflight::{Inflight, Sent};
 use super::packet::{Message, Options, Qos, Will, reason};
 use super::saved::SavedProgress;
@@ -143,6 +145,17 @@ impl Link {
     }
 }
 
+/// What is known of a PUBLISH of QoS 2 that comes.
+#[derive(Debug)]
+pub enum Incoming {
+    /// It is to be stored.
+    New,
+    /// It is stored, or on its way on this connection.
+    Known,
+    /// It was on its way when an earlier connection ended; this says what becomes of it.
+    Unsettled(Synced),
+}
+
 /// Retained messages that a new subscription still has to get. Some of those of the first may be in the
 /// queue; when the client goes they are looked for again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +187,8 @@ pub struct State {
     pub subscriptions: Subscriptions,
     /// Packet ids of QoS 2 that the client has not released.
     pub incoming: BTreeSet<u16>,
+    /// Those of them whose connection ended before it was known whether they are stored.
+    pub unsettled: BTreeMap<u16, Synced>,
     /// What was sent.
     pub inflight: Inflight,
     /// Retained messages to come.
@@ -213,6 +228,7 @@ impl State {
             will: None,
             subscriptions: Subscriptions::default(),
             incoming: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
             inflight: Inflight::default(),
             scans: VecDeque::new(),
             owed: VecDeque::new(),
@@ -343,6 +359,21 @@ impl State {
                 }
             }
             Overflow::Disconnect => self.kick(reason::QUOTA_EXCEEDED),
+        }
+    }
+
+    /// A PUBLISH of QoS 2 has come.
+    pub fn incoming(&mut self, id: u16) -> Incoming {
+        if self.incoming.insert(id) {
+            return Incoming::New;
+        }
+        let Some(mut synced) = self.unsettled.remove(&id) else {
+            return Incoming::Known;
+        };
+        match synced.try_recv() {
+            Ok(Ok(())) => Incoming::Known,
+            Ok(Err(_)) | Err(TryRecvError::Closed) => Incoming::New,
+            Err(TryRecvError::Empty) => Incoming::Unsettled(synced),
         }
     }
 

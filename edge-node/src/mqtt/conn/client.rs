@@ -26,7 +26,7 @@ use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
 use crate::mqtt::saved;
-use crate::mqtt::session::Delivery;
+use crate::mqtt::session::{self, Delivery};
 use crate::quota::{Meter, Place};
 
 /// Messages taken from the session at a time.
@@ -200,13 +200,20 @@ impl<'b> Client<'b> {
         let mut fact = None;
         if qos == Qos::ExactlyOnce {
             let mut state = self.session.state();
-            if state.incoming.contains(&id) {
-                drop(state);
-                // it is on disk, or on its way there before this acknowledgement
-                self.acks.push_ready(kind, id, reason::SUCCESS);
-                return Ok(());
+            match state.incoming(id) {
+                session::Incoming::New => {}
+                session::Incoming::Known => {
+                    drop(state);
+                    // it is on disk, or on its way there before this acknowledgement
+                    self.acks.push_ready(kind, id, reason::SUCCESS);
+                    return Ok(());
+                }
+                session::Incoming::Unsettled(synced) => {
+                    drop(state);
+                    self.acks.push_record(kind, id, synced);
+                    return Ok(());
+                }
             }
-            state.incoming.insert(id);
             if state.is_persistent() {
                 state.has_facts = true;
                 fact = Some(saved::stored(&state.client_id, id));
@@ -288,6 +295,7 @@ impl<'b> Client<'b> {
     fn released(&mut self, id: u16) {
         let (was_there, may_be_on_disk) = {
             let mut state = self.session.state();
+            state.unsettled.remove(&id);
             (state.incoming.remove(&id), state.has_facts)
         };
         match (was_there, may_be_on_disk) {
@@ -557,16 +565,16 @@ impl<'b> Client<'b> {
         if timeout(SETTLE, all).await.is_err() {
             debug!("A connection ended before what was published on it was stored");
         }
-        self.forget_unsettled();
+        self.keep_unsettled();
     }
 
-    /// Better stored twice than not at all.
-    fn forget_unsettled(&self) {
+    /// What may be stored is not stored again: when it comes again, on another connection, it waits for what becomes of
+    /// it.
+    fn keep_unsettled(&mut self) {
+        let unsettled = self.acks.take_unsettled();
         let mut state = self.session.state();
         if state.is_linked(self.number) {
-            for id in self.acks.unsettled() {
-                state.incoming.remove(&id);
-            }
+            state.unsettled.extend(unsettled);
         }
     }
 }
@@ -574,7 +582,7 @@ impl<'b> Client<'b> {
 impl Drop for Client<'_> {
     /// A task that fails must not keep the session from the client's next connection.
     fn drop(&mut self) {
-        self.forget_unsettled();
+        self.keep_unsettled();
         self.broker.release(&self.session, self.number, true);
     }
 }

@@ -189,6 +189,26 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
     assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
 }
 
+/// The disk stalls, the connection ends, and the client sends the same again.
+#[test]
+fn a_message_of_qos_2_that_may_be_stored_is_not_stored_again() {
+    let mut state = online(LIMITS);
+    assert!(matches!(state.incoming(7), Incoming::New));
+    assert!(matches!(state.incoming(7), Incoming::Known));
+    let (done, synced) = tokio::sync::oneshot::channel();
+    state.unsettled.insert(7, synced);
+    let Incoming::Unsettled(synced) = state.incoming(7) else {
+        panic!("nobody knows");
+    };
+    state.unsettled.insert(7, synced);
+    done.send(Ok(())).unwrap();
+    assert!(matches!(state.incoming(7), Incoming::Known));
+    let (done, synced) = tokio::sync::oneshot::channel();
+    state.unsettled.insert(7, synced);
+    done.send(Err(crate::ingest::Refusal::UnknownPartition)).unwrap();
+    assert!(matches!(state.incoming(7), Incoming::New), "it is not stored");
+}
+
 /// Nobody else has it: after a crash it is the member's still.
 #[test]
 fn what_a_member_was_given_is_saved_with_its_session() {
