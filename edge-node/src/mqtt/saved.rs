@@ -9,7 +9,8 @@
 //! MqttSession   'p' client id                    version = 2 │ count u32 │ (partition u32 │ offset u64)… │
 //!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)… │
 //!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)… │
-//!                                                count u32 │ (shared filter │ count u32 │ (partition u32 │ offset u64)…)…
+//!                                                count u32 │ (shared filter │ count u32 │ (partition u32 │ offset u64)…)… │
+//!                                                count u32 │ (count u32 │ (partition u32 │ offset u64)… │ count u32 │ filter…)…
 //! MqttSession   't'                              version = 1 │ age ms u64 │ since boot, ms u64 │ wall ms i64 │ boot id u128
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
 //! MqttRetained  'm' topic                        version = 2 │ published, wall ms i64 │ QoS u8 │
@@ -19,13 +20,15 @@
 //! ```
 //! A session's second value is always of one moment: what is before its offsets was sent and is done, or
 //! is among its packet ids; the filters are those of new subscriptions whose retained messages were not all sent,
-//! with the last topic that was; the shared filters are of what the session was given as a member. Flags are 1: QoS 2, 2: released, 4: a retained message, 8: without a place.
+//! with the last topic that was; the shared filters are of what the session was given as a member; the last filters
+//! hold only from the offsets before them. Flags are 1: QoS 2, 2: released, 4: a retained message, 8: without a place.
 //! The value may be older than the truth, and then QoS 1 is sent again. It is written and synced before a message
 //! of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
 //!
 //! Version 1 of a session had the wall clock, ms i64, for the age ([`super::away`]), that of its progress no filters,
 //! and that of a retained message no place.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +37,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::away::{Away, Clocks, Stamp};
 use super::inflight::Sent;
 use super::packet::{Message, MessageProperties, Options, Qos, RetainHandling};
-use super::session::{Place, Positions, Scan, State};
+use super::session::{Moment, Place, Positions, Scan, State};
 use crate::store::{PartitionId, StateChange, StateSpace};
 
 const VERSION: u8 = 1;
@@ -71,6 +74,8 @@ pub struct SavedProgress {
     pub scans: Vec<Scan>,
     /// What it was given as a member of shared subscriptions and had not been sent.
     pub owed: Vec<(Box<str>, Place)>,
+    /// Subscriptions that began further on in the log.
+    pub moments: Vec<Moment>,
 }
 
 /// Writes a session's subscriptions, and the age at which its client went (`None`: it is there).
@@ -99,7 +104,8 @@ pub fn session(state: &State, away_since_ms: Option<u64>) -> StateChange {
 pub fn progress(state: &State, tail: &Positions) -> StateChange {
     let mut out = BytesMut::new();
     out.put_u8(WITH_SCANS);
-    put_positions(&mut out, &state.place_in_log(tail));
+    let places = state.place_in_log(tail);
+    put_positions(&mut out, &places);
     put_count(&mut out, state.inflight.len());
     for sent in state.inflight.iter() {
         let flag = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
@@ -131,6 +137,14 @@ pub fn progress(state: &State, tail: &Positions) -> StateChange {
         put_count(&mut out, same.len());
         for (_, place) in same {
             put_place(&mut out, *place);
+        }
+    }
+    put_count(&mut out, state.since.after(&places).count());
+    for moment in state.since.after(&places) {
+        put_positions(&mut out, &moment.from);
+        put_count(&mut out, moment.filters.len());
+        for filter in &moment.filters {
+            put_text(&mut out, filter);
         }
     }
     StateChange::put(
@@ -337,6 +351,16 @@ pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
         for _ in 0..from.try_get_u32().ok()? {
             saved.owed.push((filter.clone(), take_place(from)?));
         }
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let mut moment = Moment {
+            from: take_positions(from)?,
+            filters: BTreeSet::new(),
+        };
+        for _ in 0..from.try_get_u32().ok()? {
+            moment.filters.insert(take_text(from)?);
+        }
+        saved.moments.push(moment);
     }
     Some(saved)
 }
@@ -566,6 +590,7 @@ mod tests {
             sent in prop::collection::vec((any::<u16>(), any::<[bool; 3]>(), prop::option::of(place())), 0..4),
             scans in prop::collection::vec(("[a-z]{1,3}", options(), prop::option::of("[a-z]{0,3}")), 0..3),
             owed in prop::collection::vec(("[ab]".prop_map(Box::from), place()), 0..5),
+            filters in prop::collection::btree_set("[ab]{1,2}".prop_map(Box::from), 1..3),
         ) {
             let sent: Vec<Sent> = sent.into_iter().map(|(id, [is_exactly_once, is_released, is_retained], place)| Sent {
                 id,
@@ -581,11 +606,16 @@ mod tests {
                 after: after.map(Arc::from),
                 is_last: false,
             }).collect();
+            // further on than the session in one log, or all hold already
+            let from = positions.iter().map(|(id, next)| (*id, next.saturating_add(1))).collect::<Positions>();
+            let is_ahead = positions.iter().any(|(id, next)| from[id] > *next);
+            let moments: Vec<Moment> = is_ahead.then(|| Moment { from, filters }).into_iter().collect();
             let was = SavedProgress {
                 positions: positions.clone(),
                 sent: sent.clone(),
                 scans: scans.clone(),
                 owed: owed.clone(),
+                moments: moments.clone(),
             };
             let mut state = State::restored(Arc::from("c"), LIMITS, was);
             state.expiry_s = expiry_s;
@@ -601,6 +631,7 @@ mod tests {
             prop_assert_eq!(ids(&read.sent), ids(&sent));
             prop_assert_eq!(read.scans, scans);
             prop_assert_eq!(read.owed, owed);
+            prop_assert_eq!(read.moments, moments);
         }
 
         #[test]

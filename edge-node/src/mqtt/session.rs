@@ -15,6 +15,7 @@
 //! Always true: every record before a session's place ([`State::place_in_log`]) was taken into `inflight`
 //! or is not for it.
 
+mod since;
 mod subscriptions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,11 +26,12 @@ use std::time::Duration;
 use shared::ids::Offset;
 use tokio::sync::oneshot::error::TryRecvError;
 
+pub use since::{Moment, Since};
 pub use subscriptions::Subscriptions;
 
 use super::filters::matches;
 use super::gather::Synced;
-use super::inflight::{Inflight, Sent};
+use super::inflight::Inflight;
 use super::packet::{Message, Options, Qos, Will, reason};
 use super::saved::SavedProgress;
 use crate::store::PartitionId;
@@ -185,6 +187,8 @@ pub struct State {
     pub will: Option<Box<Will>>,
     /// By filter as it came, `$share/...` included.
     pub subscriptions: Subscriptions,
+    /// From where in the log those hold that began ahead of the session's place.
+    pub since: Since,
     /// Packet ids of QoS 2 that the client has not released.
     pub incoming: BTreeSet<u16>,
     /// Those of them whose connection ended before it was known whether they are stored.
@@ -227,6 +231,7 @@ impl State {
             expiry_s: 0,
             will: None,
             subscriptions: Subscriptions::default(),
+            since: Since::default(),
             incoming: BTreeSet::new(),
             unsettled: BTreeMap::new(),
             inflight: Inflight::default(),
@@ -257,6 +262,7 @@ impl State {
         }
         state.scans = saved.scans.into();
         state.owed = saved.owed.into();
+        state.since = Since::restored(saved.moments);
         state
     }
 
@@ -409,7 +415,9 @@ impl State {
     pub fn given(&self) -> impl Iterator<Item = (&str, Place)> {
         let owed = self.owed.iter().map(|(filter, place)| (&**filter, *place));
         let queued = self.queue.iter();
-        owed.chain(queued.filter_map(|delivery| Some((delivery.shared.as_deref()?, delivery.place?))))
+        owed.chain(
+            queued.filter_map(|delivery| Some((delivery.shared.as_deref()?, delivery.place?))),
+        )
     }
 
     /// Takes what it was given of one shared subscription and has not got.
@@ -472,7 +480,9 @@ impl State {
     /// The connection has gone: what waits is read from the log again, or looked for among the retained, but for
     /// what is of shared subscriptions. That is given back, for others.
     pub fn go_offline(&mut self, tail: &Positions) -> Vec<Delivery> {
-        self.feed = Feed::Behind(self.place_in_log(tail));
+        let places = self.place_in_log(tail);
+        self.since.reached(&places);
+        self.feed = Feed::Behind(places);
         self.link = None;
         if let Some(scan) = self.scans.front_mut() {
             scan.is_last = false;
@@ -553,7 +563,8 @@ impl State {
             .subscriptions
             .iter()
             .filter(|(filter, _)| !filter.starts_with("$share/"));
-        let matching = own
+        let holding = own.filter(|(filter, _)| self.since.holds(filter, place));
+        let matching = holding
             .filter(|(filter, _)| matches(filter, &message.topic))
             .map(|(_, options)| options);
         let delivery = merge(message, matching, &self.client_id, Some(place))?;
@@ -567,8 +578,26 @@ impl State {
         all.any(|(filter, _)| matches(filter, topic))
     }
 
-    /// A subscription has ended, and with it what it would still get of the retained.
-    pub fn stop_scans(&mut self, filter: &str) {
+    /// A subscription begins, with the tail at `tail`. True: it is a new one.
+    pub fn subscribe(&mut self, filter: &str, options: Options, tail: &Positions) -> bool {
+        let is_new = self.subscriptions.insert(filter, options);
+        if is_new {
+            self.since.begin(filter, tail);
+            let places = self.place_in_log(tail);
+            self.since.reached(&places);
+        }
+        is_new
+    }
+
+    /// A subscription ends. False: there was none.
+    pub fn unsubscribe(&mut self, filter: &str) -> bool {
+        self.stop_scans(filter);
+        self.since.end(filter);
+        self.subscriptions.remove(filter)
+    }
+
+    /// With a subscription ends what it would still get of the retained.
+    fn stop_scans(&mut self, filter: &str) {
         let is_first = |scan: &Scan| scan.filter == filter;
         if self.scans.front().is_some_and(is_first) {
             self.queue.retain(|delivery| !delivery.is_retained);

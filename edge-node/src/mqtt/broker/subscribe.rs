@@ -49,13 +49,18 @@ impl Broker {
         }
         let is_shared = filter.starts_with("$share/");
         let is_new = {
-            let mut state = session.state();
-            if !state.may_subscribe(&filter) {
-                return reason::QUOTA_EXCEEDED;
-            }
-            state.subscriptions.insert(&filter, options)
+            // held until messages find the session: what is before it is not for the subscription, all else is
+            let tail = self.tail();
+            let is_new = {
+                let mut state = session.state();
+                if !state.may_subscribe(&filter) {
+                    return reason::QUOTA_EXCEEDED;
+                }
+                state.subscribe(&filter, options, tail.processed())
+            };
+            self.insert_filter(session, &filter, options);
+            is_new
         };
-        self.insert_filter(session, &filter, options);
         let wants_retained = match options.retain_handling {
             RetainHandling::Always => true,
             RetainHandling::IfNew => is_new,
@@ -129,8 +134,7 @@ impl Broker {
     fn drop_filter(&self, session: &Session, filter: &str) -> bool {
         let (had, owed) = {
             let mut state = session.state();
-            state.stop_scans(filter);
-            let had = state.subscriptions.remove(filter);
+            let had = state.unsubscribe(filter);
             (had, state.take_owed(filter))
         };
         self.give_back(owed);

@@ -205,15 +205,49 @@ fn a_message_of_qos_2_that_may_be_stored_is_not_stored_again() {
     assert!(matches!(state.incoming(7), Incoming::Known));
     let (done, synced) = tokio::sync::oneshot::channel();
     state.unsettled.insert(7, synced);
-    done.send(Err(crate::ingest::Refusal::UnknownPartition)).unwrap();
-    assert!(matches!(state.incoming(7), Incoming::New), "it is not stored");
+    done.send(Err(crate::ingest::Refusal::UnknownPartition))
+        .unwrap();
+    assert!(
+        matches!(state.incoming(7), Incoming::New),
+        "it is not stored"
+    );
+}
+
+/// A client that returns reads the log from its place on, and subscribes to more meanwhile.
+#[test]
+fn a_subscription_gets_nothing_from_before_it() {
+    let mut state = online(LIMITS);
+    state.go_offline(&tail(3));
+    state.link = Some(Link::new(2, 10));
+    assert!(!state.try_live(&tail(9)));
+    state.subscriptions.remove("t");
+    assert!(state.subscribe("+", options(Qos::AtLeastOnce), &tail(9)));
+    let place = |offset| Place {
+        partition: P,
+        offset,
+    };
+    let wants = |state: &State, offset| {
+        state
+            .wants(&message(Qos::AtLeastOnce), place(offset))
+            .is_some()
+    };
+    assert!(!wants(&state, 8) && wants(&state, 9));
+    let change = crate::mqtt::saved::progress(&state, &tail(9));
+    let saved = crate::mqtt::saved::read_progress(&change.value.unwrap()).unwrap();
+    let mut restored = State::restored(Arc::from("c"), LIMITS, saved);
+    restored.subscriptions = state.subscriptions.clone();
+    assert!(!wants(&restored, 8) && wants(&restored, 9));
+    state.advance(P, 9);
+    assert!(state.try_live(&tail(9)));
+    state.go_offline(&tail(9));
+    assert!(state.since.is_empty(), "the session has come so far");
 }
 
 /// Nobody else has it: after a crash it is the member's still.
 #[test]
 fn what_a_member_was_given_is_saved_with_its_session() {
     let mut state = online(LIMITS);
-    state.link = Some(link(1, 1));
+    state.link = Some(Link::new(1, 1));
     for offset in [3, 5, 6] {
         let delivery = Delivery {
             shared: Some("$share/g/t".into()),
