@@ -276,7 +276,8 @@ impl Broker {
                     }
                     range.end
                 };
-                tail.processed.insert(*partition, next);
+                // somebody else may have found it meanwhile, and gone on
+                tail.processed.entry(*partition).or_insert(next);
                 tail.names.insert(*partition, Arc::from(name.as_str()));
             }
         }
@@ -547,6 +548,8 @@ impl Broker {
     /// Waits until what is in the log at the moment has been delivered.
     pub(super) async fn tail_caught_up(&self) {
         let mut ticks = self.ticks.subscribe();
+        // a log may be so new that the tail has not seen it; the tail says what fails
+        drop(self.find_partitions());
         let ends: Positions = {
             let partitions: Vec<_> = self.tail().processed.keys().copied().collect();
             let end = |id: PartitionId| Some((id, self.store.range(id).ok()?.end));
