@@ -14,11 +14,12 @@
 //! filters match.
 //!
 //! [`frame`], [`packet`], [`codec`], [`filters`], [`topic_map`], [`record`], [`retained`], [`inflight`],
-//! [`session`] and [`saved`] are plain code. [`broker`] is what the connections share, [`conn`] one of
+//! [`session`], [`away`] and [`saved`] are plain code. [`broker`] is what the connections share, [`conn`] one of
 //! them, [`tail`] follows the log, [`gather`] makes batches.
 //!
 //! Deliberately not done here: enhanced authentication (AUTH), MQTT 3.1, bridges.
 
+pub mod away;
 pub mod broker;
 pub mod codec;
 mod conn;

@@ -59,6 +59,7 @@ use tracing::{debug, info, warn};
 
 pub use chains::CodecBytes;
 pub use connect::ConnectError;
+pub(crate) use keeper::boot_id;
 pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
 pub use outlet::look_at_path;
 pub use steward::{FromHub, Rules, Standing};

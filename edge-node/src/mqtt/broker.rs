@@ -23,6 +23,7 @@ pub use group::Group;
 pub use publish::{Accepted, PublishError};
 pub use timers::run_timers;
 
+use super::away::AwayClock;
 use super::filters::Filters;
 use super::gather::Gather;
 use super::packet::Options;
@@ -97,6 +98,7 @@ pub struct Broker {
     /// The broker's own, under `$SYS`.
     system: Mutex<Retained>,
     tail: Mutex<Tail>,
+    away: AwayClock,
     /// Moves whenever the tail does.
     pub(super) ticks: watch::Sender<u64>,
     /// A message that is retained was published since the start.

@@ -24,6 +24,8 @@ pub struct Sent {
     pub is_exactly_once: bool,
     /// PUBREC came: PUBREL is what is sent again.
     pub is_released: bool,
+    /// It was the retained message of a new subscription.
+    pub is_retained: bool,
 }
 
 /// All of them.
@@ -72,6 +74,7 @@ impl Inflight {
         self.sent.push_back(Sent {
             id,
             place: delivery.place,
+            is_retained: delivery.is_retained,
             delivery: Some(delivery),
             is_exactly_once,
             is_released: false,

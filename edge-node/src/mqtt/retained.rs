@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::filters::matches;
 use super::packet::Message;
+use super::session::Place;
 
 /// Bounds of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,25 @@ pub enum Kept {
     Refused,
 }
 
+/// A retained message.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The message.
+    pub message: Arc<Message>,
+    /// Its record, which the log may have let go; `None`: it is the broker's own.
+    pub place: Option<Place>,
+}
+
+impl Held {
+    fn weight(&self) -> usize {
+        self.message.weight()
+    }
+}
+
 /// The store.
 #[derive(Debug)]
 pub struct Retained {
-    messages: BTreeMap<Arc<str>, Arc<Message>>,
+    messages: BTreeMap<Arc<str>, Held>,
     bytes: usize,
     limits: RetainedLimits,
 }
@@ -74,7 +90,7 @@ impl Retained {
     }
 
     /// Keeps a message, or takes out what its topic had.
-    pub fn put(&mut self, message: &Arc<Message>) -> Kept {
+    pub fn put(&mut self, message: &Arc<Message>, place: Option<Place>) -> Kept {
         let has_room = self.has_room(&message.topic, message.weight());
         let old = self.messages.remove(&message.topic);
         self.bytes -= old.as_ref().map_or(0, |old| old.weight());
@@ -83,7 +99,11 @@ impl Retained {
             (true, _) => Kept::Nothing,
             (false, true) => {
                 self.bytes += message.weight();
-                self.messages.insert(message.topic.clone(), message.clone());
+                let held = Held {
+                    message: message.clone(),
+                    place,
+                };
+                self.messages.insert(message.topic.clone(), held);
                 Kept::Stored
             }
             (false, false) => Kept::Refused,
@@ -92,7 +112,7 @@ impl Retained {
 
     /// Up to `limit` messages that `filter` matches, in the order of their topics, after `after`.
     #[must_use]
-    pub fn find(&self, filter: &str, after: Option<&str>, limit: usize) -> Vec<Arc<Message>> {
+    pub fn find(&self, filter: &str, after: Option<&str>, limit: usize) -> Vec<Held> {
         if !filter.contains(['+', '#']) {
             let found = self.messages.get(filter).filter(|_| after.is_none());
             return found.cloned().into_iter().collect();
@@ -107,10 +127,15 @@ impl Retained {
         let range = self.messages.range::<str, _>((from, Bound::Unbounded));
         let near = range.take_while(|(topic, _)| topic.starts_with(prefix));
         let matching = near.filter(|(topic, _)| matches(filter, topic));
-        matching
-            .map(|(_, message)| message.clone())
-            .take(limit)
-            .collect()
+        matching.map(|(_, held)| held.clone()).take(limit).collect()
+    }
+
+    /// The message of a record that the log may have let go. Looks at all there are.
+    #[must_use]
+    pub fn of_record(&self, place: Place) -> Option<Arc<Message>> {
+        let mut all = self.messages.values();
+        let held = all.find(|held| held.place == Some(place))?;
+        Some(held.message.clone())
     }
 
     /// Takes out those that nobody wants any more; their topics.
@@ -118,8 +143,8 @@ impl Retained {
         let old = self
             .messages
             .values()
-            .filter(|message| message.is_expired(now_ms));
-        let topics: Vec<_> = old.map(|message| message.topic.clone()).collect();
+            .filter(|held| held.message.is_expired(now_ms));
+        let topics: Vec<_> = old.map(|held| held.message.topic.clone()).collect();
         for topic in &topics {
             let old = self.messages.remove(topic);
             self.bytes -= old.map_or(0, |old| old.weight());
@@ -156,11 +181,11 @@ mod tests {
     #[test]
     fn the_newest_is_kept_and_an_empty_one_removes_it() {
         let mut store = Retained::new(LIMITS);
-        assert_eq!(store.put(&message("a", "1")), Kept::Stored);
-        assert_eq!(store.put(&message("a", "2")), Kept::Stored);
-        assert_eq!(store.find("a", None, 9)[0].payload, "2");
-        assert_eq!(store.put(&message("a", "")), Kept::Removed);
-        assert_eq!(store.put(&message("a", "")), Kept::Nothing);
+        assert_eq!(store.put(&message("a", "1"), None), Kept::Stored);
+        assert_eq!(store.put(&message("a", "2"), None), Kept::Stored);
+        assert_eq!(store.find("a", None, 9)[0].message.payload, "2");
+        assert_eq!(store.put(&message("a", ""), None), Kept::Removed);
+        assert_eq!(store.put(&message("a", ""), None), Kept::Nothing);
         assert_eq!((store.len(), store.bytes), (0, 0));
     }
 
@@ -168,10 +193,10 @@ mod tests {
     fn at_the_bound_a_further_topic_is_refused() {
         let mut store = Retained::new(LIMITS);
         for topic in ["a", "b", "c"] {
-            assert_eq!(store.put(&message(topic, "1")), Kept::Stored);
+            assert_eq!(store.put(&message(topic, "1"), None), Kept::Stored);
         }
-        assert_eq!(store.put(&message("d", "1")), Kept::Refused);
-        assert_eq!(store.put(&message("c", "2")), Kept::Stored);
+        assert_eq!(store.put(&message("d", "1"), None), Kept::Refused);
+        assert_eq!(store.put(&message("c", "2"), None), Kept::Stored);
     }
 
     proptest! {
@@ -183,7 +208,7 @@ mod tests {
         ) {
             let mut store = Retained::new(RetainedLimits { entries: 100, bytes: 1 << 20 });
             for topic in &topics {
-                store.put(&message(topic, "x"));
+                store.put(&message(topic, "x"), None);
             }
             let mut found: Vec<String> = Vec::new();
             loop {
@@ -191,7 +216,7 @@ mod tests {
                 if more.is_empty() {
                     break;
                 }
-                found.extend(more.iter().map(|message| message.topic.to_string()));
+                found.extend(more.iter().map(|held| held.message.topic.to_string()));
             }
             let expected: Vec<_> = topics.iter().filter(|t| matches(filter, t)).cloned().collect();
             prop_assert_eq!(found, expected);

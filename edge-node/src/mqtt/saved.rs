@@ -4,36 +4,59 @@
 //!
 //! ```text
 //! space         key                              value
-//! MqttSession   's' client id                    version = 1 │ expiry s u32 │ away since, wall ms i64 │
+//! MqttSession   's' client id                    version = 2 │ expiry s u32 │ away since, age ms u64; 0: there │
 //!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
-//! MqttSession   'p' client id                    version = 1 │ count u32 │ (partition u32 │ offset u64)… │
-//!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)…
+//! MqttSession   'p' client id                    version = 2 │ count u32 │ (partition u32 │ offset u64)… │
+//!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)… │
+//!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)… │
+//!                                                count u32 │ (shared filter │ count u32 │ (partition u32 │ offset u64)…)… │
+//!                                                count u32 │ (count u32 │ (partition u32 │ offset u64)… │ count u32 │ filter…)…
+//! MqttSession   't'                              version = 1 │ age ms u64 │ since boot, ms u64 │ wall ms i64 │ boot id u128
 //! MqttInflight  client id │ packet id u16        nothing: a PUBLISH of QoS 2 that was stored, not released
-//! MqttRetained  'm' topic                        version = 1 │ published, wall ms i64 │ flags u8 │ …properties │ payload
+//! MqttRetained  'm' topic                        version = 2 │ published, wall ms i64 │ QoS u8 │
+//!                                                0 or 1, partition u32, offset u64 │ …properties │ payload
 //! MqttRetained  'c' partition u32                next offset u64 that retained messages are made from
+//! MqttRetained  'f' Kafka topic                  nothing: its new partitions are followed from their start
 //! ```
 //! A session's second value is always of one moment: what is before its offsets was sent and is done, or
-//! is among its packet ids. It may be older than the truth, and then QoS 1 is sent again. It is written and
-//! synced before a message of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
+//! is among its packet ids; the filters are those of new subscriptions whose retained messages were not all sent,
+//! with the last topic that was; the shared filters are of what the session was given as a member; the last filters
+//! hold only from the offsets before them. Flags are 1: QoS 2, 2: released, 4: a retained message, 8: without a place.
+//! The value may be older than the truth, and then QoS 1 is sent again. It is written and synced before a message
+//! of QoS 2 is sent and before its PUBREL, so QoS 2 is not.
+//!
+//! Version 1 of a session had the wall clock, ms i64, for the age ([`super::away`]), that of its progress no filters,
+//! and that of a retained message no place.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::away::{Away, Clocks, Stamp};
 use super::inflight::Sent;
 use super::packet::{Message, MessageProperties, Options, Qos, RetainHandling};
-use super::session::{Place, Positions, State};
+use super::session::{Moment, Place, Positions, Scan, State};
 use crate::store::{PartitionId, StateChange, StateSpace};
 
 const VERSION: u8 = 1;
+const WITH_AGE: u8 = 2;
+const WITH_SCANS: u8 = 2;
+const WITH_PLACE: u8 = 2;
+
+const EXACTLY_ONCE: u8 = 1;
+const RELEASED: u8 = 2;
+const RETAINED: u8 = 4;
+const NO_PLACE: u8 = 8;
 
 /// A session as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedSession {
     /// Seconds; `u32::MAX`: for ever.
     pub expiry_s: u32,
-    /// When the client went, wall clock, ms; 0: it was there.
-    pub away_since_ms: i64,
+    /// When the client went.
+    pub away: Away,
     /// The user that it belongs to.
     pub owner: Option<Box<str>>,
     /// Filters as they came.
@@ -47,15 +70,21 @@ pub struct SavedProgress {
     pub positions: Positions,
     /// What was on its way, in order.
     pub sent: Vec<Sent>,
+    /// Retained messages that new subscriptions had still to get.
+    pub scans: Vec<Scan>,
+    /// What it was given as a member of shared subscriptions and had not been sent.
+    pub owed: Vec<(Box<str>, Place)>,
+    /// Subscriptions that began further on in the log.
+    pub moments: Vec<Moment>,
 }
 
-/// Writes a session's subscriptions.
+/// Writes a session's subscriptions, and the age at which its client went (`None`: it is there).
 #[must_use]
-pub fn session(state: &State, away_since_ms: i64) -> StateChange {
+pub fn session(state: &State, away_since_ms: Option<u64>) -> StateChange {
     let mut out = BytesMut::new();
-    out.put_u8(VERSION);
+    out.put_u8(WITH_AGE);
     out.put_u32(state.expiry_s);
-    out.put_i64(away_since_ms);
+    out.put_u64(away_since_ms.unwrap_or(0));
     put_option(&mut out, state.owner.as_deref(), put_text);
     put_count(&mut out, state.subscriptions.len());
     for (filter, options) in state.subscriptions.iter() {
@@ -74,30 +103,84 @@ pub fn session(state: &State, away_since_ms: i64) -> StateChange {
 #[must_use]
 pub fn progress(state: &State, tail: &Positions) -> StateChange {
     let mut out = BytesMut::new();
-    out.put_u8(VERSION);
-    let positions = state.place_in_log(tail);
-    put_count(&mut out, positions.len());
-    for (partition, offset) in &positions {
-        out.put_u32(partition.0);
-        out.put_u64(*offset);
-    }
-    let sent: Vec<_> = state
-        .inflight
-        .iter()
-        .filter_map(|sent| Some((sent, sent.place?)))
-        .collect();
-    put_count(&mut out, sent.len());
-    for (sent, place) in sent {
+    out.put_u8(WITH_SCANS);
+    let places = state.place_in_log(tail);
+    put_positions(&mut out, &places);
+    put_count(&mut out, state.inflight.len());
+    for sent in state.inflight.iter() {
+        let flag = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
         out.put_u16(sent.id);
-        out.put_u8(u8::from(sent.is_exactly_once) | u8::from(sent.is_released) << 1);
-        out.put_u32(place.partition.0);
-        out.put_u64(place.offset);
+        out.put_u8(
+            flag(sent.is_exactly_once, EXACTLY_ONCE)
+                | flag(sent.is_released, RELEASED)
+                | flag(sent.is_retained, RETAINED)
+                | flag(sent.place.is_none(), NO_PLACE),
+        );
+        let nowhere = Place {
+            partition: PartitionId(0),
+            offset: 0,
+        };
+        put_place(&mut out, sent.place.unwrap_or(nowhere));
+    }
+    put_count(&mut out, state.scans.len());
+    for scan in &state.scans {
+        put_text(&mut out, &scan.filter);
+        out.put_u8(options_bits(&scan.options));
+        out.put_u32(scan.options.identifier.unwrap_or(0));
+        put_option(&mut out, scan.after.as_deref(), put_text);
+    }
+    let given: Vec<(&str, Place)> = state.given().collect();
+    let of_one = |a: &(&str, Place), b: &(&str, Place)| a.0 == b.0;
+    put_count(&mut out, given.chunk_by(of_one).count());
+    for same in given.chunk_by(of_one) {
+        put_text(&mut out, same[0].0);
+        put_count(&mut out, same.len());
+        for (_, place) in same {
+            put_place(&mut out, *place);
+        }
+    }
+    put_count(&mut out, state.since.after(&places).count());
+    for moment in state.since.after(&places) {
+        put_positions(&mut out, &moment.from);
+        put_count(&mut out, moment.filters.len());
+        for filter in &moment.filters {
+            put_text(&mut out, filter);
+        }
     }
     StateChange::put(
         StateSpace::MqttSession,
         key(b'p', &state.client_id),
         out.freeze(),
     )
+}
+
+fn put_positions(out: &mut BytesMut, positions: &Positions) {
+    put_count(out, positions.len());
+    for (partition, offset) in positions {
+        out.put_u32(partition.0);
+        out.put_u64(*offset);
+    }
+}
+
+fn put_place(out: &mut BytesMut, place: Place) {
+    out.put_u32(place.partition.0);
+    out.put_u64(place.offset);
+}
+
+fn take_positions(from: &mut &[u8]) -> Option<Positions> {
+    let mut positions = Positions::new();
+    for _ in 0..from.try_get_u32().ok()? {
+        let place = take_place(from)?;
+        positions.insert(place.partition, place.offset);
+    }
+    Some(positions)
+}
+
+fn take_place(from: &mut &[u8]) -> Option<Place> {
+    Some(Place {
+        partition: PartitionId(from.try_get_u32().ok()?),
+        offset: from.try_get_u64().ok()?,
+    })
 }
 
 /// Forgets a session.
@@ -166,10 +249,19 @@ pub fn read_key(key: &[u8]) -> Option<(u8, &str)> {
 #[must_use]
 pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
     let from = &mut bytes;
-    if from.try_get_u8().ok()? != VERSION {
-        return None;
-    }
-    let (expiry_s, away_since_ms) = (from.try_get_u32().ok()?, from.try_get_i64().ok()?);
+    let version = from.try_get_u8().ok()?;
+    let expiry_s = from.try_get_u32().ok()?;
+    let away = match version {
+        VERSION => match from.try_get_i64().ok()? {
+            0 => Away::There,
+            since_ms => Away::SinceWall(since_ms),
+        },
+        WITH_AGE => match from.try_get_u64().ok()? {
+            0 => Away::There,
+            age_ms => Away::Since(age_ms),
+        },
+        _ => return None,
+    };
     let owner = take_option(from, take_text)?;
     let count = from.try_get_u32().ok()?;
     let mut subscriptions = Vec::new();
@@ -181,9 +273,38 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
     }
     Some(SavedSession {
         expiry_s,
-        away_since_ms,
+        away,
         owner,
         subscriptions,
+    })
+}
+
+/// Writes the age of the sessions.
+#[must_use]
+pub fn stamp(stamp: &Stamp) -> StateChange {
+    let mut out = BytesMut::new();
+    out.put_u8(VERSION);
+    out.put_u64(stamp.age_ms);
+    out.put_u64(u64::try_from(stamp.clocks.up.as_millis()).unwrap_or(u64::MAX));
+    out.put_i64(stamp.clocks.wall_ms);
+    out.put_u128(stamp.clocks.boot_id);
+    StateChange::put(StateSpace::MqttSession, key(b't', ""), out.freeze())
+}
+
+/// Reads what [`stamp`] wrote.
+#[must_use]
+pub fn read_stamp(mut bytes: &[u8]) -> Option<Stamp> {
+    let from = &mut bytes;
+    if from.try_get_u8().ok()? != VERSION {
+        return None;
+    }
+    Some(Stamp {
+        age_ms: from.try_get_u64().ok()?,
+        clocks: Clocks {
+            up: Duration::from_millis(from.try_get_u64().ok()?),
+            wall_ms: from.try_get_i64().ok()?,
+            boot_id: from.try_get_u128().ok()?,
+        },
     })
 }
 
@@ -191,28 +312,55 @@ pub fn read_session(mut bytes: &[u8]) -> Option<SavedSession> {
 #[must_use]
 pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
     let from = &mut bytes;
-    if from.try_get_u8().ok()? != VERSION {
+    let version = from.try_get_u8().ok()?;
+    if version != VERSION && version != WITH_SCANS {
         return None;
     }
-    let mut saved = SavedProgress::default();
-    for _ in 0..from.try_get_u32().ok()? {
-        let partition = PartitionId(from.try_get_u32().ok()?);
-        saved.positions.insert(partition, from.try_get_u64().ok()?);
-    }
+    let mut saved = SavedProgress {
+        positions: take_positions(from)?,
+        ..SavedProgress::default()
+    };
     for _ in 0..from.try_get_u32().ok()? {
         let (id, flags) = (from.try_get_u16().ok()?, from.try_get_u8().ok()?);
-        let partition = PartitionId(from.try_get_u32().ok()?);
-        let place = Place {
-            partition,
-            offset: from.try_get_u64().ok()?,
-        };
+        let place = take_place(from)?;
         saved.sent.push(Sent {
             id,
             delivery: None,
-            place: Some(place),
-            is_exactly_once: flags & 1 != 0,
-            is_released: flags & 2 != 0,
+            place: (flags & NO_PLACE == 0).then_some(place),
+            is_exactly_once: flags & EXACTLY_ONCE != 0,
+            is_released: flags & RELEASED != 0,
+            is_retained: flags & RETAINED != 0,
         });
+    }
+    if version == VERSION {
+        return Some(saved);
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let filter = take_text(from)?.into_string();
+        let bits = from.try_get_u8().ok()?;
+        let identifier = Some(from.try_get_u32().ok()?).filter(|id| *id != 0);
+        saved.scans.push(Scan {
+            filter,
+            options: read_options(bits, identifier)?,
+            after: take_option(from, take_text)?.map(Arc::from),
+            is_last: false,
+        });
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let filter = take_text(from)?;
+        for _ in 0..from.try_get_u32().ok()? {
+            saved.owed.push((filter.clone(), take_place(from)?));
+        }
+    }
+    for _ in 0..from.try_get_u32().ok()? {
+        let mut moment = Moment {
+            from: take_positions(from)?,
+            filters: BTreeSet::new(),
+        };
+        for _ in 0..from.try_get_u32().ok()? {
+            moment.filters.insert(take_text(from)?);
+        }
+        saved.moments.push(moment);
     }
     Some(saved)
 }
@@ -245,11 +393,12 @@ fn read_options(bits: u8, identifier: Option<u32>) -> Option<Options> {
 
 /// Writes a retained message.
 #[must_use]
-pub fn retained(message: &Message) -> StateChange {
+pub fn retained(message: &Message, place: Option<Place>) -> StateChange {
     let mut out = BytesMut::with_capacity(64 + message.payload.len());
-    out.put_u8(VERSION);
+    out.put_u8(WITH_PLACE);
     out.put_i64(message.published_ms);
     out.put_u8(message.qos.number());
+    put_option(&mut out, place, put_place);
     let none = MessageProperties::default();
     let properties = message.properties.as_deref().unwrap_or(&none);
     put_option(&mut out, properties.payload_format, BytesMut::put_u8);
@@ -278,14 +427,20 @@ pub fn forget_retained(topic: &str) -> StateChange {
 
 /// Reads what [`retained`] wrote.
 #[must_use]
-pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
+pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<(Message, Option<Place>)> {
     let mut rest = &bytes[..];
     let from = &mut rest;
-    if from.try_get_u8().ok()? != VERSION {
+    let version = from.try_get_u8().ok()?;
+    if version != VERSION && version != WITH_PLACE {
         return None;
     }
     let published_ms = from.try_get_i64().ok()?;
     let qos = Qos::of(from.try_get_u8().ok()?)?;
+    let place = if version == WITH_PLACE {
+        take_option(from, take_place)?
+    } else {
+        None
+    };
     let mut properties = MessageProperties {
         payload_format: take_option(from, |from| from.try_get_u8().ok())?,
         expiry_s: take_option(from, |from| from.try_get_u32().ok())?,
@@ -298,7 +453,7 @@ pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
         properties.user.push((take_text(from)?, take_text(from)?));
     }
     let is_empty = properties == MessageProperties::default();
-    Some(Message {
+    let message = Message {
         topic: Arc::from(topic),
         payload: Bytes::copy_from_slice(rest),
         qos,
@@ -306,7 +461,8 @@ pub fn read_retained(topic: &str, bytes: &Bytes) -> Option<Message> {
         published_ms,
         properties: (!is_empty).then(|| Box::new(properties)),
         from: None,
-    })
+    };
+    Some((message, place))
 }
 
 /// Writes how far retained messages are made from a log.
@@ -330,6 +486,19 @@ pub fn read_cursor(key: &[u8], value: &[u8]) -> Option<(PartitionId, u64)> {
         PartitionId(u32::from_be_bytes(number)),
         u64::from_be_bytes(next),
     ))
+}
+
+/// Notes that partitions of a Kafka topic that are not known yet are followed from their start, also by the next
+/// process.
+#[must_use]
+pub fn followed(kafka: &str) -> StateChange {
+    StateChange::put(StateSpace::MqttRetained, key(b'f', kafka), Bytes::new())
+}
+
+/// Notes that they are not: no rule leads there any more.
+#[must_use]
+pub fn unfollowed(kafka: &str) -> StateChange {
+    StateChange::forget(StateSpace::MqttRetained, key(b'f', kafka))
 }
 
 fn put_count(out: &mut BytesMut, count: usize) {
@@ -404,34 +573,72 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn place()(partition: u32, offset: u64) -> Place {
+            Place { partition: PartitionId(partition), offset }
+        }
+    }
+
     proptest! {
         #[test]
         fn a_session_is_read_as_it_was_written(
             expiry_s: u32,
-            away_since_ms: i64,
+            since_ms: u64,
             owner in prop::option::of("[a-z]{0,4}".prop_map(Box::from)),
             subscriptions in prop::collection::btree_map("[a-z/+#]{1,6}".prop_map(Box::from), options(), 0..4),
             positions in prop::collection::btree_map(any::<u32>().prop_map(PartitionId), any::<u64>(), 0..4),
-            sent in prop::collection::vec((any::<u16>(), any::<bool>(), any::<bool>(), any::<u32>(), any::<u64>()), 0..4),
+            sent in prop::collection::vec((any::<u16>(), any::<[bool; 3]>(), prop::option::of(place())), 0..4),
+            scans in prop::collection::vec(("[a-z]{1,3}", options(), prop::option::of("[a-z]{0,3}")), 0..3),
+            owed in prop::collection::vec(("[ab]".prop_map(Box::from), place()), 0..5),
+            filters in prop::collection::btree_set("[ab]{1,2}".prop_map(Box::from), 1..3),
         ) {
-            let sent: Vec<Sent> = sent.into_iter().map(|(id, is_exactly_once, is_released, partition, offset)| Sent {
+            let sent: Vec<Sent> = sent.into_iter().map(|(id, [is_exactly_once, is_released, is_retained], place)| Sent {
                 id,
                 delivery: None,
-                place: Some(Place { partition: PartitionId(partition), offset }),
+                place,
                 is_exactly_once,
                 is_released,
+                is_retained,
             }).collect();
-            let mut state = State::restored(Arc::from("c"), LIMITS, positions.clone(), sent.clone());
+            let scans: Vec<Scan> = scans.into_iter().map(|(filter, options, after)| Scan {
+                filter,
+                options,
+                after: after.map(Arc::from),
+                is_last: false,
+            }).collect();
+            // further on than the session in one log, or all hold already
+            let from = positions.iter().map(|(id, next)| (*id, next.saturating_add(1))).collect::<Positions>();
+            let is_ahead = positions.iter().any(|(id, next)| from[id] > *next);
+            let moments: Vec<Moment> = is_ahead.then(|| Moment { from, filters }).into_iter().collect();
+            let was = SavedProgress {
+                positions: positions.clone(),
+                sent: sent.clone(),
+                scans: scans.clone(),
+                owed: owed.clone(),
+                moments: moments.clone(),
+            };
+            let mut state = State::restored(Arc::from("c"), LIMITS, was);
             state.expiry_s = expiry_s;
             state.owner = owner.clone();
             state.subscriptions = subscriptions.clone().into_iter().collect();
-            let read = read_session(&value(session(&state, away_since_ms))).unwrap();
+            let read = read_session(&value(session(&state, Some(since_ms)))).unwrap();
+            let away = if since_ms == 0 { Away::There } else { Away::Since(since_ms) };
             let subscriptions = subscriptions.into_iter().collect();
-            prop_assert_eq!(read, SavedSession { expiry_s, away_since_ms, owner, subscriptions });
+            prop_assert_eq!(read, SavedSession { expiry_s, away, owner, subscriptions });
             let read = read_progress(&value(progress(&state, &Positions::new()))).unwrap();
             prop_assert_eq!(read.positions, positions);
-            let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released)).collect::<Vec<_>>();
+            let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released, s.is_retained)).collect::<Vec<_>>();
             prop_assert_eq!(ids(&read.sent), ids(&sent));
+            prop_assert_eq!(read.scans, scans);
+            prop_assert_eq!(read.owed, owed);
+            prop_assert_eq!(read.moments, moments);
+        }
+
+        #[test]
+        fn the_age_is_read_as_it_was_written(age_ms: u64, up_ms: u64, wall_ms: i64, boot_id: u128) {
+            let up = Duration::from_millis(up_ms);
+            let was = Stamp { age_ms, clocks: Clocks { up, wall_ms, boot_id } };
+            prop_assert_eq!(read_stamp(&value(stamp(&was))), Some(was));
         }
 
         #[test]
@@ -441,6 +648,7 @@ mod tests {
             correlation in prop::option::of(any::<Vec<u8>>().prop_map(Bytes::from)),
             expiry_s: Option<u32>,
             user in prop::collection::vec(("[a-z]{0,3}".prop_map(Box::from), "[a-z]{0,3}".prop_map(Box::from)), 0..3),
+            place in prop::option::of(place()),
         ) {
             let properties = MessageProperties { content_type, correlation, expiry_s, user, ..MessageProperties::default() };
             let has_any = properties != MessageProperties::default();
@@ -453,13 +661,14 @@ mod tests {
                 properties: has_any.then(|| Box::new(properties)),
                 from: None,
             };
-            prop_assert_eq!(read_retained("a/b", &value(retained(&message))), Some(message));
+            prop_assert_eq!(read_retained("a/b", &value(retained(&message, place))), Some((message, place)));
         }
 
         #[test]
         fn no_bytes_break_the_readers(bytes: Vec<u8>) {
             drop(read_session(&bytes));
             drop(read_progress(&bytes));
+            let _stamp = read_stamp(&bytes);
             drop(read_retained("t", &Bytes::from(bytes.clone())));
             let _cursor = read_cursor(&bytes, &bytes);
             let _incoming = read_incoming(&bytes);

@@ -15,6 +15,7 @@
 //! Always true: every record before a session's place ([`State::place_in_log`]) was taken into `inflight`
 //! or is not for it.
 
+mod since;
 mod subscriptions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,12 +24,16 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use shared::ids::Offset;
+use tokio::sync::oneshot::error::TryRecvError;
 
+pub use since::{Moment, Since};
 pub use subscriptions::Subscriptions;
 
 use super::filters::matches;
-use super::inflight::{Inflight, Sent};
+use super::gather::Synced;
+use super::inflight::Inflight;
 use super::packet::{Message, Options, Qos, Will, reason};
+use super::saved::SavedProgress;
 use crate::store::PartitionId;
 
 /// Where a record is.
@@ -54,8 +59,10 @@ pub struct Delivery {
     pub retain: bool,
     /// Of the subscriptions that match.
     pub identifiers: Vec<u32>,
-    /// Its record; `None`: it is a retained message, the broker's own, or of QoS 0 and so not read again.
+    /// Its record; `None`: it is the broker's own, or of QoS 0 and so not read again.
     pub place: Option<Place>,
+    /// It is the retained message of a new subscription, from the first of [`State::scans`].
+    pub is_retained: bool,
     /// The filter of the shared subscription that it came by, as the client wrote it.
     pub shared: Option<Box<str>>,
 }
@@ -140,15 +147,29 @@ impl Link {
     }
 }
 
-/// Retained messages that a new subscription still has to get.
-#[derive(Debug, Clone)]
+/// What is known of a PUBLISH of QoS 2 that comes.
+#[derive(Debug)]
+pub enum Incoming {
+    /// It is to be stored.
+    New,
+    /// It is stored, or on its way on this connection.
+    Known,
+    /// It was on its way when an earlier connection ended; this says what becomes of it.
+    Unsettled(Synced),
+}
+
+/// Retained messages that a new subscription still has to get. Some of those of the first may be in the
+/// queue; when the client goes they are looked for again.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
     /// Of the subscription.
     pub filter: String,
     /// Of the subscription.
     pub options: Options,
-    /// The last topic that was found.
+    /// The last topic whose message was taken from the queue.
     pub after: Option<Arc<str>>,
+    /// Those in the queue are the last.
+    pub is_last: bool,
 }
 
 /// A session.
@@ -166,16 +187,25 @@ pub struct State {
     pub will: Option<Box<Will>>,
     /// By filter as it came, `$share/...` included.
     pub subscriptions: Subscriptions,
+    /// From where in the log those hold that began ahead of the session's place.
+    pub since: Since,
     /// Packet ids of QoS 2 that the client has not released.
     pub incoming: BTreeSet<u16>,
+    /// Those of them whose connection ended before it was known whether they are stored.
+    pub unsettled: BTreeMap<u16, Synced>,
     /// What was sent.
     pub inflight: Inflight,
     /// Retained messages to come.
     pub scans: VecDeque<Scan>,
+    /// What it was given as a member of shared subscriptions before a restart, with their filters, and has not been
+    /// sent: bounded by the queue that it was in.
+    pub owed: VecDeque<(Box<str>, Place)>,
     /// Somebody fills the queue from the log.
     pub is_reading: bool,
     /// What is on disk of its progress is not the newest.
     pub is_dirty: bool,
+    /// It may be on disk, as it was written when it outlived its connection.
+    pub is_on_disk: bool,
     /// It has ended; nobody may use it.
     pub is_over: bool,
     /// The deadline at which it ends, while its client is away: when, and its number.
@@ -201,11 +231,15 @@ impl State {
             expiry_s: 0,
             will: None,
             subscriptions: Subscriptions::default(),
+            since: Since::default(),
             incoming: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
             inflight: Inflight::default(),
             scans: VecDeque::new(),
+            owed: VecDeque::new(),
             is_reading: false,
             is_dirty: false,
+            is_on_disk: false,
             is_over: false,
             end_deadline: None,
             will_deadline: None,
@@ -219,17 +253,16 @@ impl State {
 
     /// One that outlived a restart.
     #[must_use]
-    pub fn restored(
-        client_id: Arc<str>,
-        limits: SessionLimits,
-        positions: Positions,
-        sent: Vec<Sent>,
-    ) -> Self {
+    pub fn restored(client_id: Arc<str>, limits: SessionLimits, saved: SavedProgress) -> Self {
         let mut state = Self::new(client_id, limits);
-        state.feed = Feed::Behind(positions);
-        for sent in sent {
+        state.is_on_disk = true;
+        state.feed = Feed::Behind(saved.positions);
+        for sent in saved.sent {
             state.inflight.restore(sent);
         }
+        state.scans = saved.scans.into();
+        state.owed = saved.owed.into();
+        state.since = Since::restored(saved.moments);
         state
     }
 
@@ -335,6 +368,21 @@ impl State {
         }
     }
 
+    /// A PUBLISH of QoS 2 has come.
+    pub fn incoming(&mut self, id: u16) -> Incoming {
+        if self.incoming.insert(id) {
+            return Incoming::New;
+        }
+        let Some(mut synced) = self.unsettled.remove(&id) else {
+            return Incoming::Known;
+        };
+        match synced.try_recv() {
+            Ok(Ok(())) => Incoming::Known,
+            Ok(Err(_)) | Err(TryRecvError::Closed) => Incoming::New,
+            Err(TryRecvError::Empty) => Incoming::Unsettled(synced),
+        }
+    }
+
     /// Whether something is in the queue.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
@@ -357,8 +405,27 @@ impl State {
     /// Puts a message into the queue, past its bounds if need be.
     pub fn enqueue(&mut self, delivery: Delivery) {
         self.queue_bytes += delivery.message.weight();
+        // nobody else has it
+        self.is_dirty |= delivery.shared.is_some();
         self.queue.push_back(delivery);
         self.wake();
+    }
+
+    /// What it has as a member of shared subscriptions and has not been sent: their filters and the records.
+    pub fn given(&self) -> impl Iterator<Item = (&str, Place)> {
+        let owed = self.owed.iter().map(|(filter, place)| (&**filter, *place));
+        let queued = self.queue.iter();
+        owed.chain(
+            queued.filter_map(|delivery| Some((delivery.shared.as_deref()?, delivery.place?))),
+        )
+    }
+
+    /// Takes what it was given of one shared subscription and has not got.
+    pub fn take_owed(&mut self, filter: &str) -> Vec<(Box<str>, Place)> {
+        let all = std::mem::take(&mut self.owed).into_iter();
+        let (of_it, others): (Vec<_>, Vec<_>) = all.partition(|(of, _)| **of == *filter);
+        self.owed = others.into();
+        of_it
     }
 
     /// The next message to send and its packet id (0 with QoS 0), if the client takes one.
@@ -373,6 +440,10 @@ impl State {
             self.queue_bytes -= delivery.message.weight();
             if self.queue.is_empty() {
                 self.queue.shrink_to(16);
+            }
+            if let Some(scan) = self.scans.front_mut().filter(|_| delivery.is_retained) {
+                scan.after = Some(delivery.message.topic.clone());
+                self.is_dirty = true;
             }
             if delivery.message.is_expired(now_ms) {
                 continue;
@@ -398,7 +469,7 @@ impl State {
         let own = self
             .queue
             .iter()
-            .filter(|delivery| delivery.shared.is_none());
+            .filter(|delivery| delivery.shared.is_none() && !delivery.is_retained);
         for place in own.filter_map(|delivery| delivery.place) {
             let first = places.entry(place.partition).or_insert(place.offset);
             *first = place.offset.min(*first);
@@ -406,14 +477,21 @@ impl State {
         places
     }
 
-    /// The connection has gone: what waits is read from the log again, but for what is of shared
-    /// subscriptions. That is given back, for others.
+    /// The connection has gone: what waits is read from the log again, or looked for among the retained, but for
+    /// what is of shared subscriptions. That is given back, for others.
     pub fn go_offline(&mut self, tail: &Positions) -> Vec<Delivery> {
-        self.feed = Feed::Behind(self.place_in_log(tail));
+        let places = self.place_in_log(tail);
+        self.since.reached(&places);
+        self.feed = Feed::Behind(places);
         self.link = None;
-        self.scans.clear();
+        if let Some(scan) = self.scans.front_mut() {
+            scan.is_last = false;
+        }
         let mut shared = Vec::new();
         for delivery in std::mem::take(&mut self.queue) {
+            if delivery.is_retained {
+                continue;
+            }
             match (delivery.qos, delivery.place) {
                 (Qos::AtMostOnce, _) => {}
                 (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) if delivery.shared.is_some() => {
@@ -485,7 +563,8 @@ impl State {
             .subscriptions
             .iter()
             .filter(|(filter, _)| !filter.starts_with("$share/"));
-        let matching = own
+        let holding = own.filter(|(filter, _)| self.since.holds(filter, place));
+        let matching = holding
             .filter(|(filter, _)| matches(filter, &message.topic))
             .map(|(_, options)| options);
         let delivery = merge(message, matching, &self.client_id, Some(place))?;
@@ -497,6 +576,35 @@ impl State {
     pub fn listens_to(&self, topic: &str) -> bool {
         let mut all = self.subscriptions.iter();
         all.any(|(filter, _)| matches(filter, topic))
+    }
+
+    /// A subscription begins, with the tail at `tail`. True: it is a new one.
+    pub fn subscribe(&mut self, filter: &str, options: Options, tail: &Positions) -> bool {
+        let is_new = self.subscriptions.insert(filter, options);
+        if is_new {
+            self.since.begin(filter, tail);
+            let places = self.place_in_log(tail);
+            self.since.reached(&places);
+        }
+        is_new
+    }
+
+    /// A subscription ends. False: there was none.
+    pub fn unsubscribe(&mut self, filter: &str) -> bool {
+        self.stop_scans(filter);
+        self.since.end(filter);
+        self.subscriptions.remove(filter)
+    }
+
+    /// With a subscription ends what it would still get of the retained.
+    fn stop_scans(&mut self, filter: &str) {
+        let is_first = |scan: &Scan| scan.filter == filter;
+        if self.scans.front().is_some_and(is_first) {
+            self.queue.retain(|delivery| !delivery.is_retained);
+            let weights = self.queue.iter().map(|delivery| delivery.message.weight());
+            self.queue_bytes = weights.sum();
+        }
+        self.scans.retain(|scan| scan.filter != filter);
     }
 
     /// The limit on subscriptions.
@@ -526,6 +634,7 @@ pub fn merge<'o>(
             retain: false,
             identifiers: Vec::new(),
             place,
+            is_retained: false,
             shared: None,
         });
         merged.qos = merged.qos.max(options.qos.min(message.qos));

@@ -6,7 +6,7 @@
 
 mod fill;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -54,16 +54,23 @@ pub struct Tail {
     names: BTreeMap<PartitionId, Arc<str>>,
     /// Places up to which retained messages on disk were made.
     cursors: Positions,
+    /// Kafka topics that an earlier process followed.
+    followed: BTreeSet<Arc<str>>,
+    /// Partitions that no earlier process followed, though they were there when this one began.
+    strange: BTreeSet<PartitionId>,
+    /// What a start could not write yet.
+    unsaved: Vec<StateChange>,
     has_started: bool,
     bytes: u64,
 }
 
 impl Tail {
-    /// With the places that an earlier process had come to.
+    /// With the places that an earlier process had come to, and the Kafka topics that it followed.
     #[must_use]
-    pub fn new(cursors: Positions) -> Self {
+    pub fn new(cursors: Positions, followed: BTreeSet<Arc<str>>) -> Self {
         Self {
             cursors,
+            followed,
             ..Self::default()
         }
     }
@@ -74,10 +81,11 @@ impl Tail {
         &self.processed
     }
 
-    /// Whether an earlier process had come to a partition; before anything was delivered.
+    /// Whether an earlier process followed a partition, or would have: it was killed before it noted that it had
+    /// come to it. Only for partitions that were there on start.
     #[must_use]
     pub fn was_followed(&self, partition: PartitionId) -> bool {
-        self.cursors.contains_key(&partition)
+        !self.strange.contains(&partition)
     }
 
     /// The Kafka topic of a partition.
@@ -126,7 +134,7 @@ fn walk(batch: &Bytes, partition: PartitionId, mut found: impl FnMut(Found<'_>) 
 /// Follows the log until `stop`.
 pub async fn run(broker: Arc<Broker>, stop: CancellationToken) {
     let mut changes = broker.store.changes();
-    let mut unsaved: Vec<StateChange> = Vec::new();
+    let mut unsaved: Vec<StateChange> = std::mem::take(&mut broker.tail().unsaved);
     loop {
         changes.borrow_and_update();
         let at = broker.clone();
@@ -261,9 +269,15 @@ impl Broker {
                 let next = if tail.has_started {
                     range.start
                 } else {
+                    let is_known = tail.cursors.contains_key(partition)
+                        || tail.followed.contains(name.as_str());
+                    if !is_known {
+                        tail.strange.insert(*partition);
+                    }
                     range.end
                 };
-                tail.processed.insert(*partition, next);
+                // somebody else may have found it meanwhile, and gone on
+                tail.processed.entry(*partition).or_insert(next);
                 tail.names.insert(*partition, Arc::from(name.as_str()));
             }
         }
@@ -277,7 +291,11 @@ impl Broker {
         let partitions: Vec<_> = {
             let tail = self.tail();
             let place = |(id, end): (&PartitionId, &Offset)| {
-                let next = *tail.cursors.get(id)?;
+                if !tail.was_followed(*id) {
+                    return None;
+                }
+                // the log begins after what an earlier process wrote last, or it would have a place there
+                let next = tail.cursors.get(id).copied().unwrap_or_default();
                 Some((*id, next, *end, tail.names.get(id)?.clone()))
             };
             tail.processed.iter().filter_map(place).collect()
@@ -322,6 +340,43 @@ impl Broker {
         Ok(())
     }
 
+    /// Notes which topics are followed, and from where those whose rules are new. Blocks; behind the places that
+    /// sessions have in them, and before anything is acknowledged: after a crash a partition that has no place
+    /// on disk began under our eyes, and all of it is to be delivered.
+    pub(super) fn save_followed(&self) {
+        let mut changes = Vec::new();
+        {
+            let mut tail = self.tail();
+            let ends: Vec<_> = tail
+                .strange
+                .iter()
+                .filter_map(|id| Some((*id, *tail.processed.get(id)?)))
+                .collect();
+            for (partition, end) in ends {
+                tail.cursors.insert(partition, end);
+                changes.push(saved::cursor(partition, end));
+            }
+            let names: BTreeSet<Arc<str>> = self
+                .map
+                .kafka_topics()
+                .map(|name| Arc::from(name.as_str()))
+                .collect();
+            let fresh = names.difference(&tail.followed);
+            changes.extend(fresh.map(|name| saved::followed(name)));
+            let old = tail.followed.difference(&names);
+            changes.extend(old.map(|name| saved::unfollowed(name)));
+            tail.followed = names;
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let written = self.store.put_state(changes.clone()).blocking_recv();
+        if !matches!(written, Ok(Ok(()))) {
+            warn!("What MQTT follows could not be written: it is tried again");
+            self.tail().unsaved = changes;
+        }
+    }
+
     fn retain_batch(
         &self,
         name: &str,
@@ -333,7 +388,7 @@ impl Broker {
             if let Some((topic, rule)) = topic_of(&self.map, name, &found.record) {
                 let message = message_of(topic, rule, found.timestamp_ms, &found.record);
                 if message.retain {
-                    changes.extend(self.retain(&Arc::new(message)));
+                    changes.extend(self.retain(&Arc::new(message), found.place));
                 }
             }
             true
@@ -341,10 +396,10 @@ impl Broker {
     }
 
     /// Keeps a retained message, and says what is to be written.
-    fn retain(&self, message: &Arc<Message>) -> Option<StateChange> {
-        let kept = self.retained().put(message);
+    fn retain(&self, message: &Arc<Message>, place: Place) -> Option<StateChange> {
+        let kept = self.retained().put(message, Some(place));
         match kept {
-            Kept::Stored => Some(saved::retained(message)),
+            Kept::Stored => Some(saved::retained(message, Some(place))),
             Kept::Removed => Some(saved::forget_retained(&message.topic)),
             Kept::Nothing => None,
             Kept::Refused => {
@@ -459,7 +514,7 @@ impl Broker {
         for (place, message, _) in chunk.drain(..) {
             self.offer(place, &message, tail.processed());
             if message.retain {
-                changes.extend(self.retain(&message));
+                changes.extend(self.retain(&message, place));
             }
             tail.advance(place.partition, place.offset + 1);
         }
@@ -493,6 +548,8 @@ impl Broker {
     /// Waits until what is in the log at the moment has been delivered.
     pub(super) async fn tail_caught_up(&self) {
         let mut ticks = self.ticks.subscribe();
+        // a log may be so new that the tail has not seen it; the tail says what fails
+        drop(self.find_partitions());
         let ends: Positions = {
             let partitions: Vec<_> = self.tail().processed.keys().copied().collect();
             let end = |id: PartitionId| Some((id, self.store.range(id).ok()?.end));

@@ -14,7 +14,7 @@ use super::packet::{AckKind, Qos, Version, reason};
 use super::*;
 use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
-use crate::store::{Item, MemoryStore, StoreConfig};
+use crate::store::{Item, MemoryStore, StateSpace, StoreConfig};
 use client::{Client, connect};
 
 struct Node {
@@ -43,6 +43,15 @@ async fn node_on(
     rules: Vec<Rule>,
     change: impl FnOnce(&mut MqttConfig),
 ) -> Node {
+    node_with(store, rules, Access::open(), change).await
+}
+
+async fn node_with(
+    store: Arc<dyn Store>,
+    rules: Vec<Rule>,
+    access: Access,
+    change: impl FnOnce(&mut MqttConfig),
+) -> Node {
     let mut config = MqttConfig::new("127.0.0.1:0".parse().unwrap());
     config.no_subscribe = vec!["secret/#".to_owned()];
     change(&mut config);
@@ -52,7 +61,7 @@ async fn node_on(
     let services = Services {
         store: store.clone(),
         ingest: ingest.clone(),
-        access: Arc::new(Access::open()),
+        access: Arc::new(access),
         stats: stats.clone(),
     };
     let listener = Listener::bind(config, map, services).await.unwrap();
@@ -72,10 +81,15 @@ async fn node_on(
 
 impl Node {
     /// Stops it, and starts another on what it left.
-    async fn restart(mut self) -> Self {
+    async fn restart(self) -> Self {
+        node_on(self.end().await, Vec::new(), |_| {}).await
+    }
+
+    /// Stops it; what it left.
+    async fn end(mut self) -> Arc<dyn Store> {
         self.stop.cancel();
         while self.task.join_next().await.is_some() {}
-        node_on(self.store, Vec::new(), |_| {}).await
+        self.store
     }
 
     /// Everything in a Kafka topic: key, value, headers.
@@ -313,6 +327,42 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     }
 }
 
+#[tokio::test]
+async fn what_a_member_of_a_shared_subscription_was_given_comes_after_a_crash() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "m")
+    };
+    let mut member = Client::new(node.address, persistent()).await;
+    member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
+    drop(member);
+    for text in ["one", "two", "three"] {
+        node.produce("mqtt_messages", "t", text).await;
+    }
+    let store = node.end().await;
+    let partition = store.topic("mqtt_messages").unwrap().partitions[0];
+    let place = |offset| {
+        let filter: Box<str> = "$share/g/t".into();
+        (filter, session::Place { partition, offset })
+    };
+    let given = saved::SavedProgress {
+        positions: session::Positions::from([(partition, 3)]),
+        owed: vec![place(0), place(2)],
+        ..saved::SavedProgress::default()
+    };
+    let limits = MqttConfig::new("127.0.0.1:0".parse().unwrap()).session;
+    let state = session::State::restored(Arc::from("m"), limits, given);
+    let change = saved::progress(&state, &session::Positions::new());
+    store.put_state(vec![change]).await.unwrap().unwrap();
+    let node = node_on(store, Vec::new(), |_| {}).await;
+    let mut member = Client::new(node.address, persistent()).await;
+    for text in ["one", "three"] {
+        assert_eq!(member.message().await.payload, text);
+    }
+}
+
 /// The log begins with the message: no session on disk has a place in it.
 #[tokio::test]
 async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_restart() {
@@ -335,6 +385,74 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
     let mut subscriber = Client::new(node.address, persistent()).await;
     assert!(subscriber.session_present);
     assert_eq!(subscriber.message().await.payload, "first");
+}
+
+/// As a crash leaves it: acknowledged, and nothing else was written before the process was killed.
+#[tokio::test]
+async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_was_killed_behind_it()
+{
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("t", Qos::AtLeastOnce).await;
+    drop(subscriber);
+    let store = node.end().await;
+    let ingest = Ingest::new(store.clone(), any_topic(), IngestLimits::default());
+    let topic = ingest.topic("mqtt_messages", true).await.unwrap();
+    let mut batch = BatchBuilder::default();
+    let retain = Header {
+        name: b"mqtt.retain",
+        value: Some(b"1"),
+    };
+    batch.push(
+        shared::time::wall_ms(),
+        Some(b"t"),
+        Some(b"first"),
+        &[retain],
+    );
+    let pending = ingest.append(&topic, 0, batch.build().unwrap()).await;
+    pending.unwrap().synced().await.unwrap();
+    let node = node_on(store, Vec::new(), |_| {}).await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert!(subscriber.session_present);
+    assert_eq!(subscriber.message().await.payload, "first");
+    let mut late = Client::new(node.address, connect(Version::V5, "late")).await;
+    late.subscribe("t", Qos::AtLeastOnce).await;
+    assert!(late.message().await.retain);
+}
+
+/// With a new rule the old records of its topic are not messages for sessions that were there before.
+#[tokio::test]
+async fn what_was_in_a_topic_before_a_rule_led_there_is_not_delivered() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("#", Qos::AtLeastOnce).await;
+    node.produce("old", "a", "before").await;
+    drop(subscriber);
+    let mut store = node.end().await;
+    let rule = || Rule {
+        filter: "old/#".to_owned(),
+        key: "{1}".parse().unwrap(),
+        topic: Some("old/{key}".parse().unwrap()),
+        ..Rule::everything(TopicName::new("old").unwrap())
+    };
+    // the second start must not know less than the first
+    for _ in 0..2 {
+        store = node_on(store, vec![rule()], |_| {}).await.end().await;
+    }
+    let node = node_on(store, vec![rule()], |_| {}).await;
+    node.produce("old", "a", "after").await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert_eq!(subscriber.message().await.payload, "after");
 }
 
 #[tokio::test]
@@ -368,6 +486,140 @@ async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() 
         .map(|(_, value, _)| value)
         .collect();
     assert_eq!(values, ["one", "two"]);
+}
+
+/// Publishes retained messages, and waits until they are.
+async fn retain(node: &Node, topics: u16, qos: Qos) {
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    for number in 1..=topics {
+        publisher
+            .retain(&format!("r/{number:03}"), qos, number)
+            .await;
+        publisher.expect_acks(qos, number).await;
+    }
+    let mut late = Client::new(node.address, connect(Version::V5, "late")).await;
+    // a subscription waits for the tail
+    late.subscribe("none", qos).await;
+}
+
+#[tokio::test]
+async fn retained_messages_that_were_not_sent_yet_come_after_a_reconnect_and_after_a_restart() {
+    let node = node_on(new_store(), Vec::new(), |config| config.max_inflight = 5).await;
+    retain(&node, 200, Qos::AtLeastOnce).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut found = std::collections::BTreeSet::new();
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("r/#", Qos::AtLeastOnce).await;
+    for _ in 0..70 {
+        found.insert(subscriber.message().await.topic);
+    }
+    drop(subscriber);
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    for _ in 0..30 {
+        let message = subscriber.message().await;
+        assert!(message.retain);
+        found.insert(message.topic);
+    }
+    drop(subscriber);
+    let node = node.restart().await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    while found.len() < 200 {
+        found.insert(subscriber.message().await.topic);
+    }
+}
+
+/// A client that has an id takes what comes next under it for the same message.
+#[tokio::test]
+async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
+    let node = node(Vec::new()).await;
+    retain(&node, 1, Qos::ExactlyOnce).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("r/#", Qos::ExactlyOnce).await;
+    let (first, id) = subscriber.message_and_id().await;
+    drop(subscriber);
+    let node = node.restart().await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    publisher.publish("r/new", "new", Qos::ExactlyOnce, 1).await;
+    publisher.expect_acks(Qos::ExactlyOnce, 1).await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    let (again, same_id) = subscriber.message_and_id().await;
+    assert_eq!(
+        (again.topic, again.retain, same_id),
+        (first.topic, true, id)
+    );
+    let (new, other_id) = subscriber.message_and_id().await;
+    assert_eq!(&*new.topic, "r/new");
+    assert_ne!(other_id, id);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_with_its_connection_is_not_on_disk_though_it_was() {
+    let node = node(Vec::new()).await;
+    let session = |session_expiry_s| client::Connect {
+        clean_start: false,
+        session_expiry_s,
+        ..connect(Version::V5, "s")
+    };
+    let on_disk = || {
+        let facts = [StateSpace::MqttSession, StateSpace::MqttInflight];
+        let mut all = facts
+            .iter()
+            .flat_map(|space| node.store.state(*space, b"").unwrap());
+        all.any(|(key, _)| key.as_ref() != b"t")
+    };
+    let mut subscriber = Client::new(node.address, session(1000)).await;
+    subscriber.subscribe("t", Qos::ExactlyOnce).await;
+    subscriber.publish("u", "u", Qos::ExactlyOnce, 1).await;
+    subscriber.expect_ack(AckKind::PubRec, 1).await;
+    assert!(on_disk());
+    let subscriber = Client::new(node.address, session(0)).await;
+    assert!(subscriber.session_present);
+    assert!(!on_disk(), "a crash would bring it back");
+}
+
+#[tokio::test]
+async fn a_session_does_not_keep_what_its_user_may_not_read_any_more() {
+    let node = node(Vec::new()).await;
+    let persistent = || client::Connect {
+        clean_start: false,
+        session_expiry_s: 1000,
+        ..connect(Version::V5, "s")
+    };
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    subscriber.subscribe("t", Qos::AtLeastOnce).await;
+    node.produce("mqtt_messages", "t", "sent").await;
+    subscriber.message_and_id().await;
+    drop(subscriber);
+    let store = node.end().await;
+    let rules = crate::access::Rules {
+        consume: vec!["other".parse().unwrap()],
+        ..crate::access::Rules::all()
+    };
+    let access = Access::new(&config::AccessConfig {
+        anonymous: Some(rules),
+        users: Vec::new(),
+    });
+    let node = node_with(store, Vec::new(), access.unwrap(), |_| {}).await;
+    node.produce("mqtt_messages", "t", "waits").await;
+    let mut subscriber = Client::new(node.address, persistent()).await;
+    assert!(subscriber.session_present);
+    // what was sent to it would come before the answer
+    assert_eq!(
+        subscriber.try_subscribe("t", Qos::AtLeastOnce).await,
+        reason::NOT_AUTHORIZED
+    );
+    let saved = node.store.state(StateSpace::MqttSession, b"ss").unwrap();
+    let saved = saved::read_session(&saved[0].1).unwrap();
+    assert!(saved.subscriptions.is_empty(), "{saved:?}");
 }
 
 #[tokio::test]

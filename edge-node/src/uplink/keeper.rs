@@ -568,7 +568,7 @@ fn clocks(boot_id: u128) -> Clocks {
 }
 
 /// Tells boots apart. Where the system doesn't say, each start counts as one.
-fn boot_id() -> u128 {
+pub(crate) fn boot_id() -> u128 {
     let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
     let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&hex, 16).unwrap_or_else(|_| rand::random())

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::timers::Deadline;
 use super::{Broker, Session};
+use crate::access::Principal;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Connect, reason};
 use crate::mqtt::saved;
@@ -46,7 +47,7 @@ impl Broker {
     pub async fn admit(
         self: &Arc<Self>,
         client_id: &str,
-        user: Option<&str>,
+        user: &Principal,
         connect: &mut Connect,
         expiry_s: u32,
         window: usize,
@@ -82,7 +83,7 @@ impl Broker {
     fn try_admit(
         self: &Arc<Self>,
         client_id: &str,
-        user: Option<&str>,
+        user: &Principal,
         connect: &mut Connect,
         expiry_s: u32,
         number: u64,
@@ -93,7 +94,7 @@ impl Broker {
         let found = sessions.by_client.get(client_id).cloned();
         if let Some(session) = &found {
             let mut state = session.state();
-            if state.owner.as_deref() != user {
+            if state.owner.as_deref() != user.name() {
                 // the messages of one user are not another's who knows the client id
                 return Ok(Err(Refused(reason::NOT_AUTHORIZED)));
             }
@@ -119,7 +120,7 @@ impl Broker {
             }
             None => {
                 let mut state = State::new(Arc::from(client_id), self.config.session);
-                state.owner = user.map(Box::from);
+                state.owner = user.name().map(Box::from);
                 let session = Session::new(self.number(), state);
                 sessions
                     .by_client
@@ -127,6 +128,8 @@ impl Broker {
                 session
             }
         };
+        // before there is a connection, and while the tail is held: nothing has come by them to the client
+        self.drop_revoked(&session, user);
         let mut state = session.state();
         state.link = Some(Link::new(number, window));
         state.expiry_s = expiry_s;
@@ -147,22 +150,34 @@ impl Broker {
         }))
     }
 
-    /// Writes a session that outlives its connection, and waits for the sync.
+    /// Writes a session that outlives its connection, or forgets what it was when it did, and waits for the sync.
     pub async fn save(&self, session: &Session) -> bool {
-        let written = {
+        let (written, is_kept) = {
             // handed over while the tail is held, so that nothing older comes behind something newer
             let tail = self.tail();
             let mut state = session.state();
-            if state.is_over || !state.is_persistent() {
+            let is_kept = state.is_persistent();
+            if state.is_over || !(is_kept || state.is_on_disk) {
                 return true;
             }
-            state.is_dirty = false;
-            self.store.put_state(vec![
-                saved::session(&state, 0),
-                saved::progress(&state, tail.processed()),
-            ])
+            let changes = if is_kept {
+                state.is_dirty = false;
+                state.is_on_disk = true;
+                vec![
+                    saved::session(&state, None),
+                    saved::progress(&state, tail.processed()),
+                ]
+            } else {
+                // after a crash it would come back, with what is sent and done
+                saved::forget(&state)
+            };
+            (self.store.put_state(changes), is_kept)
         };
-        matches!(written.await, Ok(Ok(())))
+        let is_written = matches!(written.await, Ok(Ok(())));
+        if is_written && !is_kept {
+            session.state().is_on_disk = false;
+        }
+        is_written
     }
 
     /// Writes how far a session has come, and waits for the sync: before a message of QoS 2 is sent, and
@@ -217,9 +232,10 @@ impl Broker {
                     state.end_deadline = Some(sessions.schedule(at, deadline));
                 }
                 state.is_dirty = false;
+                state.is_on_disk = true;
                 // what is lost with a crash before the sync is only how far it had come
                 drop(self.store.put_state(vec![
-                    saved::session(&state, shared::time::wall_ms()),
+                    saved::session(&state, Some(self.away.age_ms(now))),
                     saved::progress(&state, tail.processed()),
                 ]));
             }
@@ -247,14 +263,17 @@ impl Broker {
 
     /// A session is forgotten: it is out of the table of clients already, and the table is still locked.
     pub(super) fn end(self: &Arc<Self>, session: &Arc<Session>) {
-        let (subscriptions, changes, will) = {
+        let (subscriptions, owed, changes, will) = {
             let mut state = session.state();
             if std::mem::replace(&mut state.is_over, true) {
                 return;
             }
             let subscriptions = std::mem::take(&mut state.subscriptions);
-            (subscriptions, saved::forget(&state), state.will.take())
+            let owed = std::mem::take(&mut state.owed);
+            let changes = saved::forget(&state);
+            (subscriptions, owed, changes, state.will.take())
         };
+        self.give_back(owed);
         for (filter, _) in subscriptions.iter() {
             self.remove_filter(session, filter);
         }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Broker, Subscriber};
+use super::{Broker, Session, Subscriber};
 use crate::mqtt::packet::{Message, Qos};
 use crate::mqtt::session::{Delivery, Offered, Place, Positions, merge};
 
@@ -172,13 +172,49 @@ impl Broker {
 
     /// Takes what a member that goes was not sent.
     pub(super) fn take_back(&self, deliveries: Vec<Delivery>) {
-        for delivery in deliveries {
-            let group = delivery
-                .shared
-                .as_deref()
-                .and_then(|filter| self.group(filter));
-            if let (Some(group), Some(place)) = (group, delivery.place) {
+        let places = deliveries
+            .into_iter()
+            .filter_map(|delivery| Some((delivery.shared?, delivery.place?)));
+        self.give_back(places);
+    }
+
+    /// The same, by the filters of shared subscriptions and the records.
+    pub(super) fn give_back(&self, places: impl IntoIterator<Item = (Box<str>, Place)>) {
+        for (filter, place) in places {
+            if let Some(group) = self.group(&filter) {
                 group.return_to(place);
+            }
+        }
+    }
+
+    /// Puts what a member was given before a restart into its queue, as far as there is room. Blocks.
+    pub fn load_owed(&self, session: &Session) {
+        loop {
+            let first = {
+                let state = session.state();
+                let first = state.owed.front().filter(|_| state.has_room());
+                first.cloned()
+            };
+            let Some(first) = first else { return };
+            let message = self.load(first.1);
+            let mut state = session.state();
+            if state.owed.front() != Some(&first) {
+                continue;
+            }
+            state.owed.pop_front();
+            state.is_dirty = true;
+            let (filter, place) = first;
+            let options = state.subscriptions.get(&filter).copied();
+            if let (Some(message), Some(options)) = (message, options)
+                && let Some(mut delivery) = merge(
+                    &message,
+                    std::iter::once(&options),
+                    &session.client_id,
+                    Some(place),
+                )
+            {
+                delivery.shared = Some(filter);
+                state.enqueue(delivery);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What an earlier process left: sessions, retained messages, and how far the log was delivered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -9,8 +9,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::timers::Deadline;
+use super::timers::{Deadline, SAVE_AT_ONCE};
 use super::{Broker, READERS, Session, Sessions};
+use crate::mqtt::away::{AwayClock, Clocks};
 use crate::mqtt::filters::Filters;
 use crate::mqtt::gather::Gather;
 use crate::mqtt::retained::{Retained, RetainedLimits};
@@ -20,6 +21,7 @@ use crate::mqtt::tail::Tail;
 use crate::mqtt::topic_map::TopicMap;
 use crate::mqtt::{MqttConfig, Services};
 use crate::store::{StateSpace, StoreError};
+use crate::uplink::boot_id;
 
 /// The broker's own messages are few.
 const SYSTEM: RetainedLimits = RetainedLimits {
@@ -45,18 +47,30 @@ impl Broker {
         } = services;
         let mut retained = Retained::new(config.retained);
         let mut cursors = Positions::new();
+        let mut followed: BTreeSet<Arc<str>> = BTreeSet::new();
         for (key, value) in store.state(StateSpace::MqttRetained, b"")? {
             if let Some((partition, next)) = saved::read_cursor(&key, &value) {
                 cursors.insert(partition, next);
+            } else if let Some((b'f', kafka)) = saved::read_key(&key) {
+                followed.insert(Arc::from(kafka));
             } else if let Some((b'm', topic)) = saved::read_key(&key) {
                 match saved::read_retained(topic, &value) {
-                    Some(message) => {
-                        retained.put(&Arc::new(message));
+                    Some((message, place)) => {
+                        retained.put(&Arc::new(message), place);
                     }
                     None => warn!("A retained message on disk can't be read"),
                 }
             }
         }
+        let stamps = store.state(StateSpace::MqttSession, b"t")?;
+        let stamp = stamps
+            .first()
+            .and_then(|(_, value)| saved::read_stamp(value));
+        let clocks = Clocks {
+            up: shared::time::now(),
+            wall_ms: shared::time::wall_ms(),
+            boot_id: boot_id(),
+        };
         let tasks = TaskTracker::new();
         let uses_retained = AtomicBool::new(!retained.is_empty());
         let broker = Arc::new(Self {
@@ -73,7 +87,8 @@ impl Broker {
             groups: RwLock::new(Filters::default()),
             retained: Mutex::new(retained),
             system: Mutex::new(Retained::new(SYSTEM)),
-            tail: Mutex::new(Tail::new(cursors)),
+            tail: Mutex::new(Tail::new(cursors, followed)),
+            away: AwayClock::new(stamp, clocks),
             ticks: watch::Sender::new(0),
             uses_retained,
             readers: Semaphore::new(READERS),
@@ -84,6 +99,8 @@ impl Broker {
         broker.find_partitions()?;
         broker.catch_up_retained()?;
         broker.load_sessions()?;
+        broker.save_followed();
+        broker.save_age();
         Ok(broker)
     }
 
@@ -102,7 +119,8 @@ impl Broker {
                 incoming.entry(client_id.to_owned()).or_default().push(id);
             }
         }
-        let (now, now_ms) = (shared::time::now(), shared::time::wall_ms());
+        let now = shared::time::now();
+        let mut moved = Vec::new();
         for (key, value) in self.store.state(StateSpace::MqttSession, b"s")? {
             let (Some((_, client_id)), Some(found)) =
                 (saved::read_key(&key), saved::read_session(&value))
@@ -110,29 +128,29 @@ impl Broker {
                 warn!("A session on disk can't be read");
                 continue;
             };
-            let SavedProgress {
-                mut positions,
-                sent,
-            } = progress.remove(client_id).unwrap_or_default();
+            let mut found_progress = progress.remove(client_id).unwrap_or_default();
             let mut is_moved = false;
             {
                 let tail = self.tail();
                 for (partition, next) in tail.processed() {
                     // followed by an earlier process: it began after the session was written, and all of it is for
-                    // it. Otherwise it was mapped only since, and what is there is not for it
+                    // it. Otherwise a rule leads there only since, and what is there is not for it
                     let first = if tail.was_followed(*partition) {
                         0
                     } else {
                         *next
                     };
-                    positions.entry(*partition).or_insert_with(|| {
-                        is_moved = true;
-                        first
-                    });
+                    found_progress
+                        .positions
+                        .entry(*partition)
+                        .or_insert_with(|| {
+                            is_moved = true;
+                            first
+                        });
                 }
             }
             let mut state =
-                State::restored(Arc::from(client_id), self.config.session, positions, sent);
+                State::restored(Arc::from(client_id), self.config.session, found_progress);
             state.is_dirty = is_moved;
             state.expiry_s = found.expiry_s;
             state.owner = found.owner;
@@ -143,6 +161,10 @@ impl Broker {
                 .into_iter()
                 .collect();
             state.has_facts = !state.incoming.is_empty();
+            if is_moved {
+                // before these places are noted as followed, from when on it would begin at their start
+                moved.push(saved::progress(&state, self.tail().processed()));
+            }
             let session = Session::new(self.number(), state);
             for (filter, options) in &found.subscriptions {
                 self.insert_filter(&session, filter, *options);
@@ -150,14 +172,7 @@ impl Broker {
             let mut sessions = self.sessions();
             if found.expiry_s != u32::MAX {
                 let whole = Duration::from_secs(found.expiry_s.into());
-                let since = if found.away_since_ms == 0 {
-                    now_ms
-                } else {
-                    found.away_since_ms
-                };
-                // a clock that was set back makes it last no longer than it should
-                let away = u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0);
-                let left = whole.saturating_sub(Duration::from_millis(away));
+                let left = self.away.left(whole, found.away);
                 let deadline = Deadline::end(&session, self.number());
                 let key = sessions.schedule(now + left, deadline);
                 session.state().end_deadline = Some(key);
@@ -165,6 +180,15 @@ impl Broker {
             sessions
                 .by_client
                 .insert(session.client_id.clone(), session);
+        }
+        // of sessions that are gone: a packet id of the client's next session must not look like theirs
+        for (client_id, ids) in incoming {
+            moved.extend(ids.into_iter().map(|id| saved::released(&client_id, id)));
+        }
+        while !moved.is_empty() {
+            let some = moved.split_off(moved.len().saturating_sub(SAVE_AT_ONCE));
+            // those that fail are written with the next of their progress
+            drop(self.store.put_state(some).blocking_recv());
         }
         let count = self.sessions().by_client.len();
         if count > 0 {

@@ -156,7 +156,7 @@ impl Broker {
 
     /// Delivers one of the broker's own messages, which are not in the log.
     pub(super) fn publish_own(&self, message: &Arc<Message>) {
-        self.system().put(message);
+        self.system().put(message, None);
         let mut deliveries = Vec::new();
         self.filters().find(&message.topic, |subscriber| {
             deliveries.push(subscriber.clone())
@@ -169,6 +169,7 @@ impl Broker {
                 retain: subscriber.options.retain_as_published,
                 identifiers: subscriber.options.identifier.into_iter().collect(),
                 place: None,
+                is_retained: false,
                 shared: None,
             };
             subscriber.session.state().offer(delivery, &tail);

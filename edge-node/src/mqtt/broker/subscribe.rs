@@ -3,13 +3,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::group::shared;
 use super::{Broker, Group, Session, Subscriber};
 use crate::access::Principal;
 use crate::mqtt::codec::is_valid_filter;
 use crate::mqtt::filters::matches;
+use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
-use crate::mqtt::session::{Delivery, Scan};
+use crate::mqtt::session::{Delivery, Place, Scan};
 
 /// Retained messages put into a queue at a time.
 const SCAN: usize = 64;
@@ -41,14 +44,50 @@ impl Broker {
         filter: String,
         options: Options,
     ) -> u8 {
-        let (name, plain) = match shared(&filter) {
+        if let Err(code) = self.may_subscribe(user, &filter) {
+            return code;
+        }
+        let is_shared = filter.starts_with("$share/");
+        let is_new = {
+            // held until messages find the session: what is before it is not for the subscription, all else is
+            let tail = self.tail();
+            let is_new = {
+                let mut state = session.state();
+                if !state.may_subscribe(&filter) {
+                    return reason::QUOTA_EXCEEDED;
+                }
+                state.subscribe(&filter, options, tail.processed())
+            };
+            self.insert_filter(session, &filter, options);
+            is_new
+        };
+        let wants_retained = match options.retain_handling {
+            RetainHandling::Always => true,
+            RetainHandling::IfNew => is_new,
+            RetainHandling::Never => false,
+        };
+        if wants_retained && !is_shared {
+            let scan = Scan {
+                filter,
+                options,
+                after: None,
+                is_last: false,
+            };
+            session.state().scans.push_back(scan);
+        }
+        options.qos.number()
+    }
+
+    /// Whether a user may have a subscription.
+    fn may_subscribe(&self, user: &Principal, filter: &str) -> Result<(), u8> {
+        let (name, plain) = match shared(filter) {
             Some((name, plain)) => (Some(name), plain),
-            None => (None, filter.as_str()),
+            None => (None, filter),
         };
         let is_bad_name = name.is_some_and(|name| name.is_empty() || name.contains(['+', '#']));
         let is_half_shared = name.is_none() && filter.starts_with("$share/");
         if is_bad_name || is_half_shared || !is_valid_filter(plain) {
-            return reason::FILTER_INVALID;
+            return Err(reason::FILTER_INVALID);
         }
         if self
             .config
@@ -56,39 +95,51 @@ impl Broker {
             .iter()
             .any(|denied| denied == plain || matches(denied, plain))
         {
-            return reason::UNSPECIFIED;
+            return Err(reason::UNSPECIFIED);
         }
-        let is_system = plain.starts_with("$SYS");
-        if !is_system
-            && !self
-                .map
-                .behind(plain)
-                .all(|kafka| user.may_consume(kafka.as_str()))
-        {
-            return reason::NOT_AUTHORIZED;
+        let mut behind = self.map.behind(plain);
+        if !plain.starts_with("$SYS") && !behind.all(|kafka| user.may_consume(kafka.as_str())) {
+            return Err(reason::NOT_AUTHORIZED);
         }
-        let is_new = {
+        Ok(())
+    }
+
+    /// Ends the subscriptions of a session that comes back to a user who may not have them any more: the rules may
+    /// have changed with a restart.
+    pub(super) fn drop_revoked(&self, session: &Session, user: &Principal) {
+        let revoked: Vec<String> = {
+            let state = session.state();
+            let filters = state.subscriptions.iter();
+            filters
+                .filter(|(filter, _)| self.may_subscribe(user, filter).is_err())
+                .map(|(filter, _)| filter.to_string())
+                .collect()
+        };
+        for filter in &revoked {
+            self.drop_filter(session, filter);
+        }
+        if !revoked.is_empty() {
+            let (client_id, count) = (&*session.client_id, revoked.len());
+            warn!(client_id, user = ?user.name(), count, "Subscriptions ended that the user may not have any more");
+        }
+    }
+
+    /// Whether a user may read a record's topic.
+    pub fn may_have(&self, user: &Principal, place: Place) -> bool {
+        let name = self.tail().name(place.partition);
+        name.is_none_or(|name| user.may_consume(&name))
+    }
+
+    /// Ends a subscription; false: there was none.
+    fn drop_filter(&self, session: &Session, filter: &str) -> bool {
+        let (had, owed) = {
             let mut state = session.state();
-            if !state.may_subscribe(&filter) {
-                return reason::QUOTA_EXCEEDED;
-            }
-            state.subscriptions.insert(&filter, options)
+            let had = state.unsubscribe(filter);
+            (had, state.take_owed(filter))
         };
-        self.insert_filter(session, &filter, options);
-        let wants_retained = match options.retain_handling {
-            RetainHandling::Always => true,
-            RetainHandling::IfNew => is_new,
-            RetainHandling::Never => false,
-        };
-        if wants_retained && name.is_none() {
-            let scan = Scan {
-                filter,
-                options,
-                after: None,
-            };
-            session.state().scans.push_back(scan);
-        }
-        options.qos.number()
+        self.give_back(owed);
+        self.remove_filter(session, filter);
+        had
     }
 
     /// Lets messages find a session.
@@ -141,8 +192,7 @@ impl Broker {
     pub async fn unsubscribe(&self, session: &Arc<Session>, filters: Vec<String>) -> Vec<u8> {
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let had = session.state().subscriptions.remove(&filter);
-            self.remove_filter(session, &filter);
+            let had = self.drop_filter(session, &filter);
             codes.push(if had {
                 reason::SUCCESS
             } else {
@@ -155,16 +205,21 @@ impl Broker {
         codes.into_iter().map(|_| reason::UNSPECIFIED).collect()
     }
 
-    /// Puts some of the retained messages of new subscriptions into the queue. False: there are none left.
+    /// Puts some of the retained messages of new subscriptions into the queue, once those before have been taken
+    /// from it. False: there are none left.
     pub fn scan_retained(&self, session: &Session) -> bool {
         let mut state = session.state();
-        let Some(mut scan) = state.scans.pop_front() else {
+        if state.has_waiting() {
+            return !state.scans.is_empty();
+        }
+        if state.scans.front().is_some_and(|scan| scan.is_last) {
+            state.scans.pop_front();
+            state.is_dirty = true;
+        }
+        let Some(scan) = state.scans.front_mut() else {
+            state.scans = VecDeque::new();
             return false;
         };
-        if !state.has_room() {
-            state.scans.push_front(scan);
-            return true;
-        }
         let store = if scan.filter.starts_with("$SYS") {
             self.system()
         } else {
@@ -172,41 +227,48 @@ impl Broker {
         };
         let found = store.find(&scan.filter, scan.after.as_deref(), SCAN);
         drop(store);
+        scan.is_last = found.len() < SCAN;
+        let options = scan.options;
         let now_ms = shared::time::wall_ms();
-        for message in &found {
-            if message.is_expired(now_ms) {
+        for held in &found {
+            if held.message.is_expired(now_ms) {
                 continue;
             }
-            let qos = message.qos.min(scan.options.qos);
-            let identifiers = scan.options.identifier.into_iter().collect();
+            let qos = held.message.qos.min(options.qos);
             let delivery = Delivery {
-                message: message.clone(),
+                message: held.message.clone(),
                 qos,
                 retain: true,
-                identifiers,
-                place: None,
+                identifiers: options.identifier.into_iter().collect(),
+                place: held.place.filter(|_| qos != Qos::AtMostOnce),
+                is_retained: true,
                 shared: None,
             };
             state.enqueue(delivery);
         }
-        if found.len() == SCAN {
-            scan.after = found.last().map(|message| message.topic.clone());
-            state.scans.push_front(scan);
+        if let Some(scan) = state.scans.front_mut()
+            && !scan.is_last
+            && found.iter().all(|held| held.message.is_expired(now_ms))
+        {
+            // none of them will be taken
+            scan.after = found.last().map(|held| held.message.topic.clone());
         }
-        if state.scans.is_empty() {
-            state.scans = VecDeque::new();
-        }
-        !state.scans.is_empty()
+        true
     }
 
-    /// The delivery of a record that was on its way to a client when the client went.
-    pub fn loaded(
-        &self,
-        session: &Session,
-        place: crate::mqtt::session::Place,
-        qos: Qos,
-    ) -> Option<Delivery> {
-        let message = self.load(place)?;
+    /// The delivery of a record that was on its way to a client when the client went. Blocks.
+    pub fn loaded(&self, session: &Session, sent: &Sent) -> Option<Delivery> {
+        let place = sent.place?;
+        let kept = || {
+            let retained = sent.is_retained.then(|| self.retained());
+            retained?.of_record(place)
+        };
+        let message = self.load(place).or_else(kept)?;
+        let qos = if sent.is_exactly_once {
+            Qos::ExactlyOnce
+        } else {
+            Qos::AtLeastOnce
+        };
         let state = session.state();
         let mut delivery = state.wants(&message, place).unwrap_or_else(|| Delivery {
             message,
@@ -214,9 +276,11 @@ impl Broker {
             retain: false,
             identifiers: Vec::new(),
             place: Some(place),
+            is_retained: false,
             shared: None,
         });
         delivery.qos = qos;
+        delivery.retain |= sent.is_retained;
         Some(delivery)
     }
 }

@@ -18,8 +18,10 @@ const TICK: Duration = Duration::from_millis(200);
 const SAVE_TICKS: u64 = 5;
 /// Ticks between `$SYS` messages, and between looks for retained messages that are too old.
 const SYSTEM_TICKS: u64 = 50;
+/// Ticks between notes of how much time has gone by: so much longer do sessions last with a crash.
+const AGE_TICKS: u64 = 300;
 /// Sessions written at a time.
-const SAVE_AT_ONCE: usize = 256;
+pub(super) const SAVE_AT_ONCE: usize = 256;
 
 /// Something that happens to a session unless its client returns.
 #[derive(Debug)]
@@ -79,7 +81,10 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                broker.save_age();
+                return;
+            }
             () = tokio::time::sleep(TICK) => {}
         }
         broker.carry_out_deadlines(shared::time::now());
@@ -96,6 +101,9 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
         if ticks.is_multiple_of(SYSTEM_TICKS) {
             broker.tell_system(shared::time::now().saturating_sub(started));
             broker.expire_retained();
+        }
+        if ticks.is_multiple_of(AGE_TICKS) {
+            broker.save_age();
         }
         ticks += 1;
     }
@@ -164,7 +172,8 @@ impl Broker {
                 let progress = |session: &Arc<Session>| {
                     let mut state = session.state();
                     state.is_dirty = false;
-                    (!state.is_over).then(|| saved::progress(&state, tail.processed()))
+                    (!state.is_over && state.is_persistent())
+                        .then(|| saved::progress(&state, tail.processed()))
                 };
                 let changes = some.iter().filter_map(progress).collect();
                 self.store.put_state(changes)
@@ -176,6 +185,17 @@ impl Broker {
                 return;
             }
         }
+    }
+
+    /// Notes how much time has gone by for those that are away.
+    pub(super) fn save_age(&self) {
+        if self.sessions().by_client.is_empty() {
+            return;
+        }
+        let (now, wall_ms) = (shared::time::now(), shared::time::wall_ms());
+        let stamp = saved::stamp(&self.away.stamp(now, wall_ms));
+        // without it they last a little longer
+        drop(self.store.put_state(vec![stamp]));
     }
 
     fn tell_system(&self, uptime: Duration) {

@@ -60,15 +60,19 @@ impl Acks {
         self.pubacks
     }
 
-    /// Packet ids of messages of QoS 2 of which nobody knows yet whether they are stored.
-    pub(super) fn unsettled(&self) -> impl Iterator<Item = u16> {
-        let records = self
-            .waiting
-            .iter()
-            .filter(|waiting| matches!(waiting.wait, Wait::Record(_)));
-        records
-            .filter(|waiting| waiting.kind == AckKind::PubRec)
-            .map(|waiting| waiting.id)
+    /// Takes the messages of QoS 2 of which nobody knows yet whether they are stored: their packet ids, and what says
+    /// so.
+    pub(super) fn take_unsettled(&mut self) -> Vec<(u16, Synced)> {
+        let all = std::mem::take(&mut self.waiting);
+        self.pubacks = 0;
+        all.into_iter()
+            .filter_map(|waiting| match waiting.wait {
+                Wait::Record(synced) if waiting.kind == AckKind::PubRec => {
+                    Some((waiting.id, synced))
+                }
+                Wait::Record(_) | Wait::Ready(_) | Wait::Fact(_) => None,
+            })
+            .collect()
     }
 
     fn push(&mut self, kind: AckKind, id: u16, wait: Wait) {
@@ -157,5 +161,26 @@ fn fact_code(outcome: &Result<(), AppendError>) -> u8 {
             | AppendError::ProducerFenced { .. }
             | AppendError::Unavailable(_),
         ) => reason::UNSPECIFIED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_when_a_connection_ends_is_handed_over() {
+        let mut acks = Acks::default();
+        let (_pubrec, synced) = oneshot::channel();
+        acks.push_record(AckKind::PubRec, 7, synced);
+        let (_puback, synced) = oneshot::channel();
+        acks.push_record(AckKind::PubAck, 8, synced);
+        acks.push_ready(AckKind::PubRec, 9, reason::SUCCESS);
+        let ids: Vec<u16> = acks
+            .take_unsettled()
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        assert_eq!((ids, acks.len(), acks.pubacks()), (vec![7], 0, 0));
     }
 }

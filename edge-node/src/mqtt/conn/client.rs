@@ -26,7 +26,7 @@ use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
 use crate::mqtt::saved;
-use crate::mqtt::session::Delivery;
+use crate::mqtt::session::{self, Delivery};
 use crate::quota::{Meter, Place};
 
 /// Messages taken from the session at a time.
@@ -200,13 +200,20 @@ impl<'b> Client<'b> {
         let mut fact = None;
         if qos == Qos::ExactlyOnce {
             let mut state = self.session.state();
-            if state.incoming.contains(&id) {
-                drop(state);
-                // it is on disk, or on its way there before this acknowledgement
-                self.acks.push_ready(kind, id, reason::SUCCESS);
-                return Ok(());
+            match state.incoming(id) {
+                session::Incoming::New => {}
+                session::Incoming::Known => {
+                    drop(state);
+                    // it is on disk, or on its way there before this acknowledgement
+                    self.acks.push_ready(kind, id, reason::SUCCESS);
+                    return Ok(());
+                }
+                session::Incoming::Unsettled(synced) => {
+                    drop(state);
+                    self.acks.push_record(kind, id, synced);
+                    return Ok(());
+                }
             }
-            state.incoming.insert(id);
             if state.is_persistent() {
                 state.has_facts = true;
                 fact = Some(saved::stored(&state.client_id, id));
@@ -288,6 +295,7 @@ impl<'b> Client<'b> {
     fn released(&mut self, id: u16) {
         let (was_there, may_be_on_disk) = {
             let mut state = self.session.state();
+            state.unsettled.remove(&id);
             (state.incoming.remove(&id), state.has_facts)
         };
         match (was_there, may_be_on_disk) {
@@ -384,7 +392,7 @@ impl<'b> Client<'b> {
         let most = self.throttle.at_once();
         while output.len() < HIGH_WATER && !self.withholds() {
             let now_ms = wall_ms();
-            let (is_durable, is_behind, may_scan) = {
+            let (is_durable, is_behind, is_owed, may_scan) = {
                 let mut state = self.session.state();
                 state.check(self.number).map_err(End::Kicked)?;
                 let mut bytes = 0;
@@ -398,12 +406,23 @@ impl<'b> Client<'b> {
                 let is_behind =
                     state.behind().is_some() && !state.is_reading && state.is_half_empty();
                 let may_scan = !state.scans.is_empty() && !state.has_waiting();
-                (state.is_persistent(), is_behind, may_scan)
+                let is_owed = !state.owed.is_empty() && state.is_half_empty();
+                (state.is_persistent(), is_behind, is_owed, may_scan)
             };
+            if is_owed {
+                let (broker, session) = (self.broker.clone(), self.session.clone());
+                let load = tokio::task::spawn_blocking(move || broker.load_owed(&session));
+                if load.await.is_err() {
+                    return Err(End::NotStored(reason::UNSPECIFIED));
+                }
+            }
             if is_behind {
                 self.broker.fill(&self.session, self.number);
             }
             if batch.is_empty() {
+                if is_owed {
+                    continue;
+                }
                 if may_scan {
                     self.broker.scan_retained(&self.session);
                     continue;
@@ -496,27 +515,30 @@ impl<'b> Client<'b> {
                 );
                 continue;
             }
-            let qos = if sent.is_exactly_once {
-                Qos::ExactlyOnce
+            let (id, is_exactly_once) = (sent.id, sent.is_exactly_once);
+            let may_have = |place| self.broker.may_have(&self.user, place);
+            let delivery = if sent.place.is_some_and(|place| !may_have(place)) {
+                // the user's rules have changed since it was sent
+                None
+            } else if sent.delivery.is_some() || sent.place.is_none() {
+                sent.delivery
             } else {
-                Qos::AtLeastOnce
-            };
-            let delivery = match (sent.delivery, sent.place) {
-                (Some(delivery), _) => Some(delivery),
-                (None, Some(place)) => {
-                    let (broker, session) = (self.broker.clone(), self.session.clone());
-                    let loaded =
-                        tokio::task::spawn_blocking(move || broker.loaded(&session, place, qos))
-                            .await;
-                    loaded.unwrap_or_default()
-                }
-                (None, None) => None,
+                let (broker, session) = (self.broker.clone(), self.session.clone());
+                let loaded =
+                    tokio::task::spawn_blocking(move || broker.loaded(&session, &sent)).await;
+                loaded.unwrap_or_default()
             };
             match delivery.filter(|delivery| !delivery.message.is_expired(now_ms)) {
-                Some(delivery) => self.put(&delivery, sent.id, true, now_ms, output),
+                Some(delivery) => self.put(&delivery, id, true, now_ms, output),
+                // retention has let it go. The client may have it, and would take whatever comes next under its
+                // id for the same: the id is free once PUBCOMP says so
+                None if is_exactly_once => {
+                    if self.session.state().inflight.received(id) {
+                        self.received.push(id);
+                    }
+                }
                 None => {
-                    // retention has let it go
-                    self.session.state().inflight.refused(sent.id);
+                    self.session.state().inflight.refused(id);
                 }
             }
         }
@@ -543,16 +565,16 @@ impl<'b> Client<'b> {
         if timeout(SETTLE, all).await.is_err() {
             debug!("A connection ended before what was published on it was stored");
         }
-        self.forget_unsettled();
+        self.keep_unsettled();
     }
 
-    /// Better stored twice than not at all.
-    fn forget_unsettled(&self) {
+    /// What may be stored is not stored again: when it comes again, on another connection, it waits for what becomes of
+    /// it.
+    fn keep_unsettled(&mut self) {
+        let unsettled = self.acks.take_unsettled();
         let mut state = self.session.state();
         if state.is_linked(self.number) {
-            for id in self.acks.unsettled() {
-                state.incoming.remove(&id);
-            }
+            state.unsettled.extend(unsettled);
         }
     }
 }
@@ -560,7 +582,7 @@ impl<'b> Client<'b> {
 impl Drop for Client<'_> {
     /// A task that fails must not keep the session from the client's next connection.
     fn drop(&mut self) {
-        self.forget_unsettled();
+        self.keep_unsettled();
         self.broker.release(&self.session, self.number, true);
     }
 }

@@ -103,7 +103,7 @@ impl Connection {
         let keep_alive_s = keep_alive(connect, config.max_keep_alive_s);
         let admitted = self
             .broker
-            .admit(&client_id, user.name(), connect, expiry_s, window)
+            .admit(&client_id, &user, connect, expiry_s, window)
             .await;
         let admitted = admitted.map_err(|refused| refused.0)?;
         // after an earlier connection of this client has given its own back

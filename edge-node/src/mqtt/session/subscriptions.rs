@@ -34,6 +34,13 @@ impl Subscriptions {
         self.find(filter).is_ok()
     }
 
+    /// How this filter is subscribed to.
+    #[must_use]
+    pub fn get(&self, filter: &str) -> Option<&Options> {
+        let at = self.find(filter).ok()?;
+        Some(&self.list[at].1)
+    }
+
     /// Adds or changes one; true when it is a new one.
     pub fn insert(&mut self, filter: &str, options: Options) -> bool {
         match self.find(filter) {

@@ -43,6 +43,7 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
             partition: P,
             offset,
         }),
+        is_retained: false,
         shared: None,
     }
 }
@@ -186,6 +187,81 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
         .map(|d| d.place.unwrap().offset)
         .collect();
     assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
+}
+
+/// The disk stalls, the connection ends, and the client sends the same again.
+#[test]
+fn a_message_of_qos_2_that_may_be_stored_is_not_stored_again() {
+    let mut state = online(LIMITS);
+    assert!(matches!(state.incoming(7), Incoming::New));
+    assert!(matches!(state.incoming(7), Incoming::Known));
+    let (done, synced) = tokio::sync::oneshot::channel();
+    state.unsettled.insert(7, synced);
+    let Incoming::Unsettled(synced) = state.incoming(7) else {
+        panic!("nobody knows");
+    };
+    state.unsettled.insert(7, synced);
+    done.send(Ok(())).unwrap();
+    assert!(matches!(state.incoming(7), Incoming::Known));
+    let (done, synced) = tokio::sync::oneshot::channel();
+    state.unsettled.insert(7, synced);
+    done.send(Err(crate::ingest::Refusal::UnknownPartition))
+        .unwrap();
+    assert!(
+        matches!(state.incoming(7), Incoming::New),
+        "it is not stored"
+    );
+}
+
+/// A client that returns reads the log from its place on, and subscribes to more meanwhile.
+#[test]
+fn a_subscription_gets_nothing_from_before_it() {
+    let mut state = online(LIMITS);
+    state.go_offline(&tail(3));
+    state.link = Some(Link::new(2, 10));
+    assert!(!state.try_live(&tail(9)));
+    state.subscriptions.remove("t");
+    assert!(state.subscribe("+", options(Qos::AtLeastOnce), &tail(9)));
+    let place = |offset| Place {
+        partition: P,
+        offset,
+    };
+    let wants = |state: &State, offset| {
+        state
+            .wants(&message(Qos::AtLeastOnce), place(offset))
+            .is_some()
+    };
+    assert!(!wants(&state, 8) && wants(&state, 9));
+    let change = crate::mqtt::saved::progress(&state, &tail(9));
+    let saved = crate::mqtt::saved::read_progress(&change.value.unwrap()).unwrap();
+    let mut restored = State::restored(Arc::from("c"), LIMITS, saved);
+    restored.subscriptions = state.subscriptions.clone();
+    assert!(!wants(&restored, 8) && wants(&restored, 9));
+    state.advance(P, 9);
+    assert!(state.try_live(&tail(9)));
+    state.go_offline(&tail(9));
+    assert!(state.since.is_empty(), "the session has come so far");
+}
+
+/// Nobody else has it: after a crash it is the member's still.
+#[test]
+fn what_a_member_was_given_is_saved_with_its_session() {
+    let mut state = online(LIMITS);
+    state.link = Some(Link::new(1, 1));
+    for offset in [3, 5, 6] {
+        let delivery = Delivery {
+            shared: Some("$share/g/t".into()),
+            ..delivery(offset, Qos::AtLeastOnce)
+        };
+        state.offer(delivery, &tail(offset));
+    }
+    assert!(state.is_dirty);
+    state.take(0).unwrap();
+    let change = crate::mqtt::saved::progress(&state, &tail(9));
+    let saved = crate::mqtt::saved::read_progress(&change.value.unwrap()).unwrap();
+    let sent: Vec<_> = saved.sent.iter().map(|s| s.place.unwrap().offset).collect();
+    let owed: Vec<_> = saved.owed.iter().map(|(_, place)| place.offset).collect();
+    assert_eq!((sent, owed), (vec![3], vec![5, 6]));
 }
 
 /// MQTT 5, [MQTT-4.8.2-5].

@@ -132,11 +132,20 @@ impl Client {
     }
 
     pub(super) async fn publish(&mut self, topic: &str, payload: &str, qos: Qos, id: u16) {
+        self.send_message(topic, payload, qos, id, false).await;
+    }
+
+    /// Publishes a message that is retained.
+    pub(super) async fn retain(&mut self, topic: &str, qos: Qos, id: u16) {
+        self.send_message(topic, "retained", qos, id, true).await;
+    }
+
+    async fn send_message(&mut self, topic: &str, payload: &str, qos: Qos, id: u16, retain: bool) {
         let message = Message {
             topic: Arc::from(topic),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             qos,
-            retain: false,
+            retain,
             published_ms: 0,
             properties: None,
             from: None,
@@ -144,7 +153,7 @@ impl Client {
         let outgoing = Outgoing {
             message: &message,
             qos,
-            retain: false,
+            retain,
             dup: false,
             id,
             identifiers: &[],
