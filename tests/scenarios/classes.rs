@@ -47,6 +47,42 @@ fn an_alarm_waits_for_no_more_than_the_queue_on_the_way() -> Result<()> {
     Ok(())
 }
 
+/// What was written of a large value must not use up the hub's credit for what is more urgent.
+#[test]
+#[ignore = "system test: make test"]
+fn an_alarm_does_not_wait_for_large_values() -> Result<()> {
+    let site = with_classes(&Settings::default().with("policy.rate_up", "250kbit"));
+    let stage = Stage::start_with(Broker::shared(), &patient_hub(), &site)?;
+    let (backlog, alarms) = (stage.topic("backlog"), stage.topic("alarms"));
+    let reader = stage.reader(&[&alarms])?;
+    let bootstrap = stage.site.bootstrap();
+    let pace = |rate, total| Pace {
+        rate,
+        total: Some(total),
+        ..Pace::default()
+    };
+    Writer::kafka("first", &bootstrap, &alarms, pace(1, 1), &[])?.complete(LIMIT)?;
+    reader.wait_for(1, LIMIT)?;
+    stage.link.set(|faults| {
+        faults.rate = Some(RATE);
+        faults.delay = Duration::from_millis(50);
+        faults.queue = QUEUE;
+    });
+    let large = Pace {
+        size: 900_000,
+        ..pace(0, 2)
+    };
+    Writer::kafka("large", &bootstrap, &backlog, large, &[])?.complete(LIMIT)?;
+    let written = Writer::kafka("alarm", &bootstrap, &alarms, pace(2, 14), &[])?.complete(LIMIT)?;
+    reader.wait_for(15, LIMIT)?;
+    let latest = ages(&written, &reader).into_iter().max();
+    seed::say(&format!("the latest alarm behind large values: {latest:?}"));
+    ensure!(stage.site.ledger(&backlog)?.committed < 2, "no backlog");
+    let limit = Duration::from_millis(1_500);
+    ensure!(latest.is_some_and(|age| age < limit), "{latest:?}");
+    Ok(())
+}
+
 #[derive(Debug)]
 struct Found {
     p50: Duration,
@@ -56,27 +92,32 @@ struct Found {
     share: f64,
 }
 
-/// Time from the site's acknowledgement of an alarm until a reader at the centre sees it, while a backlog
-/// drains.
-fn alarms_behind_a_backlog(what: &str, site: &Settings) -> Result<Found> {
+fn with_classes(site: &Settings) -> Settings {
     let class = |pattern: &str, class: &str| {
         let mut rule = Table::new();
         rule.insert("match".to_owned(), Value::from(pattern));
         rule.insert("class".to_owned(), Value::from(class));
         rule
     };
-    let site = site
-        .clone()
+    site.clone()
         .with("uplink.connect_timeout", "10s")
         .with("uplink.idle_timeout", "20s")
         .with("uplink.codec", "none")
         .with_rule("topics", class("alarms*", "critical"))
-        .with_rule("topics", class("backlog*", "bulk"));
-    // a round trip with a full queue takes longer than the harness's short timers allow
-    let hub = Settings::default()
+        .with_rule("topics", class("backlog*", "bulk"))
+}
+
+/// A round trip with a full queue takes longer than the harness's short timers allow.
+fn patient_hub() -> Settings {
+    Settings::default()
         .with("listen.keep_alive", "10s")
-        .with("listen.idle_timeout", "30s");
-    let stage = Stage::start_with(Broker::shared(), &hub, &site)?;
+        .with("listen.idle_timeout", "30s")
+}
+
+/// Time from the site's acknowledgement of an alarm until a reader at the centre sees it, while a backlog
+/// drains.
+fn alarms_behind_a_backlog(what: &str, site: &Settings) -> Result<Found> {
+    let stage = Stage::start_with(Broker::shared(), &patient_hub(), &with_classes(site))?;
     let (backlog, alarms) = (stage.topic("backlog"), stage.topic("alarms"));
     // the topic exists at the centre, and its reader has found it
     let reader = stage.reader(&[&alarms])?;

@@ -31,8 +31,6 @@ use crate::config::{Congestion, UplinkConfig};
 const STREAM_WINDOW: u32 = 1 << 20;
 /// What the hub sends beside acknowledgements is little.
 const RECEIVE_WINDOW: u32 = 2 << 20;
-/// Data handed to QUIC and not acknowledged by the peer's QUIC.
-const SEND_WINDOW: u64 = 4 << 20;
 /// A path is asked for larger packets this often: each look costs a few kilobytes where it has none.
 const MTU_LOOK: Duration = Duration::from_secs(60 * 60);
 /// A fresh attempt starts beside those under way about this often: a handshake takes less on most links.
@@ -449,7 +447,6 @@ impl Connector {
             .keep_alive_interval(Some(self.nat_keep_alive.min(self.idle_timeout / 2)))
             .mtu_discovery_config(Some(discovery))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-            .send_window(SEND_WINDOW)
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None);

@@ -12,8 +12,8 @@
 //!
 //! Always true: both ends hold the same state after the same payloads; what is forgotten follows from
 //! [`ChainLimits::state_bytes`] alone. A payload that is not split, or was not worth it lately, goes raw
-//! through the same stream, so that it costs what zstd with history costs; one that even so grows goes as
-//! it is. One larger than the stream's window is held against a zstd frame of its own, which sees all of it.
+//! through the same stream, so that it costs what zstd with history costs; one that even so grows, or whose
+//! columns do, goes as a zstd frame of its own, or as it is when that grows too. One larger than the stream's window is held against a zstd frame of its own, which sees all of it.
 
 mod body;
 mod context;
@@ -159,9 +159,15 @@ impl ColumnarCodec {
             // the stream did not take it, or made it longer than the other end has to accept
             if is_split {
                 self.forget();
+                self.worth.lost();
             }
             let head = if is_split { HEAD_FORGET } else { 0 };
-            return Ok(self.alone(head | ALONE_STORED, raw, raw));
+            let frame = plain(raw, self.level)?;
+            return Ok(if frame.len() < raw.len() {
+                self.alone(head | ALONE_FRAME, raw, &frame)
+            } else {
+                self.alone(head | ALONE_STORED, raw, raw)
+            });
         }
         self.stream.remember(body);
         if is_split {
@@ -357,13 +363,18 @@ impl Worth {
             return Ok(());
         }
         if plain(raw, level)?.len() + 4 < len {
-            self.losses += 1;
-            if self.losses >= MAX_LOSSES {
-                self.pause = 1 << self.losses.min(MAX_PAUSE_LOG);
-            }
+            self.lost();
         } else {
             self.losses = 0;
         }
         Ok(())
+    }
+
+    /// Columns were longer than plain zstd.
+    fn lost(&mut self) {
+        self.losses += 1;
+        if self.losses >= MAX_LOSSES {
+            self.pause = 1 << self.losses.min(MAX_PAUSE_LOG);
+        }
     }
 }

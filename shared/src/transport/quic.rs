@@ -1,6 +1,10 @@
 //! The connection over QUIC: one QUIC stream for each of its streams.
 
+mod writing;
+
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,6 +13,7 @@ use quinn::congestion::ControllerFactory;
 use quinn::{ConnectionError, VarInt};
 use tokio::sync::oneshot;
 
+use self::writing::{SEND_WINDOW, Turn, Writing};
 use super::nudge::{Nudge, NudgeFactory, OPEN};
 use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn as AnyData};
 use super::{DataHalf, RecvHalf, SendHalf};
@@ -39,7 +44,7 @@ pub struct NudgeHandle {
 }
 
 impl NudgeHandle {
-    /// Sets up a configuration: its controller, which is `controller` but for nudges, its receive window, and the
+    /// Sets up a configuration: its controller, which is `controller` but for nudges, its windows, and the
     /// order of its streams.
     #[must_use]
     pub fn prepare(
@@ -51,6 +56,7 @@ impl NudgeHandle {
         transport
             .send_fairness(true)
             .receive_window(VarInt::from_u32(receive_window))
+            .send_window(SEND_WINDOW)
             .congestion_controller_factory(Arc::new(NudgeFactory {
                 inner: controller,
                 nudge: Arc::clone(&nudge),
@@ -69,6 +75,7 @@ struct Shared {
     /// Data streams so far.
     count: AtomicU32,
     unsent: AtomicU64,
+    writing: Arc<Writing>,
 }
 
 /// Priorities of data streams that callers tell apart.
@@ -172,8 +179,10 @@ impl QuicConnection {
             let stream = opened.map_err(|error| connection.lost(&error))?;
             let _closed = stream.set_priority(level);
             let mut stream = Unfinished(Some(stream));
-            stream.write(head, &connection).await?;
-            stream.write(payload, &connection).await?;
+            let turn = connection.shared.writing.line_up(level, priority);
+            stream.write(head, &turn, &connection).await?;
+            stream.write(payload, &turn, &connection).await?;
+            drop(turn);
             let outcome = stream.finish(&connection).await;
             drop(unsent);
             outcome
@@ -316,12 +325,18 @@ impl Drop for Unsent {
 struct Unfinished(Option<quinn::SendStream>);
 
 impl Unfinished {
-    async fn write(&mut self, bytes: Bytes, connection: &QuicConnection) -> Result<(), Lost> {
-        let Some(stream) = self.0.as_mut().filter(|_| !bytes.is_empty()) else {
-            return Ok(());
-        };
-        let written = stream.write_chunk(bytes).await;
-        written.map_err(|error| connection.lost_or(&error))
+    async fn write(
+        &mut self,
+        mut bytes: Bytes,
+        turn: &Turn,
+        connection: &QuicConnection,
+    ) -> Result<(), Lost> {
+        while let Some(stream) = self.0.as_mut().filter(|_| !bytes.is_empty()) {
+            let write =
+                poll_fn(|context| turn.poll_write(&connection.inner, stream, &mut bytes, context));
+            write.await.map_err(|error| connection.lost_or(&error))?;
+        }
+        Ok(())
     }
 
     async fn finish(mut self, connection: &QuicConnection) -> Result<(), Lost> {
@@ -356,7 +371,9 @@ pub(super) struct ControlSend {
 
 impl ControlSend {
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), Lost> {
-        let written = self.stream.write_chunk(bytes).await;
+        let writing = &self.connection.shared.writing;
+        let mut write = pin!(self.stream.write_chunk(bytes));
+        let written = poll_fn(|context| writing.poll_urgent(|| write.as_mut().poll(context))).await;
         written.map_err(|error| self.connection.lost_or(&error))
     }
 

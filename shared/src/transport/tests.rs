@@ -38,15 +38,25 @@ async fn connect_as(
 ) -> Result<Pair, (Lost, Lost)> {
     let meeting = async {
         match kind {
-            TransportKind::Quic => over_quic(world, client).await,
+            TransportKind::Quic => over_quic(world, client, None).await,
             TransportKind::Tcp => over_tcp(world, client).await,
         }
     };
     timeout(LIMIT, meeting).await.expect("a handshake in time")
 }
 
-async fn over_quic(world: &World, client: &ClientTls) -> Result<Pair, (Lost, Lost)> {
-    let server = quinn::ServerConfig::with_crypto(world.good_hub().config());
+/// `window`: what the hub takes before it is read.
+async fn over_quic(
+    world: &World,
+    client: &ClientTls,
+    window: Option<u32>,
+) -> Result<Pair, (Lost, Lost)> {
+    let mut server = quinn::ServerConfig::with_crypto(world.good_hub().config());
+    if let Some(window) = window {
+        let mut transport = quinn::TransportConfig::default();
+        transport.receive_window(window.into());
+        server.transport_config(Arc::new(transport));
+    }
     let hub = quinn::Endpoint::server(server, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let site = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let mut transport = quinn::TransportConfig::default();
@@ -284,6 +294,36 @@ async fn who_takes_nothing_holds_data_back_and_not_control(kind: TransportKind) 
     let (sent, ()) = tokio::join!(sending, talk);
     assert!(sent.iter().all(Result::is_ok));
     assert_eq!(pair.site.stats().unsent, 0);
+}
+
+/// Whatever credit the bulk could take: a peer that reads nothing of it still hears of the alarm.
+#[tokio::test]
+async fn large_values_leave_credit_for_an_alarm() {
+    let world = World::new();
+    let meeting = over_quic(&world, &world.good_site(), Some(1 << 20)).await;
+    let pair = meeting.unwrap();
+    let [_site, _hub] = control(&pair).await;
+    let bulk = |_| {
+        let payload = Bytes::from(vec![0; 900_000]);
+        Box::pin(pair.site.send(Bytes::new(), payload, 0))
+    };
+    let bulk = join_all((0..2).map(bulk).collect());
+    let alarm = pair.site.send(Bytes::new(), Bytes::from_static(b"fire"), 2);
+    let receive = async {
+        let streams = [
+            pair.hub.accept_data().await.unwrap(),
+            pair.hub.accept_data().await.unwrap(),
+            pair.hub.accept_data().await.unwrap(),
+        ];
+        let [first, second, alarm] = streams;
+        assert_eq!(alarm.read(MAX_LEN).await.unwrap(), "fire");
+        for value in [first, second] {
+            assert_eq!(value.read(MAX_LEN).await.unwrap().len(), 900_000);
+        }
+    };
+    let all = async { tokio::join!(bulk, alarm, receive) };
+    let (sent, alarm, ()) = timeout(LIMIT, all).await.expect("in time");
+    assert!(alarm.is_ok() && sent.iter().all(Result::is_ok));
 }
 
 async fn the_reason_of_an_end_reaches_the_other(kind: TransportKind) {

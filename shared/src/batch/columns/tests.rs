@@ -247,6 +247,35 @@ fn a_payload_larger_than_the_window_is_not_worse_than_a_frame_of_its_own() {
     pair.send(&raw);
 }
 
+/// Values with the same keys in ever other orders: every one is a template of its own.
+#[test]
+fn what_columns_make_longer_goes_as_zstd_would() {
+    let mut pair = Pair::new(LIMITS);
+    let mut random = 1_u64;
+    let (mut sent, mut zstd) = (0, 0);
+    for batch in 0..20 {
+        let record = |at: i64| {
+            let mut names: Vec<u64> = (0..12).collect();
+            for last in (1..names.len()).rev() {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                let other = usize::try_from(random >> 33).unwrap() % (last + 1);
+                names.swap(last, other);
+            }
+            let fields: Vec<String> = names.iter().map(|name| format!(r#""k{name}":1"#)).collect();
+            let value = format!("{{{}}}", fields.join(","));
+            let at = 1_750_000_000_000 + (batch * 500 + at) * 100;
+            (at, None, Some(value.into_bytes()), Vec::new())
+        };
+        let records: Vec<Record> = (0..500).map(record).collect();
+        let raw = payload(&records);
+        sent += pair.send(&raw);
+        zstd += plain(&raw, 3).unwrap().len();
+    }
+    assert!(sent <= zstd + zstd / 8, "{sent} bytes, zstd takes {zstd}");
+}
+
 #[test]
 fn no_payload_grows_by_more_than_a_little() {
     let mut pair = Pair::new(LIMITS);

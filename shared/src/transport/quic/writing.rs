@@ -1,0 +1,163 @@
+//! Which data stream may write to QUIC, and how much of it waits there.
+//!
+//! quinn takes the peer's credit for a byte when it is written, not when it is sent. A large value that is
+//! written whole leaves no credit, and a stream that begins later can't be written then, however urgent it is:
+//! an alarm would wait until a thin link has carried megabytes. So:
+//!
+//! - one stream writes at a time, the most urgent first, and one under way makes way for a more urgent one;
+//! - it writes only while what is written and not acknowledged stays within [`room`]: what the path holds, and
+//!   what is sent until the writer is woken again. A more urgent one has a little beyond that.
+//!
+//! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is set for the
+//! moment of a write. Writers are serialised for it, the control stream's too, which keeps the whole limit.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{SendStream, WriteError};
+
+/// What is written and not acknowledged, at most.
+pub(super) const SEND_WINDOW: u64 = 4 << 20;
+/// Bandwidth-delay products that are written: what follows a lost packet is not acknowledged before that is.
+const ROUNDS: u64 = 3;
+const THIN_ROUNDS: u64 = 2;
+/// A writer is woken within this time.
+const WAKE_TIME: Duration = Duration::from_millis(100);
+const LEAST_AHEAD: u64 = 16 << 10;
+const MOST_AHEAD: u64 = 512 << 10;
+/// Bytes a second of a thin link: there it counts what others have written, and the peer's credit does not come
+/// back at once.
+const THIN: u64 = 250_000;
+/// Less than the smallest window that a hub grants (96 KiB).
+const THIN_ROOM: u64 = 64 << 10;
+/// What a stream has beyond others that are one priority below.
+const STEP: u64 = 8 << 10;
+
+/// What may be written and not acknowledged on a path with this congestion window.
+fn room(window: u64, rtt: Duration) -> u64 {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let in_time = |time| window.saturating_mul(micros(time)) / micros(rtt).max(1);
+    let ahead = in_time(WAKE_TIME).clamp(LEAST_AHEAD, MOST_AHEAD);
+    let all = window.saturating_mul(ROUNDS).saturating_add(ahead);
+    let most = if in_time(Duration::from_secs(1)) < THIN {
+        THIN_ROOM.max(window.saturating_mul(THIN_ROUNDS))
+    } else {
+        SEND_WINDOW
+    };
+    all.min(most)
+}
+
+/// The writers of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Writing(Mutex<Writers>);
+
+/// By quinn's priority, no two of which are the same.
+#[derive(Debug, Default)]
+struct Writers {
+    waiting: BTreeMap<i32, Option<Waker>>,
+    /// The last window that was known.
+    window: u64,
+}
+
+impl Writing {
+    fn lock(&self) -> MutexGuard<'_, Writers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lines up until the turn is dropped. `level` is the stream's own, `priority` that of the caller.
+    pub(super) fn line_up(self: &Arc<Self>, level: i32, priority: i32) -> Turn {
+        self.lock().waiting.insert(level, None);
+        Turn {
+            writing: Arc::clone(self),
+            level,
+            beyond: STEP * u64::from(priority.unsigned_abs()),
+        }
+    }
+
+    /// Polls a write that takes no turn.
+    pub(super) fn poll_urgent<T>(&self, write: impl FnOnce() -> Poll<T>) -> Poll<T> {
+        let _no_other = self.lock();
+        write()
+    }
+}
+
+/// A place in line.
+#[derive(Debug)]
+pub(super) struct Turn {
+    writing: Arc<Writing>,
+    level: i32,
+    beyond: u64,
+}
+
+impl Turn {
+    /// Writes something of what is left in `bytes` when it is this one's turn and there is room.
+    pub(super) fn poll_write(
+        &self,
+        connection: &quinn::Connection,
+        stream: &mut SendStream,
+        bytes: &mut Bytes,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), WriteError>> {
+        let mut writers = self.writing.lock();
+        let first = writers.waiting.last_key_value().map(|(level, _)| *level);
+        if first.is_some_and(|first| first > self.level) {
+            let waker = context.waker().clone();
+            writers.waiting.insert(self.level, Some(waker));
+            return Poll::Pending;
+        }
+        let path = connection.stats().path;
+        // a nudge opens it wide for a moment
+        if path.cwnd < super::OPEN {
+            writers.window = path.cwnd;
+        }
+        let room = room(writers.window, path.rtt).saturating_add(self.beyond);
+        connection.set_send_window(room.min(SEND_WINDOW));
+        let written = pin!(stream.write_chunks(std::slice::from_mut(bytes))).poll(context);
+        // quinn looks at it when something is acknowledged: it wakes the writer, who finds out what there is
+        connection.set_send_window(SEND_WINDOW);
+        written.map_ok(|_written| ())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut writers = self.writing.lock();
+        writers.waiting.remove(&self.level);
+        let next = writers.waiting.last_entry();
+        let waker = next.and_then(|mut next| next.get_mut().take());
+        drop(writers);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_keeps_the_path_full_and_credit_free() {
+        for (window, rtt_ms, expected) in [
+            // 256 kbit/s, 100 ms
+            (3_200, 100, 9_600 + LEAST_AHEAD),
+            // the same with a queue of a second on the way
+            (35_200, 1_100, 2 * 35_200),
+            // and over a satellite
+            (19_200, 600, THIN_ROOM),
+            // 10 Mbit/s, 100 ms
+            (125_000, 100, 4 * 125_000),
+            // a cable in the house
+            (14_720, 1, 3 * 14_720 + MOST_AHEAD),
+            (u64::MAX, 0, SEND_WINDOW),
+            (0, 0, LEAST_AHEAD),
+        ] {
+            let found = room(window, Duration::from_millis(rtt_ms));
+            assert_eq!(found, expected, "{window} bytes, {rtt_ms} ms");
+        }
+    }
+}
