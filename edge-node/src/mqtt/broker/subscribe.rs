@@ -9,7 +9,7 @@ use super::group::shared;
 use super::{Broker, Group, Session, Subscriber};
 use crate::access::Principal;
 use crate::mqtt::codec::is_valid_filter;
-use crate::mqtt::filters::matches;
+use crate::mqtt::filters::{is_system, matches};
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
 use crate::mqtt::session::{Delivery, Place, Scan};
@@ -98,7 +98,7 @@ impl Broker {
             return Err(reason::UNSPECIFIED);
         }
         let mut behind = self.map.behind(plain);
-        if !plain.starts_with("$SYS") && !behind.all(|kafka| user.may_consume(kafka.as_str())) {
+        if !is_system(plain) && !behind.all(|kafka| user.may_consume(kafka.as_str())) {
             return Err(reason::NOT_AUTHORIZED);
         }
         Ok(())
@@ -220,7 +220,7 @@ impl Broker {
             state.scans = VecDeque::new();
             return false;
         };
-        let store = if scan.filter.starts_with("$SYS") {
+        let store = if is_system(&scan.filter) {
             self.system()
         } else {
             self.retained()
