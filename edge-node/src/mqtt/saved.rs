@@ -609,7 +609,7 @@ mod tests {
             // further on than the session in one log, or all hold already
             let from = positions.iter().map(|(id, next)| (*id, next.saturating_add(1))).collect::<Positions>();
             let is_ahead = positions.iter().any(|(id, next)| from[id] > *next);
-            let moments: Vec<Moment> = is_ahead.then(|| Moment { from, filters }).into_iter().collect();
+            let moments: Vec<Moment> = is_ahead.then_some(Moment { from, filters }).into_iter().collect();
             let was = SavedProgress {
                 positions: positions.clone(),
                 sent: sent.clone(),
