@@ -15,15 +15,16 @@ use system_tests::{oracle, seed, wait};
 use toml::{Table, Value};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Bytes a second: the backlog takes twenty seconds, and a batch of it two.
+/// Bytes a second: the backlog takes forty seconds, new records and two kills among them fifteen to twenty-five.
 const RATE: u64 = 120_000;
 const RECORD: usize = 1_000;
-const BACKLOG: u64 = 2_400;
+const BACKLOG: u64 = 4_800;
 const NEW: u64 = 10;
 /// Of the second outage.
-const LATER: u64 = 2_000;
-/// Records on their way before new ones are written: the site has seen within two seconds that it has a backlog.
-const SEEN: u64 = 240;
+const LATER: u64 = 2_400;
+/// Records on their way before new ones are written: the site looks once a second whether it has a
+/// backlog, and changes its tracks before it splits anew.
+const SEEN: u64 = 600;
 
 #[test]
 #[ignore = "system test: make test"]
