@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use system_tests::clients::{ALL, Client};
+use system_tests::clients::{ALL, Client, kcat_consume_with};
 use system_tests::hub::{Certs, Identity};
 use system_tests::settings::Settings;
 use system_tests::site::Site;
@@ -145,25 +145,7 @@ fn borrowed(pairs: &[(String, String)]) -> Vec<(&str, &str)> {
 }
 
 fn kcat_read(bootstrap: &str, topic: &str, settings: &[(String, String)]) -> Result<Vec<String>> {
-    let mut kcat = Command::new("kcat");
-    kcat.args([
-        "-C",
-        "-b",
-        bootstrap,
-        "-t",
-        topic,
-        "-e",
-        "-q",
-        "-o",
-        "beginning",
-    ]);
-    kcat.args(
-        settings
-            .iter()
-            .flat_map(|(key, value)| ["-X".to_owned(), format!("{key}={value}")]),
-    );
-    let said = process::run("kcat -C", kcat, LIMIT)?;
-    let mut read: Vec<_> = said.lines().map(str::to_owned).collect();
+    let mut read = kcat_consume_with(bootstrap, topic, &borrowed(settings))?;
     read.sort();
     Ok(read)
 }

@@ -144,11 +144,23 @@ for future in sent:
 producer.close(10)
 "#;
 
-/// Reads a topic to its end with kcat and gives the payloads.
+/// Reads what is committed of a topic to its end with kcat and gives the payloads.
 ///
 /// # Errors
 /// When kcat fails.
 pub fn kcat_consume(bootstrap: &str, topic: &str) -> Result<Vec<String>> {
+    kcat_consume_with(bootstrap, topic, &[("isolation.level", "read_committed")])
+}
+
+/// Reads a topic to its end with kcat, with settings of librdkafka, and gives the payloads.
+///
+/// # Errors
+/// When kcat fails.
+pub fn kcat_consume_with(
+    bootstrap: &str,
+    topic: &str,
+    settings: &[(&str, &str)],
+) -> Result<Vec<String>> {
     let mut kcat = Command::new("kcat");
     kcat.args([
         "-C",
@@ -161,7 +173,9 @@ pub fn kcat_consume(bootstrap: &str, topic: &str) -> Result<Vec<String>> {
         "-o",
         "beginning",
     ]);
-    kcat.args(["-X", "isolation.level=read_committed"]);
+    for (key, value) in settings {
+        kcat.arg("-X").arg(format!("{key}={value}"));
+    }
     let text = process::run("kcat -C", kcat, LIMIT)?;
     Ok(text.lines().map(ToOwned::to_owned).collect())
 }

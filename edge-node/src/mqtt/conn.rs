@@ -186,7 +186,7 @@ impl<'b> Client<'b> {
             return Err(End::Stopped);
         }
         self.check()?;
-        wire.excuse();
+        wire.excuse(self.acks.len() >= MAX_ACKS);
         wire.lend();
         while self.may_work(wire) {
             if self.throttle.pause().is_none() {
@@ -198,7 +198,8 @@ impl<'b> Client<'b> {
                 break;
             }
             let Some(frame) = wire.frame()? else { break };
-            if passes(&frame) {
+            let is_publish = frame.0 >> 4 == 3;
+            if passes(&frame) || !is_publish && wire.held.is_empty() {
                 self.carry_out(&frame, wire).await?;
             } else {
                 wire.held.push(frame);
@@ -235,13 +236,15 @@ impl<'b> Client<'b> {
         is_due |= may_read && wire.has_frames;
         if may_read
             && !wire.has_frames
+            && !wire.has_ended
             && let Poll::Ready(count) = wire.poll_fill(cx)?
         {
-            if count == 0 {
-                return Poll::Ready(Err(End::Closed));
-            }
             stats.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
             is_due = true;
+        }
+        // what came before the end is carried out, also when it has to wait
+        if wire.has_ended && wire.held.is_empty() && !wire.has_frames {
+            return Poll::Ready(Err(End::Closed));
         }
         if is_due {
             return Poll::Ready(Ok(()));
@@ -289,7 +292,7 @@ impl<'b> Client<'b> {
     }
 
     fn overdue<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &mut Wire<S>) -> Option<End> {
-        wire.excuse();
+        wire.excuse(self.acks.len() >= MAX_ACKS);
         let (config, now) = (&self.broker.config, Instant::now());
         let is_past = |since: Option<Instant>, limit: Duration| {
             since.is_some_and(|since| now >= since + limit)

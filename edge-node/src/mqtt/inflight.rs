@@ -113,10 +113,4 @@ impl Inflight {
         let at = self.sent.iter().position(is_it);
         at.is_some_and(|at| self.sent.remove(at).is_some())
     }
-
-    /// Keeps what `keep` says.
-    pub fn retain(&mut self, keep: impl FnMut(&Sent) -> bool) {
-        self.sent.retain(keep);
-        self.sent.shrink_to_fit();
-    }
 }

@@ -596,6 +596,12 @@ impl State {
         self.subscriptions.remove(filter)
     }
 
+    /// A subscription is to get the retained messages; one that gets them already begins anew.
+    pub fn scan(&mut self, scan: Scan) {
+        self.stop_scans(&scan.filter);
+        self.scans.push_back(scan);
+    }
+
     /// With a subscription ends what it would still get of the retained.
     fn stop_scans(&mut self, filter: &str) {
         let is_first = |scan: &Scan| scan.filter == filter;

@@ -15,7 +15,7 @@ use super::*;
 use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
 use crate::store::{Item, MemoryStore, StateSpace, StoreConfig};
-use client::{Client, connect};
+use client::{Client, connect, lasting};
 
 struct Node {
     store: Arc<dyn Store>,
@@ -214,11 +214,7 @@ async fn what_kafka_and_http_produce_reaches_subscribers() {
 #[tokio::test]
 async fn a_message_of_qos_2_that_is_sent_again_after_a_restart_is_stored_once() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: u32::MAX,
-        ..connect(Version::V5, "p")
-    };
+    let persistent = || lasting("p", u32::MAX);
     let mut publisher = Client::new(node.address, persistent()).await;
     publisher.publish("t", "once", Qos::ExactlyOnce, 5).await;
     publisher.expect_ack(AckKind::PubRec, 5).await;
@@ -243,11 +239,7 @@ async fn a_message_of_qos_2_that_is_sent_again_after_a_restart_is_stored_once() 
 #[tokio::test]
 async fn a_session_outlives_the_process_with_what_waits_for_it() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut subscriber = Client::new(node.address, persistent()).await;
     assert!(!subscriber.session_present);
     subscriber.subscribe("t", Qos::ExactlyOnce).await;
@@ -304,11 +296,7 @@ async fn a_subscriber_that_falls_behind_reads_the_log_and_misses_nothing() {
 #[tokio::test]
 async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
     let node = node(Vec::new()).await;
-    let persistent = |id| client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, id)
-    };
+    let persistent = |id| lasting(id, 1000);
     let mut member = Client::new(node.address, persistent("m")).await;
     member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
     drop(member);
@@ -330,11 +318,7 @@ async fn a_shared_subscription_keeps_what_nobody_was_there_for() {
 #[tokio::test]
 async fn what_a_member_of_a_shared_subscription_was_given_comes_after_a_crash() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "m")
-    };
+    let persistent = || lasting("m", 1000);
     let mut member = Client::new(node.address, persistent()).await;
     member.subscribe("$share/g/t", Qos::AtLeastOnce).await;
     drop(member);
@@ -367,11 +351,7 @@ async fn what_a_member_of_a_shared_subscription_was_given_comes_after_a_crash() 
 #[tokio::test]
 async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_restart() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("t", Qos::AtLeastOnce).await;
     drop(subscriber);
@@ -392,11 +372,7 @@ async fn the_first_message_of_all_reaches_a_session_that_was_away_across_a_resta
 async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_was_killed_behind_it()
 {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("t", Qos::AtLeastOnce).await;
     drop(subscriber);
@@ -429,11 +405,7 @@ async fn the_first_message_of_a_log_is_delivered_and_retained_though_the_node_wa
 #[tokio::test]
 async fn what_was_in_a_topic_before_a_rule_led_there_is_not_delivered() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("#", Qos::AtLeastOnce).await;
     node.produce("old", "a", "before").await;
@@ -458,11 +430,7 @@ async fn what_was_in_a_topic_before_a_rule_led_there_is_not_delivered() {
 #[tokio::test]
 async fn a_packet_id_that_was_released_is_free_whatever_became_of_its_session() {
     let node = node(Vec::new()).await;
-    let session = |session_expiry_s| client::Connect {
-        clean_start: false,
-        session_expiry_s,
-        ..connect(Version::V5, "p")
-    };
+    let session = |session_expiry_s| lasting("p", session_expiry_s);
     let mut publisher = Client::new(node.address, session(1000)).await;
     publisher.publish("t", "one", Qos::ExactlyOnce, 5).await;
     publisher.expect_ack(AckKind::PubRec, 5).await;
@@ -506,11 +474,7 @@ async fn retain(node: &Node, topics: u16, qos: Qos) {
 async fn retained_messages_that_were_not_sent_yet_come_after_a_reconnect_and_after_a_restart() {
     let node = node_on(new_store(), Vec::new(), |config| config.max_inflight = 5).await;
     retain(&node, 200, Qos::AtLeastOnce).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut found = std::collections::BTreeSet::new();
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("r/#", Qos::AtLeastOnce).await;
@@ -537,11 +501,7 @@ async fn retained_messages_that_were_not_sent_yet_come_after_a_reconnect_and_aft
 async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
     let node = node(Vec::new()).await;
     retain(&node, 1, Qos::ExactlyOnce).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("r/#", Qos::ExactlyOnce).await;
     let (first, id) = subscriber.message_and_id().await;
@@ -564,11 +524,7 @@ async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
 #[tokio::test]
 async fn a_session_that_ends_with_its_connection_is_not_on_disk_though_it_was() {
     let node = node(Vec::new()).await;
-    let session = |session_expiry_s| client::Connect {
-        clean_start: false,
-        session_expiry_s,
-        ..connect(Version::V5, "s")
-    };
+    let session = |session_expiry_s| lasting("s", session_expiry_s);
     let on_disk = || {
         let facts = [StateSpace::MqttSession, StateSpace::MqttInflight];
         let mut all = facts
@@ -589,11 +545,7 @@ async fn a_session_that_ends_with_its_connection_is_not_on_disk_though_it_was() 
 #[tokio::test]
 async fn a_session_does_not_keep_what_its_user_may_not_read_any_more() {
     let node = node(Vec::new()).await;
-    let persistent = || client::Connect {
-        clean_start: false,
-        session_expiry_s: 1000,
-        ..connect(Version::V5, "s")
-    };
+    let persistent = || lasting("s", 1000);
     let mut subscriber = Client::new(node.address, persistent()).await;
     subscriber.subscribe("t", Qos::AtLeastOnce).await;
     node.produce("mqtt_messages", "t", "sent").await;
@@ -713,4 +665,37 @@ async fn a_publish_above_the_rate_waits_and_a_ping_behind_it_does_not() {
         let waited = node.stats.throttled_ms.load(Ordering::Relaxed);
         assert!(waited > 50_000, "{waited} ms");
     }
+}
+
+/// What a client said before it went is carried out, also when it has to wait for the rate.
+#[tokio::test]
+async fn a_client_above_the_rate_may_say_goodbye() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.endpoints[0].quota = Arc::new(Quota::new(crate::quota::Limits {
+            producer_byte_rate: Some(shared::units::ByteSize::kib(4)),
+            ..crate::quota::Limits::default()
+        }));
+    })
+    .await;
+    let will = client::Connect {
+        will: Some(("will", "gone")),
+        ..connect(Version::V5, "p")
+    };
+    let mut client = Client::new(node.address, will).await;
+    // a second of debt
+    let large = "x".repeat(8 * 1024);
+    client.publish("a", &large, Qos::AtLeastOnce, 1).await;
+    client.expect_acks(Qos::AtLeastOnce, 1).await;
+    client.publish("a", "held", Qos::AtMostOnce, 0).await;
+    client.send(&[0xe0, 0]).await;
+    drop(client);
+    let gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
+    client::until("the client is gone", gone).await;
+    client::until("what it sent is stored", || {
+        node.records("mqtt_messages").len() >= 2
+    })
+    .await;
+    let values = node.records("mqtt_messages").into_iter();
+    let values: Vec<_> = values.map(|(_, value, _)| value).collect();
+    assert_eq!(values, [large, "held".to_owned()]);
 }

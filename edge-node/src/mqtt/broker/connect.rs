@@ -207,7 +207,14 @@ impl Broker {
             if !state.is_linked(number) {
                 return;
             }
-            let shared = state.go_offline(tail.processed());
+            let mut shared = state.go_offline(tail.processed());
+            if self.is_stopping() && state.is_persistent() {
+                // a group's backlog ends with the process
+                let kept = shared
+                    .drain(..)
+                    .filter_map(|it| Some((it.shared?, it.place?)));
+                state.owed.extend(kept);
+            }
             if !keeps_will {
                 state.will = None;
             }

@@ -73,7 +73,7 @@ impl Broker {
                 after: None,
                 is_last: false,
             };
-            session.state().scans.push_back(scan);
+            session.state().scan(scan);
         }
         options.qos.number()
     }
@@ -206,11 +206,11 @@ impl Broker {
     }
 
     /// Puts some of the retained messages of new subscriptions into the queue, once those before have been taken
-    /// from it. False: there are none left.
-    pub fn scan_retained(&self, session: &Session) -> bool {
+    /// from it.
+    pub fn scan_retained(&self, session: &Session) {
         let mut state = session.state();
         if state.has_waiting() {
-            return !state.scans.is_empty();
+            return;
         }
         if state.scans.front().is_some_and(|scan| scan.is_last) {
             state.scans.pop_front();
@@ -218,7 +218,7 @@ impl Broker {
         }
         let Some(scan) = state.scans.front_mut() else {
             state.scans = VecDeque::new();
-            return false;
+            return;
         };
         let store = if is_system(&scan.filter) {
             self.system()
@@ -253,7 +253,6 @@ impl Broker {
             // none of them will be taken
             scan.after = found.last().map(|held| held.message.topic.clone());
         }
-        true
     }
 
     /// The delivery of a record that was on its way to a client when the client went. Blocks.

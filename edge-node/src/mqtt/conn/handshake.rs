@@ -115,6 +115,10 @@ impl Connection {
         }
         let is_saved = place.is_some() && self.broker.save(&admitted.session).await;
         let Some(place) = place.filter(|_| is_saved) else {
+            // nothing is left of what was refused
+            if !admitted.session_present {
+                admitted.session.state().expiry_s = 0;
+            }
             self.broker
                 .release(&admitted.session, admitted.number, false);
             return Err(reason::QUOTA_EXCEEDED);

@@ -1,12 +1,14 @@
 //! Holds a client to its rates: the bytes of its user and its listener, and the messages of its connection.
 //!
-//! What came is taken and acknowledged; then its next publishes wait until the rate has caught up, and what
-//! comes behind them waits with them, up to [`MOST_HELD`]; beyond, nothing is read and the client's own window
-//! fills. Only what keeps a connection and its deliveries going passes them: PINGREQ and acknowledgements.
+//! What came is taken and acknowledged; then its next publish waits until the rate has caught up, and what
+//! comes behind it waits with it, up to [`MOST_HELD`]; beyond, nothing is read and the client's own window
+//! fills. Only what keeps a connection and its deliveries going passes: PINGREQ and the acknowledgements of what
+//! it is sent. PUBREL belongs to its own publishes, one of which may wait.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::mqtt::frame::Frame;
@@ -75,7 +77,9 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn push(&mut self, frame: Frame) {
+    pub(super) fn push(&mut self, (head, body): Frame) {
+        // not with all that was read beside it
+        let frame = (head, Bytes::copy_from_slice(&body));
         self.weight += frame.1.len() + FRAME_WEIGHT;
         self.frames.push_back(frame);
     }
@@ -99,15 +103,13 @@ impl Held {
     }
 }
 
-/// Whether a packet is carried out although publishes wait: PUBACK to PUBCOMP, and PINGREQ.
+/// Whether a packet is carried out although a publish waits: PUBACK, PUBREC, PUBCOMP and PINGREQ.
 pub(super) fn passes(frame: &Frame) -> bool {
-    matches!(frame.0 >> 4, 4..=7 | 12)
+    matches!(frame.0 >> 4, 4 | 5 | 7 | 12)
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     #[test]
@@ -130,6 +132,6 @@ mod tests {
     #[test]
     fn pings_and_acknowledgements_pass_and_nothing_else() {
         let passing = (0..=15_u8).filter(|kind| passes(&(kind << 4, Bytes::new())));
-        assert_eq!(passing.collect::<Vec<_>>(), [4, 5, 6, 7, 12]);
+        assert_eq!(passing.collect::<Vec<_>>(), [4, 5, 7, 12]);
     }
 }

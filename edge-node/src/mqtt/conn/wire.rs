@@ -41,6 +41,8 @@ pub(super) struct Wire<S> {
     pub(super) stuck_since: Option<Instant>,
     /// There may be a whole packet in the input.
     pub(super) has_frames: bool,
+    /// The client sends nothing more.
+    pub(super) has_ended: bool,
     /// Something was written and may still be in a buffer below.
     needs_flush: bool,
 }
@@ -58,6 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             partial_since: None,
             stuck_since: None,
             has_frames: false,
+            has_ended: false,
             needs_flush: false,
         }
     }
@@ -71,8 +74,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// While nothing is read although there may be something, silence is not the client's.
-    pub(super) fn excuse(&mut self) {
-        if self.held.is_full() {
+    pub(super) fn excuse(&mut self, is_held_up: bool) {
+        if is_held_up || self.has_ended || self.held.is_full() {
             self.last_in = Instant::now();
             self.partial_since = self.partial_since.map(|_| self.last_in);
         }
@@ -99,7 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads once; 0: the client has closed.
+    /// Reads once.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let missing = self.needed.saturating_sub(self.input.len());
         let count = if missing > READ {
@@ -115,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.input.extend_from_slice(buffer.filled());
             buffer.filled().len()
         };
+        self.has_ended = count == 0;
         self.has_frames = true;
         self.last_in = Instant::now();
         Poll::Ready(Ok(count))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use shared::ids::Offset;
 
-use super::{READ_BYTES, walk};
+use super::{PAUSE, READ_BYTES, walk};
 use crate::mqtt::broker::{Broker, Session};
 use crate::mqtt::packet::Message;
 use crate::mqtt::record::{message_of, topic_of};
@@ -27,7 +27,7 @@ impl Broker {
         let (broker, session) = (self.clone(), session.clone());
         self.tasks.spawn(async move {
             loop {
-                let Ok(_turn) = broker.readers.acquire().await else {
+                let Ok(turn) = broker.readers.acquire().await else {
                     return;
                 };
                 let (at, of) = (broker.clone(), session.clone());
@@ -36,8 +36,14 @@ impl Broker {
                     Ok(Ok(true)) => {}
                     Ok(Ok(false)) => return,
                     Ok(Err(_)) | Err(_) => {
-                        // the tail says why
-                        session.state().is_reading = false;
+                        // the tail says why; whoever serves the session asks again after a pause
+                        drop(turn);
+                        tokio::time::sleep(PAUSE).await;
+                        let mut state = session.state();
+                        if state.check(number).is_ok() {
+                            state.is_reading = false;
+                            state.wake();
+                        }
                         return;
                     }
                 }

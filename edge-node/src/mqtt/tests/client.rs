@@ -34,6 +34,15 @@ pub(super) fn connect(version: Version, client_id: &'static str) -> Connect {
     }
 }
 
+/// A client of MQTT 5 that comes back to its session.
+pub(super) fn lasting(client_id: &'static str, session_expiry_s: u32) -> Connect {
+    Connect {
+        clean_start: false,
+        session_expiry_s,
+        ..connect(Version::V5, client_id)
+    }
+}
+
 fn text(out: &mut BytesMut, text: &str) {
     out.put_u16(u16::try_from(text.len()).unwrap());
     out.put_slice(text.as_bytes());
