@@ -263,6 +263,12 @@ impl Ingest {
         self.inner.store.topics()
     }
 
+    /// The topic of this name, if there is one.
+    #[must_use]
+    pub fn known(&self, name: &str) -> Option<Arc<Topic>> {
+        self.inner.store.topic(name)
+    }
+
     /// The topic, created when it is missing, `may_create` is set and the policy allows it.
     ///
     /// # Errors
@@ -281,7 +287,7 @@ impl Ingest {
         name: &str,
         creator: Option<Creator<'_>>,
     ) -> Result<Arc<Topic>, TopicError> {
-        if let Some(topic) = self.inner.store.topic(name) {
+        if let Some(topic) = self.known(name) {
             return Ok(topic);
         }
         let name = TopicName::new(name)?;
@@ -306,7 +312,7 @@ impl Ingest {
             return Err(TopicError::Unknown(name.into(), reason));
         }
         if creator.most.is_some() {
-            if !self.inner.given.has_room(creator) {
+            if !self.inner.given.has_room(creator, &*self.inner.store) {
                 debug!(topic = %name, creator.name, "Topic not created: the user has as many as it may");
                 return Err(TopicError::TooMany(name.into()));
             }

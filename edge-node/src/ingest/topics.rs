@@ -90,15 +90,16 @@ impl Given {
         self.read().get(topic).cloned().unwrap_or_default()
     }
 
-    /// Whether one more topic may be there that this user created.
-    pub(super) fn has_room(&self, creator: Creator<'_>) -> bool {
+    /// Whether one more topic may be there that this user created. What was given to a topic that could then
+    /// not be made, or that is deleted, does not count.
+    pub(super) fn has_room(&self, creator: Creator<'_>, store: &dyn Store) -> bool {
         let Some(most) = creator.most else {
             return true;
         };
         let given = self.read();
-        let of_it = given
-            .values()
-            .filter(|given| given.creator() == Some(creator.name));
+        let of_it = given.iter().filter(|(name, given)| {
+            given.creator() == Some(creator.name) && store.topic(name.as_str()).is_some()
+        });
         u32::try_from(of_it.count()).is_ok_and(|count| count < most)
     }
 }
@@ -136,7 +137,7 @@ impl Ingest {
         }
         let topics = self.inner.store.topics().len();
         policy::may_create(&self.inner.topics, &name, topics).map_err(TopicChangeError::Refused)?;
-        if !self.inner.given.has_room(creator) {
+        if !self.inner.given.has_room(creator, &*self.inner.store) {
             let text = "the user has created as many topics as it may";
             return Err(TopicChangeError::Refused(text));
         }
@@ -461,6 +462,26 @@ mod tests {
         }
         ingest.delete_topic("a").await.unwrap();
         ingest.topic_for("c", Some(of_x)).await.unwrap();
+    }
+
+    /// As after a disk that failed between the two steps of making a topic.
+    #[tokio::test]
+    async fn a_topic_that_could_not_be_made_does_not_count_for_its_creator() {
+        let store = FakeStore::shared();
+        let ingest = door(&store);
+        let of_x = Creator {
+            name: "x",
+            most: Some(1),
+        };
+        let mut lost = Overrides::default();
+        lost.set_creator(of_x.name);
+        let name = TopicName::new("lost").unwrap();
+        ingest.give(&name, lost).await.unwrap();
+        ingest.topic_for("a", Some(of_x)).await.unwrap();
+        for name in ["b", "lost"] {
+            let beyond = ingest.topic_for(name, Some(of_x)).await;
+            assert!(matches!(beyond, Err(TopicError::TooMany(_))), "{name}");
+        }
     }
 
     #[tokio::test]

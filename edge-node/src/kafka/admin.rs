@@ -55,7 +55,7 @@ impl AdminRequest {
             Self::CreatePartitions(request) => request.answer(ingest, header, user).await,
             Self::DeleteTopics(request) => request.answer(ingest, header, user).await,
             Self::DeleteRecords(request) => request.answer(ingest, header, user).await,
-            Self::DescribeConfigs(request) => request.answer(ingest, header, user).await,
+            Self::DescribeConfigs(request) => request.answer(ingest, header, user),
             Self::AlterConfigs(request) => request.answer(ingest, header, user).await,
         }
     }

@@ -22,6 +22,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -107,13 +108,15 @@ struct Queued {
     claim: Claim,
 }
 
-/// Whose connection it is, and what its client is told about this node.
+/// Whose connection it is, what its client is told about this node, and how long it was held.
 #[derive(Debug)]
 struct Session {
     login: Login,
     peer: IpAddr,
     host: String,
     port: u16,
+    /// How long what is read next may have waited already, because nothing was read.
+    muted: Duration,
 }
 
 /// The sending side of a socket, with TLS or without.
@@ -148,6 +151,7 @@ impl Connection {
             peer,
             host,
             port,
+            muted: Duration::ZERO,
         };
         let (sender, receiver) = mpsc::channel(self.config.max_inflight_requests.max(1));
         let intake = Intake::new(read, &self.config);
@@ -205,7 +209,9 @@ impl Connection {
                     most
                 };
                 intake.frames.set_max_frame(most);
-                intake.frames.pause(self.unmuted().await);
+                let muted = self.unmuted().await;
+                intake.frames.pause(muted);
+                session.muted = session.muted.max(muted);
                 let Some((frame, wire_bytes)) = intake.frames.take()? else {
                     break;
                 };
@@ -224,9 +230,12 @@ impl Connection {
             let idle_until = Instant::now() + self.config.idle_timeout;
             let is_stranger = session.login.principal().is_none();
             let login_until = is_stranger.then(|| opened + self.config.login_timeout);
+            let before = Instant::now();
             if let Some(end) = intake.fill(self, idle_until, login_until).await? {
                 return Ok(end);
             }
+            // what had to be waited for came that much later
+            session.muted = session.muted.saturating_sub(before.elapsed());
         }
     }
 
@@ -295,7 +304,7 @@ impl Connection {
             }
             Plan::Produce(request) => {
                 let meter = self.meter(principal);
-                self.settle_debt(&meter).await;
+                self.settle_debt(&meter, session.muted).await;
                 let throttle = meter.count(Flow::Produce, request.bytes());
                 let ingest = &self.services.ingest;
                 let told = throttle.map_or(0, told_ms);
@@ -326,7 +335,7 @@ impl Connection {
                 let answer = request.answer(ingest, &header, principal).await;
                 for topic in deleted {
                     // a topic of the same name that comes later begins anew
-                    if ingest.topic(&topic, false).await.is_err() {
+                    if ingest.known(&topic).is_none() {
                         self.services.groups.topic_gone(&topic).await;
                     }
                 }

@@ -23,8 +23,8 @@ use crate::ingest::Reservation;
 
 /// A read from TLS, whose records have at most 16 KiB, goes by the stack.
 const TLS_CHUNK: usize = 8 * 1024;
-/// How often a request that comes slowly is held against what others wait for.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a request that comes slowly, or waits for its user's rate, is held against what others wait for.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// Socket, buffer and budgets.
 #[derive(Debug)]

@@ -1,8 +1,10 @@
 //! Clients above their quota: how long they have to wait is told with the answer, which comes at once, and for
 //! so long nothing more is read from the connection (KIP-219).
 //!
-//! A client that opens another connection meanwhile gains nothing: its user's debt is the same there, and what
-//! it produces is not taken before that is paid.
+//! A client that opens another connection meanwhile gains little: its user's debt is the same there, and what
+//! it produces is not taken before that is paid, or before it has waited as long as a client is ever told. Then
+//! it is taken all the same, and adds to the debt. What waits so holds a part of the node's memory, which it
+//! does not keep from others: it is taken early when somebody waits for memory.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::conn::Connection;
+use super::intake::LOOK;
 use crate::access::Principal;
 use crate::quota::{Flow, Meter};
 
@@ -69,10 +72,44 @@ impl Connection {
     }
 
     /// Waits until the debt is paid that other connections of the user made, or this one before it was muted as
-    /// long as may be.
-    pub(super) async fn settle_debt(&self, meter: &Meter) {
-        if let Some(wait) = meter.wait(Flow::Produce) {
-            self.hold_back(Instant::now() + wait.min(LONGEST)).await;
+    /// long as may be; no longer than [`LONGEST`] with what the request has waited while the connection was
+    /// muted.
+    pub(super) async fn settle_debt(&self, meter: &Meter, muted: Duration) {
+        let began = Instant::now();
+        while let Some(step) = next_step(meter.wait(Flow::Produce), muted + began.elapsed()) {
+            // others must not wait for what this request holds
+            if self.stop.is_cancelled() || self.services.ingest.budget().is_short() {
+                break;
+            }
+            self.hold_back(Instant::now() + step).await;
+        }
+    }
+}
+
+/// How long to wait for a debt before the next look at it, by who has waited so long; `None`: no longer.
+fn next_step(debt: Option<Duration>, waited: Duration) -> Option<Duration> {
+    let left = debt?.min(LONGEST.saturating_sub(waited));
+    (!left.is_zero()).then_some(left.min(LOOK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debt_is_waited_for_in_steps_and_no_longer_than_is_ever_told() {
+        let ms = Duration::from_millis;
+        for (debt_ms, waited_ms, step_ms) in [
+            (None, 0, None),
+            (Some(300), 0, Some(300)),
+            (Some(100_000), 0, Some(1_000)),
+            (Some(100_000), 19_600, Some(400)),
+            (Some(300), 19_600, Some(300)),
+            (Some(100_000), 20_000, None),
+            (Some(100_000), 30_000, None),
+        ] {
+            let step = next_step(debt_ms.map(ms), ms(waited_ms));
+            assert_eq!(step, step_ms.map(ms), "{debt_ms:?} after {waited_ms}");
         }
     }
 }

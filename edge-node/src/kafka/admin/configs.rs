@@ -104,18 +104,13 @@ impl DescribeConfigs {
         })
     }
 
-    pub(super) async fn answer(
-        self,
-        ingest: &Ingest,
-        header: &Header,
-        user: &Principal,
-    ) -> Vec<u8> {
+    pub(super) fn answer(self, ingest: &Ingest, header: &Header, user: &Principal) -> Vec<u8> {
         let mut out = Writer::reply(header);
         out.i32(0); // throttle time
         out.array_len(self.resources.len());
         for wanted in &self.resources {
             let outcome = if wanted.kind != TOPIC || user.may_see(&wanted.name) {
-                wanted.describe(ingest).await
+                wanted.describe(ingest)
             } else {
                 let text = "the user may not know of this topic";
                 Err(Refusal::new(ErrorCode::TopicAuthorizationFailed, text))
@@ -138,9 +133,9 @@ impl DescribeConfigs {
 }
 
 impl Wanted {
-    async fn describe(&self, ingest: &Ingest) -> Result<Vec<Entry>, Refusal> {
+    fn describe(&self, ingest: &Ingest) -> Result<Vec<Entry>, Refusal> {
         let mut entries = match self.kind {
-            TOPIC => topic_entries(ingest, &self.name).await?,
+            TOPIC => topic_entries(ingest, &self.name)?,
             BROKER if is_this_broker(&self.name) => broker_entries(ingest.config()),
             BROKER => {
                 let text = format!("Unexpected broker id, expected {BROKER_ID}");
@@ -179,8 +174,8 @@ impl Entry {
     }
 }
 
-async fn topic_entries(ingest: &Ingest, name: &str) -> Result<Vec<Entry>, Refusal> {
-    if ingest.topic(name, false).await.is_err() {
+fn topic_entries(ingest: &Ingest, name: &str) -> Result<Vec<Entry>, Refusal> {
+    if ingest.known(name).is_none() {
         let text = "This server does not host this topic-partition.";
         return Err(Refusal::new(ErrorCode::UnknownTopicOrPartition, text));
     }

@@ -21,7 +21,7 @@ use crate::base64;
 use crate::config::{AccessConfig, UserConfig};
 use crate::tls::{Acceptor, ListenerTls};
 
-fn till() -> UserConfig {
+pub(super) fn till() -> UserConfig {
     UserConfig {
         name: "till".to_owned(),
         credentials: Mechanism::ALL
@@ -52,7 +52,7 @@ async fn guarded() -> Node {
     .await
 }
 
-async fn handshake(client: &mut Client, mechanism: &str) -> i16 {
+pub(super) async fn handshake(client: &mut Client, mechanism: &str) -> i16 {
     let frame = request(ApiKey::SaslHandshake, 1, 1, |out| {
         let message = SaslHandshakeRequest::default().with_mechanism(text(mechanism));
         message.encode(out, 1).unwrap();
@@ -64,7 +64,7 @@ async fn handshake(client: &mut Client, mechanism: &str) -> i16 {
     answer.error_code
 }
 
-async fn authenticate(client: &mut Client, bytes: &[u8]) -> (i16, Bytes) {
+pub(super) async fn authenticate(client: &mut Client, bytes: &[u8]) -> (i16, Bytes) {
     let frame = request(ApiKey::SaslAuthenticate, 2, 1, |out| {
         let message =
             SaslAuthenticateRequest::default().with_auth_bytes(Bytes::copy_from_slice(bytes));

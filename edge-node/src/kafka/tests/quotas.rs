@@ -8,9 +8,10 @@ use bytes::Buf as _;
 use kafka_protocol::messages::{ApiKey, FetchResponse, MetadataResponse, ProduceResponse};
 use kafka_protocol::protocol::{Decodable as _, Encodable as _};
 use shared::units::ByteSize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::connections::{Client, LIMIT, node, node_with};
+use super::connections::{Client, LIMIT, node, node_with, until, until_count};
+use super::logins::{authenticate, handshake, till};
 use super::reading::fetch_frame;
 use super::{batch, metadata_request, request};
 use crate::access::{Access, Rules};
@@ -65,6 +66,45 @@ async fn a_producer_is_told_at_once_and_not_read_for_as_long() {
         told < 100,
         "the debt is paid, and {told} ms for these few bytes"
     );
+}
+
+/// Those who wait hold the budget and the overdraft too, and would for 20 s.
+#[tokio::test]
+async fn who_waits_for_its_rate_gives_up_what_another_user_waits_for() {
+    let limits = Limits {
+        producer_byte_rate: Some(ByteSize::kib(2)),
+        ..Limits::default()
+    };
+    let config = AccessConfig {
+        anonymous: Some(Rules {
+            limits,
+            ..Rules::all()
+        }),
+        users: vec![till()],
+    };
+    let access = Access::new(&config).unwrap();
+    let node = node_with(access, |_, limits| limits.max_unsynced_bytes = 50_000).await;
+    let mut other = node.client().await;
+    assert_eq!(handshake(&mut other, "PLAIN").await, 0);
+    assert_eq!(authenticate(&mut other, b"\0till\0secret").await.0, 0);
+    let of_size = |bytes| batch(&[&"x".repeat(bytes)], None);
+    assert_eq!(node.client().await.produce(of_size(45_000)).await, 0);
+    let budget = node.ingest.budget();
+    until("the budget is given back", || budget.used() == 0).await;
+
+    let mut throttled = Vec::new();
+    for _ in 0..2 {
+        let mut client = node.client().await;
+        let taken = node.stats.requests.load(Ordering::Relaxed);
+        client.send_produce(1, -1, 0, of_size(40_000)).await;
+        until_count(&node.stats.requests, taken + 1).await;
+        throttled.push(client);
+    }
+    assert!(budget.used() > 40_000);
+    let batches = node.ingest.stats().batches.load(Ordering::Relaxed);
+    assert_eq!(batches, 1, "both wait");
+    let served = timeout(LIMIT / 2, other.produce(of_size(20_000))).await;
+    assert_eq!(served.expect("it is served"), 0);
 }
 
 #[tokio::test]
