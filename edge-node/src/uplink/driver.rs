@@ -206,6 +206,7 @@ impl Session {
                 },
                 Some(finished) = self.tasks.join_next() => {
                     if let Ok(Some((class, bytes))) = finished {
+                        self.buffer.observe_delivered(bytes);
                         self.sender.handle_delivered(class, bytes);
                     }
                 }

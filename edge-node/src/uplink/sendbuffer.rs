@@ -3,7 +3,8 @@
 //! What the transport has is sent in the order of its urgency, but it is given away: the policy cannot hold
 //! it back, and records that come later cannot join it. So it gets what keeps the path full and little more: the
 //! measured bandwidth-delay product and a quarter, and the piece that follows. A piece takes a fraction of
-//! a second on the link, however thin it is.
+//! a second on the link, however thin it is. A new session knows nothing of that (a round trip without a queue
+//! makes every path look fast), so its pieces grow with what was delivered.
 //!
 //! Plain: the driver says what it measures, and carries out what comes out.
 
@@ -26,6 +27,9 @@ const RATIO_MEMORY: u64 = 256 << 10;
 const SHORTEST_DELAY: Duration = Duration::from_millis(2);
 /// Where the configuration leaves a class's delay open, half a round trip, but never more than this.
 const LONGEST_FREE_DELAY: Duration = Duration::from_millis(250);
+/// Encoded bytes of a session's first pieces, and the part of what was delivered that later ones may have.
+const FIRST_PIECE: u64 = 16 << 10;
+const PART_OF_DELIVERED: u64 = 4;
 /// The size of a large batch is forgotten over so many smaller ones.
 const FADES: u64 = 32;
 
@@ -37,6 +41,8 @@ pub(super) struct SendBuffer {
     /// Bytes that the path holds, by the congestion controller; 0: not known.
     window: u64,
     rtt: Duration,
+    /// Encoded bytes that the other end has.
+    delivered: u64,
     raw: u64,
     encoded: u64,
     /// Encoded bytes of the largest of the last batches: a stored one goes whole, however large a piece should
@@ -50,6 +56,7 @@ impl SendBuffer {
             max_read,
             window: 0,
             rtt: Duration::ZERO,
+            delivered: 0,
             raw: 0,
             encoded: 0,
             largest: 0,
@@ -58,8 +65,16 @@ impl SendBuffer {
 
     /// What the transport knows of the path: the congestion window and the smoothed round-trip time.
     pub(super) fn observe_path(&mut self, window: u64, rtt: Duration) {
-        self.window = window;
+        // not told for a moment now and then
+        if window > 0 {
+            self.window = window;
+        }
         self.rtt = rtt;
+    }
+
+    /// The other end has so many bytes more.
+    pub(super) fn observe_delivered(&mut self, bytes: u64) {
+        self.delivered = self.delivered.saturating_add(bytes);
     }
 
     /// What a batch of so many bytes came to.
@@ -88,7 +103,8 @@ impl SendBuffer {
 
     /// Encoded bytes that the link carries in a piece's time.
     fn piece(&self) -> u64 {
-        let most = u64::from(self.max_read).max(MIN_PIECE);
+        let proven = FIRST_PIECE.max(self.delivered / PART_OF_DELIVERED);
+        let most = u64::from(self.max_read).min(proven).max(MIN_PIECE);
         if self.window == 0 {
             return most;
         }
@@ -114,6 +130,7 @@ mod tests {
 
     fn path(window: u64, rtt_ms: u64) -> SendBuffer {
         let mut buffer = SendBuffer::new(MAX_READ);
+        buffer.observe_delivered(u64::from(MAX_READ) * PART_OF_DELIVERED);
         buffer.observe_path(window, Duration::from_millis(rtt_ms));
         buffer
     }
@@ -136,6 +153,19 @@ mod tests {
             assert_eq!(buffer.piece(), piece, "{window} bytes, {rtt_ms} ms");
             assert_eq!(buffer.budget(), budget, "{window} bytes, {rtt_ms} ms");
         }
+    }
+
+    #[test]
+    fn the_pieces_of_a_new_session_grow_with_what_was_delivered() {
+        let mut buffer = SendBuffer::new(MAX_READ);
+        // a thin link whose queue is still empty
+        buffer.observe_path(14_720, Duration::from_millis(1));
+        assert_eq!(buffer.budget(), 18_400 + (32 << 10));
+        assert_eq!(buffer.read_bytes(), 16 << 10);
+        buffer.observe_delivered(128 << 10);
+        assert_eq!(buffer.read_bytes(), 32 << 10);
+        buffer.observe_delivered(u64::MAX);
+        assert_eq!(buffer.read_bytes(), MAX_READ);
     }
 
     #[test]
