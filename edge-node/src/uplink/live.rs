@@ -79,8 +79,9 @@ impl Backlogs {
 struct Backlog {
     /// When the hub had everything.
     even_at: Option<Duration>,
-    /// The log's end at some time, which the hub has not come to since.
-    mark: Option<(Offset, Duration)>,
+    /// The log's end at some time, which the hub has not come to since. What another process left is of no
+    /// known age.
+    mark: Option<(Offset, Option<Duration>)>,
 }
 
 impl Backlog {
@@ -91,14 +92,12 @@ impl Backlog {
         }
         let since = match (self.mark, self.even_at) {
             (Some((upto, since)), _) if acked < upto => since,
-            (Some(_), _) => now,
-            (None, Some(even_at)) => even_at,
-            // of another process: nobody knows how old
-            (None, None) => return true,
+            (Some(_), _) => Some(now),
+            (None, even_at) => even_at,
         };
         let upto = self.mark.filter(|(upto, _)| acked < *upto);
         self.mark = Some((upto.map_or(end, |(upto, _)| upto), since));
-        now.saturating_sub(since) >= BEHIND
+        since.is_none_or(|since| now.saturating_sub(since) >= BEHIND)
     }
 }
 

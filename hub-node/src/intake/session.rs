@@ -18,8 +18,8 @@ use shared::ids::{Incarnation, Offset, SiteId, TopicName, TopicPartition};
 use shared::link::{Close, Delivered, LogAnswer, Receiver, ReceiverConfig, ReceiverOutput};
 use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, ReadError};
 use shared::wire::{
-    Anchor, Checkpoint as WireCheckpoint, Code, DataContent, Handle, LogEntry, LogReply, MAX_OFFSET,
-};
+    Anchor, Checkpoint as WireCheckpoint, Code, DataContent, GAP_OTHER_TRACK, Handle, LogEntry,
+    LogReply, MAX_OFFSET,
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -683,8 +683,11 @@ impl Session<'_> {
         let records = next_offset - base_offset;
         let content = match header.content {
             DataContent::Gap { reason } => {
-                info!(%log, from = base_offset, to = next_offset, reason, "Gap");
-                IntakeStats::add(&stats.gap_records, records);
+                // what the other track brings is not missing
+                if reason != GAP_OTHER_TRACK {
+                    info!(%log, from = base_offset, to = next_offset, reason, "Gap");
+                    IntakeStats::add(&stats.gap_records, records);
+                }
                 Content::Gap { reason }
             }
             DataContent::Records(_) => {

@@ -373,7 +373,9 @@ impl ControlSend {
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), Lost> {
         let writing = &self.connection.shared.writing;
         let mut write = pin!(self.stream.write_chunk(bytes));
-        let written = poll_fn(|context| writing.poll_urgent(|| write.as_mut().poll(context))).await;
+        let inner = &self.connection.inner;
+        let written =
+            poll_fn(|context| writing.poll_urgent(inner, || write.as_mut().poll(context))).await;
         written.map_err(|error| self.connection.lost_or(&error))
     }
 

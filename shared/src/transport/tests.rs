@@ -1,5 +1,6 @@
 //! What a connection promises, held against both transports over loopback.
 
+use std::future::poll_fn;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ const MAX_LEN: usize = 5 << 20;
 struct Pair {
     site: Connection,
     hub: Connection,
-    _endpoints: Vec<quinn::Endpoint>,
+    endpoints: Vec<quinn::Endpoint>,
 }
 
 async fn connect(kind: TransportKind) -> Pair {
@@ -117,7 +118,7 @@ async fn pair(
         (Ok(site), Ok(hub)) => Ok(Pair {
             site,
             hub,
-            _endpoints: endpoints,
+            endpoints,
         }),
         (Ok(site), Err(at_hub)) => Err((site.closed().await, at_hub)),
         (Err(at_site), Err(at_hub)) => Err((at_site, at_hub)),
@@ -297,6 +298,26 @@ async fn who_takes_nothing_holds_data_back_and_not_control(kind: TransportKind) 
 }
 
 /// Whatever credit the bulk could take: a peer that reads nothing of it still hears of the alarm.
+/// Who waits for room is woken by what makes room.
+#[tokio::test]
+async fn a_writer_without_room_rests() {
+    let pair = connect(TransportKind::Quic).await;
+    // from now on the hub hears nothing, and nothing is acknowledged
+    let elsewhere = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    pair.endpoints[1].rebind(elsewhere).unwrap();
+    let value = Bytes::from(vec![0; MAX_LEN]);
+    let mut sending = pair.site.send(Bytes::new(), value, 0);
+    let mut polls = 0;
+    let counted = poll_fn(|context| {
+        polls += 1;
+        sending.as_mut().poll(context)
+    });
+    timeout(Duration::from_secs(1), counted)
+        .await
+        .expect_err("nobody takes it");
+    assert!(polls < 100, "{polls} in a second");
+}
+
 #[tokio::test]
 async fn large_values_leave_credit_for_an_alarm() {
     let world = World::new();

@@ -40,3 +40,16 @@ fn what_came_while_nobody_looked_counts_from_the_last_look() {
         "of another process"
     );
 }
+
+/// Another process may have left hours of it, and what came since is of this one.
+#[test]
+fn what_another_process_left_is_a_backlog_until_the_hub_has_it() {
+    let mut log = Backlog::default();
+    assert!(log.observe(0, 10, at(0)));
+    assert!(log.observe(9, 20, at(1)));
+    for second in 2..100 {
+        // never even, as under steady traffic
+        let acked = second * 10;
+        assert!(!log.observe(acked, acked + 10, at(second)), "{second}");
+    }
+}

@@ -8,8 +8,11 @@
 //! - it writes only while what is written and not acknowledged stays within [`room`]: what the path holds, and
 //!   what is sent until the writer is woken again. A more urgent one has a little beyond that.
 //!
-//! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is set for the
-//! moment of a write. Writers are serialised for it, the control stream's too, which keeps the whole limit.
+//! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is the room of who
+//! wrote last, so that an acknowledgement that makes room wakes the writer, and nothing else does. (Each change
+//! of it wakes the connection. Lifting it after every write had both wake each other without end, and each lap
+//! took from quinn's pacer the fraction of a byte that a thin link had earned.) The control stream has the whole
+//! limit, for the moment of a write; writers are serialised for that.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -61,6 +64,17 @@ struct Writers {
     waiting: BTreeMap<i32, Option<Waker>>,
     /// The last window that was known.
     window: u64,
+    /// quinn's limit, where it is not the one that it began with.
+    limit: Option<u64>,
+}
+
+impl Writers {
+    fn limit(&mut self, connection: &quinn::Connection, bytes: u64) {
+        if self.limit.unwrap_or(SEND_WINDOW) != bytes {
+            self.limit = Some(bytes);
+            connection.set_send_window(bytes);
+        }
+    }
 }
 
 impl Writing {
@@ -79,9 +93,17 @@ impl Writing {
     }
 
     /// Polls a write that takes no turn.
-    pub(super) fn poll_urgent<T>(&self, write: impl FnOnce() -> Poll<T>) -> Poll<T> {
-        let _no_other = self.lock();
-        write()
+    pub(super) fn poll_urgent<T>(
+        &self,
+        connection: &quinn::Connection,
+        write: impl FnOnce() -> Poll<T>,
+    ) -> Poll<T> {
+        let mut writers = self.lock();
+        let before = writers.limit.unwrap_or(SEND_WINDOW);
+        writers.limit(connection, SEND_WINDOW);
+        let written = write();
+        writers.limit(connection, before);
+        written
     }
 }
 
@@ -115,10 +137,8 @@ impl Turn {
             writers.window = path.cwnd;
         }
         let room = room(writers.window, path.rtt).saturating_add(self.beyond);
-        connection.set_send_window(room.min(SEND_WINDOW));
+        writers.limit(connection, room.min(SEND_WINDOW));
         let written = pin!(stream.write_chunks(std::slice::from_mut(bytes))).poll(context);
-        // quinn looks at it when something is acknowledged: it wakes the writer, who finds out what there is
-        connection.set_send_window(SEND_WINDOW);
         written.map_ok(|_written| ())
     }
 }
