@@ -186,7 +186,11 @@ impl Connector {
             Ok(_) if self.is_tcp_allowed => {
                 let connecting = outlet.connect_tcp(known, self.idle_timeout);
                 let connected = tokio::time::timeout(PATH_PATIENCE, connecting).await;
-                matches!(connected, Ok(Ok(_)))
+                let is_there = matches!(connected, Ok(Ok(_)));
+                if is_there {
+                    outlet.count_visit(known);
+                }
+                is_there
             }
             Ok(_) | Err(_) => false,
         }

@@ -6,7 +6,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, VarInt};
@@ -14,9 +15,10 @@ use shared::congestion::RateLimit;
 use shared::transport::{ProbeSocket, tune_tcp};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
+use tracing::{info, warn};
 
-use super::pacer::TcpPacer;
-use super::shaper::Shaper;
+use super::pacer::{Knock, TcpPacer};
+use super::shaper::{Packets, Shaper};
 use super::socket::ShapedSocket;
 use crate::config::{Bind, PathConfig};
 
@@ -56,6 +58,8 @@ pub(super) struct Outlet {
     binding: Binding,
     shaper: Arc<Shaper>,
     udp: Mutex<Option<Udp>>,
+    /// Its address or interface was not there when it was last looked for.
+    is_missing: AtomicBool,
 }
 
 /// The bound UDP socket under QUIC.
@@ -64,6 +68,14 @@ pub(super) struct Udp {
     pub(super) endpoint: Endpoint,
     pub(super) socket: Arc<ProbeSocket>,
     pub(super) is_v6: bool,
+    shaped: Arc<ShapedSocket>,
+}
+
+impl Udp {
+    /// Datagrams that came, of whatever kind.
+    pub(super) fn heard(&self) -> u64 {
+        self.shaped.heard()
+    }
 }
 
 impl Outlet {
@@ -74,6 +86,7 @@ impl Outlet {
             binding,
             shaper,
             udp: Mutex::new(None),
+            is_missing: AtomicBool::new(false),
         }
     }
 
@@ -82,9 +95,18 @@ impl Outlet {
         self.shaper.limit()
     }
 
+    /// Bytes that left by it.
+    pub(super) fn sent(&self) -> u64 {
+        self.shaper.traffic().sent
+    }
+
     /// What holds TCP back here, for a connection to this address.
     pub(super) fn pacer(&self, peer: SocketAddr) -> Arc<TcpPacer> {
         Arc::new(TcpPacer::new(Arc::clone(&self.shaper), peer))
+    }
+
+    fn udp_slot(&self) -> MutexGuard<'_, Option<Udp>> {
+        self.udp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The UDP socket, bound when it is not yet.
@@ -92,7 +114,7 @@ impl Outlet {
     /// # Errors
     /// The address or the interface is not there.
     pub(super) fn udp(&self) -> io::Result<Udp> {
-        let mut slot = self.udp.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.udp_slot();
         if let Some(udp) = &*slot {
             return Ok(udp.clone());
         }
@@ -101,10 +123,30 @@ impl Outlet {
         Ok(udp)
     }
 
+    /// Whether its address or interface is there at the moment; says so when that changes.
+    pub(super) fn is_there(&self) -> bool {
+        if self.binding == Binding::default() {
+            return true;
+        }
+        let bound = self.bind();
+        let is_there = bound.is_ok();
+        if self.is_missing.swap(!is_there, Ordering::Relaxed) == is_there {
+            match bound {
+                Ok(_socket) => info!(path = self.name, "Path is there"),
+                Err(error) => {
+                    warn!(%error, "Path is not there");
+                    // an interface that comes again is another one, whatever its name
+                    drop(self.udp_slot().take());
+                }
+            }
+        }
+        is_there
+    }
+
     fn open(&self) -> io::Result<Udp> {
         let (socket, is_v6) = self.bind()?;
         let shaped = ShapedSocket::wrap(socket, Arc::clone(&self.shaper))?;
-        let socket = Arc::new(ProbeSocket::asking(shaped));
+        let socket = Arc::new(ProbeSocket::asking(Arc::clone(&shaped) as _));
         let below: Arc<dyn AsyncUdpSocket> = Arc::clone(&socket) as _;
         let endpoint = Endpoint::new_with_abstract_socket(
             EndpointConfig::default(),
@@ -116,6 +158,7 @@ impl Outlet {
             endpoint,
             socket,
             is_v6,
+            shaped,
         })
     }
 
@@ -172,7 +215,7 @@ impl Outlet {
         }
     }
 
-    /// A TCP connection from here.
+    /// A TCP connection from here. Its first packet is counted, and all of one that doesn't come about.
     ///
     /// # Errors
     /// The network's.
@@ -193,15 +236,24 @@ impl Outlet {
         });
         bound.map_err(|error| self.named(error))?;
         tune_tcp(&socket, idle_timeout);
-        socket.connect(to).await
+        let knock = Knock::begin(&self.shaper, to).await;
+        let connected = socket.connect(to).await;
+        match &connected {
+            Ok(_) => knock.open(),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => knock.refused(),
+            Err(_) => drop(knock),
+        }
+        connected
+    }
+
+    /// A TCP connection to this address was opened and closed again, without a word.
+    pub(super) fn count_visit(&self, peer: SocketAddr) {
+        self.shaper.sent_already(Packets::tcp(3, 0, peer));
+        self.shaper.received(Packets::tcp(3, 0, peer));
     }
 
     pub(super) async fn close(&self) {
-        let udp = self
-            .udp
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let udp = self.udp_slot().take();
         if let Some(udp) = udp {
             udp.endpoint.close(VarInt::from_u32(0), b"");
             let _late = tokio::time::timeout(CLOSE_TIMEOUT, udp.endpoint.wait_idle()).await;
@@ -231,7 +283,7 @@ mod tests {
         };
         let outlet = Outlet::new("lo".to_owned(), binding, Arc::default());
         let local = outlet.udp().unwrap().endpoint.local_addr().unwrap();
-        assert!(local.ip().is_loopback());
+        assert!(local.ip().is_loopback() && outlet.is_there());
         assert!(outlet.speaks(Ipv4Addr::LOCALHOST.into()));
         assert!(!outlet.speaks(Ipv6Addr::LOCALHOST.into()));
     }
@@ -250,6 +302,7 @@ mod tests {
                 "{text}"
             );
         };
+        assert!(!outlet.is_there() && !outlet.is_there());
         is_named(outlet.udp().unwrap_err());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
         is_named(outlet.connect_tcp(to, CLOSE_TIMEOUT).await.unwrap_err());

@@ -2,15 +2,19 @@
 //!
 //! What is handed to the kernel is counted as it is handed over, in segments of the usual size. What the kernel
 //! sends on its own (acknowledgements, repetitions) and what comes in is seen in its counters, and made up for
-//! whenever they are read.
+//! whenever they are read. A connection that doesn't come about has no counters: what it costs is reckoned
+//! ([`Knock`]), with a SYN each second, as often as a kernel repeats it at most.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use shared::transport::{LinkStats, Pacer};
+
+use tokio::time::Instant;
 
 use super::shaper::{Packets, Shaper, Timer};
 
@@ -28,14 +32,62 @@ pub(super) struct TcpPacer {
 }
 
 impl TcpPacer {
-    pub(super) const fn new(shaper: Arc<Shaper>, peer: SocketAddr) -> Self {
+    /// For a connection whose first packet was counted.
+    pub(super) fn new(shaper: Arc<Shaper>, peer: SocketAddr) -> Self {
         Self {
             shaper,
             peer,
-            sent: AtomicU64::new(0),
+            sent: AtomicU64::new(Packets::tcp_syn(1, peer).bytes),
             received: AtomicU64::new(0),
         }
     }
+}
+
+/// A TCP connection that may come about. When it is dropped, what the kernel repeated is counted.
+#[derive(Debug)]
+pub(super) struct Knock<'a> {
+    shaper: &'a Shaper,
+    peer: SocketAddr,
+    began: Instant,
+    is_open: bool,
+}
+
+impl<'a> Knock<'a> {
+    /// Waits until the first packet may leave, and counts it.
+    pub(super) async fn begin(shaper: &'a Shaper, peer: SocketAddr) -> Self {
+        shaper.admit(Packets::tcp_syn(1, peer)).await;
+        Self {
+            shaper,
+            peer,
+            began: Instant::now(),
+            is_open: false,
+        }
+    }
+
+    /// The connection is up, and has counters of its own.
+    pub(super) fn open(mut self) {
+        self.is_open = true;
+    }
+
+    /// Nobody listens there.
+    pub(super) fn refused(self) {
+        self.shaper.received(Packets::tcp_rst(self.peer));
+    }
+}
+
+impl Drop for Knock<'_> {
+    fn drop(&mut self) {
+        let repeats = repeats(self.began.elapsed());
+        if !self.is_open && repeats > 0 {
+            self.shaper
+                .sent_already(Packets::tcp_syn(repeats, self.peer));
+        }
+    }
+}
+
+/// SYNs behind the first.
+const fn repeats(elapsed: Duration) -> u64 {
+    elapsed.as_secs()
 }
 
 impl Pacer for TcpPacer {
@@ -76,5 +128,36 @@ impl Pacer for TcpPacer {
                 bytes: received,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_does_not_come_about_is_counted() {
+        let shaper = Shaper::new();
+        let peer = "192.0.2.1:7443".parse().unwrap();
+        let mut knock = Knock::begin(&shaper, peer).await;
+        assert_eq!(shaper.traffic().sent, 60);
+        knock.began -= Duration::from_secs(3);
+        drop(knock);
+        assert_eq!(shaper.traffic().sent, 4 * 60);
+        Knock::begin(&shaper, peer).await.refused();
+        assert_eq!(
+            (shaper.traffic().sent, shaper.traffic().received),
+            (300, 40)
+        );
+        Knock::begin(&shaper, peer).await.open();
+        assert_eq!(shaper.traffic().sent, 360);
+        // what the connection's own counters say then includes the first packet
+        let pacer = TcpPacer::new(Arc::new(Shaper::new()), peer);
+        let stats = LinkStats {
+            tx_bytes: 112,
+            ..LinkStats::default()
+        };
+        pacer.observe(&stats);
+        assert_eq!(pacer.shaper.traffic().sent, 52);
     }
 }

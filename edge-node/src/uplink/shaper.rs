@@ -32,6 +32,9 @@ const IPV4_HEADER: u64 = 20;
 const IPV6_HEADER: u64 = 40;
 /// TCP's header with the time stamps that every system sends (RFC 7323).
 const TCP_HEADER: u64 = 32;
+/// A SYN with its options, and a RST without any: the header.
+const TCP_SYN: u64 = 40;
+const TCP_RST: u64 = 20;
 /// Largest packet on a link without jumbo frames.
 const PACKET: u64 = 1_500;
 /// So near to the fence datagrams leave one by one.
@@ -390,6 +393,24 @@ impl Packets {
             bytes: payload.saturating_add(count.saturating_mul(ip_header(peer.ip()) + TCP_HEADER)),
         }
     }
+
+    /// The first packets of TCP connections: with all options.
+    #[must_use]
+    pub fn tcp_syn(count: u64, peer: SocketAddr) -> Self {
+        Self {
+            count,
+            bytes: count.saturating_mul(ip_header(peer.ip()) + TCP_SYN),
+        }
+    }
+
+    /// The answer of a port at which nobody listens.
+    #[must_use]
+    pub fn tcp_rst(peer: SocketAddr) -> Self {
+        Self {
+            count: 1,
+            bytes: ip_header(peer.ip()) + TCP_RST,
+        }
+    }
 }
 
 /// On a socket for both versions an IPv4 address comes as `::ffff:192.0.2.1`; its packets are IPv4's.
@@ -430,6 +451,8 @@ mod tests {
             );
         }
         assert_eq!(Packets::tcp(2, 2_000, v4).bytes, 2_104);
+        assert_eq!(Packets::tcp_syn(2, v4).bytes, 120);
+        assert_eq!(Packets::tcp_rst(v6).bytes, 60);
     }
 
     fn gate(rate: Option<BitRate>, fence: u64) -> Gate {

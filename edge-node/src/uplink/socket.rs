@@ -10,6 +10,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -22,13 +23,24 @@ use super::shaper::{Packets, Shaper, Timer};
 pub struct ShapedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     shaper: Arc<Shaper>,
+    heard: AtomicU64,
 }
 
 impl ShapedSocket {
     /// Puts a shaper on a socket.
     #[must_use]
     pub fn new(inner: Arc<dyn AsyncUdpSocket>, shaper: Arc<Shaper>) -> Self {
-        Self { inner, shaper }
+        Self {
+            inner,
+            shaper,
+            heard: AtomicU64::new(0),
+        }
+    }
+
+    /// Datagrams that came.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// The same for a socket of the standard library, on tokio's runtime.
@@ -75,6 +87,7 @@ impl AsyncUdpSocket for ShapedSocket {
         for meta in meta.iter().take(count) {
             let packets = Packets::udp(meta.len, Some(meta.stride), meta.addr);
             self.shaper.received(packets);
+            self.heard.fetch_add(packets.count, Ordering::Relaxed);
         }
         Poll::Ready(Ok(count))
     }
