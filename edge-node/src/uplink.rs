@@ -340,7 +340,7 @@ impl Uplink {
             let path = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                path = self.roam.choose(&self.policies, &stats) => path,
+                path = self.roam.choose(&self.connector, &self.policies, &stats) => path,
             };
             let hint = tokio::select! {
                 biased;

@@ -171,6 +171,11 @@ impl Connector {
         self.outlets.len()
     }
 
+    /// Whether a path's address or interface is there at the moment.
+    pub(super) fn has_path(&self, path: usize) -> bool {
+        self.outlets.get(path).is_some_and(Outlet::is_there)
+    }
+
     /// From here on this path is used.
     pub(super) const fn take_path(&mut self, path: usize) {
         self.path = path;

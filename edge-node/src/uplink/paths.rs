@@ -11,7 +11,8 @@
 //! The order of the configuration is the order of preference. A path that its policy closes, or whose
 //! interface is gone, is not usable. A path that fails rests, twice as long each time; when all rest, the one
 //! that has rested most is dialled: a site never gives up. A path to which it moved and which failed at once
-//! must be good for longer before it is moved to again, so that a link that comes and goes costs little.
+//! must be good for longer before it is moved to again, so that a link that comes and goes costs little. A session
+//! says so once, however often its hub is not heard; what other paths come to meanwhile says nothing of its own.
 //!
 //! Plain code: it is told what happened and says what to do.
 
@@ -69,11 +70,21 @@ struct Path {
     settle: Duration,
 }
 
+/// The session that there is, also while another path is tried.
+#[derive(Debug, Clone, Copy)]
+struct Home {
+    path: usize,
+    since: Duration,
+    /// It said what its path is worth.
+    has_judged: bool,
+}
+
 /// Chooses among the paths of a site. Times are since any fixed origin.
 #[derive(Debug, Clone)]
 pub struct Paths {
     paths: Vec<Path>,
     state: State,
+    home: Option<Home>,
 }
 
 impl Paths {
@@ -93,6 +104,7 @@ impl Paths {
         Self {
             paths: vec![path; count],
             state: State::Idle,
+            home: None,
         }
     }
 
@@ -121,6 +133,11 @@ impl Paths {
     /// A session is open on the path.
     pub fn connected(&mut self, path: usize, now: Duration) {
         self.state = State::On { path, since: now };
+        self.home = Some(Home {
+            path,
+            since: now,
+            has_judged: false,
+        });
         if let Some(path) = self.paths.get_mut(path) {
             (path.good_since, path.is_probing) = (None, false);
         }
@@ -132,10 +149,12 @@ impl Paths {
 
     /// No session came about on the path, or the one on it is lost.
     pub fn failed(&mut self, path: usize, now: Duration) {
-        let lasted = match self.state {
-            State::On { path: on, since } if on == path => Some(now.saturating_sub(since)),
-            State::Idle | State::Dialling(_) | State::On { .. } => None,
-        };
+        let home = self.home.as_mut();
+        let unjudged = home.filter(|home| home.path == path && !home.has_judged);
+        let lasted = unjudged.map(|home| {
+            home.has_judged = true;
+            now.saturating_sub(home.since)
+        });
         if self.current() == Some(path) {
             self.state = State::Idle;
         }
@@ -155,11 +174,20 @@ impl Paths {
         path.good_since = None;
     }
 
+    /// The session on the path goes on: its hub is heard again, or no other path was better.
+    pub fn stays(&mut self, path: usize) {
+        if let Some(home) = self.home.filter(|home| home.path == path) {
+            let since = home.since;
+            self.state = State::On { path, since };
+        }
+    }
+
     /// The session ended in order, or the hub wanted it: the path is not to blame.
     pub fn ended(&mut self, path: usize) {
         if self.current() == Some(path) {
             self.state = State::Idle;
         }
+        self.home = self.home.filter(|home| home.path != path);
     }
 
     /// What a probe came to.
@@ -299,6 +327,34 @@ mod tests {
         assert_eq!(paths.poll(secs(131)), Some(Step::Move(WIFI)));
         paths.connected(WIFI, secs(132));
         assert_eq!(paths.poll_timeout(), None);
+    }
+
+    #[test]
+    fn what_others_come_to_says_nothing_of_the_sessions_path() {
+        let mut paths = Paths::new(3);
+        for dead in [0, 1] {
+            assert_eq!(paths.poll(secs(0)), Some(Step::Dial(dead)));
+            paths.failed(dead, secs(0));
+        }
+        assert_eq!(paths.poll(secs(0)), Some(Step::Dial(2)));
+        paths.connected(2, secs(0));
+        for now in [100, 102, 110, 130] {
+            paths.failed(2, secs(now));
+            while let Some(Step::Dial(path)) = paths.poll(secs(now)) {
+                if path == 2 {
+                    break;
+                }
+                paths.failed(path, secs(now));
+            }
+            paths.stays(2);
+            assert_eq!(paths.current(), Some(2));
+        }
+        assert_eq!(paths.paths[2].settle, SETTLE_MIN);
+        paths.failed(2, secs(140));
+        paths.connected(2, secs(150));
+        paths.failed(2, secs(155));
+        paths.failed(2, secs(157));
+        assert_eq!(paths.paths[2].settle, SETTLE_MIN * 2, "once a session");
     }
 
     #[test]

@@ -45,14 +45,19 @@ impl Roam {
     }
 
     /// The path to dial on, as soon as one may be used. A site with one path only waits for its policy.
-    pub(super) async fn choose(&self, policies: &Policies, stats: &UplinkStats) -> usize {
+    pub(super) async fn choose(
+        &self,
+        connector: &Connector,
+        policies: &Policies,
+        stats: &UplinkStats,
+    ) -> usize {
         if self.count == 1 {
             policies.allowed(0, stats).await;
             return 0;
         }
         loop {
             let now = self.now();
-            self.refresh(policies, now);
+            self.refresh(connector, policies, now);
             let step = self.lock().poll(now);
             match step {
                 Some(Step::Dial(path) | Step::Move(path)) => return path,
@@ -77,10 +82,21 @@ impl Roam {
         self.lock().ended(path);
     }
 
-    fn refresh(&self, policies: &Policies, now: Duration) {
+    /// A path may be used when its policy lets something leave and its address or interface is there; when none
+    /// is, any that its policy allows: the attempt says what is missing.
+    fn refresh(&self, connector: &Connector, policies: &Policies, now: Duration) {
+        let allowed: Vec<usize> = (0..self.count)
+            .filter(|path| !policies.decision(*path).is_stopped())
+            .collect();
+        let present: Vec<usize> = allowed
+            .iter()
+            .copied()
+            .filter(|path| connector.has_path(*path))
+            .collect();
+        let usable = if present.is_empty() { allowed } else { present };
         let mut paths = self.lock();
         for path in 0..self.count {
-            paths.set_usable(path, !policies.decision(path).is_stopped(), now);
+            paths.set_usable(path, usable.contains(&path), now);
         }
     }
 
@@ -98,24 +114,30 @@ impl Roam {
         }
         let hub = connection.remote_address();
         let mut silent_since = None;
+        let mut is_left = false;
         loop {
             tokio::time::sleep(LOOK).await;
             let now = self.now();
-            self.refresh(policies, now);
-            if silent.load(Ordering::Relaxed) {
+            self.refresh(connector, policies, now);
+            let is_silent = silent.load(Ordering::Relaxed);
+            if is_silent {
                 let since = *silent_since.get_or_insert(now);
-                if now >= since + FAIL_OVER {
-                    silent_since = None;
+                if !is_left && now >= since + FAIL_OVER {
+                    is_left = true;
                     self.lock().failed(current, now);
                 }
             } else {
                 silent_since = None;
+                if std::mem::take(&mut is_left) {
+                    self.lock().stays(current);
+                }
             }
             let step = self.lock().poll(now);
             match step {
                 // none is better than the one whose hub is not heard
                 Some(Step::Dial(path) | Step::Move(path)) if path == current => {
-                    self.lock().connected(current, now);
+                    (silent_since, is_left) = (None, false);
+                    self.lock().stays(current);
                 }
                 Some(Step::Dial(path) | Step::Move(path)) => {
                     info!(from = current, to = path, "Trying another path");
@@ -129,10 +151,12 @@ impl Roam {
                         }
                         Err(error) => {
                             debug!(path, %error, "Path does not work");
-                            let now = self.now();
                             let mut paths = self.lock();
-                            paths.failed(path, now);
-                            paths.connected(current, now);
+                            paths.failed(path, self.now());
+                            // while the hub is not heard the next one follows
+                            if !is_left {
+                                paths.stays(current);
+                            }
                         }
                     }
                 }
