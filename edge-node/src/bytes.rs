@@ -14,6 +14,8 @@ use shared::batch::estimate::{
 use shared::cli::{Output, Table, thousands};
 use shared::units::Span;
 
+use crate::config::LONGEST_DELAY;
+
 /// Most bytes of a recording, unpacked: all of it is held in memory.
 const MAX_RECORDING_BYTES: u64 = 1 << 30;
 
@@ -28,7 +30,7 @@ pub struct BytesArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// How long a record may wait for company; may be given several times
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = span, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = delay, allow_hyphen_values = true)]
     delay: Vec<Span>,
     /// Field of a JSON line that holds the time, such as `header.time`
     #[arg(long, value_name = "FIELD")]
@@ -69,6 +71,17 @@ fn span(text: &str) -> Result<Span, String> {
             error.to_string()
         }
     })
+}
+
+/// As long as `max_delay` may be.
+fn delay(text: &str) -> Result<Span, String> {
+    let delay = span(text)?;
+    if delay > LONGEST_DELAY {
+        return Err(format!(
+            "longer than max_delay may be; expected: 0s to {LONGEST_DELAY}"
+        ));
+    }
+    Ok(delay)
 }
 
 /// Reads the recording, runs every codec over it and back, and tells what came out.
@@ -222,6 +235,7 @@ mod tests {
         }
         for (option, value, range) in [
             ("--delay", "-1s", "0s or more"),
+            ("--delay", "100000d", "0s to 10m"),
             ("--interval", "-5ms", "0s or more"),
             ("--level", "-3", "1..=19"),
         ] {

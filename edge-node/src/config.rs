@@ -26,7 +26,7 @@ use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
 use shared::units::{ByteSize, Span};
 
 pub use access::{AccessConfig, UserConfig};
-pub use classes::ClassesConfig;
+pub use classes::{ClassesConfig, LONGEST_DELAY};
 pub use mqtt::{MqttConfig, MqttListener};
 pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
 pub use policy::hub_policy;

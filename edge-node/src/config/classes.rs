@@ -14,8 +14,8 @@ const DEFAULT_MIN_SHARE: u32 = 5;
 /// shares its packets.
 const DEFAULT_DELAYS: PerClass<Option<Span>> =
     PerClass::new([Some(Span::millis(0)), None, Some(Span::secs(1))]);
-/// Beyond this a record is old before it leaves.
-const LONGEST_DELAY: Span = Span::minutes(10);
+/// The longest `max_delay`: beyond it a record is old before it leaves.
+pub const LONGEST_DELAY: Span = Span::minutes(10);
 
 /// `[uplink.classes]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
