@@ -13,6 +13,7 @@
 //! status says so.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -200,8 +201,18 @@ struct Files {
     counts: PathBuf,
     hub_policy: PathBuf,
     config: Option<PathBuf>,
-    /// When the configuration was changed last, as far as it was read.
-    changed: Option<SystemTime>,
+    /// What tells the configuration from others, as far as it was read.
+    changed: Option<Stamp>,
+}
+
+/// Tells a file's contents apart, also from those of another file that took its place with an older date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    /// Seconds and nanoseconds of the last change of anything, which nobody can set.
+    changed: (i64, i64),
+    inode: u64,
+    len: u64,
 }
 
 impl Keeper {
@@ -421,7 +432,7 @@ impl Keeper {
         let Some(file) = self.files.config.clone() else {
             return;
         };
-        let changed = modified(&file);
+        let changed = stamp(&file);
         if changed == self.files.changed {
             return;
         }
@@ -454,7 +465,7 @@ impl Files {
         Self {
             counts: dir.join(COUNTS),
             hub_policy: dir.join(HUB_POLICY),
-            changed: config.file.as_deref().and_then(modified),
+            changed: config.file.as_deref().and_then(stamp),
             config: config.file.clone(),
         }
     }
@@ -553,10 +564,14 @@ fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
     std::fs::read(path).map(Some)
 }
 
-fn modified(file: &Path) -> Option<SystemTime> {
-    std::fs::metadata(file)
-        .and_then(|found| found.modified())
-        .ok()
+fn stamp(file: &Path) -> Option<Stamp> {
+    let found = std::fs::metadata(file).ok()?;
+    Some(Stamp {
+        modified: found.modified().ok()?,
+        changed: (found.ctime(), found.ctime_nsec()),
+        inode: found.ino(),
+        len: found.len(),
+    })
 }
 
 fn clocks(boot_id: u128) -> Clocks {

@@ -79,3 +79,19 @@ async fn a_pushed_policy_that_is_refused_is_told_until_another_is_taken() {
     keeper.publish(clocks(1));
     assert_eq!(policies.view().problems, Vec::<String>::new());
 }
+
+#[test]
+fn another_file_with_the_same_date_is_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (held, next) = (dir.path().join("edge.toml"), dir.path().join("next.toml"));
+    let date = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    for (file, text) in [(&held, "a = 1"), (&next, "a = 2")] {
+        std::fs::write(file, text).unwrap();
+        let opened = std::fs::File::options().write(true).open(file).unwrap();
+        opened.set_modified(date).unwrap();
+    }
+    let before = stamp(&held);
+    assert_eq!(stamp(&held), before);
+    std::fs::rename(&next, &held).unwrap();
+    assert!(before.is_some() && stamp(&held) != before);
+}
