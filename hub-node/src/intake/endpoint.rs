@@ -242,7 +242,11 @@ impl Intake {
             return IntakeStats::add(&self.stats.refused, 1);
         }
         let (intake, stop, remote) = (Arc::clone(self), stop.clone(), knock.remote);
-        connections.spawn(async move { intake.connection(knock.open(), remote, stop).await });
+        connections.spawn(async move {
+            if knock.speaks().await {
+                intake.connection(knock.open(), remote, stop).await;
+            }
+        });
     }
 
     async fn connection(
