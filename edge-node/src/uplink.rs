@@ -35,6 +35,7 @@ mod sendbuffer;
 pub mod shaper;
 pub mod socket;
 mod steward;
+mod thrift;
 mod traffic;
 mod vigil;
 mod watch;
@@ -358,6 +359,7 @@ impl Uplink {
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = self.connector.answered(), if hint.is_none() => {}
                 () = stop.cancelled() => break,
             }
         }

@@ -94,6 +94,34 @@ fn an_outage_costs_no_session_and_little_and_is_over_at_once() -> Result<()> {
     stage.judge(&ledger.acked(), LIMIT)?.check()
 }
 
+/// No session was ever there: what is sent to find a hub has a budget too, and the hub is found at once.
+#[test]
+#[ignore = "system test: make test-links"]
+fn a_hub_that_is_away_from_the_start_costs_little_and_is_found_at_once() -> Result<()> {
+    let (hub, site) = as_delivered();
+    let site = site.with("uplink.tcp_fallback", false);
+    let mut stage = Stage::prepare(Broker::shared().bootstrap(), &hub, &site)?;
+    stage.hub.start()?;
+    stage.link.cut();
+    stage.site.start()?;
+    let minute = Duration::from_secs(60);
+    wait::let_run(minute);
+    let (spent, _) = stage.link.bytes();
+    stage.link.heal();
+    let healed = Instant::now();
+    wait::until_true("a session", LIMIT, || metric(&stage, "connected") == 1.0)?;
+    let took = healed.elapsed();
+    seed::say(&format!(
+        "hub away for {minute:?} from the start: {spent} bytes sent, {took:?} until the session"
+    ));
+    ensure!(spent < 32_000, "{spent} bytes sent");
+    ensure!(
+        took < Duration::from_secs(2) + SLACK,
+        "found after {took:?}"
+    );
+    Ok(())
+}
+
 #[test]
 #[ignore = "system test: make test"]
 fn udp_that_is_blocked_in_the_middle_is_gone_around_and_come_back_to() -> Result<()> {

@@ -3,7 +3,8 @@
 //! QUIC repeats what is not answered ever more seldom, so that an attempt that began while the link was
 //! down would sleep on long after it is back. Fresh attempts are raced against it, and the first one on a
 //! slow link is not given up for them. Where UDP is blocked, none of them is ever answered: after
-//! [`UDP_PATIENCE`] TLS over TCP to the same host and port joins the race.
+//! [`UDP_PATIENCE`] TLS over TCP to the same host and port joins the race. What a race may cost while nothing is
+//! heard is in [`super::thrift`].
 
 use std::future::poll_fn;
 use std::io;
@@ -23,8 +24,10 @@ use shared::transport::{Connection, Lost, LostKind, NudgeHandle, QuicConnection}
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::Policies;
 use super::outlet::{Binding, Outlet, Udp};
-use super::{Policies, watch};
+use super::thrift::{Stance, Thrift};
+use super::watch::{self, Echoes};
 use crate::config::{Congestion, UplinkConfig};
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
@@ -41,8 +44,13 @@ const RACERS: usize = 3;
 const UDP_PATIENCE: Duration = Duration::from_secs(4);
 /// How long an attempt on another path may take, over each transport.
 const PATH_PATIENCE: Duration = Duration::from_secs(3);
-/// Between attempts over TCP within one race.
+/// Between attempts over TCP within one race, and when none was answered for long.
 const TCP_AGAIN: Duration = Duration::from_secs(5);
+const TCP_SELDOM: Duration = Duration::from_secs(60);
+/// Between looks at what a race costs.
+const RACE_LOOK: Duration = Duration::from_millis(250);
+/// QUIC repeats after three times this: long after an attempt that may not repeat anything is given up.
+const CAREFUL_RTT: Duration = Duration::from_secs(30);
 
 /// Why a hub was not reached.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +123,9 @@ pub(super) struct Connector {
     is_tcp_allowed: bool,
     /// Since when nothing was heard over UDP from the hub that is being dialled, over several races.
     unanswered: Mutex<Option<Instant>>,
+    origin: Instant,
+    /// What dialling may cost, for each path.
+    thrifts: Vec<Mutex<Thrift>>,
 }
 
 impl Connector {
@@ -136,7 +147,11 @@ impl Connector {
             // a machine without a network stack is seen at the start; a path may come later
             outlets[0].udp()?;
         }
+        let budget = config.outage_budget.bytes();
+        let thrift = |_: &Outlet| Mutex::new(Thrift::new(budget));
         Ok(Self {
+            thrifts: outlets.iter().map(thrift).collect(),
+            origin: Instant::now(),
             outlets,
             path: 0,
             hubs: config.hubs.clone(),
@@ -208,9 +223,17 @@ impl Connector {
         known: SocketAddr,
     ) -> Result<Connection, ConnectError> {
         let outlet = self.outlets.get(path).unwrap_or_else(|| self.outlet());
+        let udp = outlet.udp()?;
+        let (stance, _) = self.look_at_costs(path, &udp);
         let over_udp = async {
+            let is_dear = matches!(stance, Stance::Waits | Stance::Overdrawn);
+            if is_dear && !watch::answers(&udp, known).await {
+                let text = "no probe is answered".to_owned();
+                let address = known;
+                return Err(ConnectError::NoAnswer { address, text });
+            }
             let address = self.resolve_or(known).await?;
-            self.try_quic(outlet, self.hub(), address).await
+            self.try_quic(outlet, self.hub(), address, false).await
         };
         let failed = match self.within(PATH_PATIENCE, over_udp).await {
             Ok(connection) => return Ok(connection),
@@ -234,7 +257,8 @@ impl Connector {
     pub(super) async fn dial_quic(&self, known: SocketAddr) -> Result<Connection, ConnectError> {
         let attempt = async {
             let address = self.resolve_or(known).await?;
-            self.try_quic(self.outlet(), self.hub(), address).await
+            self.try_quic(self.outlet(), self.hub(), address, false)
+                .await
         };
         self.within(self.connect_timeout, attempt).await
     }
@@ -244,7 +268,7 @@ impl Connector {
         let hub = self.hubs.get(hub).unwrap_or_else(|| self.hub());
         let attempt = async {
             let address = self.resolve(hub).await?;
-            self.try_quic(self.outlet(), hub, address).await
+            self.try_quic(self.outlet(), hub, address, false).await
         };
         self.within(self.connect_timeout, attempt).await
     }
@@ -320,28 +344,85 @@ impl Connector {
 
     /// What the first of several attempts comes to; TCP counts only when it comes to something.
     async fn race(&self) -> Result<Connection, ConnectError> {
-        let mut racers = vec![Box::pin(self.try_hub())];
+        let udp = self.udp()?;
+        let address = self.resolve(self.hub()).await?;
+        let mut echoes = Echoes::new(&udp);
+        let mut racers = Vec::new();
         let mut over_tcp = Box::pin(self.tcp_in_time());
+        let (mut dial_at, mut probe_at) = (Instant::now(), Instant::now());
         loop {
-            // spread: thousands of sites may have lost the same hub
-            let wait = RACE_EVERY.mul_f64(rand::rng().random_range(0.75..1.25));
+            let now = Instant::now();
+            let (stance, probe_every) = self.look_at_costs(self.path, &udp);
+            match stance {
+                Stance::Overdrawn => racers.clear(),
+                Stance::Waits => {}
+                Stance::Free | Stance::Careful if now < dial_at => {}
+                Stance::Free | Stance::Careful => {
+                    if racers.len() == RACERS {
+                        drop(racers.remove(1));
+                    }
+                    racers.push(Box::pin(self.try_hub(stance)));
+                    // spread: thousands of sites may have lost the same hub
+                    dial_at = now + RACE_EVERY.mul_f64(rand::rng().random_range(0.75..1.25));
+                }
+            }
+            if stance != Stance::Free && now >= probe_at {
+                echoes.ask(address, None);
+                probe_at = now + probe_every;
+            }
             tokio::select! {
                 biased;
                 outcome = first_of(&mut racers) => return outcome,
                 connection = &mut over_tcp => return Ok(connection),
-                () = tokio::time::sleep(wait) => {}
+                // the link is back, and those under way sleep
+                _ = echoes.next() => {
+                    dial_at = Instant::now();
+                    *self.unanswered() = None;
+                }
+                () = tokio::time::sleep(RACE_LOOK) => {}
             }
-            if racers.len() == RACERS {
-                drop(racers.remove(1));
-            }
-            racers.push(Box::pin(self.try_hub()));
         }
     }
 
-    async fn try_hub(&self) -> Result<Connection, ConnectError> {
+    /// What dialling may cost from here on, and how often probes may be sent.
+    fn look_at_costs(&self, path: usize, udp: &Udp) -> (Stance, Duration) {
+        let now = self.origin.elapsed();
+        let path = path.min(self.outlets.len() - 1);
+        let mut thrift = self.thrifts[path]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let stance = thrift.observe(self.outlets[path].sent(), udp.heard(), now);
+        (stance, thrift.probe_every(now))
+    }
+
+    /// Ends when the hub whose turn it is answers a probe, after a race in which it was not heard: it need not be
+    /// waited for any longer.
+    pub(super) async fn answered(&self) {
+        let is_unanswered = self.unanswered().is_some();
+        let (Ok(udp), true) = (self.udp(), is_unanswered) else {
+            return std::future::pending().await;
+        };
+        let Ok(address) = self.resolve(self.hub()).await else {
+            return std::future::pending().await;
+        };
+        let mut echoes = Echoes::new(&udp);
+        loop {
+            let (_, probe_every) = self.look_at_costs(self.path, &udp);
+            echoes.ask(address, None);
+            if tokio::time::timeout(probe_every, echoes.next())
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    }
+
+    async fn try_hub(&self, stance: Stance) -> Result<Connection, ConnectError> {
         let hub = self.hub();
-        self.try_quic(self.outlet(), hub, self.resolve(hub).await?)
-            .await
+        let address = self.resolve(hub).await?;
+        let is_careful = stance == Stance::Careful;
+        self.try_quic(self.outlet(), hub, address, is_careful).await
     }
 
     /// A connection over TCP, once QUIC had its time; without end where there is none to be had.
@@ -361,7 +442,8 @@ impl Connector {
                 Ok(connection) => return connection,
                 Err(error) => debug!(%error, "No TCP either"),
             }
-            tokio::time::sleep(TCP_AGAIN).await;
+            let wait = (since.elapsed() / 2).clamp(TCP_AGAIN, TCP_SELDOM);
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -397,9 +479,13 @@ impl Connector {
         outlet: &Outlet,
         hub: &HostPort,
         address: SocketAddr,
+        is_careful: bool,
     ) -> Result<Connection, ConnectError> {
         self.refresh_certificates();
-        let (transport, nudge) = self.transport(outlet.limit());
+        let (mut transport, nudge) = self.transport(outlet.limit());
+        if is_careful {
+            transport.initial_rtt(CAREFUL_RTT);
+        }
         let mut config = ClientConfig::new(self.tls.config());
         config.transport_config(Arc::new(transport));
         let endpoint = outlet.udp()?.endpoint;

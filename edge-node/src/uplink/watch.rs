@@ -238,7 +238,7 @@ pub(super) async fn answers(udp: &Udp, hub: SocketAddr) -> bool {
 }
 
 /// Questions asked and the answers to them.
-struct Echoes<'a> {
+pub(super) struct Echoes<'a> {
     udp: &'a Udp,
     heard: broadcast::Receiver<Heard>,
     /// With the place of the hub among the others, if it is one of them.
@@ -246,7 +246,7 @@ struct Echoes<'a> {
 }
 
 impl<'a> Echoes<'a> {
-    fn new(udp: &'a Udp) -> Self {
+    pub(super) fn new(udp: &'a Udp) -> Self {
         Self {
             udp,
             heard: udp.socket.echoes(),
@@ -254,7 +254,7 @@ impl<'a> Echoes<'a> {
         }
     }
 
-    fn ask(&mut self, hub: SocketAddr, other: Option<usize>) {
+    pub(super) fn ask(&mut self, hub: SocketAddr, other: Option<usize>) {
         let token = rand::random();
         if self.tokens.len() == MAX_TOKENS {
             self.tokens.pop_front();
@@ -274,7 +274,7 @@ impl<'a> Echoes<'a> {
     }
 
     /// Who answered next, and as which process. Cancel-safe.
-    async fn next(&mut self) -> (Option<usize>, u32) {
+    pub(super) async fn next(&mut self) -> (Option<usize>, u32) {
         loop {
             match self.heard.recv().await {
                 Ok(Heard { echo, .. }) => {
