@@ -20,6 +20,7 @@ use shared::transport::{Connection, ControlRecv, ControlSend, DataStreamIn, Read
 use shared::wire::{
     Anchor, Checkpoint as WireCheckpoint, Code, DataContent, GAP_OTHER_TRACK, Handle, LogEntry,
     LogReply, MAX_OFFSET,
+};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;

@@ -247,7 +247,7 @@ async fn a_higher_priority_overtakes_what_is_on_its_way(kind: TransportKind) {
         let reads =
             (0..2).map(|_| async { pair.hub.accept_data().await.unwrap().read(MAX_LEN).await });
         let mut reads: Vec<_> = reads.map(Box::pin).collect();
-        std::future::poll_fn(|context| {
+        poll_fn(|context| {
             reads.retain_mut(|read| match read.as_mut().poll(context) {
                 std::task::Poll::Ready(bytes) => {
                     let len = bytes.unwrap().len();
