@@ -92,10 +92,11 @@ impl Row {
     }
 }
 
+/// Many goals are about 1: below 2 with three digits after the point.
 fn number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
-    } else if value.abs() >= 1.0 {
+    } else if value.abs() >= 2.0 {
         format!("{value:.1}")
     } else {
         format!("{value:.3}")
@@ -172,4 +173,31 @@ fn tables(folder: &Path) -> Result<String> {
         all.push('\n');
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn a_figure_next_to_its_goal_is_told_from_it() {
+        let cases = [
+            (0.0, "0.000"),
+            (0.107_759, "0.108"),
+            (0.9984, "0.998"),
+            (1.007_168_75, "1.007"),
+            (1.033_336, "1.033"),
+            (1.044_063, "1.044"),
+            (1.9994, "1.999"),
+            (-1.5, "-1.500"),
+            (2.0, "2.0"),
+            (17.758_616, "17.8"),
+            (99.94, "99.9"),
+            (100.0, "100"),
+            (542_690.132, "542690"),
+        ];
+        for (value, written) in cases {
+            assert_eq!(number(value), written, "{value}");
+        }
+    }
 }

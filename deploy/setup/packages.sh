@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(g++ make pkg-config libclang-dev libssl-dev zlib1g-dev ccache)
 if [[ ${1:-build} == test ]]; then
-  packages+=(curl kcat faketime python3 python3-venv iproute2 iperf3 iputils-ping)
+  packages+=(curl kcat mosquitto-clients faketime python3 python3-venv iproute2 iperf3 iputils-ping)
   packages+=(openjdk-17-jdk-headless maven)
   # a toolchain from elsewhere is as good
   command -v go >/dev/null || packages+=(golang-go)
