@@ -22,6 +22,8 @@ use self::files::{Files, SUFFIX};
 
 /// States of one log.
 const PER_LOG: usize = 2;
+/// What a state in memory takes beyond its bytes: its place in the maps, and the pages around it.
+const STATE_OVERHEAD: usize = 6 << 10;
 /// `KDGS`, then the codec, the position and the state, which carries its own checksum.
 const MAGIC: [u8; 4] = *b"KDGS";
 const HEAD_LEN: usize = MAGIC.len() + 1 + 8;
@@ -156,7 +158,7 @@ impl CodecStates {
         (name.len() <= 255).then_some((directory, name))
     }
 
-    /// Bytes of saved states in memory.
+    /// Bytes that saved states take in memory.
     #[must_use]
     pub fn saved_bytes(&self) -> usize {
         self.lock().bytes
@@ -172,7 +174,7 @@ impl CodecStates {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the codecs of open sessions.
+    /// Bytes that the codecs of open sessions take.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.live.load(Ordering::Relaxed)
@@ -253,7 +255,8 @@ impl Shelf {
 }
 
 fn bytes_of(states: &[Saved]) -> usize {
-    states.iter().map(|saved| saved.state.len()).sum()
+    let held = |saved: &Saved| saved.state.len() + STATE_OVERHEAD;
+    states.iter().map(held).sum()
 }
 
 /// With this one in front.
@@ -327,6 +330,11 @@ mod tests {
         }
     }
 
+    /// What so many states of so many bytes together take.
+    fn held(count: usize, bytes: usize) -> usize {
+        count * STATE_OVERHEAD + bytes
+    }
+
     fn agreed(states: &CodecStates, site: &str, positions: &[u64]) -> Option<(u8, u64)> {
         let anchors: Vec<Anchor> = positions
             .iter()
@@ -351,26 +359,26 @@ mod tests {
 
     #[test]
     fn the_two_newest_states_of_a_log_are_known_to_its_site_only() {
-        let states = CodecStates::new(1_000, 0, None, 1 << 20);
+        let states = CodecStates::new(held(3, 1_000), 0, None, 1 << 20);
         for position in [1, 2, 3] {
             states.keep(&key("a"), saved(position, 100));
         }
         assert_eq!(agreed(&states, "a", &[9, 2, 3]), Some((2, 2)));
         assert_eq!(agreed(&states, "a", &[1]), None, "the third");
         assert_eq!(agreed(&states, "b", &[3]), None, "another site's");
-        assert_eq!(states.saved_bytes(), 200);
+        assert_eq!(states.saved_bytes(), held(2, 200));
     }
 
     #[test]
     fn at_the_limit_the_least_recently_used_goes() {
-        let states = CodecStates::new(250, 0, None, 1 << 20);
+        let states = CodecStates::new(held(2, 250), 0, None, 1 << 20);
         states.keep(&key("a"), saved(1, 100));
         states.keep(&key("b"), saved(2, 100));
         assert!(agreed(&states, "a", &[1]).is_some());
         states.keep(&key("c"), saved(3, 100));
         assert_eq!(agreed(&states, "b", &[2]), None);
         assert!(agreed(&states, "a", &[1]).is_some());
-        assert_eq!(states.saved_bytes(), 200);
+        assert_eq!(states.saved_bytes(), held(2, 200));
     }
 
     #[test]
@@ -392,23 +400,23 @@ mod tests {
 
     #[test]
     fn saved_states_take_what_codecs_in_use_leave() {
-        let states = CodecStates::new(1_000, 1_000, None, 1 << 20);
+        let states = CodecStates::new(held(2, 1_000), 1_000, None, 1 << 20);
         states.keep(&key("a"), saved(1, 300));
         states.keep(&key("b"), saved(2, 300));
         states.account(0, 500);
         states.keep(&key("c"), saved(3, 100));
         assert_eq!(agreed(&states, "a", &[1]), None);
         assert!(agreed(&states, "b", &[2]).is_some());
-        assert_eq!(states.saved_bytes(), 400);
+        assert_eq!(states.saved_bytes(), held(2, 400));
         assert!(states.has_room());
     }
 
     #[test]
     fn a_directory_that_takes_nothing_leaves_them_in_memory() {
-        let states = CodecStates::new(1_000, 0, Some(PathBuf::from("/proc/nowhere")), 1 << 20);
+        let states = CodecStates::new(held(1, 1_000), 0, Some(PathBuf::from("/proc/nowhere")), 1 << 20);
         states.keep(&key("a"), saved(1, 100));
         assert!(agreed(&states, "a", &[1]).is_some());
-        assert_eq!(states.saved_bytes(), 100);
+        assert_eq!(states.saved_bytes(), held(1, 100));
     }
 
     #[test]
