@@ -46,8 +46,8 @@ const PARTS: [usize; 12] = [17, 13, 6, 3, 2, 8, 4, 4, 3, 2, 1, 1];
 
 impl State {
     pub(super) fn new(limits: ChainLimits) -> Self {
-        // sixty-fourths of the whole; the weights take four more
-        let part = limits.state_bytes.max(256 << 10) as usize / 64;
+        // sixty-eighths of the whole; the weights take four
+        let part = limits.state_bytes.max(256 << 10) as usize / 68;
         let [
             counters,
             memo,
