@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::class::{Class, ClassRules, PerClass};
-use shared::ids::{Incarnation, Offset};
+use shared::ids::{Incarnation, Offset, Track};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::units::BitRate;
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::Policies;
 use super::live::{self, Backlogs};
 use super::sendbuffer::SendBuffer;
-use super::worker::{Done, Job, Worker};
+use super::worker::{Done, Job, Worker, handle_of};
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::Store;
@@ -449,7 +449,10 @@ impl Session {
             };
             let backlogs = &self.settings.backlogs;
             let is_behind = backlogs.observe(log.id, range.acked, range.end, now);
-            if is_behind && range.tracks.split.is_none() {
+            // a track that the hub does not take would keep them for good
+            let takes_both =
+                Track::BOTH.map(|track| self.sender.is_taken(handle_of(log.id, track)));
+            if is_behind && takes_both == [true; 2] && range.tracks.split.is_none() {
                 self.submit(Job::Split { partition: log.id });
             }
         }

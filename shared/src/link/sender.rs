@@ -514,6 +514,20 @@ impl Sender {
         self.logs.get(&handle).map(|log| &log.log)
     }
 
+    /// The hub has said that it takes this log.
+    #[must_use]
+    pub fn is_taken(&self, handle: Handle) -> bool {
+        let phase = self.logs.get(&handle).map(|log| log.phase);
+        phase.is_some_and(|phase| match phase {
+            Phase::Undeclared | Phase::Declared | Phase::Denied => false,
+            Phase::Checking(_)
+            | Phase::Ready
+            | Phase::Reading { .. }
+            | Phase::Trimmed
+            | Phase::Parked => true,
+        })
+    }
+
     fn fail(&mut self, code: Code, text: String) {
         self.close(code, None, &text);
     }
