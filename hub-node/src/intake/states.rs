@@ -413,7 +413,12 @@ mod tests {
 
     #[test]
     fn a_directory_that_takes_nothing_leaves_them_in_memory() {
-        let states = CodecStates::new(held(1, 1_000), 0, Some(PathBuf::from("/proc/nowhere")), 1 << 20);
+        let states = CodecStates::new(
+            held(1, 1_000),
+            0,
+            Some(PathBuf::from("/proc/nowhere")),
+            1 << 20,
+        );
         states.keep(&key("a"), saved(1, 100));
         assert!(agreed(&states, "a", &[1]).is_some());
         assert_eq!(states.saved_bytes(), held(1, 100));

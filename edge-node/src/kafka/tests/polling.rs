@@ -188,6 +188,17 @@ fn base(records: &Bytes) -> i64 {
     i64::from_be_bytes(*records.first_chunk().unwrap())
 }
 
+/// A client that has fetched the first two of ten batches, so that the next is read ahead; and the bytes of one.
+async fn catching_up(node: &Node) -> (Client, i32) {
+    let one = ten_batches(node).await;
+    let mut client = node.client().await;
+    for offset in [0, 1] {
+        client.send_fetch_of(1, offset, (1, one), 0).await;
+        assert_eq!(base(&client.fetched_records().await.2), offset);
+    }
+    (client, one)
+}
+
 #[tokio::test]
 async fn who_catches_up_gets_every_batch_once_and_the_next_is_read_ahead() {
     let node = node(|config, _| config.ahead_kept = LIMIT).await;
@@ -210,12 +221,7 @@ async fn who_catches_up_gets_every_batch_once_and_the_next_is_read_ahead() {
 #[tokio::test]
 async fn what_was_read_ahead_in_vain_is_given_back_and_not_sent() {
     let node = node(|_, _| {}).await;
-    let one = ten_batches(&node).await;
-    let mut client = node.client().await;
-    for offset in [0, 1] {
-        client.send_fetch_of(1, offset, (1, one), 0).await;
-        assert_eq!(base(&client.fetched_records().await.2), offset);
-    }
+    let (mut client, one) = catching_up(&node).await;
     // elsewhere than it was expected
     client.send_fetch_of(2, 7, (1, one), 0).await;
     assert_eq!(base(&client.fetched_records().await.2), 7);
@@ -240,12 +246,7 @@ async fn what_was_read_ahead_in_vain_is_given_back_and_not_sent() {
 #[tokio::test]
 async fn what_is_deleted_is_not_sent_although_it_was_read_ahead() {
     let node = node(|_, _| {}).await;
-    let one = ten_batches(&node).await;
-    let mut client = node.client().await;
-    for offset in [0, 1] {
-        client.send_fetch_of(1, offset, (1, one), 0).await;
-        assert_eq!(base(&client.fetched_records().await.2), offset);
-    }
+    let (mut client, one) = catching_up(&node).await;
     let fetches = || node.store.fetches.load(Ordering::Relaxed);
     until("the next is read", || fetches() == 3).await;
     let id = node.ingest.topics()[0].partitions[0];
