@@ -76,6 +76,30 @@ fn a_configured_rate_holds_over_every_ten_seconds() -> Result<()> {
 
 #[test]
 #[ignore = "system test: make test-links"]
+fn a_rate_down_slows_what_is_answered() -> Result<()> {
+    const DOWN: u64 = 16_000 / 8;
+    let site = Settings::default().with("policy.rate_down", "16kbit");
+    let stage = Stage::start_with(Broker::shared(), &Settings::default(), &site)?;
+    let topic = stage.topic("answers");
+    write(&stage, &topic, 60_000)?;
+    wait::until_true("records leave", LIMIT, || stage.link.bytes().0 > 200_000)?;
+    // what came before the first answers were too many
+    wait::let_run(WINDOW);
+    let (began, before) = (Instant::now(), stage.link.bytes());
+    wait::let_run(Duration::from_secs(20));
+    let (after, elapsed) = (stage.link.bytes(), began.elapsed().as_secs_f64());
+    let (up, down) = (after.0 - before.0, after.1 - before.1);
+    let share = down as f64 / (elapsed * DOWN as f64);
+    seed::say(&format!(
+        "16 kbit/s down: {share:.2} of it used, {up} bytes up, {down} down"
+    ));
+    ensure!(share < 1.05, "{down} bytes in {elapsed} s");
+    ensure!(share > 0.7, "it goes on as far as that: {up} bytes up");
+    Ok(())
+}
+
+#[test]
+#[ignore = "system test: make test-links"]
 fn an_allowance_is_never_exceeded_and_outlives_kills() -> Result<()> {
     const ALL: u64 = 1_500_000;
     let site = Settings::default()

@@ -319,7 +319,8 @@ impl Keeper {
             }
         }
         for (path, shaper) in self.shapers.iter().enumerate() {
-            shaper.set_rate(self.steward.decide(path, now.wall_ms).rate_up);
+            let decision = self.steward.decide(path, now.wall_ms);
+            shaper.set_rates(decision.rate_up, decision.rate_down);
             shaper.set_fence(self.steward.fence(path, now.wall_ms));
         }
         self.publish(now)

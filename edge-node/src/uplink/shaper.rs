@@ -4,7 +4,9 @@
 //! One [`Shaper`] a path, shared by every socket of it: the sessions, the attempts that race them, the
 //! handshakes and the TCP fallback. So whatever leaves is counted and paced once, where it leaves.
 //!
-//! - The *rate* delays: see [`shared::pace`].
+//! - The *rate* up delays: see [`shared::pace`].
+//! - The *rate* down does so too: what comes in answers what left, so that a site that sends more slowly is
+//!   answered more slowly. Whatever came is made up for, up to [`MOST_OWED`].
 //! - The *fence* holds: bytes of both directions up to which datagrams may leave. It lies no further than
 //!   what was written to disk beforehand (see [`super::meter`]) and than what an allowance still gives. What
 //!   comes in can't be held and moves up to the fence, too.
@@ -37,6 +39,10 @@ const TCP_SYN: u64 = 40;
 const TCP_RST: u64 = 20;
 /// Largest packet on a link without jumbo frames.
 const PACKET: u64 = 1_500;
+/// What came in beyond the rate down is made up for so long at the most, and meanwhile something leaves so often at
+/// the least: acknowledgements are among it.
+const MOST_OWED: Duration = Duration::from_secs(10);
+const LONGEST_HOLD: Duration = Duration::from_secs(1);
 /// So near to the fence datagrams leave one by one.
 const LAST_STEPS: u64 = 64 << 10;
 /// Connections that wait for the fence. They try again by themselves should there be more.
@@ -109,6 +115,8 @@ enum Leave {
 #[derive(Debug)]
 struct Gate {
     pace: Pace,
+    down: Pace,
+    left_at: Duration,
     traffic: Traffic,
     fence: u64,
     /// Half the way to the fence: whoever moves it is told, so that nobody has to stand at it.
@@ -141,10 +149,12 @@ impl Gate {
     fn may_leave(&self, now: Duration) -> Leave {
         if self.room() < PACKET {
             Leave::Held
-        } else if self.pace.is_ready(now) {
-            Leave::Now
         } else {
-            Leave::At(self.pace.ready_at())
+            let answered = self.down.ready_at().min(self.left_at + LONGEST_HOLD);
+            match self.pace.ready_at().max(answered) {
+                at if at > now => Leave::At(at),
+                _ => Leave::Now,
+            }
         }
     }
 
@@ -158,11 +168,15 @@ impl Gate {
 
     fn sent(&mut self, packets: Packets, now: Duration) {
         self.pace.sent(packets.bytes, now);
+        self.left_at = now;
         self.traffic.sent = self.traffic.sent.saturating_add(packets.bytes);
         self.traffic.sent_packets = self.traffic.sent_packets.saturating_add(packets.count);
     }
 
-    const fn received(&mut self, packets: Packets) {
+    fn received(&mut self, packets: Packets, now: Duration) {
+        if self.down.ready_at() < now.saturating_add(MOST_OWED) {
+            self.down.sent(packets.bytes, now);
+        }
         self.traffic.received = self.traffic.received.saturating_add(packets.bytes);
         self.traffic.received_packets = self.traffic.received_packets.saturating_add(packets.count);
     }
@@ -186,6 +200,8 @@ impl Shaper {
             state: Mutex::new(State {
                 gate: Gate {
                     pace: Pace::new(None),
+                    down: Pace::new(None),
+                    left_at: Duration::ZERO,
                     traffic: Traffic::default(),
                     fence: u64::MAX,
                     early: u64::MAX,
@@ -206,24 +222,25 @@ impl Shaper {
         self.origin.elapsed()
     }
 
-    /// Changes the rate; holds from the next datagram on.
-    pub fn set_rate(&self, rate: Option<BitRate>) {
-        self.limit
-            .set(rate.map_or(u64::MAX, BitRate::bytes_per_sec));
+    /// Changes the rates up and down; hold from the next datagram on.
+    pub fn set_rates(&self, up: Option<BitRate>, down: Option<BitRate>) {
+        self.limit.set(up.map_or(u64::MAX, BitRate::bytes_per_sec));
         let now = self.now();
-        let mut state = self.lock();
-        if state.gate.pace.rate() != rate {
-            state.gate.pace.set_rate(rate, now);
+        let gate = &mut self.lock().gate;
+        for (pace, rate) in [(&mut gate.pace, up), (&mut gate.down, down)] {
+            if pace.rate() != rate {
+                pace.set_rate(rate, now);
+            }
         }
     }
 
-    /// The rate as it changes, for the congestion controllers of this path.
+    /// The rate up as it changes, for the congestion controllers of this path.
     #[must_use]
     pub fn limit(&self) -> RateLimit {
         self.limit.clone()
     }
 
-    /// The rate that is set.
+    /// The rate up that is set.
     #[must_use]
     pub fn rate(&self) -> Option<BitRate> {
         self.lock().gate.pace.rate()
@@ -292,7 +309,8 @@ impl Shaper {
 
     /// Counts what came in.
     pub fn received(&self, packets: Packets) {
-        self.lock().gate.received(packets);
+        let now = self.now();
+        self.lock().gate.received(packets, now);
     }
 
     /// Counts what the system sent on its own, as TCP's repetitions are; it can't be held any more, but what
@@ -458,6 +476,8 @@ mod tests {
     fn gate(rate: Option<BitRate>, fence: u64) -> Gate {
         Gate {
             pace: Pace::new(rate),
+            down: Pace::new(None),
+            left_at: Duration::ZERO,
             traffic: Traffic::default(),
             fence,
             early: u64::MAX,
@@ -480,12 +500,54 @@ mod tests {
         assert_eq!(gate.traffic.sent_packets * 1_250, sent);
     }
 
+    fn answered(rate_down: BitRate) -> Gate {
+        let mut gate = gate(None, u64::MAX);
+        gate.down.set_rate(Some(rate_down), Duration::ZERO);
+        gate
+    }
+
+    #[test]
+    fn what_leaves_waits_for_what_its_answers_take() {
+        let mut gate = answered(BitRate::kbit(100));
+        let mut now = Duration::ZERO;
+        while now < Duration::from_secs(100) {
+            match gate.may_leave(now) {
+                Leave::Now => {
+                    assert!(gate.take(packet(1_250), now));
+                    gate.received(packet(125), now);
+                }
+                Leave::At(at) => now = at,
+                Leave::Held => panic!("no fence"),
+            }
+        }
+        let received = gate.traffic.received;
+        assert!((1_240_000..=1_275_000).contains(&received), "{received}");
+    }
+
+    #[test]
+    fn what_nobody_asked_for_does_not_shut_the_path() {
+        let mut gate = answered(BitRate::kbit(10));
+        for _ in 0..10_000 {
+            gate.received(packet(1_250), Duration::ZERO);
+        }
+        let (mut now, mut left) = (Duration::ZERO, 0);
+        while gate.down.ready_at() > now {
+            match gate.may_leave(now) {
+                Leave::Now => left += u32::from(gate.take(packet(60), now)),
+                Leave::At(at) => now = at,
+                Leave::Held => panic!("no fence"),
+            }
+        }
+        assert!(now < Duration::from_secs(13), "{now:?}");
+        assert!(left >= 9, "{left}");
+    }
+
     #[test]
     fn what_comes_in_moves_up_to_the_fence_too() {
         let mut gate = gate(None, 5_000);
         assert_eq!(gate.max_segments(), 1);
         assert!(gate.take(packet(1_500), Duration::ZERO));
-        gate.received(packet(2_500));
+        gate.received(packet(2_500), Duration::ZERO);
         assert_eq!(gate.may_leave(Duration::ZERO), Leave::Held);
         assert!(!gate.take(packet(60), Duration::ZERO));
         assert_eq!(gate.traffic.bytes(), 4_000);
@@ -527,7 +589,7 @@ mod tests {
     #[tokio::test]
     async fn a_rate_is_waited_for() {
         let shaper = Shaper::new();
-        shaper.set_rate(Some(BitRate::mbit(1)));
+        shaper.set_rates(Some(BitRate::mbit(1)), None);
         for _ in 0..8 {
             shaper.admit(packet(1_250)).await;
         }

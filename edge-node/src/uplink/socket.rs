@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn what_leaves_is_counted_paced_and_arrives() {
         let shaper = Arc::new(Shaper::new());
-        shaper.set_rate(Some(BitRate::mbit(2)));
+        shaper.set_rates(Some(BitRate::mbit(2)), None);
         let receiver = local();
         receiver.set_nonblocking(true).unwrap();
         let destination = receiver.local_addr().unwrap();
