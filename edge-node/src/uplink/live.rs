@@ -1,7 +1,7 @@
 //! What the link is told of logs and their tracks, and when new records of a topic with `live_first` are to pass its
 //! backlog. No I/O but the store's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use crate::store::{PartitionId, Store};
 /// Records that the hub lacks for so long are a backlog. It is longer than what a healthy link takes for a batch,
 /// and the order between two tracks is not given up for less.
 const BEHIND: Duration = Duration::from_secs(10);
+/// Ends of a log that are remembered; an even number.
+const MAX_ENDS: usize = 32;
 
 /// Tells the sender of new logs and of those that grew.
 pub(super) fn tell_logs(
@@ -57,7 +59,8 @@ pub(super) fn tell_logs(
 pub(super) struct Backlogs(Arc<Mutex<HashMap<PartitionId, Backlog>>>);
 
 impl Backlogs {
-    /// The hub lacks `acked..end`. True when the oldest of it has waited too long.
+    /// The hub lacks `acked..end`. True when the oldest of it has waited too long and records get through again: what
+    /// comes before that waits for the link and not for a backlog, and belongs to it.
     pub(super) fn observe(
         &self,
         partition: PartitionId,
@@ -75,29 +78,38 @@ impl Backlogs {
 }
 
 /// One log's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Backlog {
-    /// When the hub had everything.
-    even_at: Option<Duration>,
-    /// The log's end at some time, which the hub has not come to since. What another process left is of no
-    /// known age.
-    mark: Option<(Offset, Option<Duration>)>,
+    /// What the hub had when it was looked at last, and when that was.
+    acked: Option<Offset>,
+    looked_at: Option<Duration>,
+    /// The log's ends that the hub has not come to, and since when what lies before each may be there: since the look
+    /// before the one that saw it. What was there at the first look is of no known age.
+    ends: VecDeque<(Offset, Option<Duration>)>,
 }
 
 impl Backlog {
     fn observe(&mut self, acked: Offset, end: Offset, now: Duration) -> bool {
-        if acked >= end {
-            (self.even_at, self.mark) = (Some(now), None);
-            return false;
+        let before = self.acked.replace(acked);
+        let is_moving = before.is_some_and(|before| acked > before);
+        let since = self.looked_at.replace(now);
+        if self.ends.back().is_none_or(|(last, _)| end > *last) {
+            self.ends.push_back((end, since));
         }
-        let since = match (self.mark, self.even_at) {
-            (Some((upto, since)), _) if acked < upto => since,
-            (Some(_), _) => Some(now),
-            (None, even_at) => even_at,
-        };
-        let upto = self.mark.filter(|(upto, _)| acked < *upto);
-        self.mark = Some((upto.map_or(end, |(upto, _)| upto), since));
-        since.is_none_or(|since| now.saturating_sub(since) >= BEHIND)
+        while self.ends.front().is_some_and(|(end, _)| *end <= acked) {
+            self.ends.pop_front();
+        }
+        if self.ends.len() >= MAX_ENDS {
+            // what lies before one that is left out counts as younger than it is
+            let mut place = 0;
+            self.ends.retain(|_| {
+                place += 1;
+                place == 1 || place % 2 == 0
+            });
+        }
+        let is_old =
+            |since: Option<Duration>| since.is_none_or(|since| now.saturating_sub(since) >= BEHIND);
+        is_moving && self.ends.front().is_some_and(|(_, since)| is_old(*since))
     }
 }
 
