@@ -18,8 +18,10 @@ use tokio::time::Instant;
 
 use super::shaper::{Packets, Shaper, Timer};
 
-/// Payload of a full segment, with time stamps.
-const SEGMENT: usize = 1_388;
+/// Payload of a full segment, with time stamps; and what is written for each, so that it fits with what TLS puts
+/// around it.
+const SEGMENT: usize = 1_448;
+const PIECE: usize = 1_388;
 
 /// Holds one TCP connection back.
 #[derive(Debug)]
@@ -99,7 +101,7 @@ impl Pacer for TcpPacer {
     }
 
     fn most(&self) -> usize {
-        self.shaper.max_segments().saturating_mul(SEGMENT)
+        self.shaper.max_segments().saturating_mul(PIECE)
     }
 
     fn sent(&self, bytes: usize) {
@@ -133,7 +135,21 @@ impl Pacer for TcpPacer {
 
 #[cfg(test)]
 mod tests {
+    use shared::units::BitRate;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_at_once_is_counted_as_the_segments_that_it_takes() {
+        let peer = "192.0.2.1:7443".parse().unwrap();
+        let shaper = Arc::new(Shaper::new());
+        shaper.set_rates(Some(BitRate::kbit(256)), None);
+        let pacer = TcpPacer::new(Arc::clone(&shaper), peer);
+        let tls_record = 22;
+        assert_eq!(pacer.most(), PIECE, "one at a slow rate");
+        pacer.sent(pacer.most() + tls_record);
+        assert_eq!(shaper.traffic().sent, (PIECE + tls_record) as u64 + 52);
+    }
 
     #[tokio::test]
     async fn a_connection_that_does_not_come_about_is_counted() {
