@@ -97,7 +97,7 @@ pub struct UplinkStats {
     pub attempts: AtomicU64,
     /// The session, or why there is none.
     state: Mutex<LinkState>,
-    /// Bytes of data streams, encoded.
+    /// Bytes of data streams that the hub has, encoded.
     pub payload_bytes: AtomicU64,
     /// The same before encoding, as charged to the hub's credit.
     pub raw_bytes: AtomicU64,

@@ -154,7 +154,7 @@ struct Session {
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
     /// Those of data streams end with the stream's class and length, once the transport has delivered it.
-    tasks: JoinSet<Option<(Class, u64)>>,
+    tasks: JoinSet<Option<(Class, u64, u64)>>,
     store: Arc<dyn Store>,
     worker: Worker,
     settings: SessionSettings,
@@ -205,7 +205,9 @@ impl Session {
                     Err(seen) => break lost(self.connection.closed(), seen).await,
                 },
                 Some(finished) = self.tasks.join_next() => {
-                    if let Ok(Some((class, bytes))) = finished {
+                    if let Ok(Some((class, bytes, raw))) = finished {
+                        self.stats.payload_bytes.fetch_add(bytes, Ordering::Relaxed);
+                        self.stats.raw_bytes.fetch_add(raw, Ordering::Relaxed);
                         self.buffer.observe_delivered(bytes);
                         self.sender.handle_delivered(class, bytes);
                     }
@@ -379,12 +381,8 @@ impl Session {
 
     /// Sends each batch in a stream of its own. What waits here is bounded by the sender's budget.
     fn send(&mut self, stream: DataStream) {
-        let (class, sent) = (stream.class, stream.len());
-        self.stats.payload_bytes.fetch_add(sent, Ordering::Relaxed);
-        self.stats
-            .raw_bytes
-            .fetch_add(stream.header.charge(), Ordering::Relaxed);
-        self.buffer.observe_batch(stream.header.charge(), sent);
+        let (class, sent, raw) = (stream.class, stream.len(), stream.header.charge());
+        self.buffer.observe_batch(raw, sent);
         if let Some(log) = self.sender.log(stream.header.handle) {
             self.stats.traffic.sent(&log.topic, &stream);
         }
@@ -395,7 +393,7 @@ impl Session {
             if let Err(error) = sending.await {
                 debug!(%error, "Data stream ended early");
             }
-            Some((class, sent))
+            Some((class, sent, raw))
         });
     }
 
@@ -539,7 +537,7 @@ async fn sleep_until(at: Option<Instant>) {
 async fn write_control(
     mut send: ControlSend,
     mut queue: mpsc::Receiver<Bytes>,
-) -> Option<(Class, u64)> {
+) -> Option<(Class, u64, u64)> {
     while let Some(bytes) = queue.recv().await {
         if send.write(bytes).await.is_err() {
             return None;
