@@ -19,7 +19,7 @@ const SLOWEST: BitRate = BitRate::kbit(8);
 const FASTEST: BitRate = BitRate::mbit(100_000);
 /// Below it a single handshake is a tenth of the allowance.
 const LEAST_ALLOWANCE: ByteSize = ByteSize(100_000);
-const MOST_ALLOWANCE: ByteSize = ByteSize(1 << 50);
+const MOST_ALLOWANCE: ByteSize = ByteSize(1_000_000_000_000_000);
 /// Each is looked at every second.
 const MAX_WINDOWS: usize = 64;
 const MAX_PATHS: usize = 16;
@@ -57,6 +57,14 @@ pub fn hub_policy(text: &str) -> Result<Option<Policy>, ConfigError> {
     let mut document = Document::parse(text, file, [])?;
     let policy = policy(&mut document.section("policy"), &Zone::utc());
     document.finish()?;
+    if policy.is_closed() {
+        return Err(ConfigError::Syntax {
+            file: file.to_owned(),
+            message: "policy.classes = []: closed at all times, the site would not hear that this is withdrawn; \
+                      accepted: a class in [policy] or in one of its windows"
+                .to_owned(),
+        });
+    }
     Ok(Some(policy).filter(|_| !text.trim().is_empty()))
 }
 
@@ -298,6 +306,17 @@ mod tests {
 
     fn problems(text: &str) -> String {
         hub_policy(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_pushed_policy_that_could_never_be_withdrawn_is_refused() {
+        let window = "\n[[policy.window]]\nfrom = \"03:00\"\nto = \"04:00\"\n";
+        let closed = "[policy]\nclasses = []\n";
+        for text in [closed.to_owned(), format!("{closed}{window}classes = []\n")] {
+            assert!(problems(&text).contains("policy.classes = []"), "{text}");
+        }
+        let open = format!("{closed}{window}classes = [\"critical\"]\n");
+        assert!(hub_policy(&open).unwrap().is_some());
     }
 
     #[test]

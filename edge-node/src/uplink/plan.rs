@@ -301,10 +301,11 @@ impl Run {
 
     /// Why topics stand still.
     fn note_waits(&mut self, decision: &Decision) {
+        let accounts = &self.accounts;
         for topic in &mut self.topics {
             let is_held = !decision.classes.contains(topic.class);
             if is_held && topic.done_ms.is_none() && topic.waits.is_none() {
-                topic.waits = Some(decision.reason.clone());
+                topic.waits = Some(why(decision, accounts, topic.class));
             }
         }
     }
@@ -327,6 +328,27 @@ impl Run {
         }
         self.now_ms = self.now_ms.saturating_add(millis);
     }
+}
+
+/// Why a class may not leave. A policy without windows gives no reason for the classes that it leaves out.
+fn why(decision: &Decision, accounts: &[Account], class: Class) -> String {
+    let mut reasons = vec![decision.reason.clone()];
+    for Account { of, policy, .. } in accounts {
+        let classes = policy.limits.classes;
+        if !policy.windows.is_empty() || classes.contains(class) {
+            continue;
+        }
+        let reason = if classes.is_empty() {
+            format!("{of}: `classes` is empty")
+        } else {
+            format!("{of}: `classes` leaves {class} out")
+        };
+        if !decision.reason.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    reasons.retain(|reason| !reason.is_empty());
+    reasons.join("; ")
 }
 
 fn to_u64(value: u128) -> u64 {
@@ -441,6 +463,29 @@ mod tests {
         );
         assert_eq!(plan[0].done_ms, Some(NOON + 10 * HOUR + 200_000));
         assert_eq!(plan[0].waits.as_deref(), Some("site: outside all windows"));
+    }
+
+    #[test]
+    fn a_class_that_a_policy_leaves_out_waits_for_a_reason() {
+        let waits = |classes| {
+            let policy = Policy {
+                limits: Limits {
+                    classes,
+                    ..Limits::default()
+                },
+                ..Policy::default()
+            };
+            let waiting = [backlog("sales", Class::Bulk, 1_000)];
+            let accounts = [account(policy, 0)];
+            let found = plan(&waiting, &accounts, NOON, measured(BitRate::mbit(1)));
+            assert_eq!(found[0].done_ms, None);
+            found[0].waits.clone().unwrap()
+        };
+        assert_eq!(waits(ClassSet::EMPTY), "site: `classes` is empty");
+        assert_eq!(
+            waits(ClassSet::CRITICAL_ONLY),
+            "site: `classes` leaves bulk out"
+        );
     }
 
     #[test]

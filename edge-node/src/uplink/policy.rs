@@ -58,6 +58,15 @@ pub struct Policy {
     pub allowance: Option<Allowance>,
 }
 
+impl Policy {
+    /// Nothing may leave at any time.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let mut limits = self.windows.iter().map(|window| &window.limits);
+        self.limits.classes.is_empty() && limits.all(|limits| limits.classes.is_empty())
+    }
+}
+
 impl Default for Policy {
     /// Everything is allowed.
     fn default() -> Self {
@@ -110,8 +119,17 @@ impl Policy {
             classes: limits.classes,
             hard_left: None,
             reason: match window {
+                Some(window) if limits.classes.is_empty() => {
+                    format!("window {window}: `classes` is empty")
+                }
                 Some(window) => format!("window {window}"),
+                None if limits.classes.is_empty() && self.windows.is_empty() => {
+                    "`classes` is empty".to_owned()
+                }
                 None if self.windows.is_empty() => String::new(),
+                None if limits.classes.is_empty() => {
+                    "outside all windows: `classes` is empty".to_owned()
+                }
                 None => "outside all windows".to_owned(),
             },
             next_change_ms: window::next_change(&self.windows, &self.zone, wall_ms),
