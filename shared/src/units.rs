@@ -7,19 +7,20 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-const SIZE_FORMS: &str = "a whole number of bytes such as 1048576, or with B, kB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)";
+const SIZE_FORMS: &str = "a whole number of bytes such as 1048576, or with B, kB, MB, GB, TB, PB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024)";
 const SPAN_FORMS: &str = "whole numbers with ms, s, m, h, d or w, such as 500ms, 30s, 7d or 1h30m";
 
 const RATE_FORMS: &str = "a whole number with bit, kbit, Mbit or Gbit (a second, powers of 1000), such as 256kbit or 10Mbit";
 
-/// Largest first, so that [`ByteSize`]'s text takes the largest unit that fits exactly.
+/// Largest first, so that [`ByteSize::rounded`] takes the largest unit that fits.
 const BINARY_UNITS: [(&str, u64); 4] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
 ];
-const DECIMAL_UNITS: [(&str, u64); 4] = [
+const DECIMAL_UNITS: [(&str, u64); 5] = [
+    ("PB", 1_000_000_000_000_000),
     ("TB", 1_000_000_000_000),
     ("GB", 1_000_000_000),
     ("MB", 1_000_000),
@@ -137,9 +138,15 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
+    /// In the largest unit of either system that leaves no rest: `2GB`, `1536MiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = |(_, factor): &&(&str, u64)| self.0 != 0 && self.0.is_multiple_of(*factor);
-        match BINARY_UNITS.iter().chain(&DECIMAL_UNITS).find(exact) {
+        match BINARY_UNITS
+            .iter()
+            .chain(&DECIMAL_UNITS)
+            .filter(exact)
+            .max_by_key(|(_, factor)| *factor)
+        {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}B", self.0),
         }
@@ -409,6 +416,7 @@ mod tests {
             ("256 MiB", 268_435_456),
             ("1MB", 1_000_000),
             ("3kB", 3_000),
+            ("1PB", 1_000_000_000_000_000),
             ("16TiB", 17_592_186_044_416),
         ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
@@ -432,6 +440,26 @@ mod tests {
             "99999999999999999999".parse::<ByteSize>(),
             Err(UnitError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn a_size_is_shown_in_the_largest_unit_that_leaves_no_rest() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (17, "17B"),
+            (1_024, "1KiB"),
+            (100_000, "100kB"),
+            (1_024_000, "1000KiB"),
+            (268_435_456, "256MiB"),
+            (1_610_612_736, "1536MiB"),
+            (2_000_000_000, "2GB"),
+            (1_000_000_000_000_000, "1PB"),
+            (1 << 50, "1024TiB"),
+        ] {
+            let size = ByteSize(bytes);
+            assert_eq!(size.to_string(), text);
+            assert_eq!(text.parse(), Ok(size), "{text}");
+        }
     }
 
     #[test]
@@ -507,6 +535,13 @@ mod tests {
         #[test]
         fn sizes_round_trip(bytes in any::<u64>()) {
             prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+        }
+
+        #[test]
+        fn whole_units_round_trip(count in 0_u64..10_000, unit in 0_usize..9) {
+            let (_, factor) = *BINARY_UNITS.iter().chain(&DECIMAL_UNITS).nth(unit).unwrap();
+            let size = ByteSize(count * factor);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
         }
 
         #[test]
