@@ -24,6 +24,57 @@ const CLOCKS_RUN_LATE: Span = Span::days(1);
 /// What may be asked for.
 const VALIDITY: std::ops::RangeInclusive<Span> = Span::hours(1)..=Span::days(36_500);
 
+/// What a hub's certificate may name.
+const HOSTS: &str = "an IP address, or a host name of letters, digits, `-` and `.`, such as hub.example.com or *.example.com";
+/// Of a host name, and of each part between its dots (RFC 1035, section 2.3.4).
+const MAX_HOST_LEN: usize = 253;
+const MAX_LABEL_LEN: usize = 63;
+
+/// A name or an address by which sites dial a hub.
+///
+/// # Errors
+/// It is neither: what is accepted.
+pub fn host(text: &str) -> Result<String, String> {
+    if text.parse::<IpAddr>().is_ok() || is_host_name(text) {
+        return Ok(text.to_owned());
+    }
+    let hint = if has_port(text) {
+        ", and without the port"
+    } else {
+        ""
+    };
+    Err(format!(
+        "no host name and no address; accepted: {HOSTS}{hint}"
+    ))
+}
+
+fn is_host_name(text: &str) -> bool {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    // names that end in a number are addresses, so that `192.0.2.300` is a slip
+    let is_address = name
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    text.len() <= MAX_HOST_LEN && !is_address && name.split('.').all(is_label)
+}
+
+fn is_label(label: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=MAX_LABEL_LEN).contains(&label.len())
+        && label.bytes().all(is_allowed)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// Whether it would be a host without what follows its last colon.
+fn has_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(name, port)| {
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        is_number && (name.parse::<IpAddr>().is_ok() || is_host_name(name))
+    })
+}
+
 /// Where the authority's files are.
 #[derive(Debug, Clone)]
 pub struct Authority {
@@ -98,23 +149,23 @@ impl Authority {
 
     fn issue_host(&self, file: &str, hosts: &[String], validity: Span) -> anyhow::Result<Written> {
         let mut names = Vec::with_capacity(hosts.len());
-        for host in hosts {
-            names.push(match host.parse::<IpAddr>() {
+        for text in hosts {
+            // rcgen takes any ASCII for a host name, and the first one becomes a file's
+            if let Err(error) = host(text) {
+                bail!("--host {text:?}: {error}");
+            }
+            names.push(match text.parse::<IpAddr>() {
                 Ok(address) => SanType::IpAddress(address),
                 Err(_) => SanType::DnsName(
-                    host.as_str()
+                    text.as_str()
                         .try_into()
-                        .with_context(|| format!("`{host}` is no host name and no address"))?,
+                        .with_context(|| format!("--host {text:?}: no host name"))?,
                 ),
             });
         }
         let Some(first) = hosts.first() else {
             bail!("a hub needs the name that sites dial")
         };
-        // rcgen takes any ASCII for a host name, and this one becomes a file's
-        if let Some(host) = hosts.iter().find(|host| host.contains(['/', '\\'])) {
-            bail!("`{host}` is no host name and no address");
-        }
         self.issue(
             file,
             first,
@@ -312,6 +363,48 @@ mod tests {
             .issue_another_hub(&hosts("../escape"), valid)
             .unwrap_err();
         assert!(!dir.path().join("escape.pem").exists());
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for text in [
+            "localhost",
+            "hub.example.com",
+            "*.example.com",
+            "hub-2",
+            "4hubs.example",
+            "192.0.2.1",
+            "2001:db8::1",
+        ] {
+            assert_eq!(host(text), Ok(text.to_owned()));
+        }
+        let (long_label, long_name) = ("a".repeat(64), "a.".repeat(127) + "a");
+        for text in [
+            "",
+            "bad host",
+            "*",
+            "a.*.example",
+            ".example",
+            "example.",
+            "-hub",
+            "hub-",
+            "../escape",
+            "h\u{fc}b",
+            "192.0.2.300",
+            "[::1]",
+            long_label.as_str(),
+            long_name.as_str(),
+        ] {
+            let error = host(text).unwrap_err();
+            assert!(
+                error.contains("accepted: an IP address") && !error.contains("port"),
+                "{text}: {error}"
+            );
+        }
+        for text in ["localhost:7443", "192.0.2.1:7443", "[::1]:7443"] {
+            let error = host(text).unwrap_err();
+            assert!(error.contains("without the port"), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs
 use shared::ids::SiteId;
 use shared::units::Span;
 
-use crate::certs::{Authority, Written};
+use crate::certs::{Authority, Written, host};
 use crate::config::{Cluster, Config};
 use crate::status::Status;
 
@@ -83,7 +83,7 @@ struct InitArgs {
     #[arg(long, value_name = "DIR", default_value = "certs")]
     dir: PathBuf,
     /// Name or address by which sites dial this hub; repeat for more
-    #[arg(long = "host", value_name = "NAME", required = true)]
+    #[arg(long = "host", value_name = "NAME", required = true, value_parser = host)]
     hosts: Vec<String>,
     /// How long the hub's certificate is valid; the authority's is for ten years
     #[arg(long, value_name = "DURATION", default_value = CERTIFICATE_VALIDITY)]
@@ -99,7 +99,7 @@ struct IssueArgs {
     #[arg(long = "site", value_name = "NAME", required_unless_present = "hosts")]
     sites: Vec<SiteId>,
     /// Instead of a site: name or address of a hub; repeat for more names of the same hub
-    #[arg(long = "host", value_name = "NAME", conflicts_with = "sites")]
+    #[arg(long = "host", value_name = "NAME", conflicts_with = "sites", value_parser = host)]
     hosts: Vec<String>,
     /// How long the certificates are valid
     #[arg(long, value_name = "DURATION", default_value = CERTIFICATE_VALIDITY)]
@@ -309,5 +309,16 @@ mod tests {
         let error =
             parse(&["hub-node", "certs", "init", "--host", "h", "--valid", "5"]).unwrap_err();
         assert!(error.contains("500ms"), "{error}");
+        for command in ["init", "issue"] {
+            let host = |name| parse(&["hub-node", "certs", command, "--host", name]);
+            assert!(host("hub.example.com").is_ok());
+            for name in ["localhost:7443", "bad host", ""] {
+                let error = host(name).unwrap_err();
+                assert!(
+                    error.contains("--host") && error.contains("accepted: an IP address"),
+                    "{error}"
+                );
+            }
+        }
     }
 }
