@@ -41,11 +41,18 @@ pub struct BytesArgs {
     /// Time between two lines that do not say theirs
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = span, allow_hyphen_values = true)]
     interval: Span,
-    /// Level of zstd, in every codec that has it and in the producer
+    /// Level of zstd (1 to 19), in every codec that has it and in the producer
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19), allow_hyphen_values = true)]
     level: i32,
-    /// For people, or as JSON
-    #[arg(long, short, value_enum, default_value = "text")]
+    /// `text`: a table for people; `json`: a list with one object for each codec and delay
+    // the values' own help is about the documents of a node
+    #[arg(
+        long,
+        short,
+        value_enum,
+        default_value = "text",
+        hide_possible_values = true
+    )]
     output: Output,
 }
 

@@ -4,7 +4,7 @@
 //! and from what the hub pushed; [`crate::uplink::plan`] plays them forward.
 
 use std::fmt;
-use std::time::Duration;
+use std::ops::RangeInclusive;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -28,20 +28,47 @@ const ASSUMED_LINK: BitRate = BitRate::mbit(1);
 /// Fewer stored bytes say nothing about the rest.
 const ENOUGH_BYTES: u64 = 64 << 10;
 
+/// What may be asked for: a handshake takes a few seconds at the lowest, as in a policy.
+const RATES: RangeInclusive<BitRate> = BitRate::kbit(8)..=BitRate::mbit(100_000);
+/// Somebody waits at the terminal.
+const LONGEST_WATCH: Span = Span::minutes(1);
+
 /// Options of `plan`.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct PlanArgs {
     #[command(flatten)]
     status: StatusArgs,
-    /// What the link carries, instead of what was measured: 256kbit, 2Mbit
-    #[arg(long, value_name = "RATE")]
+    /// What the link carries, instead of what was measured: 256kbit, 2Mbit (8kbit to 100Gbit)
+    #[arg(long, value_name = "RATE", value_parser = rate)]
     rate: Option<BitRate>,
     /// The path to plan for, instead of the first that may be used
     #[arg(long, value_name = "NAME")]
     path: Option<String>,
-    /// How long to watch what arrives; 0s plans for what waits only
-    #[arg(long, value_name = "TIME", default_value = "2s")]
+    /// How long to watch what arrives (0s to 1m); 0s plans for what waits only
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = watch)]
     watch: Span,
+}
+
+/// What a link may carry.
+fn rate(text: &str) -> Result<BitRate, String> {
+    let rate = text.parse::<BitRate>().map_err(|error| error.to_string())?;
+    if !RATES.contains(&rate) {
+        return Err(format!(
+            "out of range; accepted: {} to {}",
+            RATES.start(),
+            RATES.end()
+        ));
+    }
+    Ok(rate)
+}
+
+/// How long the command may take to watch.
+fn watch(text: &str) -> Result<Span, String> {
+    let watch = text.parse::<Span>().map_err(|error| error.to_string())?;
+    if watch > LONGEST_WATCH {
+        return Err(format!("out of range; accepted: 0s to {LONGEST_WATCH}"));
+    }
+    Ok(watch)
 }
 
 /// What is printed.
@@ -76,7 +103,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         serde_json::from_str(&text).context("read the status of the node")
     };
     let first = ask()?;
-    let watched = args.watch.duration().min(Duration::from_secs(60));
+    let watched = args.watch.duration();
     let last = if watched.is_zero() {
         first.clone()
     } else {
@@ -435,6 +462,25 @@ mod tests {
             text.contains("never") && text.contains("a waits: refused by the hub"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_planned_with_is_refused() {
+        assert_eq!(watch("1m"), Ok(Span::minutes(1)));
+        assert_eq!(watch("0s"), Ok(Span::millis(0)));
+        assert_eq!(
+            watch("61s"),
+            Err("out of range; accepted: 0s to 1m".to_owned())
+        );
+        assert!(watch("5").unwrap_err().contains("500ms"));
+        assert_eq!(rate("8kbit"), Ok(BitRate::kbit(8)));
+        for text in ["7999bit", "0bit", "101Gbit"] {
+            assert_eq!(
+                rate(text),
+                Err("out of range; accepted: 8kbit to 100Gbit".to_owned())
+            );
+        }
+        assert!(rate("256").unwrap_err().contains("kbit"));
     }
 
     #[test]
