@@ -8,6 +8,7 @@
 pub mod pace;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shared::record::{BatchBuilder, HEADER_LEN};
@@ -51,7 +52,14 @@ struct Inner {
     ingest: Ingest,
     tasks: TaskTracker,
     /// One for each partition of the mapped topics.
-    queues: Mutex<HashMap<PartitionId, mpsc::Sender<Item>>>,
+    queues: Mutex<HashMap<PartitionId, Queue>>,
+}
+
+#[derive(Debug, Clone)]
+struct Queue {
+    items: mpsc::Sender<Item>,
+    /// The log did not take the last batch.
+    refuses: Arc<AtomicBool>,
 }
 
 impl Gather {
@@ -68,38 +76,43 @@ impl Gather {
         }
     }
 
-    /// Hands a message over; waits while as many as allowed wait for its partition.
-    pub async fn append(&self, topic: &Arc<Topic>, partition: u32, item: Item) {
+    /// Hands a message over; waits while as many as allowed wait for its partition. False: the log did not take the
+    /// last batch, and may not take this one either.
+    pub async fn append(&self, topic: &Arc<Topic>, partition: u32, item: Item) -> bool {
         let id = usize::try_from(partition)
             .ok()
             .and_then(|at| topic.partitions.get(at).copied());
         let Some(id) = id else {
             drop(item.done.send(Err(Refusal::UnknownPartition)));
-            return;
+            return false;
         };
         let queue = self.queue(id, topic, partition);
-        if let Err(mpsc::error::SendError(item)) = queue.send(item).await {
+        if let Err(mpsc::error::SendError(item)) = queue.items.send(item).await {
             let stopped = AppendError::Unavailable("the node stops".to_owned());
             drop(item.done.send(Err(stopped.into())));
+            return false;
         }
+        !queue.refuses.load(Ordering::Relaxed)
     }
 
-    fn queue(&self, id: PartitionId, topic: &Arc<Topic>, partition: u32) -> mpsc::Sender<Item> {
+    fn queue(&self, id: PartitionId, topic: &Arc<Topic>, partition: u32) -> Queue {
         let mut queues = self
             .inner
             .queues
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let queue = queues.entry(id).or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel(QUEUE);
+            let (items, receiver) = mpsc::channel(QUEUE);
+            let refuses = Arc::new(AtomicBool::new(false));
             let run = run(
                 self.inner.ingest.clone(),
                 topic.name.as_str().to_owned(),
                 partition,
                 receiver,
+                refuses.clone(),
             );
             self.inner.tasks.spawn(run);
-            sender
+            Queue { items, refuses }
         });
         queue.clone()
     }
@@ -115,7 +128,13 @@ impl Gather {
     }
 }
 
-async fn run(ingest: Ingest, name: String, partition: u32, mut queue: mpsc::Receiver<Item>) {
+async fn run(
+    ingest: Ingest,
+    name: String,
+    partition: u32,
+    mut queue: mpsc::Receiver<Item>,
+    refuses: Arc<AtomicBool>,
+) {
     let mut next = None;
     let mut pace = Pace::default();
     loop {
@@ -136,13 +155,14 @@ async fn run(ingest: Ingest, name: String, partition: u32, mut queue: mpsc::Rece
             Ok(topic) => topic,
             Err(error) => {
                 let error = AppendError::Unavailable(error.to_string());
+                refuses.store(true, Ordering::Relaxed);
                 drop(first.done.send(Err(error.into())));
                 continue;
             }
         };
         let batch;
         (batch, next) = gather(first, &mut queue, topic.rules.max_batch_bytes);
-        batch.append(&ingest, &topic, partition).await;
+        batch.append(&ingest, &topic, partition, &refuses).await;
     }
 }
 
@@ -177,7 +197,7 @@ impl Batch {
         self.waiting.push((item.done, item.reservation));
     }
 
-    async fn append(self, ingest: &Ingest, topic: &Topic, partition: u32) {
+    async fn append(self, ingest: &Ingest, topic: &Topic, partition: u32, refuses: &AtomicBool) {
         let Some(bytes) = self.builder.build() else {
             return;
         };
@@ -188,6 +208,7 @@ impl Batch {
             Ok(pending) => pending.synced().await.map(drop).map_err(Refusal::from),
             Err(refusal) => Err(refusal),
         };
+        refuses.store(outcome.is_err(), Ordering::Relaxed);
         for (done, _reservation) in self.waiting {
             // the client may have gone
             drop(done.send(outcome.clone()));

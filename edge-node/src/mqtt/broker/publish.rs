@@ -119,8 +119,9 @@ impl Broker {
             reservation,
             done,
         };
-        self.gather.append(&topic, partition, item).await;
-        let ack_early = rule.ack == AckRule::BeforeSync;
+        let is_taken = self.gather.append(&topic, partition, item).await;
+        // who publishes to a full log is told so
+        let ack_early = rule.ack == AckRule::BeforeSync && is_taken;
         Ok(Accepted { synced, ack_early })
     }
 
