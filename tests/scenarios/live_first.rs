@@ -36,6 +36,8 @@ fn new_records_pass_a_backlog_and_nothing_is_lost_or_doubled() -> Result<()> {
     rule.insert("partitions".to_owned(), Value::from(1));
     let site = Settings::default()
         .with("uplink.codec", "none")
+        // it would not be as thin
+        .with("uplink.tcp_fallback", false)
         // new records do not wait for company
         .with("uplink.classes.normal.max_delay", "50ms")
         .with_rule("topics", rule);

@@ -24,6 +24,7 @@ fn records_that_wait_are_a_backlog() {
     let mut log = Backlog::default();
     log.observe(7, 7, at(1));
     assert!(!log.observe(7, 19, at(2)));
+    assert!(!log.observe(7, 19, at(9)));
     assert!(!log.observe(8, 30, at(10)));
     assert!(log.observe(9, 30, at(11)));
     assert!(!log.observe(19, 30, at(12)), "those are younger");
