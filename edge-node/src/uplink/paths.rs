@@ -139,8 +139,12 @@ impl Paths {
             has_judged: false,
         });
         if let Some(path) = self.paths.get_mut(path) {
-            (path.good_since, path.is_probing) = (None, false);
+            path.good_since = None;
         }
+        // a look that was under way went with the session before
+        self.paths
+            .iter_mut()
+            .for_each(|path| path.is_probing = false);
         // the better ones were tried just before, or rest
         for better in self.paths.iter_mut().take(path) {
             better.probe_at = better.probe_at.max(now + better.probe_every);
@@ -188,6 +192,14 @@ impl Paths {
             self.state = State::Idle;
         }
         self.home = self.home.filter(|home| home.path != path);
+    }
+
+    /// There is no session and no attempt: what was under way beside the last session went with it.
+    pub fn alone(&mut self) {
+        self.state = State::Idle;
+        self.paths
+            .iter_mut()
+            .for_each(|path| path.is_probing = false);
     }
 
     /// What a probe came to.
@@ -327,6 +339,24 @@ mod tests {
         assert_eq!(paths.poll(secs(131)), Some(Step::Move(WIFI)));
         paths.connected(WIFI, secs(132));
         assert_eq!(paths.poll_timeout(), None);
+    }
+
+    #[test]
+    fn what_was_under_way_beside_a_session_that_ended_is_forgotten() {
+        let mut paths = on_wifi();
+        paths.set_usable(WIFI, false, secs(100));
+        assert_eq!(paths.poll(secs(100)), Some(Step::Move(CELL)));
+        // the policy ends the session before the attempt comes to anything
+        paths.ended(WIFI);
+        assert_eq!(paths.poll(secs(200)), None);
+        paths.alone();
+        assert_eq!(paths.poll(secs(200)), Some(Step::Dial(CELL)));
+        paths.connected(CELL, secs(201));
+        paths.set_usable(WIFI, true, secs(202));
+        assert_eq!(paths.poll(secs(210)), Some(Step::Probe(WIFI)));
+        // and another connection on the same path takes over before the look ends
+        paths.connected(CELL, secs(211));
+        assert_eq!(paths.poll(secs(300)), Some(Step::Probe(WIFI)));
     }
 
     #[test]

@@ -55,6 +55,7 @@ impl Roam {
             policies.allowed(0, stats).await;
             return 0;
         }
+        self.lock().alone();
         loop {
             let now = self.now();
             self.refresh(connector, policies, now);
