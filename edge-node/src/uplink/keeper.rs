@@ -79,7 +79,7 @@ pub struct PathView {
 /// The policy that the hub pushed last to the site with this configuration.
 #[must_use]
 pub fn hub_policy_of(config: &Config) -> Option<Policy> {
-    Files::new(config).read_hub_policy()
+    Files::new(config).read_hub_policy().ok().flatten()
 }
 
 /// What the hub pushed: the text of a policy that can be used, or what is wrong with one that cannot.
@@ -226,7 +226,14 @@ impl Keeper {
         let read = files.read_counts();
         let is_lost = read.is_none();
         let mut steward = Steward::new(rules.clone(), &read.unwrap_or_default(), now);
-        let hub = files.read_hub_policy();
+        let (hub, hub_problem) = match files.read_hub_policy() {
+            Ok(hub) => (hub, None),
+            Err(error) => {
+                warn!(%error, "Policy that the hub pushed earlier cannot be used");
+                let text = format!("what the hub pushed earlier cannot be used: {error}");
+                (None, Some(text))
+            }
+        };
         let has_hub_policy = hub.is_some();
         steward.set_hub(hub, now);
         if is_lost {
@@ -256,7 +263,7 @@ impl Keeper {
             released,
             has_hub_policy,
             file_problem: None,
-            hub_problem: None,
+            hub_problem,
             counts_problem: None,
             write_problem: None,
             clock_problem: None,
@@ -501,12 +508,12 @@ impl Files {
         }
     }
 
-    fn read_hub_policy(&self) -> Option<Policy> {
-        let text = read_bounded(&self.hub_policy).ok().flatten()?;
-        let text = String::from_utf8(text).ok()?;
-        hub_policy(&text)
-            .inspect_err(|error| warn!(%error, "Policy that the hub pushed earlier cannot be used"))
-            .ok()?
+    /// What is wrong with the one that was kept, in words.
+    fn read_hub_policy(&self) -> Result<Option<Policy>, String> {
+        let text = read_bounded(&self.hub_policy).map_err(|error| error.to_string())?;
+        let Some(text) = text else { return Ok(None) };
+        let text = String::from_utf8(text).map_err(|error| error.to_string())?;
+        hub_policy(&text).map_err(|error| error.to_string())
     }
 }
 
