@@ -76,15 +76,21 @@ impl Thrift {
         i64::try_from(self.budget).unwrap_or(i64::MAX)
     }
 
+    fn most(&self) -> i64 {
+        self.most_earned().saturating_add(START)
+    }
+
     fn fill(&mut self) {
-        self.left = self.most_earned().saturating_add(START);
+        self.left = self.most();
     }
 
     /// Charges what left by the path since the last look, and pays what was earned. `sent` are its bytes and
     /// `heard` its datagrams since any time.
     pub(super) fn observe(&mut self, sent: u64, heard: u64, now: Duration) -> Stance {
         let spent = i64::try_from(sent.saturating_sub(self.sent)).unwrap_or(i64::MAX);
-        self.left = self.left.saturating_sub(spent);
+        // a session over TCP is charged too, and its bytes are none of an attempt's
+        let most_owed = -self.most();
+        self.left = self.left.saturating_sub(spent).max(most_owed);
         self.sent = sent;
         if heard != self.heard {
             (self.heard, self.silent_since, self.filled) = (heard, now, now);
@@ -198,6 +204,14 @@ mod tests {
         assert_eq!(thrift.observe(20 * PACKET, 0, secs(6)), Stance::Overdrawn);
         assert_eq!(thrift.observe(20 * PACKET, 1, secs(7)), Stance::Free);
         assert_eq!(thrift.observe(20 * PACKET, 1, secs(3_600)), Stance::Free);
+    }
+
+    #[test]
+    fn a_long_session_over_tcp_leaves_no_endless_debt() {
+        let mut thrift = Thrift::new(BUDGET);
+        assert_eq!(thrift.observe(1 << 40, 0, secs(0)), Stance::Overdrawn);
+        let at = (1..600).find(|at| thrift.observe(1 << 40, 0, secs(*at)) == Stance::Careful);
+        assert!(at.is_some_and(|at| at < 300), "{at:?}");
     }
 
     #[test]
