@@ -29,7 +29,7 @@ pub use access::{AccessConfig, UserConfig};
 pub use classes::{ClassesConfig, LONGEST_DELAY};
 pub use mqtt::{MqttConfig, MqttListener};
 pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
-pub use policy::hub_policy;
+pub use policy::{RATES, hub_policy};
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
 use crate::quota::Limits;

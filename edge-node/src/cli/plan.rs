@@ -4,7 +4,6 @@
 //! and from what the hub pushed; [`crate::uplink::plan`] plays them forward.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use shared::time::utc;
 use shared::units::{BitRate, ByteSize, Span};
 
 use super::CONFIG_FILE;
-use crate::config::Config;
+use crate::config::{Config, RATES};
 use crate::status::{PathStatus, Status};
 use crate::uplink::plan::{Account, Backlog, Measured, TopicPlan, plan};
 use crate::uplink::policy::{Charged, Policy};
@@ -28,8 +27,6 @@ const ASSUMED_LINK: BitRate = BitRate::mbit(1);
 /// Fewer stored bytes say nothing about the rest.
 const ENOUGH_BYTES: u64 = 64 << 10;
 
-/// What may be asked for: a handshake takes a few seconds at the lowest, as in a policy.
-const RATES: RangeInclusive<BitRate> = BitRate::kbit(8)..=BitRate::mbit(100_000);
 /// Somebody waits at the terminal.
 const LONGEST_WATCH: Span = Span::minutes(1);
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use shared::class::Class;
 use shared::config::{ConfigError, Document, Section};
@@ -14,9 +15,8 @@ use crate::uplink::policy::{
     Action, Allowance, Days, Limits, Period, Policy, TimeOfDay, Window, Zone,
 };
 
-/// A handshake takes a few seconds at the lowest.
-const SLOWEST: BitRate = BitRate::kbit(8);
-const FASTEST: BitRate = BitRate::mbit(100_000);
+/// What a link may be said to carry, in bits a second: a handshake takes a few seconds at the lowest.
+pub const RATES: RangeInclusive<BitRate> = BitRate::kbit(8)..=BitRate::mbit(100_000);
 /// Below it a single handshake is a tenth of the allowance.
 const LEAST_ALLOWANCE: ByteSize = ByteSize(100_000);
 const MOST_ALLOWANCE: ByteSize = ByteSize(1_000_000_000_000_000);
@@ -124,7 +124,6 @@ fn policy(section: &mut Section, zone: &Zone) -> Policy {
 
 /// Keys that are left out are those of `default`.
 fn limits(section: &mut Section, default: Limits) -> Limits {
-    let rates = SLOWEST..=FASTEST;
     let classes = if section.has("classes") {
         section
             .list::<Class>("classes", Vec::new())
@@ -136,8 +135,8 @@ fn limits(section: &mut Section, default: Limits) -> Limits {
         default.classes
     };
     Limits {
-        rate_up: section.rate_limit("rate_up", default.rate_up, rates.clone()),
-        rate_down: section.rate_limit("rate_down", default.rate_down, rates),
+        rate_up: section.rate_limit("rate_up", default.rate_up, RATES),
+        rate_down: section.rate_limit("rate_down", default.rate_down, RATES),
         classes,
     }
 }

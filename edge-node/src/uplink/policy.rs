@@ -278,6 +278,28 @@ mod tests {
     }
 
     #[test]
+    fn a_closed_link_has_a_reason() {
+        let closed = Limits {
+            classes: ClassSet::EMPTY,
+            ..Limits::default()
+        };
+        let reason = |policy: &Policy, at| policy.decide(at, Charged::default()).reason;
+        let mut policy = Policy {
+            allowance: None,
+            ..policy()
+        };
+        policy.windows[0].limits = closed;
+        let at_noon = "window mon-fri 08:00-18:00: `classes` is empty";
+        assert_eq!(reason(&policy, FRIDAY_NOON), at_noon);
+        policy.limits = closed;
+        let at_night = FRIDAY_NOON + 12 * 3_600_000;
+        let outside = "outside all windows: `classes` is empty";
+        assert_eq!(reason(&policy, at_night), outside);
+        policy.windows.clear();
+        assert_eq!(reason(&policy, FRIDAY_NOON), "`classes` is empty");
+    }
+
+    #[test]
     fn a_window_decides_and_says_until_when() {
         let decision = policy().decide(FRIDAY_NOON, charged(0));
         assert_eq!(decision.rate_up, Some(BitRate::kbit(256)));
