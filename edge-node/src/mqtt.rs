@@ -140,6 +140,9 @@ pub struct MqttConfig {
     pub packet_timeout: Duration,
     /// For a client that takes nothing of what is sent.
     pub write_timeout: Duration,
+    /// How long a client may hold a part of what all share without getting on, while others wait; and a second for each
+    /// 64 KiB.
+    pub patience: Duration,
     /// Publishes of QoS 1 and 2 of one client that are not yet done.
     pub receive_maximum: u16,
     /// Messages of QoS 1 and 2 on their way to one client.
@@ -152,6 +155,10 @@ pub struct MqttConfig {
     pub max_session_expiry_s: u32,
     /// Bounds of each session.
     pub session: SessionLimits,
+    /// Bytes of packets that have not wholly come, over all clients, beyond 16 KiB of each.
+    pub partial_bytes: usize,
+    /// Bytes of messages that wait in memory for clients to take them, over all clients, beyond 32 KiB of each.
+    pub delivery_bytes: usize,
     /// Bounds of what is retained.
     pub retained: RetainedLimits,
     /// Messages a second that one client may publish; `None`: no limit.
@@ -194,7 +201,10 @@ impl MqttConfig {
                 queue_bytes: file.queue_bytes.as_usize(),
                 overflow,
                 subscriptions: file.max_subscriptions,
+                filter_bytes: file.filter_bytes.as_usize(),
             },
+            partial_bytes: file.partial_bytes.as_usize(),
+            delivery_bytes: file.delivery_bytes.as_usize(),
             retained: RetainedLimits {
                 entries: file.retained_messages,
                 bytes: file.retained_bytes.as_usize(),
@@ -216,6 +226,7 @@ impl MqttConfig {
             connect_timeout: Duration::from_secs(10),
             packet_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            patience: Duration::from_secs(5),
             receive_maximum: 256,
             max_inflight: 64,
             topic_aliases: 16,
@@ -226,7 +237,11 @@ impl MqttConfig {
                 queue_bytes: 1024 * 1024,
                 overflow: Overflow::DropNewest,
                 subscriptions: 1_000,
+                filter_bytes: 256 * 1024,
             },
+            // a small box has 64 MiB for the whole process
+            partial_bytes: 8 * 1024 * 1024,
+            delivery_bytes: 16 * 1024 * 1024,
             retained: RetainedLimits {
                 entries: 10_000,
                 bytes: 16 * 1024 * 1024,

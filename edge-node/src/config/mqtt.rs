@@ -44,10 +44,16 @@ pub struct MqttConfig {
     pub queue_messages: usize,
     /// And their bytes.
     pub queue_bytes: ByteSize,
+    /// Bytes of what waits in memory for all clients.
+    pub delivery_bytes: ByteSize,
+    /// Bytes of packets of all clients that have not wholly come.
+    pub partial_bytes: ByteSize,
     /// What happens to messages of QoS 0 beyond.
     pub overflow: Overflow,
     /// Subscriptions of one client.
     pub max_subscriptions: usize,
+    /// Bytes of their filters.
+    pub filter_bytes: ByteSize,
     /// Topics that have a retained message.
     pub retained_messages: usize,
     /// And their bytes.
@@ -85,6 +91,9 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
     let keep_alive = Span::secs(1)..=Span::hours(18);
     let expiry = Span::secs(1)..=Span::days(3_650);
     let queue = ByteSize::kib(16)..=ByteSize::mib(64);
+    // the longest filter has one byte less
+    let filters = ByteSize::kib(64)..=ByteSize::mib(64);
+    let memory = ByteSize::mib(1)..=ByteSize::gib(16);
     let retained = ByteSize::kib(16)..=ByteSize::gib(1);
     let enabled = section.flag("enabled", true);
     let config = MqttConfig {
@@ -107,8 +116,11 @@ pub(super) fn mqtt(mut section: Section) -> Option<MqttConfig> {
         ),
         queue_messages: section.number("queue_messages", 1_000_u32, 10..=100_000) as usize,
         queue_bytes: section.size("queue_bytes", ByteSize::mib(1), queue),
+        delivery_bytes: section.size("delivery_bytes", ByteSize::mib(16), memory.clone()),
+        partial_bytes: section.size("partial_bytes", ByteSize::mib(8), memory),
         overflow: section.choice("overflow", Overflow::DropNewest, &overflow),
         max_subscriptions: section.number("max_subscriptions", 1_000_u32, 1..=100_000) as usize,
+        filter_bytes: section.size("filter_bytes", ByteSize::kib(256), filters),
         retained_messages: section.number("retained_messages", 10_000_u32, 1..=1_000_000) as usize,
         retained_bytes: section.size("retained_bytes", ByteSize::mib(16), retained),
         publish_rate: Some(section.number("publish_rate", 0, 0..=1_000_000))

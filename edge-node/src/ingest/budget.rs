@@ -40,7 +40,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Budget {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         let capacity = capacity.min(Semaphore::MAX_PERMITS);
         Self {
             bytes: Arc::new(Semaphore::new(capacity)),
@@ -116,6 +116,27 @@ impl Reservation {
                 self.uncounted += more;
             }
         }
+    }
+
+    /// Adds `more` bytes if they are there at once, and says whether they were. More than the whole budget goes
+    /// through the overdraft.
+    pub fn try_grow(&mut self, budget: &Budget, more: usize) -> bool {
+        if more > budget.capacity {
+            let Ok(overdraft) = budget.overdraft.clone().try_acquire_owned() else {
+                return false;
+            };
+            self.overdraft = Some(Arc::new(overdraft));
+            self.uncounted += more;
+            return true;
+        }
+        let permits = u32::try_from(more).unwrap_or(u32::MAX);
+        let permit = budget.bytes.clone().try_acquire_many_owned(permits);
+        permit.map(|permit| self.add(permit)).is_ok()
+    }
+
+    /// Gives back all but `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        drop(self.split(self.bytes().saturating_sub(bytes)));
     }
 
     fn add(&mut self, permit: OwnedSemaphorePermit) {
@@ -215,6 +236,26 @@ mod tests {
         ready(c.grow(&budget, 1)).expect("the overdraft is free again");
         drop(a);
         assert_eq!(budget.used(), 0, "overdrawn bytes are not counted");
+    }
+
+    #[test]
+    fn who_does_not_wait_gets_what_is_there_or_nothing() {
+        let budget = Budget::new(100);
+        let (mut a, mut b, mut c) = (
+            Reservation::default(),
+            Reservation::default(),
+            Reservation::default(),
+        );
+        assert!(a.try_grow(&budget, 80) && !b.try_grow(&budget, 30));
+        assert_eq!((b.bytes(), budget.used()), (0, 80));
+        a.shrink_to(70);
+        assert!(b.try_grow(&budget, 30));
+        assert!(b.try_grow(&budget, 200), "through the overdraft");
+        assert!(!c.try_grow(&budget, 200), "one at a time");
+        b.shrink_to(0);
+        assert!(c.try_grow(&budget, 200));
+        drop((a, c));
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

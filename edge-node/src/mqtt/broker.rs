@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 pub use connect::{Admitted, Refused};
-pub use group::Group;
+pub use group::{Backlogs, Group};
 pub use publish::{Accepted, PublishError};
 pub use timers::run_timers;
 
@@ -33,7 +33,7 @@ use super::tail::Tail;
 use super::topic_map::{RetainRule, TopicMap};
 use super::{MqttConfig, MqttStats};
 use crate::access::Access;
-use crate::ingest::Ingest;
+use crate::ingest::{Budget, Ingest};
 use crate::store::Store;
 
 /// Sessions that read the log at a time.
@@ -94,6 +94,7 @@ pub struct Broker {
     sessions: Mutex<Sessions>,
     filters: RwLock<Filters<Subscriber>>,
     groups: RwLock<Filters<Arc<Group>>>,
+    backlogs: Arc<Backlogs>,
     retained: Mutex<Retained>,
     /// The broker's own, under `$SYS`.
     system: Mutex<Retained>,
@@ -104,6 +105,12 @@ pub struct Broker {
     /// A message that is retained was published since the start.
     pub(super) uses_retained: AtomicBool,
     pub(super) readers: Semaphore,
+    /// Bytes of packets that have not wholly come, beyond each connection's free share.
+    pub(super) intake: Budget,
+    /// Bytes of messages in the queues of clients, beyond the free share of each.
+    pub(super) queues: Budget,
+    /// Bytes that clients have not taken yet, beyond the free share of each.
+    pub(super) outputs: Budget,
     /// A connection has let go of its session.
     released: Notify,
     /// Connections end.

@@ -18,6 +18,7 @@
 mod acks;
 mod client;
 mod handshake;
+mod room;
 mod spare;
 mod throttle;
 mod wire;
@@ -39,6 +40,7 @@ use super::frame::FrameError;
 use super::packet::{Version, reason};
 use crate::quota::{Place, Quota};
 use client::Client;
+use room::LOOK;
 use throttle::passes;
 use wire::Wire;
 
@@ -192,6 +194,7 @@ impl<'b> Client<'b> {
             if self.throttle.pause().is_none() {
                 let Some(frame) = wire.next()? else { break };
                 self.carry_out(&frame, wire).await?;
+                wire.carried_out();
                 continue;
             }
             if wire.held.is_full() {
@@ -201,6 +204,7 @@ impl<'b> Client<'b> {
             let is_publish = frame.0 >> 4 == 3;
             if passes(&frame) || !is_publish && wire.held.is_empty() {
                 self.carry_out(&frame, wire).await?;
+                wire.carried_out();
             } else {
                 wire.held.push(frame);
             }
@@ -227,7 +231,9 @@ impl<'b> Client<'b> {
         if pushed > 0 {
             stats.bytes_out.fetch_add(pushed as u64, Ordering::Relaxed);
         }
-        let mut is_due = was_full && !wire.is_full();
+        let mut is_due = self.sent(pushed, wire.output.len());
+        is_due |= was_full && !wire.is_full();
+        is_due |= self.poll_rooms(cx).is_ready();
         is_due |= !wire.is_full() && self.acks.poll_ready(cx).is_ready();
         is_due |= self.session.state().poll_woken(self.number, cx).is_ready();
         is_due |= self.may_work(wire) && !wire.held.is_empty() && self.throttle.pause().is_none();
@@ -237,7 +243,7 @@ impl<'b> Client<'b> {
         if may_read
             && !wire.has_frames
             && !wire.has_ended
-            && let Poll::Ready(count) = wire.poll_fill(cx)?
+            && let Poll::Ready(count) = wire.poll_fill(cx, &self.broker.intake)?
         {
             stats.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
             is_due = true;
@@ -245,6 +251,12 @@ impl<'b> Client<'b> {
         // what came before the end is carried out, also when it has to wait
         if wire.has_ended && wire.held.is_empty() && !wire.has_frames {
             return Poll::Ready(Err(End::Closed));
+        }
+        if wire.is_hogging(&self.broker.intake, self.broker.config.patience) {
+            return Poll::Ready(Err(End::TooSlow));
+        }
+        if self.is_hogging() {
+            return Poll::Ready(Err(End::NotReading));
         }
         if is_due {
             return Poll::Ready(Ok(()));
@@ -276,7 +288,10 @@ impl<'b> Client<'b> {
         wire.close(LAST_WORD).await;
     }
 
-    fn deadline<S>(&self, wire: &Wire<S>) -> Option<Instant> {
+    fn deadline<S>(&self, wire: &Wire<S>) -> Option<Instant>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let config = &self.broker.config;
         let silent = self.keep_alive.map(|limit| wire.last_in + limit);
         let slow = wire
@@ -285,7 +300,8 @@ impl<'b> Client<'b> {
         let stuck = wire.stuck_since.map(|since| since + config.write_timeout);
         let pauses = [self.throttle.pause(), self.throttle.delivery_pause()];
         let [publish, delivery] = pauses.map(|wait| wait.map(|wait| Instant::now() + wait));
-        [silent, slow, stuck, publish, delivery]
+        let look = (wire.has_room() || self.has_room()).then(|| Instant::now() + LOOK);
+        [silent, slow, stuck, publish, delivery, look]
             .into_iter()
             .flatten()
             .min()

@@ -9,17 +9,20 @@
 
 use std::collections::VecDeque;
 
-use super::session::Delivery;
+use super::session::{Delivery, Place};
 
 /// One of them.
 #[derive(Debug, Clone)]
 pub struct Sent {
     /// Its packet id.
     pub id: u16,
-    /// What was sent; `None` when only its place in the log is known, or the client has it.
+    /// What was sent, when it is not in the log. Of all else only the place is kept: it is read again if it has to be
+    /// sent again, so what a client leaves unacknowledged takes no memory.
     pub delivery: Option<Delivery>,
     /// Where its record is, when it is in the log.
-    pub place: Option<super::session::Place>,
+    pub place: Option<Place>,
+    /// The filter of the shared subscription that it came by.
+    pub shared: Option<Box<str>>,
     /// True: 2, false: 1.
     pub is_exactly_once: bool,
     /// PUBREC came: PUBREL is what is sent again.
@@ -48,14 +51,15 @@ impl Inflight {
         self.sent.is_empty()
     }
 
+    /// What was sent with this id.
+    #[must_use]
+    pub fn get(&self, id: u16) -> Option<&Sent> {
+        self.sent.iter().find(|sent| sent.id == id)
+    }
+
     /// In the order of sending.
     pub fn iter(&self) -> impl Iterator<Item = &Sent> {
         self.sent.iter()
-    }
-
-    /// As [`Inflight::iter`].
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sent> {
-        self.sent.iter_mut()
     }
 
     /// Puts one back that outlived a restart.
@@ -65,7 +69,7 @@ impl Inflight {
     }
 
     /// Notes that a delivery is sent, and gives its packet id. `None`: all ids are taken.
-    pub fn send(&mut self, delivery: Delivery, is_exactly_once: bool) -> Option<u16> {
+    pub fn send(&mut self, delivery: &Delivery, is_exactly_once: bool) -> Option<u16> {
         let id = (0..u16::MAX).find_map(|_| {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
             let is_free = !self.sent.iter().any(|sent| sent.id == self.last_id);
@@ -75,7 +79,8 @@ impl Inflight {
             id,
             place: delivery.place,
             is_retained: delivery.is_retained,
-            delivery: Some(delivery),
+            shared: delivery.shared.clone(),
+            delivery: delivery.place.is_none().then(|| delivery.clone()),
             is_exactly_once,
             is_released: false,
         });

@@ -6,6 +6,7 @@
 //! space         key                              value
 //! MqttSession   's' client id                    version = 2 │ expiry s u32 │ away since, age ms u64; 0: there │
 //!                                                0 or 1, user │ count u32 │ (filter │ options u8 │ identifier u32)…
+//! MqttSession   'a' client id                    version = 1 │ expiry s u32 │ away since, as above, of later
 //! MqttSession   'p' client id                    version = 2 │ count u32 │ (partition u32 │ offset u64)… │
 //!                                                count u32 │ (packet id u16 │ flags u8 │ partition u32 │ offset u64)… │
 //!                                                count u32 │ (filter │ options u8 │ identifier u32 │ 0 or 1, topic)… │
@@ -99,6 +100,43 @@ pub fn session(state: &State, away_since_ms: Option<u64>) -> StateChange {
     )
 }
 
+/// Writes only how long a session lasts and the age at which its client went: its subscriptions are on disk.
+#[must_use]
+pub fn away(state: &State, away_since_ms: Option<u64>) -> StateChange {
+    let mut out = BytesMut::new();
+    out.put_u8(VERSION);
+    out.put_u32(state.expiry_s);
+    out.put_u64(away_since_ms.unwrap_or(0));
+    StateChange::put(
+        StateSpace::MqttSession,
+        key(b'a', &state.client_id),
+        out.freeze(),
+    )
+}
+
+/// Reads what [`away`] wrote: seconds that the session lasts, and when its client went.
+#[must_use]
+pub fn read_away(mut bytes: &[u8]) -> Option<(u32, Away)> {
+    let from = &mut bytes;
+    if from.try_get_u8().ok()? != VERSION {
+        return None;
+    }
+    let expiry_s = from.try_get_u32().ok()?;
+    let away = match from.try_get_u64().ok()? {
+        0 => Away::There,
+        age_ms => Away::Since(age_ms),
+    };
+    Some((expiry_s, away))
+}
+
+/// Writes all that has changed of a session that outlives its connection.
+#[must_use]
+pub fn changed(state: &State, away_since_ms: Option<u64>, tail: &Positions) -> Vec<StateChange> {
+    let filters = (!state.has_saved_filters).then(|| session(state, away_since_ms));
+    let others = [away(state, away_since_ms), progress(state, tail)];
+    filters.into_iter().chain(others).collect()
+}
+
 /// Writes how far a session has come.
 #[must_use]
 pub fn progress(state: &State, tail: &Positions) -> StateChange {
@@ -188,6 +226,7 @@ fn take_place(from: &mut &[u8]) -> Option<Place> {
 pub fn forget(state: &State) -> Vec<StateChange> {
     let mut changes = vec![
         StateChange::forget(StateSpace::MqttSession, key(b's', &state.client_id)),
+        StateChange::forget(StateSpace::MqttSession, key(b'a', &state.client_id)),
         StateChange::forget(StateSpace::MqttSession, key(b'p', &state.client_id)),
     ];
     changes.extend(
@@ -326,6 +365,7 @@ pub fn read_progress(mut bytes: &[u8]) -> Option<SavedProgress> {
         saved.sent.push(Sent {
             id,
             delivery: None,
+            shared: None,
             place: (flags & NO_PLACE == 0).then_some(place),
             is_exactly_once: flags & EXACTLY_ONCE != 0,
             is_released: flags & RELEASED != 0,
@@ -556,6 +596,7 @@ mod tests {
         queue_bytes: 1000,
         overflow: Overflow::DropNewest,
         subscriptions: 10,
+        filter_bytes: 100,
     };
 
     fn value(change: StateChange) -> Bytes {
@@ -595,6 +636,7 @@ mod tests {
             let sent: Vec<Sent> = sent.into_iter().map(|(id, [is_exactly_once, is_released, is_retained], place)| Sent {
                 id,
                 delivery: None,
+                shared: None,
                 place,
                 is_exactly_once,
                 is_released,
@@ -625,6 +667,10 @@ mod tests {
             let away = if since_ms == 0 { Away::There } else { Away::Since(since_ms) };
             let subscriptions = subscriptions.into_iter().collect();
             prop_assert_eq!(read, SavedSession { expiry_s, away, owner, subscriptions });
+            prop_assert_eq!(read_away(&value(super::away(&state, Some(since_ms)))), Some((expiry_s, away)));
+            prop_assert_eq!(changed(&state, None, &Positions::new()).len(), 3);
+            state.has_saved_filters = true;
+            prop_assert_eq!(changed(&state, None, &Positions::new()).len(), 2);
             let read = read_progress(&value(progress(&state, &Positions::new()))).unwrap();
             prop_assert_eq!(read.positions, positions);
             let ids = |sent: &[Sent]| sent.iter().map(|s| (s.id, s.place, s.is_exactly_once, s.is_released, s.is_retained)).collect::<Vec<_>>();
@@ -668,6 +714,7 @@ mod tests {
         fn no_bytes_break_the_readers(bytes: Vec<u8>) {
             drop(read_session(&bytes));
             drop(read_progress(&bytes));
+            let _away = read_away(&bytes);
             let _stamp = read_stamp(&bytes);
             drop(read_retained("t", &Bytes::from(bytes.clone())));
             let _cursor = read_cursor(&bytes, &bytes);

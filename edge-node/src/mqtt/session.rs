@@ -15,6 +15,7 @@
 //! Always true: every record before a session's place ([`State::place_in_log`]) was taken into `inflight`
 //! or is not for it.
 
+mod fare;
 mod since;
 mod subscriptions;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 use shared::ids::Offset;
 use tokio::sync::oneshot::error::TryRecvError;
 
+pub use fare::{FREE_QUEUE, Fare, Paid};
 pub use since::{Moment, Since};
 pub use subscriptions::Subscriptions;
 
@@ -65,6 +67,8 @@ pub struct Delivery {
     pub is_retained: bool,
     /// The filter of the shared subscription that it came by, as the client wrote it.
     pub shared: Option<Box<str>>,
+    /// What it holds of the node's budget while it is in a queue; `None`: it is in the queue's free share.
+    pub paid: Option<Paid>,
 }
 
 /// What happens to a message of QoS 0 for a client whose queue is full.
@@ -89,6 +93,8 @@ pub struct SessionLimits {
     pub overflow: Overflow,
     /// Subscriptions.
     pub subscriptions: usize,
+    /// Bytes of their filters.
+    pub filter_bytes: usize,
 }
 
 /// Where a session gets its messages.
@@ -206,6 +212,8 @@ pub struct State {
     pub is_dirty: bool,
     /// It may be on disk, as it was written when it outlived its connection.
     pub is_on_disk: bool,
+    /// Its filters on disk are these.
+    pub has_saved_filters: bool,
     /// It has ended; nobody may use it.
     pub is_over: bool,
     /// The deadline at which it ends, while its client is away: when, and its number.
@@ -216,6 +224,10 @@ pub struct State {
     pub has_facts: bool,
     queue: VecDeque<Delivery>,
     queue_bytes: usize,
+    /// Those of them that are not paid for.
+    free_bytes: usize,
+    /// Something is paid for, and nothing was taken since [`State::spill`] looked last.
+    is_stalled: bool,
     feed: Feed,
     limits: SessionLimits,
 }
@@ -240,12 +252,15 @@ impl State {
             is_reading: false,
             is_dirty: false,
             is_on_disk: false,
+            has_saved_filters: false,
             is_over: false,
             end_deadline: None,
             will_deadline: None,
             has_facts: false,
             queue: VecDeque::new(),
             queue_bytes: 0,
+            free_bytes: 0,
+            is_stalled: false,
             feed: Feed::Live,
             limits,
         }
@@ -321,24 +336,29 @@ impl State {
 
     /// Offers a message from the tail, which has come to `tail` in the log (to the message's own place in
     /// its partition).
-    pub fn offer(&mut self, mut delivery: Delivery, tail: &Positions) -> Offered {
+    pub fn offer(
+        &mut self,
+        mut delivery: Delivery,
+        tail: &Positions,
+        fare: &mut Fare<'_>,
+    ) -> Offered {
         if delivery.qos == Qos::AtMostOnce {
             // only for who is there; it does not hold the place in the log
             delivery.place = None;
             if self.link.is_none() {
                 return Offered::Left;
             }
-            if self.has_room() {
+            if self.has_room() && self.pays(&mut delivery, fare) {
                 self.enqueue(delivery);
                 return Offered::Queued;
             }
-            self.overflow(delivery);
+            self.overflow(delivery, fare);
             return Offered::Dropped;
         }
         if delivery.place.is_some() && self.feed != Feed::Live {
             return Offered::Left;
         }
-        if self.has_room() {
+        if self.has_room() && self.pays(&mut delivery, fare) {
             self.enqueue(delivery);
             return Offered::Queued;
         }
@@ -351,7 +371,7 @@ impl State {
         Offered::Left
     }
 
-    fn overflow(&mut self, delivery: Delivery) {
+    fn overflow(&mut self, mut delivery: Delivery, fare: &mut Fare<'_>) {
         match self.limits.overflow {
             Overflow::DropNewest => {}
             Overflow::DropOldest => {
@@ -360,8 +380,10 @@ impl State {
                     .iter()
                     .position(|queued| queued.qos == Qos::AtMostOnce);
                 if let Some(old) = oldest.and_then(|at| self.queue.remove(at)) {
-                    self.queue_bytes -= old.message.weight();
-                    self.enqueue(delivery);
+                    self.left(&old);
+                    if self.pays(&mut delivery, fare) {
+                        self.enqueue(delivery);
+                    }
                 }
             }
             Overflow::Disconnect => self.kick(reason::QUOTA_EXCEEDED),
@@ -402,9 +424,39 @@ impl State {
             && self.queue_bytes <= self.limits.queue_bytes / 2
     }
 
+    /// Whether a message has a place within the node's budget: in the queue's free share, or paid for by `fare`.
+    pub fn pays(&self, delivery: &mut Delivery, fare: &mut Fare<'_>) -> bool {
+        let weight = delivery.message.weight();
+        if delivery.paid.is_none() && self.free_bytes + weight > FREE_QUEUE {
+            delivery.paid = fare.pay(weight);
+            return delivery.paid.is_some();
+        }
+        true
+    }
+
+    /// A message has left the queue.
+    fn left(&mut self, delivery: &Delivery) {
+        let weight = delivery.message.weight();
+        self.queue_bytes -= weight;
+        if delivery.paid.is_none() {
+            self.free_bytes -= weight;
+        }
+    }
+
+    fn recount(&mut self) {
+        let weight = |delivery: &Delivery| delivery.message.weight();
+        self.queue_bytes = self.queue.iter().map(weight).sum();
+        let free = self.queue.iter().filter(|delivery| delivery.paid.is_none());
+        self.free_bytes = free.map(weight).sum();
+    }
+
     /// Puts a message into the queue, past its bounds if need be.
     pub fn enqueue(&mut self, delivery: Delivery) {
-        self.queue_bytes += delivery.message.weight();
+        let weight = delivery.message.weight();
+        self.queue_bytes += weight;
+        if delivery.paid.is_none() {
+            self.free_bytes += weight;
+        }
         // nobody else has it
         self.is_dirty |= delivery.shared.is_some();
         self.queue.push_back(delivery);
@@ -428,35 +480,51 @@ impl State {
         of_it
     }
 
-    /// The next message to send and its packet id (0 with QoS 0), if the client takes one.
-    pub fn take(&mut self, now_ms: i64) -> Option<(Delivery, u16)> {
-        let window = self.link.as_ref()?.window;
-        loop {
-            let next = self.queue.front()?;
-            if next.qos != Qos::AtMostOnce && self.inflight.len() >= window {
-                return None;
-            }
-            let delivery = self.queue.pop_front()?;
-            self.queue_bytes -= delivery.message.weight();
-            if self.queue.is_empty() {
-                self.queue.shrink_to(16);
-            }
-            if let Some(scan) = self.scans.front_mut().filter(|_| delivery.is_retained) {
-                scan.after = Some(delivery.message.topic.clone());
-                self.is_dirty = true;
-            }
-            if delivery.message.is_expired(now_ms) {
-                continue;
-            }
-            if delivery.qos == Qos::AtMostOnce {
-                return Some((delivery, 0));
-            }
-            let id = self
-                .inflight
-                .send(delivery.clone(), delivery.qos == Qos::ExactlyOnce)?;
-            self.is_dirty = true;
-            return Some((delivery, id));
+    /// Whether the client takes another message of QoS 1 or 2.
+    #[must_use]
+    pub fn has_window(&self) -> bool {
+        let link = self.link.as_ref();
+        link.is_some_and(|link| self.inflight.len() < link.window)
+    }
+
+    /// The next message to send and its packet id (0 with QoS 0), if the client takes one, and `may_take` so many
+    /// bytes.
+    pub fn take(
+        &mut self,
+        now_ms: i64,
+        may_take: impl FnOnce(usize) -> bool,
+    ) -> Option<(Delivery, u16)> {
+        self.link.as_ref()?;
+        while self.queue.front()?.message.is_expired(now_ms) {
+            self.pop();
         }
+        let next = self.queue.front()?;
+        if next.qos != Qos::AtMostOnce && !self.has_window() || !may_take(next.message.weight()) {
+            return None;
+        }
+        let delivery = self.pop()?;
+        if delivery.qos == Qos::AtMostOnce {
+            return Some((delivery, 0));
+        }
+        let id = self
+            .inflight
+            .send(&delivery, delivery.qos == Qos::ExactlyOnce)?;
+        self.is_dirty = true;
+        Some((delivery, id))
+    }
+
+    fn pop(&mut self) -> Option<Delivery> {
+        let delivery = self.queue.pop_front()?;
+        self.left(&delivery);
+        self.is_stalled = false;
+        if self.queue.is_empty() {
+            self.queue.shrink_to(16);
+        }
+        if let Some(scan) = self.scans.front_mut().filter(|_| delivery.is_retained) {
+            scan.after = Some(delivery.message.topic.clone());
+            self.is_dirty = true;
+        }
+        Some(delivery)
     }
 
     /// The first place of each log that is not yet taken: what a restart goes on from.
@@ -478,50 +546,64 @@ impl State {
     }
 
     /// The connection has gone: what waits is read from the log again, or looked for among the retained, but for
-    /// what is of shared subscriptions. That is given back, for others.
-    pub fn go_offline(&mut self, tail: &Positions) -> Vec<Delivery> {
+    /// what is of shared subscriptions. That is given back, for others: filters and records.
+    pub fn go_offline(&mut self, tail: &Positions) -> Vec<(Box<str>, Place)> {
+        self.link = None;
+        let (mut shared, _) = self.empty_queue(tail);
+        if self.expiry_s == 0 {
+            // nobody will acknowledge them here
+            // and what was sent as QoS 2 goes to nobody else (MQTT 5, [MQTT-4.8.2-5])
+            let sent = self.inflight.iter().filter(|sent| !sent.is_exactly_once);
+            shared.extend(sent.filter_map(|sent| Some((sent.shared.clone()?, sent.place?))));
+        }
+        self.is_dirty = true;
+        shared
+    }
+
+    /// Empties the queue of what can be had again. What was of shared subscriptions, and how many messages of QoS 0
+    /// are lost.
+    fn empty_queue(&mut self, tail: &Positions) -> (Vec<(Box<str>, Place)>, usize) {
         let places = self.place_in_log(tail);
         self.since.reached(&places);
         self.feed = Feed::Behind(places);
-        self.link = None;
         if let Some(scan) = self.scans.front_mut() {
             scan.is_last = false;
         }
-        let mut shared = Vec::new();
+        let (mut shared, mut lost) = (Vec::new(), 0);
         for delivery in std::mem::take(&mut self.queue) {
             if delivery.is_retained {
                 continue;
             }
             match (delivery.qos, delivery.place) {
-                (Qos::AtMostOnce, _) => {}
-                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) if delivery.shared.is_some() => {
-                    shared.push(delivery)
+                (Qos::AtMostOnce, _) if self.link.is_some() && delivery.paid.is_none() => {
+                    self.queue.push_back(delivery);
                 }
-                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(_)) => {}
+                (Qos::AtMostOnce, _) => lost += 1,
+                (Qos::AtLeastOnce | Qos::ExactlyOnce, Some(place)) => {
+                    shared.extend(delivery.shared.map(|filter| (filter, place)));
+                }
                 (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => self.queue.push_back(delivery),
             }
         }
-        self.queue_bytes = self
-            .queue
-            .iter()
-            .map(|delivery| delivery.message.weight())
-            .sum();
-        if self.expiry_s == 0 {
-            // nobody will acknowledge them here
-            // and what was sent as QoS 2 goes to nobody else (MQTT 5, [MQTT-4.8.2-5])
-            let sent = self.inflight.iter().filter(|sent| !sent.is_exactly_once);
-            let sent = sent.filter_map(|sent| sent.delivery.clone());
-            shared.extend(
-                sent.filter(|delivery| delivery.shared.is_some() && delivery.place.is_some()),
-            );
+        self.recount();
+        self.is_stalled = false;
+        (shared, lost)
+    }
+
+    /// Others wait for the budget: what this client has in its queue and did not take since the last look waits in
+    /// the log from now on. How many messages of QoS 0 are lost with it.
+    pub fn spill(&mut self, tail: &Positions) -> usize {
+        if self.queue_bytes == self.free_bytes || self.is_reading || self.link.is_none() {
+            return 0;
         }
-        for sent in self.inflight.iter_mut() {
-            if sent.place.is_some() {
-                sent.delivery = None;
-            }
+        if !std::mem::replace(&mut self.is_stalled, true) {
+            return 0;
         }
+        let (shared, lost) = self.empty_queue(tail);
+        // nobody else gets what this member was given
+        self.owed.extend(shared);
         self.is_dirty = true;
-        shared
+        lost
     }
 
     /// Where it must read on, unless it is Live.
@@ -580,6 +662,7 @@ impl State {
 
     /// A subscription begins, with the tail at `tail`. True: it is a new one.
     pub fn subscribe(&mut self, filter: &str, options: Options, tail: &Positions) -> bool {
+        self.has_saved_filters = false;
         let is_new = self.subscriptions.insert(filter, options);
         if is_new {
             self.since.begin(filter, tail);
@@ -593,6 +676,7 @@ impl State {
     pub fn unsubscribe(&mut self, filter: &str) -> bool {
         self.stop_scans(filter);
         self.since.end(filter);
+        self.has_saved_filters = false;
         self.subscriptions.remove(filter)
     }
 
@@ -607,16 +691,18 @@ impl State {
         let is_first = |scan: &Scan| scan.filter == filter;
         if self.scans.front().is_some_and(is_first) {
             self.queue.retain(|delivery| !delivery.is_retained);
-            let weights = self.queue.iter().map(|delivery| delivery.message.weight());
-            self.queue_bytes = weights.sum();
+            self.recount();
         }
         self.scans.retain(|scan| scan.filter != filter);
     }
 
-    /// The limit on subscriptions.
+    /// The limits on subscriptions.
     #[must_use]
     pub fn may_subscribe(&self, filter: &str) -> bool {
-        self.subscriptions.contains(filter) || self.subscriptions.len() < self.limits.subscriptions
+        let bytes = self.subscriptions.bytes() + filter.len();
+        self.subscriptions.contains(filter)
+            || self.subscriptions.len() < self.limits.subscriptions
+                && bytes <= self.limits.filter_bytes
     }
 }
 
@@ -642,6 +728,7 @@ pub fn merge<'o>(
             place,
             is_retained: false,
             shared: None,
+            paid: None,
         });
         merged.qos = merged.qos.max(options.qos.min(message.qos));
         merged.retain |= options.retain_as_published && message.retain;

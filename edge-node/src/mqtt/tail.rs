@@ -23,7 +23,7 @@ use super::packet::Message;
 use super::record::{message_of, topic_of};
 use super::retained::Kept;
 use super::saved;
-use super::session::{Offered, Place, Positions, merge};
+use super::session::{Fare, Offered, Place, Positions, merge};
 use super::topic_map::{RetainRule, Rule};
 use crate::store::{Item, PartitionId, StateChange, StoreError};
 
@@ -523,19 +523,20 @@ impl Broker {
     fn offer(&self, place: Place, message: &Arc<Message>, tail: &Positions) {
         let filters = self.filters();
         let mut found: Vec<&Subscriber> = Vec::new();
+        let mut fare = Fare::new(&self.queues, None);
         filters.find(&message.topic, |subscriber| found.push(subscriber));
         found.sort_unstable_by_key(|subscriber| subscriber.session.key);
         for same in found.chunk_by(|a, b| a.session.key == b.session.key) {
             let session = &same[0].session;
             let options = same.iter().map(|subscriber| &subscriber.options);
             if let Some(delivery) = merge(message, options, &session.client_id, Some(place)) {
-                let offered = session.state().offer(delivery, tail);
+                let offered = session.state().offer(delivery, tail, &mut fare);
                 self.count(offered);
             }
         }
         drop(filters);
         self.groups().find(&message.topic, |group| {
-            self.count(group.offer(place, message, tail))
+            self.count(group.offer(place, message, tail, &mut fare))
         });
     }
 

@@ -699,3 +699,85 @@ async fn a_client_above_the_rate_may_say_goodbye() {
     let values: Vec<_> = values.map(|(_, value, _)| value).collect();
     assert_eq!(values, [large, "held".to_owned()]);
 }
+
+/// Clients that acknowledge nothing and take nothing have all the room there is; nothing is lost to anybody, and each gets
+/// it in order.
+#[tokio::test]
+async fn large_messages_wait_in_the_log_when_the_node_has_no_room_for_them() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.delivery_bytes = 128 * 1024;
+        config.max_inflight = 1;
+    })
+    .await;
+    let mut subscribers = Vec::new();
+    for id in ["stalled", "another", "lively"] {
+        let mut subscriber = Client::new(node.address, lasting(id, 1000)).await;
+        subscriber.subscribe("t", Qos::AtLeastOnce).await;
+        subscribers.push(subscriber);
+    }
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    let text = |number: u16| format!("{number}{}", "x".repeat(50 * 1024));
+    for number in 1..=8 {
+        let (qos, payload) = (Qos::AtLeastOnce, text(number));
+        publisher.publish("t", &payload, qos, number).await;
+        publisher.expect_acks(qos, number).await;
+    }
+    // the last first: the others have not acknowledged anything
+    while let Some(mut subscriber) = subscribers.pop() {
+        for number in 1..=8 {
+            assert!(
+                subscriber.message().await.payload == text(number),
+                "{number}"
+            );
+        }
+    }
+}
+
+/// More than there is room for at a time.
+#[tokio::test]
+async fn all_that_was_not_acknowledged_is_sent_again_in_order() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.delivery_bytes = 64 * 1024;
+    })
+    .await;
+    let mut subscriber = Client::new(node.address, lasting("s", 1000)).await;
+    subscriber.subscribe("t", Qos::ExactlyOnce).await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    let text = |number: u16| format!("{number}{}", "x".repeat(200 * 1024));
+    let mut sent = Vec::new();
+    for number in 1..=8 {
+        let qos = [Qos::AtLeastOnce, Qos::ExactlyOnce][usize::from(number % 2)];
+        publisher.publish("t", &text(number), qos, number).await;
+        publisher.expect_acks(qos, number).await;
+        sent.push(subscriber.message_and_id().await.1);
+    }
+    drop(subscriber);
+    let mut subscriber = Client::new(node.address, lasting("s", 1000)).await;
+    for (number, id) in (1..=8).zip(sent) {
+        let (message, same_id) = subscriber.message_and_id().await;
+        assert!(message.payload == text(number) && same_id == id, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn unfinished_packets_have_their_bound_and_do_not_hold_up_others_for_long() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.partial_bytes = 64 * 1024;
+        config.patience = Duration::from_millis(1);
+    })
+    .await;
+    let large = "x".repeat(90 * 1024);
+    let mut idlers = Vec::new();
+    for id in ["a", "b", "c"] {
+        let mut idler = Client::new(node.address, connect(Version::V5, id)).await;
+        // a PUBLISH of 100 KiB, of which not all comes
+        idler.send(&[0x30, 0x80, 0xa0, 0x06, 0, 1, b't', 0]).await;
+        idler.send_some(large.as_bytes()).await;
+        idlers.push(idler);
+    }
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    publisher.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+    let failed = node.stats.failed.load(Ordering::Relaxed);
+    assert!(failed > 0, "somebody had to make room");
+}

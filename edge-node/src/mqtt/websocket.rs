@@ -16,6 +16,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 /// Bytes of a message; a client may cut packets as it likes.
 const MAX_MESSAGE: usize = 1024 * 1024;
 const BUFFER: usize = 4 * 1024;
+/// Bytes of a message that goes out: so much waits here for a client that takes nothing.
+const WRITE: usize = 16 * 1024;
 const SUBPROTOCOL: &str = "mqtt";
 
 /// Answers the upgrade.
@@ -111,7 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(Pin::new(&mut self.socket).poll_ready(cx)).map_err(io_error)?;
-        let count = buf.len().min(MAX_MESSAGE);
+        let count = buf.len().min(WRITE);
         let message = Message::Binary(Bytes::copy_from_slice(&buf[..count]));
         Pin::new(&mut self.socket)
             .start_send(message)

@@ -163,10 +163,7 @@ impl Broker {
             let changes = if is_kept {
                 state.is_dirty = false;
                 state.is_on_disk = true;
-                vec![
-                    saved::session(&state, None),
-                    saved::progress(&state, tail.processed()),
-                ]
+                saved::changed(&state, None, tail.processed())
             } else {
                 // after a crash it would come back, with what is sent and done
                 saved::forget(&state)
@@ -174,8 +171,11 @@ impl Broker {
             (self.store.put_state(changes), is_kept)
         };
         let is_written = matches!(written.await, Ok(Ok(())));
-        if is_written && !is_kept {
-            session.state().is_on_disk = false;
+        if is_written {
+            let mut state = session.state();
+            // only the client's own connection changes them, and it waits here
+            state.has_saved_filters = is_kept;
+            state.is_on_disk &= is_kept;
         }
         is_written
     }
@@ -210,10 +210,7 @@ impl Broker {
             let mut shared = state.go_offline(tail.processed());
             if self.is_stopping() && state.is_persistent() {
                 // a group's backlog ends with the process
-                let kept = shared
-                    .drain(..)
-                    .filter_map(|it| Some((it.shared?, it.place?)));
-                state.owed.extend(kept);
+                state.owed.extend(shared.drain(..));
             }
             if !keeps_will {
                 state.will = None;
@@ -241,10 +238,9 @@ impl Broker {
                 state.is_dirty = false;
                 state.is_on_disk = true;
                 // what is lost with a crash before the sync is only how far it had come
-                drop(self.store.put_state(vec![
-                    saved::session(&state, Some(self.away.age_ms(now))),
-                    saved::progress(&state, tail.processed()),
-                ]));
+                let age_ms = self.away.age_ms(now);
+                let changes = saved::changed(&state, Some(age_ms), tail.processed());
+                drop(self.store.put_state(changes));
             }
             drop(state);
             if is_over {
@@ -253,7 +249,7 @@ impl Broker {
             }
             drop(sessions);
             drop(tail);
-            self.take_back(shared);
+            self.give_back(shared);
         }
         if let Some(will) = due {
             self.publish_will(*will);

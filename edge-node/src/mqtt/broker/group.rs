@@ -5,14 +5,44 @@
 //! process runs. Members that go give back what they had not been sent.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Broker, Session, Subscriber};
+use crate::ingest::Reservation;
 use crate::mqtt::packet::{Message, Qos};
-use crate::mqtt::session::{Delivery, Offered, Place, Positions, merge};
+use crate::mqtt::session::{Fare, Offered, Place, Positions, State, merge};
 
 /// Messages that wait for one group; beyond, the newest are lost to it.
 const MAX_BACKLOG: usize = 10_000;
+/// Messages that wait for all groups, of 16 bytes each; beyond, each has only its share.
+pub(super) const MAX_BACKLOGS: usize = 512 * 1024;
+
+/// What waits for all groups.
+#[derive(Debug)]
+pub struct Backlogs {
+    most: usize,
+    places: AtomicUsize,
+    groups: AtomicUsize,
+}
+
+impl Backlogs {
+    /// At most so many places, and once more as many where each group has no more than its share.
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            places: AtomicUsize::new(0),
+            groups: AtomicUsize::new(0),
+        })
+    }
+
+    /// Whether a group for which `len` wait already may have another.
+    fn takes(&self, len: usize) -> bool {
+        let share = self.most / self.groups.load(Ordering::Relaxed).max(1);
+        let has_room = self.places.load(Ordering::Relaxed) < self.most;
+        len < MAX_BACKLOG && (has_room || len < share)
+    }
+}
 
 /// The members of a shared subscription.
 #[derive(Debug)]
@@ -22,6 +52,15 @@ pub struct Group {
     /// The whole of it.
     filter: Box<str>,
     members: Mutex<Members>,
+    backlogs: Arc<Backlogs>,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let len = self.members().backlog.len();
+        self.backlogs.places.fetch_sub(len, Ordering::Relaxed);
+        self.backlogs.groups.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -33,8 +72,10 @@ struct Members {
 }
 
 impl Group {
-    pub(super) fn new(name: &str, filter: &str) -> Arc<Self> {
+    pub(super) fn new(name: &str, filter: &str, backlogs: &Arc<Backlogs>) -> Arc<Self> {
+        backlogs.groups.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
+            backlogs: backlogs.clone(),
             name: name.into(),
             filter: filter.into(),
             members: Mutex::default(),
@@ -74,17 +115,19 @@ impl Group {
         place: Place,
         message: &Arc<Message>,
         tail: &Positions,
+        fare: &mut Fare<'_>,
     ) -> Offered {
         let mut members = self.members();
         if members.backlog.is_empty()
-            && let Some(offered) = members.give(&self.filter, place, message, tail)
+            && let Some(offered) = members.give(&self.filter, place, message, tail, fare)
         {
             return offered;
         }
         let waits = |member: &Subscriber| message.qos.min(member.options.qos) != Qos::AtMostOnce;
-        if members.backlog.len() >= MAX_BACKLOG || !members.list.iter().any(waits) {
+        if !self.backlogs.takes(members.backlog.len()) || !members.list.iter().any(waits) {
             return Offered::Dropped;
         }
+        self.backlogs.places.fetch_add(1, Ordering::Relaxed);
         members.backlog.push_back(place);
         Offered::Left
     }
@@ -92,7 +135,8 @@ impl Group {
     /// Puts back what a member was not sent.
     fn return_to(&self, place: Place) {
         let mut members = self.members();
-        if members.backlog.len() < MAX_BACKLOG {
+        if self.backlogs.takes(members.backlog.len()) {
+            self.backlogs.places.fetch_add(1, Ordering::Relaxed);
             let at = members.backlog.partition_point(|other| *other < place);
             members.backlog.insert(at, place);
         }
@@ -102,26 +146,38 @@ impl Group {
     fn next_waiting(&self) -> Option<Place> {
         let members = self.members();
         let place = members.backlog.front().copied()?;
-        members.list.iter().any(takes).then_some(place)
+        let is_there = |member: &Subscriber| takes(&member.session.state());
+        members.list.iter().any(is_there).then_some(place)
     }
 
     /// True when it is done with.
-    fn give_waiting(&self, place: Place, message: Option<&Arc<Message>>, tail: &Positions) -> bool {
+    fn give_waiting(
+        &self,
+        place: Place,
+        message: Option<&Arc<Message>>,
+        tail: &Positions,
+        fare: &mut Fare<'_>,
+    ) -> bool {
         let mut members = self.members();
         if members.backlog.front() != Some(&place) {
             return true;
         }
-        let is_given = message
-            .is_none_or(|message| members.give(&self.filter, place, message, tail).is_some());
+        let is_given = message.is_none_or(|message| {
+            let given = members.give(&self.filter, place, message, tail, fare);
+            given.is_some()
+        });
         if is_given {
             members.backlog.pop_front();
+            self.backlogs.places.fetch_sub(1, Ordering::Relaxed);
+            if members.backlog.is_empty() {
+                members.backlog = VecDeque::new();
+            }
         }
         is_given
     }
 }
 
-fn takes(member: &Subscriber) -> bool {
-    let state = member.session.state();
+fn takes(state: &State) -> bool {
     state.link.is_some() && state.behind().is_none() && state.has_room()
 }
 
@@ -132,12 +188,14 @@ impl Members {
         place: Place,
         message: &Arc<Message>,
         tail: &Positions,
+        fare: &mut Fare<'_>,
     ) -> Option<Offered> {
         let count = self.list.len();
         for step in 0..count {
             let at = (self.next + step) % count;
             let member = &self.list[at];
-            if !takes(member) {
+            let mut state = member.session.state();
+            if !takes(&state) {
                 continue;
             }
             let options = std::iter::once(&member.options);
@@ -147,7 +205,11 @@ impl Members {
                 continue;
             };
             delivery.shared = Some(filter.into());
-            let offered = member.session.state().offer(delivery, tail);
+            if !state.pays(&mut delivery, fare) {
+                continue;
+            }
+            let offered = state.offer(delivery, tail, fare);
+            drop(state);
             self.next = at + 1;
             return Some(offered);
         }
@@ -170,15 +232,7 @@ impl Broker {
             .cloned()
     }
 
-    /// Takes what a member that goes was not sent.
-    pub(super) fn take_back(&self, deliveries: Vec<Delivery>) {
-        let places = deliveries
-            .into_iter()
-            .filter_map(|delivery| Some((delivery.shared?, delivery.place?)));
-        self.give_back(places);
-    }
-
-    /// The same, by the filters of shared subscriptions and the records.
+    /// Takes what a member was not sent: the filters of shared subscriptions and the records.
     pub(super) fn give_back(&self, places: impl IntoIterator<Item = (Box<str>, Place)>) {
         for (filter, place) in places {
             if let Some(group) = self.group(&filter) {
@@ -187,22 +241,22 @@ impl Broker {
         }
     }
 
-    /// Puts what a member was given before a restart into its queue, as far as there is room. Blocks.
-    pub fn load_owed(&self, session: &Session) {
+    /// Puts what a member was given and has not got into its queue, as far as there is room, with what was waited
+    /// for. The bytes of the next when the node has no room for it. Blocks.
+    pub fn load_owed(&self, session: &Session, granted: Option<Reservation>) -> Option<usize> {
+        let mut granted = granted;
         loop {
             let first = {
                 let state = session.state();
                 let first = state.owed.front().filter(|_| state.has_room());
                 first.cloned()
             };
-            let Some(first) = first else { return };
+            let first = first?;
             let message = self.load(first.1);
             let mut state = session.state();
             if state.owed.front() != Some(&first) {
                 continue;
             }
-            state.owed.pop_front();
-            state.is_dirty = true;
             let (filter, place) = first;
             let options = state.subscriptions.get(&filter).copied();
             if let (Some(message), Some(options)) = (message, options)
@@ -214,8 +268,14 @@ impl Broker {
                 )
             {
                 delivery.shared = Some(filter);
+                let mut fare = Fare::new(&self.queues, granted.take());
+                if !state.pays(&mut delivery, &mut fare) {
+                    return Some(delivery.message.weight());
+                }
                 state.enqueue(delivery);
             }
+            state.owed.pop_front();
+            state.is_dirty = true;
         }
     }
 
@@ -235,10 +295,74 @@ impl Broker {
                 };
                 let message = self.load(place);
                 let tail = self.tail().processed().clone();
-                if !group.give_waiting(place, message.as_ref(), &tail) {
+                let mut fare = Fare::new(&self.queues, None);
+                if !group.give_waiting(place, message.as_ref(), &tail, &mut fare) {
                     break;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::packet::{Options, RetainHandling};
+    use crate::mqtt::session::{Overflow, SessionLimits};
+    use crate::store::PartitionId;
+
+    #[test]
+    fn what_waits_for_all_groups_is_bounded_and_each_has_its_share() {
+        let limits = SessionLimits {
+            queue_messages: 1,
+            queue_bytes: 1,
+            overflow: Overflow::DropNewest,
+            subscriptions: 1,
+            filter_bytes: 10,
+        };
+        let options = Options {
+            qos: Qos::AtLeastOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Never,
+            identifier: None,
+        };
+        let backlogs = Backlogs::new(100);
+        let group = |key| {
+            let group = Group::new("g", "$share/g/t", &backlogs);
+            let session = Session::new(key, State::new(Arc::from("c"), limits));
+            group.join(Subscriber { session, options });
+            group
+        };
+        let message = Arc::new(Message {
+            topic: Arc::from("t"),
+            payload: bytes::Bytes::new(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            published_ms: 0,
+            properties: None,
+            from: None,
+        });
+        let fill = |group: &Group| {
+            let kept = (0..1_000).filter(|offset| {
+                let place = Place {
+                    partition: PartitionId(1),
+                    offset: *offset,
+                };
+                let offered = group.offer(place, &message, &Positions::new(), &mut Fare::default());
+                offered == Offered::Left
+            });
+            kept.count()
+        };
+        let first = group(1);
+        assert_eq!(fill(&first), 100);
+        let others: Vec<_> = (2..=4).map(group).collect();
+        for other in &others {
+            assert_eq!(fill(other), 25, "its share");
+        }
+        drop(first);
+        drop(others);
+        assert_eq!(backlogs.places.load(Ordering::Relaxed), 0);
+        assert_eq!(fill(&group(5)), 100);
     }
 }

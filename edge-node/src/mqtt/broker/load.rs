@@ -9,9 +9,11 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::group::{Backlogs, MAX_BACKLOGS};
 use super::timers::{Deadline, SAVE_AT_ONCE};
 use super::{Broker, READERS, Session, Sessions};
-use crate::mqtt::away::{AwayClock, Clocks};
+use crate::ingest::Budget;
+use crate::mqtt::away::{Away, AwayClock, Clocks};
 use crate::mqtt::filters::Filters;
 use crate::mqtt::gather::Gather;
 use crate::mqtt::retained::{Retained, RetainedLimits};
@@ -73,7 +75,11 @@ impl Broker {
         };
         let tasks = TaskTracker::new();
         let uses_retained = AtomicBool::new(!retained.is_empty());
+        let (intake, deliveries) = (config.partial_bytes, config.delivery_bytes);
         let broker = Arc::new(Self {
+            intake: Budget::new(intake),
+            queues: Budget::new(deliveries / 2),
+            outputs: Budget::new(deliveries / 2),
             gather: Gather::new(ingest.clone(), tasks.clone()),
             config,
             map: Arc::new(map),
@@ -85,6 +91,7 @@ impl Broker {
             sessions: Mutex::new(Sessions::default()),
             filters: RwLock::new(Filters::default()),
             groups: RwLock::new(Filters::default()),
+            backlogs: Backlogs::new(MAX_BACKLOGS),
             retained: Mutex::new(retained),
             system: Mutex::new(Retained::new(SYSTEM)),
             tail: Mutex::new(Tail::new(cursors, followed)),
@@ -119,15 +126,26 @@ impl Broker {
                 incoming.entry(client_id.to_owned()).or_default().push(id);
             }
         }
+        let mut aways: HashMap<String, (u32, Away)> = HashMap::new();
+        for (key, value) in self.store.state(StateSpace::MqttSession, b"a")? {
+            if let (Some((_, client_id)), Some(away)) =
+                (saved::read_key(&key), saved::read_away(&value))
+            {
+                aways.insert(client_id.to_owned(), away);
+            }
+        }
         let now = shared::time::now();
         let mut moved = Vec::new();
         for (key, value) in self.store.state(StateSpace::MqttSession, b"s")? {
-            let (Some((_, client_id)), Some(found)) =
+            let (Some((_, client_id)), Some(mut found)) =
                 (saved::read_key(&key), saved::read_session(&value))
             else {
                 warn!("A session on disk can't be read");
                 continue;
             };
+            if let Some(away) = aways.remove(client_id) {
+                (found.expiry_s, found.away) = away;
+            }
             let mut found_progress = progress.remove(client_id).unwrap_or_default();
             let mut is_moved = false;
             {
@@ -152,6 +170,7 @@ impl Broker {
             let mut state =
                 State::restored(Arc::from(client_id), self.config.session, found_progress);
             state.is_dirty = is_moved;
+            state.has_saved_filters = true;
             state.expiry_s = found.expiry_s;
             state.owner = found.owner;
             state.subscriptions = found.subscriptions.iter().cloned().collect();

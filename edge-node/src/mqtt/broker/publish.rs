@@ -15,7 +15,7 @@ use crate::mqtt::filters::is_system;
 use crate::mqtt::gather::{Item, Synced};
 use crate::mqtt::packet::{Message, reason};
 use crate::mqtt::record::Draft;
-use crate::mqtt::session::Delivery;
+use crate::mqtt::session::{Delivery, Fare};
 use crate::mqtt::topic_map::{AckRule, RetainRule};
 use crate::quota::Creator;
 use crate::store::{StateChange, Topic};
@@ -172,8 +172,10 @@ impl Broker {
                 place: None,
                 is_retained: false,
                 shared: None,
+                paid: None,
             };
-            subscriber.session.state().offer(delivery, &tail);
+            let mut state = subscriber.session.state();
+            state.offer(delivery, &tail, &mut Fare::default());
         }
     }
 }

@@ -8,11 +8,12 @@ use tracing::warn;
 use super::group::shared;
 use super::{Broker, Group, Session, Subscriber};
 use crate::access::Principal;
+use crate::ingest::Reservation;
 use crate::mqtt::codec::is_valid_filter;
 use crate::mqtt::filters::{is_system, matches};
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{Options, Qos, RetainHandling, reason};
-use crate::mqtt::session::{Delivery, Place, Scan};
+use crate::mqtt::session::{Delivery, Fare, Place, Scan};
 
 /// Retained messages put into a queue at a time.
 const SCAN: usize = 64;
@@ -161,7 +162,7 @@ impl Broker {
             .find(|group| *group.name == *name)
             .cloned();
         let group = group.unwrap_or_else(|| {
-            let group = Group::new(name, filter);
+            let group = Group::new(name, filter, &self.backlogs);
             groups.insert(plain, group.clone(), |_| false);
             group
         });
@@ -206,11 +207,13 @@ impl Broker {
     }
 
     /// Puts some of the retained messages of new subscriptions into the queue, once those before have been taken
-    /// from it.
-    pub fn scan_retained(&self, session: &Session) {
+    /// from it: as many as there is room for, with what was waited for. The bytes of the first when there is room for
+    /// none.
+    pub fn scan_retained(&self, session: &Session, granted: Option<Reservation>) -> Option<usize> {
+        let mut granted = granted;
         let mut state = session.state();
         if state.has_waiting() {
-            return;
+            return None;
         }
         if state.scans.front().is_some_and(|scan| scan.is_last) {
             state.scans.pop_front();
@@ -218,7 +221,7 @@ impl Broker {
         }
         let Some(scan) = state.scans.front_mut() else {
             state.scans = VecDeque::new();
-            return;
+            return None;
         };
         let store = if is_system(&scan.filter) {
             self.system()
@@ -227,7 +230,8 @@ impl Broker {
         };
         let found = store.find(&scan.filter, scan.after.as_deref(), SCAN);
         drop(store);
-        scan.is_last = found.len() < SCAN;
+        let is_last = found.len() < SCAN;
+        let (mut is_cut, mut short) = (false, None);
         let options = scan.options;
         let now_ms = shared::time::wall_ms();
         for held in &found {
@@ -235,7 +239,11 @@ impl Broker {
                 continue;
             }
             let qos = held.message.qos.min(options.qos);
-            let delivery = Delivery {
+            if !state.has_room() {
+                is_cut = true;
+                break;
+            }
+            let mut delivery = Delivery {
                 message: held.message.clone(),
                 qos,
                 retain: true,
@@ -243,16 +251,23 @@ impl Broker {
                 place: held.place.filter(|_| qos != Qos::AtMostOnce),
                 is_retained: true,
                 shared: None,
+                paid: None,
             };
+            let mut fare = Fare::new(&self.queues, granted.take());
+            if !state.pays(&mut delivery, &mut fare) {
+                is_cut = true;
+                short = (!state.has_waiting()).then(|| delivery.message.weight());
+                break;
+            }
             state.enqueue(delivery);
         }
-        if let Some(scan) = state.scans.front_mut()
-            && !scan.is_last
-            && found.iter().all(|held| held.message.is_expired(now_ms))
-        {
+        let scan = state.scans.front_mut()?;
+        scan.is_last = is_last && !is_cut;
+        if !is_last && found.iter().all(|held| held.message.is_expired(now_ms)) {
             // none of them will be taken
             scan.after = found.last().map(|held| held.message.topic.clone());
         }
+        short
     }
 
     /// The delivery of a record that was on its way to a client when the client went. Blocks.
@@ -277,6 +292,7 @@ impl Broker {
             place: Some(place),
             is_retained: false,
             shared: None,
+            paid: None,
         });
         delivery.qos = qos;
         delivery.retain |= sent.is_retained;

@@ -88,6 +88,7 @@ pub async fn run_timers(broker: Arc<Broker>, stop: CancellationToken) {
             () = tokio::time::sleep(TICK) => {}
         }
         broker.carry_out_deadlines(shared::time::now());
+        broker.spill();
         if !broker.groups().is_empty() {
             let at = broker.clone();
             let served = tokio::task::spawn_blocking(move || at.serve_groups()).await;
@@ -147,6 +148,22 @@ impl Broker {
                     }
                 }
             }
+        }
+    }
+
+    /// While clients wait for room for their messages, takes it from those that do not take theirs.
+    fn spill(&self) {
+        if !self.queues.is_short() {
+            return;
+        }
+        let all: Vec<Arc<Session>> = {
+            let sessions = self.sessions();
+            sessions.by_client.values().cloned().collect()
+        };
+        for session in all {
+            let tail = self.tail();
+            let lost = session.state().spill(tail.processed());
+            self.stats.dropped.fetch_add(lost as u64, Ordering::Relaxed);
         }
     }
 

@@ -1,6 +1,8 @@
-//! A client that is connected: carries out its packets, and makes what goes to it.
+//! A client that is connected: carries out its packets; [`deliver`] makes what goes to it.
 
-use std::collections::HashMap;
+mod deliver;
+
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,24 +15,21 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::acks::{Acks, Due};
+use super::room::Room;
 use super::throttle::Throttle;
 use super::wire::Wire;
 use super::{End, HIGH_WATER, SETTLE, has_codes};
 use crate::access::Principal;
 use crate::ingest::Reservation;
 use crate::mqtt::broker::{Broker, Session};
-use crate::mqtt::codec::{
-    Malformed, Outgoing, decode, put_ack, put_pingresp, put_publish, put_suback, put_unsuback,
-};
+use crate::mqtt::codec::{Malformed, decode, put_ack, put_pingresp, put_suback, put_unsuback};
 use crate::mqtt::frame::Frame;
 use crate::mqtt::inflight::Sent;
 use crate::mqtt::packet::{AckKind, Incoming, Message, Publish, Qos, Version, reason};
 use crate::mqtt::saved;
-use crate::mqtt::session::{self, Delivery};
+use crate::mqtt::session;
 use crate::quota::{Meter, Place};
 
-/// Messages taken from the session at a time.
-const DELIVERIES: usize = 64;
 /// Packet ids of QoS 2 that a client of MQTT 3.1.1 may leave unreleased.
 const MAX_UNRELEASED: usize = 8 * 1024;
 /// How long a client of MQTT 3.1.1 waits before it is disconnected because the site is full.
@@ -76,6 +75,14 @@ pub(super) struct Client<'b> {
     received: Vec<u16>,
     /// It asked not to get back what it publishes.
     has_no_local: bool,
+    /// What an earlier connection had sent and is still to be sent again, before anything else.
+    again: VecDeque<Sent>,
+    /// The output's part of the node's budget, when it has more than its free share.
+    room: Option<Box<Room>>,
+    /// There was no room for the next message, with what is in the output.
+    is_short: bool,
+    /// Waits for room for a message in the queue.
+    queue_room: Option<Box<Room>>,
 }
 
 impl<'b> Client<'b> {
@@ -87,6 +94,7 @@ impl<'b> Client<'b> {
         limits: Limits,
         user: Principal,
         (meter, place): (Meter, Place),
+        again: Vec<Sent>,
     ) -> Self {
         let mut client = Self {
             broker,
@@ -103,6 +111,10 @@ impl<'b> Client<'b> {
             aliases: None,
             received: Vec::new(),
             has_no_local: false,
+            again: again.into(),
+            room: None,
+            is_short: false,
+            queue_room: None,
         };
         client.look_at_options();
         client
@@ -384,164 +396,6 @@ impl<'b> Client<'b> {
         }
         put_ack(output, self.version, due.kind, due.id, due.code);
         Ok(())
-    }
-
-    /// Writes messages until the buffer or the client's window is full.
-    pub(super) async fn deliver(&mut self, output: &mut BytesMut) -> Result<(), End> {
-        let mut batch: Vec<(Delivery, u16)> = Vec::new();
-        let most = self.throttle.at_once();
-        while output.len() < HIGH_WATER && !self.withholds() {
-            let now_ms = wall_ms();
-            let (is_durable, is_behind, is_owed, may_scan) = {
-                let mut state = self.session.state();
-                state.check(self.number).map_err(End::Kicked)?;
-                let mut bytes = 0;
-                while batch.len() < DELIVERIES && bytes < most {
-                    let Some(taken) = state.take(now_ms) else {
-                        break;
-                    };
-                    bytes += taken.0.message.weight();
-                    batch.push(taken);
-                }
-                let is_behind =
-                    state.behind().is_some() && !state.is_reading && state.is_half_empty();
-                let may_scan = !state.scans.is_empty() && !state.has_waiting();
-                let is_owed = !state.owed.is_empty() && state.is_half_empty();
-                (state.is_persistent(), is_behind, is_owed, may_scan)
-            };
-            if is_owed {
-                let (broker, session) = (self.broker.clone(), self.session.clone());
-                let load = tokio::task::spawn_blocking(move || broker.load_owed(&session));
-                if load.await.is_err() {
-                    return Err(End::NotStored(reason::UNSPECIFIED));
-                }
-            }
-            if is_behind {
-                self.broker.fill(&self.session, self.number);
-            }
-            if batch.is_empty() {
-                if is_owed {
-                    continue;
-                }
-                if may_scan {
-                    self.broker.scan_retained(&self.session);
-                    continue;
-                }
-                return Ok(());
-            }
-            let has_exactly_once = batch
-                .iter()
-                .any(|(delivery, _)| delivery.qos == Qos::ExactlyOnce);
-            if is_durable
-                && has_exactly_once
-                && !Box::pin(self.broker.save_progress(&self.session)).await
-            {
-                return Err(End::NotStored(reason::QUOTA_EXCEEDED));
-            }
-            for (delivery, id) in batch.drain(..) {
-                self.put(&delivery, id, false, now_ms, output);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether deliveries have to wait for the rate; there is a timer for the end of that.
-    fn withholds(&mut self) -> bool {
-        let wait = self.throttle.delivery_pause();
-        if let Some(wait) = wait.filter(|_| !self.is_withheld) {
-            add_ms(&self.broker.stats.throttled_ms, wait);
-        }
-        self.is_withheld = wait.is_some();
-        self.is_withheld
-    }
-
-    /// Deliveries waited for the rate, and need not any more.
-    pub(super) fn may_deliver_again(&self) -> bool {
-        self.is_withheld && self.throttle.delivery_pause().is_none()
-    }
-
-    fn put(&mut self, delivery: &Delivery, id: u16, dup: bool, now_ms: i64, output: &mut BytesMut) {
-        let before = output.len();
-        let message = &delivery.message;
-        let alias = self.alias(&message.topic);
-        let outgoing = Outgoing {
-            message,
-            qos: delivery.qos,
-            retain: delivery.retain,
-            dup,
-            id,
-            identifiers: &delivery.identifiers,
-            alias,
-            left_s: message.left_s(now_ms),
-        };
-        if put_publish(output, self.version, &outgoing, self.limits.max_packet) {
-            self.broker.stats.deliveries.fetch_add(1, Ordering::Relaxed);
-            self.throttle.delivered(output.len() - before);
-            if let Some((alias, false)) = alias {
-                let aliases = self.aliases.get_or_insert_default();
-                aliases.outgoing.insert(message.topic.clone(), alias);
-            }
-            return;
-        }
-        // MQTT 5, section 3.1.2.11.4: as if it had been sent
-        self.broker.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        if id != 0 {
-            self.session.state().inflight.refused(id);
-        }
-    }
-
-    /// The alias of a topic, if it has one or may get one, and whether the client knows it.
-    fn alias(&self, topic: &Arc<str>) -> Option<(u16, bool)> {
-        let outgoing = self.aliases.as_ref().map(|aliases| &aliases.outgoing);
-        if let Some(alias) = outgoing.and_then(|outgoing| outgoing.get(topic)) {
-            return Some((*alias, true));
-        }
-        let next = outgoing.map_or(0, HashMap::len) + 1;
-        let next = u16::try_from(next).unwrap_or(u16::MAX);
-        (next <= self.limits.aliases).then_some((next, false))
-    }
-
-    /// Sends what an earlier connection had sent and the client did not acknowledge.
-    pub(super) async fn send_again(&mut self, again: Vec<Sent>, output: &mut BytesMut) {
-        let now_ms = wall_ms();
-        for sent in again {
-            if sent.is_released {
-                put_ack(
-                    output,
-                    self.version,
-                    AckKind::PubRel,
-                    sent.id,
-                    reason::SUCCESS,
-                );
-                continue;
-            }
-            let (id, is_exactly_once) = (sent.id, sent.is_exactly_once);
-            let may_have = |place| self.broker.may_have(&self.user, place);
-            let delivery = if sent.place.is_some_and(|place| !may_have(place)) {
-                // the user's rules have changed since it was sent
-                None
-            } else if sent.delivery.is_some() || sent.place.is_none() {
-                sent.delivery
-            } else {
-                let (broker, session) = (self.broker.clone(), self.session.clone());
-                let loaded =
-                    tokio::task::spawn_blocking(move || broker.loaded(&session, &sent)).await;
-                loaded.unwrap_or_default()
-            };
-            match delivery.filter(|delivery| !delivery.message.is_expired(now_ms)) {
-                Some(delivery) => self.put(&delivery, id, true, now_ms, output),
-                // retention has let it go. The client may have it, and would take whatever comes next under its
-                // id for the same: the id is free once PUBCOMP says so
-                None if is_exactly_once => {
-                    if self.session.state().inflight.received(id) {
-                        self.received.push(id);
-                    }
-                }
-                None => {
-                    self.session.state().inflight.refused(id);
-                }
-            }
-        }
     }
 
     /// Waits for what was published, so that the session knows what is on disk before it goes on.

@@ -33,7 +33,7 @@ impl Connection {
                 if let Some(frame) = wire.frame()? {
                     return Ok(frame);
                 }
-                if poll_fn(|cx| wire.poll_fill(cx)).await? == 0 {
+                if poll_fn(|cx| wire.poll_fill(cx, &self.broker.intake)).await? == 0 {
                     return Err(End::Closed);
                 }
             }
@@ -147,7 +147,7 @@ impl Connection {
                 .then(|| Duration::from_millis(1500 * u64::from(keep_alive_s))),
         };
         let meter = Meter::new(&self.quota, user.quota());
-        let mut client = Box::new(Client::new(
+        let client = Box::new(Client::new(
             &self.broker,
             connect.version,
             admitted.session,
@@ -155,8 +155,8 @@ impl Connection {
             limits,
             user,
             (meter, place),
+            admitted.again,
         ));
-        client.send_again(admitted.again, output).await;
         Ok(client)
     }
 

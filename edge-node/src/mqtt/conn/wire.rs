@@ -9,12 +9,14 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, timeout};
 
+use super::room::{FREE, Room};
 use super::throttle::Held;
 use super::{HIGH_WATER, LAST_WORD, spare};
+use crate::ingest::Budget;
 use crate::mqtt::frame::{self, Frame, FrameError};
 
 /// What is read at a time.
@@ -27,6 +29,8 @@ const LARGE_READ: usize = 64 * 1024;
 pub(super) struct Wire<S> {
     stream: S,
     input: BytesMut,
+    /// The input's part of the node's budget, when it has more than its free share.
+    room: Option<Box<Room>>,
     /// What came and has to wait.
     pub(super) held: Held,
     pub(super) output: BytesMut,
@@ -52,6 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self {
             stream,
             input: BytesMut::new(),
+            room: None,
             held: Held::default(),
             output: BytesMut::new(),
             max_packet,
@@ -75,9 +80,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// While nothing is read although there may be something, silence is not the client's.
     pub(super) fn excuse(&mut self, is_held_up: bool) {
-        if is_held_up || self.has_ended || self.held.is_full() {
+        let is_waiting = self.is_waiting();
+        if is_held_up || is_waiting || self.has_ended || self.held.is_full() {
             self.last_in = Instant::now();
             self.partial_since = self.partial_since.map(|_| self.last_in);
+        }
+        if let Some(room) = self.room.as_mut().filter(|_| is_held_up) {
+            room.excuse();
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.room.as_ref().is_some_and(|room| room.is_waiting())
+    }
+
+    /// Whether the input has more than its free share, and so has to get on when others wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.room.is_some()
+    }
+
+    /// Whether others wait for what an unfinished packet holds for too long.
+    pub(super) fn is_hogging(&self, intake: &Budget, patience: Duration) -> bool {
+        let room = self.room.as_ref();
+        room.is_some_and(|room| room.is_hogging(intake, patience))
+    }
+
+    /// A packet was carried out: its bytes are gone.
+    pub(super) fn carried_out(&mut self) {
+        if self.input.is_empty() && self.held.is_empty() {
+            self.room = None;
         }
     }
 
@@ -94,6 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 if self.input.is_empty() {
                     self.partial_since = None;
                     self.input = BytesMut::new();
+                    self.carried_out();
                 } else {
                     self.partial_since.get_or_insert_with(Instant::now);
                 }
@@ -102,15 +134,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads once.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads once; of a large packet only when the node has room for it.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        intake: &Budget,
+    ) -> Poll<io::Result<usize>> {
         let missing = self.needed.saturating_sub(self.input.len());
-        let count = if missing > READ {
+        let count = if self.needed > FREE && self.input.len() + READ > FREE {
             // the rest of a large packet goes straight to its place
-            if self.input.capacity() == self.input.len() {
-                self.input.reserve(missing.min(LARGE_READ));
-            }
-            ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx))?
+            ready!(self.poll_room(cx, intake, missing));
+            let mut place = (&mut self.input).limit(missing.max(1));
+            ready!(pin!(self.stream.read_buf(&mut place)).poll(cx))?
         } else {
             let mut space = [const { MaybeUninit::uninit() }; READ];
             let mut buffer = ReadBuf::uninit(&mut space);
@@ -122,6 +157,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.has_frames = true;
         self.last_in = Instant::now();
         Poll::Ready(Ok(count))
+    }
+
+    /// Waits until the input may have more of a packet of which so much is missing.
+    fn poll_room(&mut self, cx: &mut Context<'_>, intake: &Budget, missing: usize) -> Poll<()> {
+        let len = self.input.len();
+        if self.room.is_some() && self.input.capacity() > len && !self.is_waiting() {
+            return Poll::Ready(());
+        }
+        let more = missing.clamp(1, len.max(LARGE_READ));
+        let room = self.room.get_or_insert_default();
+        if !room.is_waiting() && !room.try_hold(intake, len + more - FREE.min(len)) {
+            room.wait(intake, len + more - FREE.min(len));
+        }
+        ready!(room.poll(cx));
+        self.input.reserve(more);
+        Poll::Ready(())
     }
 
     /// Gives the output a buffer to be made in.

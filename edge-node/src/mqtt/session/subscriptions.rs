@@ -6,6 +6,7 @@ use crate::mqtt::packet::Options;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subscriptions {
     list: Vec<(Box<str>, Options)>,
+    bytes: usize,
 }
 
 impl Subscriptions {
@@ -13,6 +14,12 @@ impl Subscriptions {
     #[must_use]
     pub fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// Bytes of their filters.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// True when there are none.
@@ -53,6 +60,7 @@ impl Subscriptions {
                     // as much again, without the least that a list takes otherwise
                     self.list.reserve_exact(self.list.len().max(1));
                 }
+                self.bytes += filter.len();
                 self.list.insert(at, (filter.into(), options));
                 true
             }
@@ -64,6 +72,7 @@ impl Subscriptions {
         let found = self.find(filter);
         if let Ok(at) = found {
             self.list.remove(at);
+            self.bytes -= filter.len();
             if self.list.len() < self.list.capacity() / 4 {
                 self.list.shrink_to_fit();
             }
@@ -121,6 +130,7 @@ mod tests {
                 prop_assert!(list.iter().eq(map.iter().map(|(filter, options)| (filter.as_str(), options))));
                 prop_assert_eq!((list.len(), list.is_empty()), (map.len(), map.is_empty()));
                 prop_assert_eq!(list.contains("ab"), map.contains_key("ab"));
+                prop_assert_eq!(list.bytes(), map.keys().map(String::len).sum::<usize>());
             }
         }
     }

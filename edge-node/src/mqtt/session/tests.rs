@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ingest::Budget;
 use crate::mqtt::packet::RetainHandling;
 
 const P: PartitionId = PartitionId(1);
@@ -9,6 +10,7 @@ const LIMITS: SessionLimits = SessionLimits {
     queue_bytes: 1 << 20,
     overflow: Overflow::DropNewest,
     subscriptions: 10,
+    filter_bytes: 100,
 };
 
 fn message(qos: Qos) -> Arc<Message> {
@@ -45,6 +47,7 @@ fn delivery(offset: Offset, qos: Qos) -> Delivery {
         }),
         is_retained: false,
         shared: None,
+        paid: None,
     }
 }
 
@@ -81,21 +84,33 @@ fn a_full_queue_of_qos_1_goes_on_from_the_log() {
     let mut state = online(LIMITS);
     for offset in 0..4 {
         assert_eq!(
-            state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset)),
+            state.offer(
+                delivery(offset, Qos::AtLeastOnce),
+                &tail(offset),
+                &mut Fare::default()
+            ),
             Offered::Queued
         );
     }
     assert_eq!(
-        state.offer(delivery(4, Qos::AtLeastOnce), &tail(4)),
+        state.offer(
+            delivery(4, Qos::AtLeastOnce),
+            &tail(4),
+            &mut Fare::default()
+        ),
         Offered::Left
     );
     assert_eq!(
-        state.offer(delivery(5, Qos::AtLeastOnce), &tail(5)),
+        state.offer(
+            delivery(5, Qos::AtLeastOnce),
+            &tail(5),
+            &mut Fare::default()
+        ),
         Offered::Left
     );
     assert_eq!(state.behind(), Some(&tail(4)));
     assert!(!state.try_live(&tail(6)));
-    while state.take(0).is_some() {}
+    while state.take(0, |_| true).is_some() {}
     state.enqueue(delivery(4, Qos::AtLeastOnce));
     state.enqueue(delivery(5, Qos::AtLeastOnce));
     state.advance(P, 6);
@@ -123,11 +138,12 @@ fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
                     ..delivery(offset, Qos::AtMostOnce)
                 },
                 &tail(offset),
+                &mut Fare::default(),
             );
         }
         assert_eq!(state.behind(), None);
         assert_eq!(state.link.as_ref().unwrap().kicked, kicked);
-        let (next, _) = state.take(0).unwrap();
+        let (next, _) = state.take(0, |_| true).unwrap();
         assert_eq!(next.message.published_ms, first, "{overflow:?}");
     }
 }
@@ -137,17 +153,24 @@ fn the_window_of_the_client_is_kept() {
     let mut state = online(LIMITS);
     state.link = Some(Link::new(1, 2));
     for offset in 0..3 {
-        state.offer(delivery(offset, Qos::ExactlyOnce), &tail(offset));
+        state.offer(
+            delivery(offset, Qos::ExactlyOnce),
+            &tail(offset),
+            &mut Fare::default(),
+        );
     }
-    let ids: Vec<u16> = std::iter::from_fn(|| state.take(0))
+    let ids: Vec<u16> = std::iter::from_fn(|| state.take(0, |_| true))
         .map(|(_, id)| id)
         .collect();
     assert_eq!(ids, [1, 2]);
     assert!(state.inflight.received(1));
-    assert!(state.take(0).is_none(), "PUBCOMP makes room, not PUBREC");
+    assert!(
+        state.take(0, |_| true).is_none(),
+        "PUBCOMP makes room, not PUBREC"
+    );
     assert!(!state.inflight.acknowledged(2), "PUBACK is not for QoS 2");
     assert!(state.inflight.completed(1));
-    assert_eq!(state.take(0).unwrap().1, 3);
+    assert_eq!(state.take(0, |_| true).unwrap().1, 3);
 }
 
 #[test]
@@ -155,9 +178,13 @@ fn a_client_that_goes_leaves_a_place_in_the_log() {
     let mut state = online(LIMITS);
     state.link = Some(Link::new(1, 1));
     for offset in [3, 5, 7] {
-        state.offer(delivery(offset, Qos::AtLeastOnce), &tail(offset));
+        state.offer(
+            delivery(offset, Qos::AtLeastOnce),
+            &tail(offset),
+            &mut Fare::default(),
+        );
     }
-    state.take(0).unwrap();
+    state.take(0, |_| true).unwrap();
     state.go_offline(&tail(9));
     assert_eq!(state.behind(), Some(&tail(5)), "the second was not taken");
     assert!(!state.has_waiting());
@@ -178,13 +205,13 @@ fn what_is_of_a_shared_subscription_is_given_back_and_does_not_hold_the_place() 
             shared: Some("$share/g/t".into()),
             ..delivery(offset, Qos::AtLeastOnce)
         };
-        state.offer(delivery, &tail(offset));
+        state.offer(delivery, &tail(offset), &mut Fare::default());
     }
-    state.take(0).unwrap();
+    state.take(0, |_| true).unwrap();
     let given: Vec<_> = state
         .go_offline(&tail(9))
         .into_iter()
-        .map(|d| d.place.unwrap().offset)
+        .map(|(_, place)| place.offset)
         .collect();
     assert_eq!((given, state.behind()), (vec![5], Some(&tail(9))));
 }
@@ -243,6 +270,86 @@ fn a_subscription_gets_nothing_from_before_it() {
     assert!(state.since.is_empty(), "the session has come so far");
 }
 
+fn large(offset: Offset) -> Delivery {
+    let mut message = (*message(Qos::AtLeastOnce)).clone();
+    message.payload = bytes::Bytes::from(vec![0; FREE_QUEUE]);
+    Delivery {
+        message: Arc::new(message),
+        ..delivery(offset, Qos::AtLeastOnce)
+    }
+}
+
+#[test]
+fn of_what_is_on_its_way_only_the_place_is_kept() {
+    let mut state = online(LIMITS);
+    state.enqueue(large(3));
+    let own = Delivery {
+        place: None,
+        ..delivery(0, Qos::AtLeastOnce)
+    };
+    state.enqueue(own);
+    let (taken, _) = state.take(0, |_| true).unwrap();
+    assert_eq!(Arc::strong_count(&taken.message), 1);
+    state.take(0, |_| true).unwrap();
+    let kept: Vec<bool> = state
+        .inflight
+        .iter()
+        .map(|s| s.delivery.is_some())
+        .collect();
+    assert_eq!(
+        kept,
+        [false, true],
+        "what is not in the log can't be read again"
+    );
+}
+
+/// Two clients, and room for one message.
+#[test]
+fn without_room_a_message_waits_in_the_log_and_what_stalls_makes_room() {
+    let budget = Budget::new(FREE_QUEUE * 3 / 2);
+    let (mut stalled, mut other) = (online(LIMITS), online(LIMITS));
+    let offer = |state: &mut State, offset| {
+        let mut fare = Fare::new(&budget, None);
+        state.offer(large(offset), &tail(offset), &mut fare)
+    };
+    assert_eq!(offer(&mut stalled, 3), Offered::Queued);
+    assert_eq!(offer(&mut other, 3), Offered::Left);
+    assert_eq!(other.behind(), Some(&tail(3)));
+    let small = delivery(4, Qos::AtLeastOnce);
+    stalled.offer(small, &tail(4), &mut Fare::default());
+    stalled.take(0, |_| false);
+    assert_eq!(stalled.spill(&tail(5)), 0, "it has its chance");
+    assert!(stalled.has_waiting());
+    stalled.spill(&tail(5));
+    assert!(!stalled.has_waiting());
+    assert_eq!(stalled.behind(), Some(&tail(3)));
+    assert_eq!(budget.used(), 0);
+    let mut fare = Fare::new(&budget, None);
+    let mut again = large(3);
+    assert!(other.pays(&mut again, &mut fare));
+}
+
+#[test]
+fn what_stalls_of_a_shared_subscription_stays_with_its_member() {
+    let budget = Budget::new(FREE_QUEUE * 2);
+    let mut state = online(LIMITS);
+    let shared = Delivery {
+        shared: Some("$share/g/t".into()),
+        ..large(3)
+    };
+    state.offer(shared, &tail(3), &mut Fare::new(&budget, None));
+    let of_qos_0 = Delivery {
+        qos: Qos::AtMostOnce,
+        ..large(4)
+    };
+    state.offer(of_qos_0, &tail(4), &mut Fare::default());
+    assert_eq!(state.spill(&tail(5)), 0);
+    state.spill(&tail(5));
+    let owed: Vec<_> = state.owed.iter().map(|(_, place)| place.offset).collect();
+    assert_eq!((owed, budget.used()), (vec![3], 0));
+    assert_eq!(state.behind(), Some(&tail(5)));
+}
+
 /// Nobody else has it: after a crash it is the member's still.
 #[test]
 fn what_a_member_was_given_is_saved_with_its_session() {
@@ -253,10 +360,10 @@ fn what_a_member_was_given_is_saved_with_its_session() {
             shared: Some("$share/g/t".into()),
             ..delivery(offset, Qos::AtLeastOnce)
         };
-        state.offer(delivery, &tail(offset));
+        state.offer(delivery, &tail(offset), &mut Fare::default());
     }
     assert!(state.is_dirty);
-    state.take(0).unwrap();
+    state.take(0, |_| true).unwrap();
     let change = crate::mqtt::saved::progress(&state, &tail(9));
     let saved = crate::mqtt::saved::read_progress(&change.value.unwrap()).unwrap();
     let sent: Vec<_> = saved.sent.iter().map(|s| s.place.unwrap().offset).collect();
@@ -275,10 +382,10 @@ fn what_was_sent_as_qos_2_is_given_to_no_other_client() {
             shared: Some("$share/g/t".into()),
             ..delivery(3, qos)
         };
-        state.offer(shared, &tail(3));
-        state.take(0).unwrap();
+        state.offer(shared, &tail(3), &mut Fare::default());
+        state.take(0, |_| true).unwrap();
         let back = state.go_offline(&tail(9)).into_iter();
-        let back: Vec<_> = back.map(|d| d.place.unwrap().offset).collect();
+        let back: Vec<_> = back.map(|(_, place)| place.offset).collect();
         assert_eq!(back, given, "{qos:?}");
     }
 }
@@ -363,10 +470,10 @@ proptest! {
         for step in steps {
             match step {
                 Step::Publish => {
-                    state.offer(delivery(end, Qos::AtLeastOnce), &tail(end));
+                    state.offer(delivery(end, Qos::AtLeastOnce), &tail(end), &mut Fare::default());
                     end += 1;
                 }
-                Step::Take => taken.extend(state.take(0).map(|(delivery, _)| delivery.place.unwrap().offset)),
+                Step::Take => taken.extend(state.take(0, |_| true).map(|(delivery, _)| delivery.place.unwrap().offset)),
                 Step::Ack => {
                     let first = state.inflight.iter().next().map(|sent| sent.id);
                     if let Some(id) = first {
@@ -385,7 +492,7 @@ proptest! {
         }
         for _ in 0..=2 * end {
             read(&mut state, end);
-            while let Some((delivery, id)) = state.take(0) {
+            while let Some((delivery, id)) = state.take(0, |_| true) {
                 taken.push(delivery.place.unwrap().offset);
                 state.inflight.acknowledged(id);
             }
@@ -397,4 +504,17 @@ proptest! {
         prop_assert_eq!(taken, (0..end).collect::<Vec<_>>());
         prop_assert_eq!(state.behind(), None);
     }
+}
+
+#[test]
+fn filters_are_bounded_in_number_and_bytes() {
+    let mut state = online(LIMITS);
+    let options = options(Qos::AtLeastOnce);
+    let long = "x".repeat(LIMITS.filter_bytes - 1);
+    assert!(state.may_subscribe(&long) && !state.may_subscribe(&format!("{long}y")));
+    state.subscribe(&long, options, &tail(1));
+    assert!(!state.may_subscribe("a"));
+    assert!(state.may_subscribe("t"), "its options may be changed");
+    state.unsubscribe(&long);
+    assert!(state.may_subscribe("a"));
 }

@@ -1,16 +1,44 @@
 //! A session that is behind reads the log itself, from its own place on.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use shared::ids::Offset;
 
 use super::{PAUSE, READ_BYTES, walk};
+use crate::ingest::Reservation;
 use crate::mqtt::broker::{Broker, Session};
 use crate::mqtt::packet::Message;
 use crate::mqtt::record::{message_of, topic_of};
-use crate::mqtt::session::Place;
+use crate::mqtt::session::{Fare, Place};
 use crate::store::{Item, PartitionId, StoreError};
+
+/// How often who waits for room looks whether the client is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is to be done after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    /// The next step.
+    More,
+    /// Nothing.
+    Done,
+    /// To wait until the node has room for a message of so many bytes.
+    Short(usize),
+}
+
+/// What came of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// All of it is in the queue.
+    All,
+    /// The queue is full, or the session gone.
+    Some,
+    /// The node has no room for a message of so many bytes.
+    Short(usize),
+}
 
 impl Broker {
     /// Fills a session's queue from the log, until it is full or the session has come up with the tail.
@@ -26,15 +54,25 @@ impl Broker {
         }
         let (broker, session) = (self.clone(), session.clone());
         self.tasks.spawn(async move {
+            let mut granted = None;
             loop {
                 let Ok(turn) = broker.readers.acquire().await else {
                     return;
                 };
                 let (at, of) = (broker.clone(), session.clone());
-                let filled = tokio::task::spawn_blocking(move || at.fill_step(&of, number)).await;
+                let filled =
+                    tokio::task::spawn_blocking(move || at.fill_step(&of, number, granted)).await;
+                granted = None;
                 match filled {
-                    Ok(Ok(true)) => {}
-                    Ok(Ok(false)) => return,
+                    Ok(Ok(Filled::More)) => {}
+                    Ok(Ok(Filled::Done)) => return,
+                    Ok(Ok(Filled::Short(bytes))) => {
+                        drop(turn);
+                        granted = broker.room_for(&session, number, bytes).await;
+                        if granted.is_none() {
+                            return;
+                        }
+                    }
                     Ok(Err(_)) | Err(_) => {
                         // the tail says why; whoever serves the session asks again after a pause
                         drop(turn);
@@ -51,18 +89,37 @@ impl Broker {
         });
     }
 
-    /// False when there is nothing more to do.
-    fn fill_step(&self, session: &Session, number: u64) -> Result<bool, StoreError> {
+    /// Waits until the node has room for a message in the client's queue; `None`: the client has gone.
+    async fn room_for(&self, session: &Session, number: u64, bytes: usize) -> Option<Reservation> {
+        let mut part = Reservation::default();
+        {
+            let mut grown = pin!(part.grow(&self.queues, bytes));
+            while tokio::time::timeout(LOOK, grown.as_mut()).await.is_err() {
+                if self.is_stopping() || session.state().check(number).is_err() {
+                    return None;
+                }
+            }
+        }
+        Some(part)
+    }
+
+    fn fill_step(
+        &self,
+        session: &Session,
+        number: u64,
+        granted: Option<Reservation>,
+    ) -> Result<Filled, StoreError> {
+        let mut granted = granted;
         let next = {
             let tail = self.tail();
             let mut state = session.state();
             if state.check(number).is_err() {
-                return Ok(false);
+                return Ok(Filled::Done);
             }
             if state.try_live(tail.processed()) || !state.has_room() {
                 state.is_reading = false;
                 state.wake();
-                return Ok(false);
+                return Ok(Filled::Done);
             }
             let positions = state.behind().cloned().unwrap_or_default();
             let place = |id: &PartitionId| positions.get(id).copied().unwrap_or_default();
@@ -73,14 +130,14 @@ impl Broker {
             ends.find(|(_, from, end)| from < end)
         };
         let Some((partition, from, end)) = next else {
-            return Ok(true);
+            return Ok(Filled::More);
         };
         let name = self.tail().name(partition);
         let items = match (self.store.browse(partition, from, READ_BYTES), name) {
             (Ok(items), Some(name)) => (items, name),
             (Err(StoreError::UnknownPartition), _) | (_, None) => {
                 session.state().advance(partition, end);
-                return Ok(true);
+                return Ok(Filled::More);
             }
             (Err(error), _) => return Err(error),
         };
@@ -89,14 +146,14 @@ impl Broker {
             session.state().advance(partition, end);
         }
         for item in items {
-            let is_full = match item {
+            let put = match item {
                 Item::Gap { to, .. } => {
                     session.state().advance(partition, to.min(end));
-                    false
+                    Put::All
                 }
                 Item::Batch {
                     batch, next_offset, ..
-                } => !self.fill_batch(
+                } => self.fill_batch(
                     session,
                     number,
                     &name,
@@ -104,16 +161,27 @@ impl Broker {
                     (from, end),
                     &batch,
                     next_offset,
+                    &mut granted,
                 ),
             };
-            if is_full {
-                break;
+            match put {
+                Put::All => {}
+                Put::Some => break,
+                Put::Short(bytes) => {
+                    let mut state = session.state();
+                    if state.check(number).is_ok() && state.has_waiting() {
+                        // it is asked for again when the client has taken that
+                        state.is_reading = false;
+                        return Ok(Filled::Done);
+                    }
+                    return Ok(Filled::Short(bytes));
+                }
             }
         }
-        Ok(true)
+        Ok(Filled::More)
     }
 
-    /// False when the queue is full or the session gone.
+    /// Puts what the client wants of a batch into its queue.
     fn fill_batch(
         &self,
         session: &Session,
@@ -123,8 +191,10 @@ impl Broker {
         (from, end): (Offset, Offset),
         batch: &Bytes,
         next_offset: Offset,
-    ) -> bool {
+        granted: &mut Option<Reservation>,
+    ) -> Put {
         let mut goes_on = true;
+        let mut short = None;
         walk(batch, partition, |found| {
             let offset = found.place.offset;
             if offset < from {
@@ -145,7 +215,13 @@ impl Broker {
             let mut state = session.state();
             goes_on = state.check(number).is_ok() && state.has_room();
             if goes_on {
-                if let Some(delivery) = state.wants(&message, found.place) {
+                if let Some(mut delivery) = state.wants(&message, found.place) {
+                    let mut fare = Fare::new(&self.queues, granted.take());
+                    if !state.pays(&mut delivery, &mut fare) {
+                        short = Some(message.weight());
+                        goes_on = false;
+                        return false;
+                    }
                     state.enqueue(delivery);
                 }
                 state.advance(partition, offset + 1);
@@ -154,8 +230,9 @@ impl Broker {
         });
         if goes_on {
             session.state().advance(partition, next_offset.min(end));
+            return Put::All;
         }
-        goes_on
+        short.map_or(Put::Some, Put::Short)
     }
 
     /// The message of a record that was on its way to a client when the client went. Blocks.

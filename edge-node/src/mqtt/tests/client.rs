@@ -107,6 +107,18 @@ impl Client {
         self.socket.write_all(bytes).await.unwrap();
     }
 
+    /// As much as the broker takes.
+    pub(super) async fn send_some(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Ok(Ok(count)) = timeout(Duration::from_millis(50), self.socket.write(rest)).await
+        {
+            rest = &rest[count..];
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// `None`: the connection is closed.
     async fn frame(&mut self) -> Option<Frame> {
         let read = async {

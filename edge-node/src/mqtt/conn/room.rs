@@ -1,0 +1,176 @@
+//! What the buffers of one connection hold of a budget of the node: for a packet that is incomplete, and for what the
+//! client has not yet taken.
+//!
+//! Both have a small share for nothing. Whoever needs more waits for it without blocking, and while others wait is
+//! to get on: [`Room::is_hogging`].
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ingest::{Budget, Reservation};
+
+/// Bytes of each buffer that need no part of a budget.
+pub(super) const FREE: usize = 16 * 1024;
+/// Bytes a second at which a part gets on at least.
+const PACE: u64 = 64 * 1024;
+/// How often who holds a part is held against what others wait for.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+struct Waiting(Pin<Box<dyn Future<Output = Reservation> + Send>>);
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Waiting")
+    }
+}
+
+/// A part of a budget, and the wait for more.
+#[derive(Debug)]
+pub(super) struct Room {
+    held: Reservation,
+    waiting: Option<Waiting>,
+    /// Since when the held bytes should get on. Time spent waiting does not count.
+    since: Instant,
+    waiting_since: Instant,
+    /// Bytes that are to go before `since` is anew.
+    to_go: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self {
+            held: Reservation::default(),
+            waiting: None,
+            since: now,
+            waiting_since: now,
+            to_go: 0,
+        }
+    }
+}
+
+impl Room {
+    /// Holds at least `bytes` if they are there at once.
+    pub(super) fn try_hold(&mut self, budget: &Budget, bytes: usize) -> bool {
+        let missing = bytes.saturating_sub(self.held.bytes());
+        if self.is_waiting() {
+            return false;
+        }
+        if self.held.bytes() == 0 {
+            self.since = Instant::now();
+        }
+        if missing == 0 || self.held.try_grow(budget, missing) {
+            self.to_go = self.to_go.max(self.held.bytes());
+            return true;
+        }
+        false
+    }
+
+    /// Begins to wait until it holds `bytes`. [`Room::poll`] says when.
+    pub(super) fn wait(&mut self, budget: &Budget, bytes: usize) {
+        if self.is_waiting() {
+            return;
+        }
+        self.waiting_since = Instant::now();
+        let missing = bytes.saturating_sub(self.held.bytes());
+        let (budget, mut held) = (budget.clone(), std::mem::take(&mut self.held));
+        self.waiting = Some(Waiting(Box::pin(async move {
+            held.grow(&budget, missing).await;
+            held
+        })));
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Ready when it does not wait, or need not any more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(waiting) = &mut self.waiting {
+            let Poll::Ready(held) = waiting.0.as_mut().poll(cx) else {
+                return Poll::Pending;
+            };
+            self.held = held;
+            self.waiting = None;
+            self.since += self.waiting_since.elapsed();
+            self.to_go = self.to_go.max(self.held.bytes());
+        }
+        Poll::Ready(())
+    }
+
+    /// What it holds, for somebody else.
+    pub(super) fn into_held(self) -> Reservation {
+        self.held
+    }
+
+    /// So many bytes of the buffer have gone, and it has `left`.
+    pub(super) fn gone(&mut self, count: usize, left: usize) {
+        if self.is_waiting() {
+            return;
+        }
+        self.held.shrink_to(left);
+        self.to_go = self.to_go.saturating_sub(count);
+        if count > 0 && self.to_go == 0 {
+            self.excuse();
+            self.to_go = self.held.bytes();
+        }
+    }
+
+    /// True when it stands for nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.is_waiting() && self.held.bytes() == 0
+    }
+
+    /// That the bytes do not get on is the node's doing.
+    pub(super) fn excuse(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Whether the bytes should have got on when others wait for their part: after `patience` and the time that they
+    /// take at [`PACE`].
+    pub(super) fn is_hogging(&self, budget: &Budget, patience: Duration) -> bool {
+        let bytes = u64::try_from(self.held.bytes()).unwrap_or(u64::MAX);
+        let patience = patience + Duration::from_secs(bytes / PACE);
+        bytes > 0 && budget.is_short() && self.since.elapsed() >= patience
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn is_ready(room: &mut Room) -> bool {
+        room.poll(&mut Context::from_waker(Waker::noop()))
+            .is_ready()
+    }
+
+    #[test]
+    fn who_does_not_get_on_is_told_from_who_waits() {
+        let budget = Budget::new(100);
+        let mut rooms: [Room; 3] = Default::default();
+        assert!(rooms[0].try_hold(&budget, 90));
+        assert!(!rooms[1].try_hold(&budget, 90));
+        rooms[1].wait(&budget, 90);
+        assert!(is_ready(&mut rooms[1]), "the overdraft");
+        rooms[0].since -= PATIENCE;
+        rooms[2].since -= PATIENCE;
+        assert!(!rooms[0].is_hogging(&budget, PATIENCE), "nobody waits");
+        rooms[2].wait(&budget, 90);
+        assert!(!is_ready(&mut rooms[2]));
+        assert!(rooms[0].is_hogging(&budget, PATIENCE) && !rooms[2].is_hogging(&budget, PATIENCE));
+        rooms[0].gone(90, 10);
+        assert!(!rooms[0].is_hogging(&budget, PATIENCE), "it gets on");
+        rooms[0].gone(10, 0);
+        assert!(rooms[0].is_empty());
+        assert!(is_ready(&mut rooms[2]));
+        assert_eq!(budget.used(), 90);
+    }
+}
