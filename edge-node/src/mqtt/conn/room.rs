@@ -35,6 +35,8 @@ pub(super) struct Room {
     waiting: Option<Waiting>,
     /// Since when the held bytes should get on. Time spent waiting does not count.
     since: Instant,
+    /// When a byte moved last, or was allowed to.
+    moved: Instant,
     waiting_since: Instant,
     /// Bytes that are to go before `since` is anew.
     to_go: usize,
@@ -47,6 +49,7 @@ impl Default for Room {
             held: Reservation::default(),
             waiting: None,
             since: now,
+            moved: now,
             waiting_since: now,
             to_go: 0,
         }
@@ -61,7 +64,7 @@ impl Room {
             return false;
         }
         if self.held.bytes() == 0 {
-            self.since = Instant::now();
+            self.excuse();
         }
         if missing == 0 || self.held.try_grow(budget, missing) {
             self.to_go = self.to_go.max(self.held.bytes());
@@ -97,6 +100,7 @@ impl Room {
             self.held = held;
             self.waiting = None;
             self.since += self.waiting_since.elapsed();
+            self.moved = Instant::now();
             self.to_go = self.to_go.max(self.held.bytes());
         }
         Poll::Ready(())
@@ -113,11 +117,19 @@ impl Room {
             return;
         }
         self.held.shrink_to(left);
+        if count > 0 {
+            self.moved = Instant::now();
+        }
         self.to_go = self.to_go.saturating_sub(count);
         if count > 0 && self.to_go == 0 {
             self.excuse();
             self.to_go = self.held.bytes();
         }
+    }
+
+    /// Something of what it is held for has come.
+    pub(super) fn came(&mut self) {
+        self.moved = Instant::now();
     }
 
     /// True when it stands for nothing.
@@ -128,14 +140,16 @@ impl Room {
     /// That the bytes do not get on is the node's doing.
     pub(super) fn excuse(&mut self) {
         self.since = Instant::now();
+        self.moved = self.since;
     }
 
-    /// Whether the bytes should have got on when others wait for their part: after `patience` and the time that they
-    /// take at [`PACE`].
+    /// Whether the bytes should have got on when others wait for their part: when none has moved for `patience`, or not
+    /// all after `patience` and the time that they take at [`PACE`].
     pub(super) fn is_hogging(&self, budget: &Budget, patience: Duration) -> bool {
         let bytes = u64::try_from(self.held.bytes()).unwrap_or(u64::MAX);
-        let patience = patience + Duration::from_secs(bytes / PACE);
-        bytes > 0 && budget.is_short() && self.since.elapsed() >= patience
+        let enough = patience + Duration::from_secs(bytes / PACE);
+        let is_slow = self.since.elapsed() >= enough || self.moved.elapsed() >= patience;
+        bytes > 0 && budget.is_short() && is_slow
     }
 }
 
@@ -153,6 +167,24 @@ mod tests {
     }
 
     #[test]
+    fn a_large_part_is_not_held_for_one_who_takes_nothing() {
+        let large = 1_000 * 1024;
+        let budget = Budget::new(large);
+        let mut rooms: [Room; 3] = Default::default();
+        assert!(rooms[0].try_hold(&budget, large));
+        rooms[1].wait(&budget, large);
+        assert!(is_ready(&mut rooms[1]), "the overdraft");
+        rooms[2].wait(&budget, large);
+        assert!(!is_ready(&mut rooms[2]));
+        rooms[0].since -= PATIENCE;
+        assert!(!rooms[0].is_hogging(&budget, PATIENCE), "it has time for so much");
+        rooms[0].moved -= PATIENCE;
+        assert!(rooms[0].is_hogging(&budget, PATIENCE));
+        rooms[0].came();
+        assert!(!rooms[0].is_hogging(&budget, PATIENCE));
+    }
+
+    #[test]
     fn who_does_not_get_on_is_told_from_who_waits() {
         let budget = Budget::new(100);
         let mut rooms: [Room; 3] = Default::default();
@@ -166,7 +198,9 @@ mod tests {
         rooms[2].wait(&budget, 90);
         assert!(!is_ready(&mut rooms[2]));
         assert!(rooms[0].is_hogging(&budget, PATIENCE) && !rooms[2].is_hogging(&budget, PATIENCE));
-        rooms[0].gone(90, 10);
+        rooms[0].gone(80, 90);
+        assert!(rooms[0].is_hogging(&budget, PATIENCE), "not all has gone");
+        rooms[0].gone(10, 10);
         assert!(!rooms[0].is_hogging(&budget, PATIENCE), "it gets on");
         rooms[0].gone(10, 0);
         assert!(rooms[0].is_empty());

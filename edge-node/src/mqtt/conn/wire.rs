@@ -156,6 +156,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.has_ended = count == 0;
         self.has_frames = true;
         self.last_in = Instant::now();
+        if let Some(room) = &mut self.room {
+            room.came();
+        }
         Poll::Ready(Ok(count))
     }
 
