@@ -194,11 +194,14 @@ impl Measured {
         let full = self.trains.rate().map(|rate| self.product(rate));
         let is_slow = self.is_slow || round_trip > self.base.mean() / 4 * 5;
         // what trains hinted at came through: that is what the path has
-        let is_sure = full.is_some_and(|full| self.product(self.rates.best()) > full / 4 * 3);
+        let through = self.product(self.rates.best());
+        let is_sure = full.is_some_and(|full| through > full / 4 * 3);
+        // a window that trains led to: what came through does not speak for it yet
+        let is_ahead = self.window / 2 > through;
         let wanted = match full {
             // not at once all of it
             Some(full) if self.window < full / 2 => (full / 4 * 3).min(self.window * 8),
-            Some(full) if self.window > full / 4 * 5 && (is_slow || is_sure) => {
+            Some(full) if self.window > full / 4 * 5 && (is_slow || is_sure || is_ahead) => {
                 self.window + acked / 4
             }
             Some(full) if self.window > full / 4 * 5 => self.window + acked,

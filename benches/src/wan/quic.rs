@@ -22,8 +22,9 @@ use super::run::{LENGTH, PORT, Sample};
 const STREAM_BYTES: usize = 256 << 10;
 /// The windows of flow control do not limit: what is compared are the controllers.
 const WINDOW: u32 = 64 << 20;
-/// Streams under way at once.
-const STREAMS: u32 = 64;
+/// Streams under way at once. They share the connection, so that all end together: fewer than the window holds, and the
+/// site would wait a round trip for new ones.
+const STREAMS: u32 = 1024;
 const NAME: &str = "hub";
 const SOCKET_BUFFER: usize = 2 << 20;
 
