@@ -8,12 +8,15 @@
 //! Head: bits 0 and 1 how the blocks stand there (`stream::Blocks`); bit 2: the raw payload went through the
 //! stream; bit 3: everything remembered but the stream is forgotten first; bit 4: the raw payload follows
 //! beside the stream, as it is (bits 0 and 1: 0) or as a zstd frame of its own (2), and the stream begins
-//! anew behind it, primed with its last bytes. The other bits are 0.
+//! anew behind it, primed with its last bytes; bit 5, with a frame: both ends split it all the same, to learn from it, and
+//! the stream is primed with the column bytes. The other bits are 0.
 //!
 //! Always true: both ends hold the same state after the same payloads; what is forgotten follows from
 //! [`ChainLimits::state_bytes`] alone. A payload that is not split, or was not worth it lately, goes raw
 //! through the same stream, so that it costs what zstd with history costs; one that even so grows, or whose
-//! columns do, goes as a zstd frame of its own, or as it is when that grows too. One larger than the stream's window is held against a zstd frame of its own, which sees all of it.
+//! columns do, goes as a zstd frame of its own, or as it is when that grows too. So does one for which such a frame
+//! is shorter than its columns: no payload that is split costs more than zstd and a byte. One larger than the
+//! stream's window is held against a frame as well, which sees all of it.
 
 mod body;
 mod context;
@@ -43,6 +46,7 @@ use stream::{Blocks, Stream};
 const HEAD_RAW: u8 = 4;
 const HEAD_FORGET: u8 = 8;
 const HEAD_ALONE: u8 = 16;
+const HEAD_LEARN: u8 = 32;
 
 const SAVED_VERSION: u8 = 1;
 const SAVED_MAGIC: [u8; 4] = *b"KCOL";
@@ -53,8 +57,12 @@ const BODY_SLACK: usize = 1024;
 /// A payload may be this much longer than what it decodes to, less than [`crate::wire::MAX_EXPANSION`].
 const PAYLOAD_SLACK: usize = 32;
 
-/// A frame of its own must be this much shorter, because the stream begins anew behind it.
+/// A frame of its own must be this much shorter than a payload that is not split, because the stream begins anew
+/// behind it.
 const ALONE_GAIN: usize = 64;
+
+/// Level of the frame that columns are held against: a Kafka producer's.
+const RIVAL_LEVEL: i32 = 3;
 
 const ALONE_STORED: u8 = 0;
 const ALONE_FRAME: u8 = 2;
@@ -118,51 +126,69 @@ impl ColumnarCodec {
         self.state = State::new(table_bytes(self.limits));
     }
 
-    /// The payload beside the stream.
-    fn alone(&mut self, head: u8, raw: &[u8], bytes: &[u8]) -> Vec<u8> {
+    /// The payload beside the stream, which begins anew behind `body`.
+    fn alone(&mut self, head: u8, body: &[u8], bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 1);
         out.push(head | HEAD_ALONE);
         out.extend_from_slice(bytes);
-        self.stream.restart(raw);
+        self.stream.restart(body);
         out
     }
 
-    /// A zstd frame of its own, when the window does not see all of the payload; and the state, to go back to.
-    fn rival(&mut self, raw: &[u8]) -> Result<Option<(Vec<u8>, State)>, BatchError> {
-        if raw.len() <= 1 << window_log(self.limits) || !self.worth.should_compare_large() {
+    /// A zstd frame of its own, to hold the payload's columns against, and what is larger than the window.
+    fn rival(&mut self, raw: &[u8], is_split: bool) -> Result<Option<Vec<u8>>, BatchError> {
+        let level = if self.is_large(raw) && self.worth.should_compare_large() {
+            self.level
+        } else if is_split {
+            self.level.min(RIVAL_LEVEL)
+        } else {
             return Ok(None);
-        }
-        Ok(Some((plain(raw, self.level)?, self.state.clone())))
+        };
+        plain(raw, level).map(Some)
+    }
+
+    fn is_large(&self, raw: &[u8]) -> bool {
+        raw.len() > 1 << window_log(self.limits)
     }
 
     fn encode_next(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
-        let rival = self.rival(raw)?;
         let columns = self.columns_of(raw);
         let is_split = columns.is_some();
+        let rival = self.rival(raw, is_split)?;
         let body = columns.as_deref().unwrap_or(raw);
+        let fits = body.len() <= raw.len() + BODY_SLACK;
         let mut out = vec![0];
-        if body.len() <= raw.len() + BODY_SLACK {
+        if fits {
             let blocks = self.stream.compress(body, &mut out)?;
             if let Some(head) = out.first_mut() {
                 *head = blocks.code() | if is_split { 0 } else { HEAD_RAW };
             }
         }
-        if let Some((frame, before)) = rival {
-            let is_lost = out.len() == 1 || frame.len() + ALONE_GAIN < out.len();
-            self.worth.saw_large(is_lost);
+        if let Some(frame) = rival.as_ref().filter(|_| fits) {
+            let gain = if is_split { 1 } else { ALONE_GAIN };
+            let is_lost = frame.len() + gain < out.len();
+            if self.is_large(raw) {
+                self.worth.saw_large(is_lost);
+            }
+            if is_split {
+                self.worth.saw(raw.len(), out.len(), frame.len());
+            }
             if is_lost && frame.len() < raw.len() {
-                self.state = before;
-                return Ok(self.alone(ALONE_FRAME, raw, &frame));
+                let learn = if is_split { HEAD_LEARN } else { 0 };
+                return Ok(self.alone(learn | ALONE_FRAME, body, frame));
             }
         }
-        if out.len() > raw.len() + PAYLOAD_SLACK || (out.len() == 1 && !body.is_empty()) {
+        if out.len() > raw.len() + PAYLOAD_SLACK || !fits {
             // the stream did not take it, or made it longer than the other end has to accept
             if is_split {
                 self.forget();
                 self.worth.lost();
             }
             let head = if is_split { HEAD_FORGET } else { 0 };
-            let frame = plain(raw, self.level)?;
+            let frame = match rival {
+                Some(frame) => frame,
+                None => plain(raw, self.level)?,
+            };
             return Ok(if frame.len() < raw.len() {
                 self.alone(head | ALONE_FRAME, raw, &frame)
             } else {
@@ -170,29 +196,38 @@ impl ColumnarCodec {
             });
         }
         self.stream.remember(body);
-        if is_split {
-            self.worth.saw(raw, out.len(), self.level)?;
-        }
         Ok(out)
     }
 
     fn decode_alone(
         &mut self,
-        kind: u8,
+        head: u8,
         payload: &[u8],
         max_raw_len: usize,
     ) -> Result<Vec<u8>, BatchError> {
-        let raw = match kind {
+        let raw = match head & 3 {
             ALONE_STORED if payload.len() <= max_raw_len => payload.to_vec(),
             ALONE_FRAME => Decompressor::new()
                 .and_then(|mut d| d.decompress(payload, max_raw_len))
                 .map_err(failed)?,
             _ => return Err(BatchError::Malformed("a payload of no known kind")),
         };
-        self.stream.restart(&raw);
+        if head & HEAD_LEARN == 0 {
+            self.stream.restart(&raw);
+            return Ok(raw);
+        }
+        let list = RecordList::read(&raw).ok_or(NOTHING_TO_LEARN)?;
+        let mut body = Vec::with_capacity(raw.len() / 4);
+        self.state.encode(&list, &mut self.scratch, &mut body);
+        if body.len() > raw.len() + BODY_SLACK {
+            return Err(NOTHING_TO_LEARN);
+        }
+        self.stream.restart(&body);
         Ok(raw)
     }
 }
+
+const NOTHING_TO_LEARN: BatchError = BatchError::Malformed("a frame that does not split");
 
 impl ChainCodec for ColumnarCodec {
     fn codec(&self) -> u8 {
@@ -209,7 +244,9 @@ impl ChainCodec for ColumnarCodec {
         let (head, payload) = payload
             .split_first()
             .ok_or(BatchError::Malformed("an empty payload"))?;
-        if head & !(HEAD_RAW | HEAD_FORGET | HEAD_ALONE | 3) != 0 {
+        if head & !(HEAD_RAW | HEAD_FORGET | HEAD_ALONE | HEAD_LEARN | 3) != 0
+            || head & HEAD_LEARN != 0 && head & !3 != HEAD_ALONE | HEAD_LEARN
+        {
             return Err(BatchError::Malformed("unknown flag"));
         }
         if head & HEAD_FORGET != 0 {
@@ -217,7 +254,7 @@ impl ChainCodec for ColumnarCodec {
         }
         let blocks = Blocks::from_code(*head);
         let raw = if head & HEAD_ALONE != 0 {
-            self.decode_alone(head & 3, payload, max_raw_len)?
+            self.decode_alone(*head, payload, max_raw_len)?
         } else if head & HEAD_RAW != 0 {
             let raw = self.stream.decompress(blocks, payload, max_raw_len)?;
             self.stream.remember(&raw);
@@ -313,7 +350,8 @@ fn failed(error: impl std::fmt::Display) -> BatchError {
     }
 }
 
-/// Whether splitting pays: held against plain zstd now and then, and left alone for a while when it lost.
+/// Whether splitting pays: held against plain zstd, now and then when it seems to, and left alone for a while when it
+/// lost.
 #[derive(Debug, Default)]
 struct Worth {
     payloads: u32,
@@ -355,19 +393,18 @@ impl Worth {
         };
     }
 
-    /// A payload became columns of `len` bytes.
-    fn saw(&mut self, raw: &[u8], len: usize, level: i32) -> Result<(), BatchError> {
+    /// A payload of `raw` bytes became columns of `len`, and a zstd frame of `rival`.
+    fn saw(&mut self, raw: usize, len: usize, rival: usize) {
         self.payloads = self.payloads.wrapping_add(1);
-        let looks_bad = len > raw.len() / 2;
+        let looks_bad = len > raw / 2;
         if !looks_bad && !self.payloads.is_multiple_of(COMPARE_EVERY) && self.losses == 0 {
-            return Ok(());
+            return;
         }
-        if plain(raw, level)?.len() + 4 < len {
+        if rival + 4 < len {
             self.lost();
         } else {
             self.losses = 0;
         }
-        Ok(())
     }
 
     /// Columns were longer than plain zstd.

@@ -200,21 +200,14 @@ impl ModelChain {
             return whole(raw, 0);
         };
         let modelled = self.modelled(&list)?;
-        if modelled.len() < raw.len() / 2 {
-            self.effort.won();
-            return Ok(modelled);
-        }
         let whole = whole(raw, MODE_LEARN)?;
-        if modelled.len() < whole.len() / 8 * 7 {
+        let is_shorter = modelled.len() < whole.len();
+        if is_shorter && (modelled.len() < raw.len() / 2 || modelled.len() < whole.len() / 8 * 7) {
             self.effort.won();
         } else {
             self.effort.lost(raw.len());
         }
-        Ok(if whole.len() < modelled.len() {
-            whole
-        } else {
-            modelled
-        })
+        Ok(if is_shorter { modelled } else { whole })
     }
 
     fn opened(&mut self, payload: &[u8], max_raw_len: usize) -> Result<Vec<u8>, BatchError> {

@@ -177,7 +177,10 @@ mod tests {
         rooms[2].wait(&budget, large);
         assert!(!is_ready(&mut rooms[2]));
         rooms[0].since -= PATIENCE;
-        assert!(!rooms[0].is_hogging(&budget, PATIENCE), "it has time for so much");
+        assert!(
+            !rooms[0].is_hogging(&budget, PATIENCE),
+            "it has time for so much"
+        );
         rooms[0].moved -= PATIENCE;
         assert!(rooms[0].is_hogging(&budget, PATIENCE));
         rooms[0].came();

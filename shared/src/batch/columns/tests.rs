@@ -252,7 +252,7 @@ fn a_payload_larger_than_the_window_is_not_worse_than_a_frame_of_its_own() {
 fn what_columns_make_longer_goes_as_zstd_would() {
     let mut pair = Pair::new(LIMITS);
     let mut random = 1_u64;
-    let (mut sent, mut zstd) = (0, 0);
+    let mut learnt = 0;
     for batch in 0..20 {
         let record = |at: i64| {
             let mut names: Vec<u64> = (0..12).collect();
@@ -270,10 +270,43 @@ fn what_columns_make_longer_goes_as_zstd_would() {
         };
         let records: Vec<Record> = (0..500).map(record).collect();
         let raw = payload(&records);
-        sent += pair.send(&raw);
-        zstd += plain(&raw, 3).unwrap().len();
+        let sent = pair.encoder.encode(&raw).unwrap();
+        learnt += usize::from(sent[0] & HEAD_LEARN != 0);
+        assert!(pair.decoder.decode(&sent, raw.len()).unwrap() == raw);
+        let (sent, zstd) = (sent.len(), plain(&raw, 3).unwrap().len());
+        assert!(sent <= zstd + 8, "{sent} bytes, zstd takes {zstd}");
+        if batch == 10 {
+            pair.restart(LIMITS);
+        }
     }
-    assert!(sent <= zstd + zstd / 8, "{sent} bytes, zstd takes {zstd}");
+    assert!(learnt > 0, "nothing that zstd makes shorter");
+}
+
+/// Both ends learn from what goes beside the stream, so that the next is columns again.
+#[test]
+fn a_payload_beside_the_stream_is_learnt_from() {
+    let mut pair = Pair::new(LIMITS);
+    let raw = payload(&readings(0));
+    let frame = plain(&raw, 3).unwrap();
+    let mut body = Vec::new();
+    let list = RecordList::read(&raw).unwrap();
+    let encoder = &mut pair.encoder;
+    encoder.state.encode(&list, &mut encoder.scratch, &mut body);
+    let sent = encoder.alone(HEAD_LEARN | ALONE_FRAME, &body, &frame);
+    encoder.position = next_position(encoder.position, &raw);
+    assert!(pair.decoder.decode(&sent, raw.len()).unwrap() == raw);
+    pair.restart(LIMITS);
+    let after = pair.send(&payload(&readings(1)));
+    assert!(after < 300, "{after}");
+    let noise = [
+        &[HEAD_LEARN | HEAD_ALONE | ALONE_FRAME][..],
+        &plain(b"no list", 3).unwrap(),
+    ]
+    .concat();
+    assert!(matches!(
+        pair.decoder.decode(&noise, LIMIT),
+        Err(BatchError::Malformed(_))
+    ));
 }
 
 #[test]

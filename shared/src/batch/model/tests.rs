@@ -103,6 +103,38 @@ fn records_shrink_as_the_chain_goes_on() {
     assert!(from.memory() < 700 << 10, "{}", from.memory());
 }
 
+/// Lists of random numbers, three times in each record.
+#[test]
+fn no_payload_costs_more_than_zstd() {
+    let (mut from, mut to) = pair();
+    let mut plain = 0;
+    for batch in 0..40 {
+        let value = |at: u64| {
+            let number = |n| super::super::split::mix(n, batch * 1_000 + at) % 1_000_000_000;
+            let list: Vec<u64> = (0..50).map(number).collect();
+            format!(r#"{{"a":{list:?},"b":{list:?},"c":{list:?}}}"#)
+        };
+        let count = if batch % 2 == 0 { 2 } else { 50 };
+        let values: Vec<String> = (0..count).map(value).collect();
+        let row = |value| (1_750_000_000_000, None, value);
+        let rows: Vec<Row<'_>> = values
+            .iter()
+            .map(|value| row(Some(value.as_bytes())))
+            .collect();
+        let raw = payload(&rows);
+        let sent = from.encode(&raw).unwrap();
+        plain += usize::from(sent[0] == ESCAPE && sent[1] & MODE_ZSTD != 0);
+        assert_eq!(to.decode(&sent, raw.len()).unwrap(), raw);
+        let zstd = zstd::bulk::compress(&raw, ZSTD_LEVEL).unwrap().len();
+        assert!(
+            sent.len() <= zstd + 2,
+            "{} bytes, zstd takes {zstd}",
+            sent.len()
+        );
+    }
+    assert!(plain > 0, "nothing that zstd makes shorter");
+}
+
 #[test]
 fn blocks_of_any_shape_come_back() {
     let (mut from, mut to) = pair();
