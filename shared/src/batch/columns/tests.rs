@@ -143,6 +143,10 @@ fn a_small_chain_has_the_bytes_of_the_document() {
         let key = Some(b"m1".to_vec());
         let raw = payload(&[(1_750_000_003_011 + at * 1000, key, Some(value), vec![])]);
         let sent = pair.encoder.encode(&raw).unwrap();
+        if at == 0 {
+            let seal = super::super::seal(&raw, 1, 0x0102_0304_0506_0708);
+            assert_eq!(seal, 0xf6fa_2bb2);
+        }
         assert_eq!(sent, expected, "payload {at}");
         assert_eq!(pair.decoder.decode(&sent, raw.len()).unwrap(), raw);
         assert_eq!(pair.encoder.position(), position, "payload {at}");
