@@ -9,10 +9,11 @@
 //!              └── move ◄─┘
 //! ```
 //! The order of the configuration is the order of preference. A path that its policy closes, or whose
-//! interface is gone, is not usable. A path that fails rests, twice as long each time; when all rest, the one
-//! that has rested most is dialled: a site never gives up. A path to which it moved and which failed at once
-//! must be good for longer before it is moved to again, so that a link that comes and goes costs little. A session
-//! says so once, however often its hub is not heard; what other paths come to meanwhile says nothing of its own.
+//! interface is gone, is not usable. A path that fails rests, twice as long each time, a minute at most; while all
+//! rest, none is dialled until the first rest is over: a site never gives up. A path to which it moved and which
+//! failed at once must be good for longer before it is moved to again, so that a link that comes and goes costs
+//! little. A session says so once, however often its hub is not heard; what other paths come to meanwhile says
+//! nothing of its own.
 //!
 //! Plain code: it is told what happened and says what to do.
 
@@ -58,7 +59,7 @@ enum State {
 #[derive(Debug, Clone)]
 struct Path {
     is_usable: bool,
-    /// Not dialled before, unless all rest.
+    /// Not dialled before.
     rests_until: Duration,
     rest: Duration,
     /// Next look at it, while a lesser one is used.
@@ -275,7 +276,7 @@ impl Paths {
         self.paths.get(path).is_some_and(|path| path.is_usable)
     }
 
-    /// The first that may be dialled; when all rest, the one whose rest ends first, if it has ended.
+    /// The first that may be dialled; while all rest, none.
     fn choose(&self, now: Duration) -> Option<usize> {
         let is_ready = |path: &Path| path.is_usable && path.rests_until <= now;
         self.paths.iter().position(is_ready)

@@ -111,6 +111,55 @@ fn readings(second: i64) -> Vec<Record> {
         .collect()
 }
 
+/// The worked example of docs/link-protocol.md, "Codec 3, columnar".
+#[test]
+fn a_small_chain_has_the_bytes_of_the_document() {
+    let first = [
+        b"\x00".as_slice(),                      // head: columns, one raw block
+        b"\x00\x01",                             // flags, records
+        b"\x01\x02m1",                           // a new key
+        b"\xf6\x00\x00\x03\x2e\xe8\x41\xcf\x86", // its timestamp
+        b"\x01\x0fJ{\"t\":\x01,\"ok\":\x01}",    // a new template
+        b"\xfc\x02\xef\xd0",                     // two decimals, 2136
+        b"\xfb\x04true",
+    ]
+    .concat();
+    let payloads: [&[u8]; 4] = [
+        &first,
+        b"\x00\x00\x01\x03\xe6\xf0\x03\x02\x00",
+        b"\x00\x18\x01\x00\x02\x00",
+        b"\x00\x18\x01\x00\x00\x00",
+    ];
+    let positions = [
+        0x626c_b223_7b9b_0003,
+        0x655c_5277_842f_137b,
+        0x214a_5d2a_a1ae_e5e3,
+        0xa1b9_25a9_88f7_9710,
+    ];
+    let mut pair = Pair::new(LIMITS);
+    assert_eq!(pair.encoder.position(), 0xcfe5_2c4a_b264_2537);
+    for (at, (expected, position)) in (0..).zip(payloads.into_iter().zip(positions)) {
+        let value = format!(r#"{{"t":21.{},"ok":true}}"#, 36 + at).into_bytes();
+        let key = Some(b"m1".to_vec());
+        let raw = payload(&[(1_750_000_003_011 + at * 1000, key, Some(value), vec![])]);
+        let sent = pair.encoder.encode(&raw).unwrap();
+        if at == 0 {
+            let seal = super::super::seal(&raw, 1, 0x0102_0304_0506_0708);
+            assert_eq!(seal, 0xf6fa_2bb2);
+        }
+        assert_eq!(sent, expected, "payload {at}");
+        assert_eq!(pair.decoder.decode(&sent, raw.len()).unwrap(), raw);
+        assert_eq!(pair.encoder.position(), position, "payload {at}");
+        assert_eq!(pair.decoder.position(), position, "payload {at}");
+    }
+}
+
+/// How many contexts there is room for follows from it at both ends.
+#[test]
+fn a_context_counts_as_64_bytes() {
+    assert_eq!(size_of::<super::context::Context>(), 64);
+}
+
 #[test]
 fn readings_shrink_to_a_few_bytes_and_survive_restarts() {
     let mut pair = Pair::new(LIMITS);
