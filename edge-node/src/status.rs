@@ -73,6 +73,10 @@ pub struct UplinkStatus {
     pub received_bytes: u64,
     /// Smoothed round-trip time of the session, microseconds.
     pub rtt_us: u64,
+    /// The path of the session, where there are several.
+    pub path: Option<String>,
+    /// Why it is this one.
+    pub path_reason: Option<String>,
     /// The session goes over TLS over TCP, because UDP is blocked.
     pub is_over_tcp: bool,
     /// The session waits for a hub that is not heard: the link may be away.
@@ -332,9 +336,13 @@ impl UplinkStatus {
             } else {
                 ""
             };
+            let path = self.path.as_ref().map_or_else(String::new, |path| {
+                let reason = self.path_reason.as_deref().unwrap_or("the first choice");
+                format!(" by {path} ({reason})")
+            });
             writeln!(
                 f,
-                "uplink       connected to {hub}{lasting}{carrier}, round trip {rtt}{silent}"
+                "uplink       connected to {hub}{lasting}{path}{carrier}, round trip {rtt}{silent}"
             )?;
         } else {
             let why = self.last_error.as_deref().unwrap_or("dialling");
@@ -465,6 +473,18 @@ mod tests {
         assert!(!status.to_string().contains("(no certificate)"));
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["ready"], true);
+    }
+
+    #[test]
+    fn of_several_paths_the_one_in_use_is_named_with_the_reason() {
+        let mut status = status(Vec::new());
+        status.uplink.is_connected = true;
+        assert!(!status.to_string().contains(" by "));
+        status.uplink.path = Some("lte".to_owned());
+        status.uplink.path_reason = Some("wired does not answer".to_owned());
+        let text = status.to_string();
+        let part = "connected to any hub for 1m by lte (wired does not answer), round trip";
+        assert!(text.contains(part), "{text}");
     }
 
     #[test]

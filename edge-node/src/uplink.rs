@@ -140,6 +140,17 @@ struct LinkState {
     last_error: Option<String>,
     /// Wall clock of the last change between connected and not, ms since the epoch.
     changed_ms: i64,
+    /// Which of several paths the session takes, or the last one took.
+    way: Option<Way>,
+}
+
+/// A path that is used.
+#[derive(Debug, Clone)]
+struct Way {
+    /// As configured.
+    path: String,
+    /// Why it is this one, for people.
+    reason: String,
 }
 
 impl UplinkStats {
@@ -160,6 +171,11 @@ impl UplinkStats {
         self.over_tcp.store(is_tcp, Ordering::Relaxed);
         self.silent.store(false, Ordering::Relaxed);
         self.waiting.store(false, Ordering::Relaxed);
+    }
+
+    fn goes_by(&self, path: &str, reason: String) {
+        let path = path.to_owned();
+        self.lock().way = Some(Way { path, reason });
     }
 
     fn opened(&self) {
@@ -187,6 +203,8 @@ impl UplinkView for UplinkStats {
         let is_connected = self.connected.load(Ordering::Relaxed);
         let (refused_topics, others) = self.refused.topics();
         let problem = refused::in_words(&refused_topics, others);
+        let way = state.way.filter(|_| is_connected);
+        let (path, path_reason) = way.map(|way| (way.path, way.reason)).unzip();
         UplinkStatus {
             is_enabled: true,
             is_connected,
@@ -202,6 +220,8 @@ impl UplinkView for UplinkStats {
             sent_packets: read(&self.wire_tx_packets),
             received_packets: read(&self.wire_rx_packets),
             rtt_us: read(&self.rtt_micros),
+            path,
+            path_reason,
             is_over_tcp: is_connected && self.over_tcp.load(Ordering::Relaxed),
             is_silent: is_connected && self.silent.load(Ordering::Relaxed),
             tcp_sessions: read(&self.tcp_sessions),
@@ -383,6 +403,8 @@ impl Uplink {
         loop {
             let since = Instant::now();
             self.roam.connected(path);
+            self.roam
+                .tell(&self.connector, &self.policies, &self.stats, path);
             let (outcome, next) = self.session(connection, path, stop).await;
             match &outcome {
                 Ok(ended) if ended.close.by_peer || ended.close.code != Code::Timeout => {
@@ -449,12 +471,12 @@ impl Uplink {
             },
         );
         let mut session = pin!(session);
-        let silent = &self.stats.silent;
+        let stats = &self.stats;
         let next = tokio::select! {
             biased;
             ended = &mut session => return (ended, None),
-            next = watch::better(&self.connector, &connection, &self.stats, self.outage_budget) => next,
-            next = self.roam.better(&self.connector, &connection, &self.policies, silent, path) => next,
+            next = watch::better(&self.connector, &connection, stats, self.outage_budget) => next,
+            next = self.roam.better(&self.connector, &connection, &self.policies, stats, path) => next,
         };
         let to = next.connection.kind().name();
         info!(from = carrier, to, "Uplink moves to another connection");

@@ -1,5 +1,8 @@
 //! What the link may be used for: rates, windows, allowances, and the plan, on a link that counts IP bytes.
 
+mod pushed;
+mod uplinks;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::process::Command;

@@ -154,7 +154,7 @@ impl Hub {
         let mut command = Command::new(paths::node("hub-node")?);
         command
             .args(["run", "--config"])
-            .arg(self.dir.path().join("hub.toml"))
+            .arg(self.settings_file())
             .args(&self.args);
         let command = wan::at(self.place.as_ref(), command);
         self.process = Some(Process::spawn("hub-node", command, &self.log())?);
@@ -216,6 +216,12 @@ impl Hub {
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(self.admin)
+    }
+
+    /// Its configuration file. Rules for sites hold within seconds when it changes.
+    #[must_use]
+    pub fn settings_file(&self) -> PathBuf {
+        self.dir.path().join("hub.toml")
     }
 
     /// Its log file.

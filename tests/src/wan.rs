@@ -6,6 +6,9 @@
 //!                           ◄── down: the same, with its own conditions ◄──
 //! ```
 //!
+//! Each link has a device and addresses of its own. A packet takes the link of the address that it goes to, or with
+//! [`Lab::route_by_source`] that of the one that it comes from: several ways to one hub.
+//!
 //! Programs run inside through [`Lab::command`], sockets of this process through [`Lab::inside`]. What the
 //! link does is [`Conditions`] of each direction; it changes while packets are on their way ([`Link::set`],
 //! [`Link::outage`], [`Link::schedule`]), and every packet and IP byte is counted ([`Link::counters`]).

@@ -219,6 +219,13 @@ impl Paths {
         path.probe_at = now + path.probe_every;
     }
 
+    /// Whether every look at a better path since some time came to something.
+    #[must_use]
+    pub fn is_good(&self, path: usize) -> bool {
+        let path = self.paths.get(path);
+        path.is_some_and(|path| path.good_since.is_some())
+    }
+
     /// How long an attempt on a path may take before another is tried; `None`: there is no other.
     #[must_use]
     pub fn patience(&self, path: usize) -> Option<Duration> {

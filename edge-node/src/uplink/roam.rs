@@ -1,7 +1,7 @@
 //! Several ways out: asks [`Paths`] which to use, and looks beside a session for one that should be used
 //! instead: the next one when the hub is not heard any more, and a better one when it works again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -101,13 +101,47 @@ impl Roam {
         }
     }
 
+    /// Says in the status by which path the session goes, and why not by a better one. A site with one path says
+    /// nothing.
+    pub(super) fn tell(
+        &self,
+        connector: &Connector,
+        policies: &Policies,
+        stats: &UplinkStats,
+        current: usize,
+    ) {
+        if self.count == 1 {
+            return;
+        }
+        let view = policies.view();
+        let name = |path: usize| view.paths.get(path).map_or("", |path| path.name.as_str());
+        let why_not = |path: usize| {
+            let decision = policies.decision(path);
+            let what = if decision.is_stopped() {
+                format!("is closed by its policy: {}", decision.reason)
+            } else if !connector.has_path(path) {
+                "is not there".to_owned()
+            } else if self.lock().is_good(path) {
+                "answers again and must prove itself".to_owned()
+            } else {
+                "does not answer".to_owned()
+            };
+            format!("{} {what}", name(path))
+        };
+        let reason = match current {
+            0 => "the first choice".to_owned(),
+            _ => (0..current).map(why_not).collect::<Vec<_>>().join("; "),
+        };
+        stats.goes_by(name(current), reason);
+    }
+
     /// Ends with a connection on another path that should take the session's place.
     pub(super) async fn better(
         &self,
         connector: &Connector,
         connection: &Connection,
         policies: &Policies,
-        silent: &AtomicBool,
+        stats: &UplinkStats,
         current: usize,
     ) -> Better {
         if self.count == 1 {
@@ -120,7 +154,8 @@ impl Roam {
             tokio::time::sleep(LOOK).await;
             let now = self.now();
             self.refresh(connector, policies, now);
-            let is_silent = silent.load(Ordering::Relaxed);
+            self.tell(connector, policies, stats, current);
+            let is_silent = stats.silent.load(Ordering::Relaxed);
             if is_silent {
                 let since = *silent_since.get_or_insert(now);
                 if !is_left && now >= since + FAIL_OVER {

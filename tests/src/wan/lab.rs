@@ -19,6 +19,8 @@ use super::forward::{self, Shared};
 use super::namespace::{self, Namespace, Place};
 
 const MTU: &str = "1500";
+/// Routing tables of links by source address begin here; below 253 none is the system's.
+const FIRST_TABLE: usize = 100;
 
 /// Which end of the links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +120,29 @@ impl Lab {
     /// When it fails, with what it wrote.
     pub fn ip(&self, end: End, arguments: &[&str]) -> Result<String> {
         self.namespace(end).ip(arguments)
+    }
+
+    /// Makes the link a way to the hub's addresses on all links, for what the site sends from its address on this one:
+    /// so that a site has several ways to one hub.
+    ///
+    /// # Errors
+    /// When the kernel has no routes by source address.
+    pub fn route_by_source(&self, number: usize) -> Result<()> {
+        let link = self.link(number);
+        let (device, table) = (
+            format!("wan{}", link.number),
+            (FIRST_TABLE + number).to_string(),
+        );
+        for other in &self.links {
+            let hub = other.address(End::Hub).to_string();
+            self.ip(
+                End::Site,
+                &["route", "add", &hub, "dev", &device, "table", &table],
+            )?;
+        }
+        let from = link.address(End::Site).to_string();
+        self.ip(End::Site, &["rule", "add", "from", &from, "table", &table])?;
+        Ok(())
     }
 
     fn namespace(&self, end: End) -> &Namespace {
