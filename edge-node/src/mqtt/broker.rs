@@ -27,7 +27,7 @@ use super::away::AwayClock;
 use super::filters::Filters;
 use super::gather::Gather;
 use super::packet::Options;
-use super::retained::Retained;
+use super::retained::{Retained, SharedRetained};
 use super::session::State;
 use super::tail::Tail;
 use super::topic_map::{RetainRule, TopicMap};
@@ -95,7 +95,7 @@ pub struct Broker {
     filters: RwLock<Filters<Subscriber>>,
     groups: RwLock<Filters<Arc<Group>>>,
     backlogs: Arc<Backlogs>,
-    retained: Mutex<Retained>,
+    retained: SharedRetained,
     /// The broker's own, under `$SYS`.
     system: Mutex<Retained>,
     tail: Mutex<Tail>,

@@ -497,6 +497,43 @@ async fn retained_messages_that_were_not_sent_yet_come_after_a_reconnect_and_aft
 }
 
 /// A client that has an id takes what comes next under it for the same message.
+/// Sent without waiting for an answer: none is on disk when the last comes.
+#[tokio::test]
+async fn retained_messages_that_are_on_their_way_count() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.retained.entries = 10;
+    })
+    .await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    for id in 1..=100 {
+        let topic = format!("r/{id}");
+        publisher.retain(&topic, Qos::AtLeastOnce, id).await;
+    }
+    for id in 1..=100 {
+        let expected = if id <= 10 {
+            reason::SUCCESS
+        } else {
+            reason::QUOTA_EXCEEDED
+        };
+        assert_eq!(publisher.ack_reason(id).await, expected, "{id}");
+    }
+    // those that have one already may have another
+    for id in 1..=10 {
+        let topic = format!("r/{id}");
+        publisher.retain(&topic, Qos::AtLeastOnce, id).await;
+        assert_eq!(publisher.ack_reason(id).await, reason::SUCCESS);
+    }
+    let mut subscriber = Client::new(node.address, connect(Version::V5, "s")).await;
+    subscriber.subscribe("r/+", Qos::AtLeastOnce).await;
+    for _ in 0..10 {
+        assert!(subscriber.message().await.retain);
+    }
+    let mut old = Client::new(node.address, connect(Version::V3, "old")).await;
+    old.retain("r/11", Qos::AtLeastOnce, 1).await;
+    assert_eq!(old.disconnected().await, None);
+    assert_eq!(node.stats.not_retained.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test]
 async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
     let node = node(Vec::new()).await;

@@ -92,7 +92,7 @@ impl Broker {
             filters: RwLock::new(Filters::default()),
             groups: RwLock::new(Filters::default()),
             backlogs: Backlogs::new(MAX_BACKLOGS),
-            retained: Mutex::new(retained),
+            retained: Arc::new(Mutex::new(retained)),
             system: Mutex::new(Retained::new(SYSTEM)),
             tail: Mutex::new(Tail::new(cursors, followed)),
             away: AwayClock::new(stamp, clocks),

@@ -208,6 +208,16 @@ impl Client {
         );
     }
 
+    /// The reason code of an acknowledgement.
+    pub(super) async fn ack_reason(&mut self, of: u16) -> u8 {
+        let incoming = self.incoming().await;
+        let Incoming::Ack { id, reason, .. } = incoming else {
+            panic!("{incoming:?}");
+        };
+        assert_eq!(id, of);
+        reason
+    }
+
     /// All that a publish is answered with.
     pub(super) async fn expect_acks(&mut self, qos: Qos, id: u16) {
         match qos {
