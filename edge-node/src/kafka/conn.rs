@@ -76,7 +76,7 @@ pub(super) enum ConnError {
     Truncated,
     #[error("a request came too slowly")]
     TooSlow,
-    #[error("the client does not read its responses")]
+    #[error("the client does not read its responses, or so slowly that it holds up others")]
     NotReading,
     #[error("answers took too long while the connection was closed")]
     Drain,
@@ -120,7 +120,7 @@ struct Session {
 }
 
 /// The sending side of a socket, with TLS or without.
-type Outgoing = Box<dyn AsyncWrite + Send + Unpin>;
+pub(super) type Outgoing = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Largest request before a login; a login's messages are far smaller.
 const MAX_LOGIN: usize = 64 * 1024;
@@ -418,6 +418,7 @@ impl Connection {
                     settled.response
                 }
                 Reply::Fetch(pending) => {
+                    // before it waits
                     claim.release();
                     let (egress, patience) = (&self.services.egress, self.config.fetch_patience);
                     let answer = pending.settle(egress, &mut ahead, patience, &self.stop);
@@ -438,15 +439,10 @@ impl Connection {
                     }
                 }
             };
+            // what it was received in is with the store, or gone
+            claim.release();
             if let Some(bytes) = bytes {
-                let write = async {
-                    write.write_all(&bytes).await?;
-                    // TLS has a buffer of its own
-                    write.flush().await
-                };
-                timeout(self.config.write_timeout, write)
-                    .await
-                    .map_err(|_| ConnError::NotReading)??;
+                self.send(&mut write, &bytes, allowance.is_some()).await?;
                 let sent = u64::try_from(bytes.len()).unwrap_or(0);
                 self.services
                     .stats
