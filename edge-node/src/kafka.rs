@@ -92,6 +92,8 @@ pub struct KafkaConfig {
     pub fetch_patience: Duration,
     /// How long records that were read before a client asks for them are kept.
     pub ahead_kept: Duration,
+    /// The longest that a client above its quota is not read from.
+    pub longest_mute: Duration,
     /// How long the answer "full, try again" is held back.
     pub full_delay: Duration,
     /// Time to answer what is in flight on stop.
@@ -169,6 +171,7 @@ impl KafkaConfig {
             fetch_patience: Duration::from_secs(5),
             // a client that takes longer for one answer would gain nothing by the next being ready
             ahead_kept: Duration::from_millis(100),
+            longest_mute: throttle::LONGEST,
             full_delay: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(10),
             quota: Arc::default(),
