@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::connect_info::Connected;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,8 +23,10 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::caller::tell_refused;
 use super::idle::{self, Activity, Leave, Places};
 use super::{HttpConfig, HttpStats};
+use crate::access::RefusedLogins;
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -73,7 +75,10 @@ impl Listener {
             limits,
             places: Places::default(),
         };
+        let address = gate.socket.local_addr().unwrap_or(self.config.bind);
+        let refused = Arc::new(RefusedLogins::new("http", address));
         let service = router
+            .layer(from_fn_with_state(refused, tell_refused))
             .layer(from_fn(idle::count))
             .into_make_service_with_connect_info::<Peer>();
         let serving =

@@ -19,7 +19,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -47,7 +47,7 @@ use super::offsets::Question;
 use super::pending::PendingProduce;
 use super::throttle::{Mute, told_ms};
 use super::{KafkaConfig, Services, producer_id};
-use crate::access::Principal;
+use crate::access::{Principal, RefusedLogins};
 use crate::egress::ReadFailed;
 use crate::quota::Flow;
 use crate::tls;
@@ -112,7 +112,7 @@ struct Queued {
 #[derive(Debug)]
 struct Session {
     login: Login,
-    peer: IpAddr,
+    peer: SocketAddr,
     host: String,
     port: u16,
     /// How long what is read next may have waited already, because nothing was read.
@@ -133,13 +133,15 @@ pub(super) struct Connection {
     pub(super) activity: Arc<Activity>,
     pub(super) stop: CancellationToken,
     pub(super) mute: Mute,
+    /// Its listener's.
+    pub(super) refused: Arc<RefusedLogins>,
 }
 
 impl Connection {
     pub(super) async fn serve(self, stream: TcpStream) -> Result<End, ConnError> {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let peer = stream.peer_addr()?.ip();
+        let peer = stream.peer_addr()?;
         let (host, port) = self
             .config
             .advertised
@@ -252,12 +254,13 @@ impl Connection {
             }
             (Plan::Authenticate(bytes), _) => {
                 let step = session.login.authenticate(&header, &bytes).await;
-                if !step.is_refused {
+                let Some(reason) = step.refusal else {
                     return Ok(Reply::Ready(step.response));
-                }
+                };
                 let refused = &self.services.stats.refused_logins;
                 refused.fetch_add(1, Ordering::Relaxed);
-                debug!("Login refused");
+                let claimed = session.login.claimed();
+                self.refused.tell(session.peer, claimed, &reason);
                 // who guesses has to wait
                 self.hold_back(Instant::now() + self.config.refused_delay)
                     .await;
@@ -351,7 +354,7 @@ impl Connection {
             }
             Plan::Group(request) => {
                 let request =
-                    grouping::complete(request, &self.services.ingest, session.peer).await;
+                    grouping::complete(request, &self.services.ingest, session.peer.ip()).await;
                 let groups = &self.services.groups;
                 Reply::Group(PendingGroup::ask(groups, &header, request, principal).await)
             }

@@ -24,6 +24,7 @@ mod throttle;
 mod wire;
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +39,7 @@ use super::broker::Broker;
 use super::codec::{Malformed, put_disconnect};
 use super::frame::FrameError;
 use super::packet::{Version, reason};
+use crate::access::RefusedLogins;
 use crate::quota::{Place, Quota};
 use client::Client;
 use room::LOOK;
@@ -120,8 +122,9 @@ impl End {
 }
 
 /// Who is at the other end, as far as the transport knows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Peer {
+    pub(super) address: SocketAddr,
     /// The user that the client's certificate names.
     pub(super) certified: Option<String>,
 }
@@ -130,9 +133,10 @@ pub(super) struct Peer {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) broker: Arc<Broker>,
-    pub(super) peer: Peer,
+    pub(super) peer: Box<Peer>,
     /// Its listener's.
     pub(super) quota: Arc<Quota>,
+    pub(super) refused: Arc<RefusedLogins>,
     /// Among the listener's connections; given back with the connection.
     pub(super) _place: Place,
     pub(super) stop: CancellationToken,

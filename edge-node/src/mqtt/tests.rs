@@ -12,9 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::packet::{AckKind, Qos, Version, reason};
 use super::*;
+use crate::access::{Credential, Mechanism, Rules};
 use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
-use crate::store::{Item, MemoryStore, StateSpace, StoreConfig};
+use crate::ingest::tests::fake::{FakeStore, Mode};
+use crate::seldom::capture::Lines;
+use crate::store::{AppendError, Item, MemoryStore, StateSpace, StoreConfig};
 use client::{Client, connect, lasting};
 
 struct Node {
@@ -589,9 +592,9 @@ async fn a_session_does_not_keep_what_its_user_may_not_read_any_more() {
     subscriber.message_and_id().await;
     drop(subscriber);
     let store = node.end().await;
-    let rules = crate::access::Rules {
+    let rules = Rules {
         consume: vec!["other".parse().unwrap()],
-        ..crate::access::Rules::all()
+        ..Rules::all()
     };
     let access = Access::new(&config::AccessConfig {
         anonymous: Some(rules),
@@ -818,3 +821,36 @@ async fn unfinished_packets_have_their_bound_and_do_not_hold_up_others_for_long(
     let failed = node.stats.failed.load(Ordering::Relaxed);
     assert!(failed > 0, "somebody had to make room");
 }
+
+#[tokio::test]
+async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
+    let lines = Lines::new();
+    let user = config::UserConfig {
+        name: "till".to_owned(),
+        credentials: vec![Credential::make(
+            Mechanism::Sha256,
+            b"secret",
+            b"0123456789abcdef",
+        )],
+        password_file: None,
+        tokens: Vec::new(),
+        common_name: None,
+        rules: Rules::all(),
+    };
+    let access = Access::new(&config::AccessConfig {
+        anonymous: None,
+        users: vec![user],
+    });
+    let node = node_with(new_store(), Vec::new(), access.unwrap(), |_| {}).await;
+    let connect = b"\x10\x1a\0\x04MQTT\x04\xc2\0\0\0\x01c\0\x04till\0\x05wr0ng";
+    for _ in 0..2 {
+        client::raw(node.address, connect).await;
+    }
+    let told = lines.with("Login refused");
+    assert_eq!(told.len(), 1, "{told:?}");
+    for part in ["mqtt", "till", "127.0.0.1", "user or password is wrong"] {
+        assert!(told[0].contains(part), "{part}: {told:?}");
+    }
+    assert!(!told[0].contains("wr0ng"));
+}
+

@@ -92,7 +92,8 @@ impl Connection {
         } else {
             connect.client_id.clone()
         };
-        let user = self.user(connect).await?;
+        let user = self.user(connect).await;
+        let user = user.inspect_err(|code| self.tell_refused(connect, *code))?;
         if let Some(will) = &connect.will
             && !self.broker.may_publish(&user, &will.message.topic)
         {
@@ -179,6 +180,17 @@ impl Connection {
             (_, Some(user)) => Ok(user),
             (_, None) => access.anonymous().ok_or(reason::NOT_AUTHORIZED),
         }
+    }
+
+    /// Tells the operator that [`Connection::user`] found nobody.
+    fn tell_refused(&self, connect: &Connect, code: u8) {
+        let why = if code == reason::BAD_CREDENTIALS {
+            "user or password is wrong"
+        } else {
+            "no user name, and nobody may come without one"
+        };
+        let user = connect.user.as_deref();
+        self.refused.tell(self.peer.address, user, why);
     }
 }
 
