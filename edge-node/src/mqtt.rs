@@ -269,7 +269,7 @@ pub struct MqttStats {
     pub accepted: AtomicU64,
     /// Connections open.
     pub open: AtomicU64,
-    /// Connections refused at a listener's limit, or at their user's.
+    /// Connections refused at a listener's limit, at their user's, or at that of sessions.
     pub refused_connections: AtomicU64,
     /// Connections ended by an error: garbage, too slow, a broken socket.
     pub failed: AtomicU64,

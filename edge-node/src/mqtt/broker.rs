@@ -34,6 +34,7 @@ use super::topic_map::{RetainRule, TopicMap};
 use super::{MqttConfig, MqttStats};
 use crate::access::Access;
 use crate::ingest::{Budget, Ingest};
+use crate::seldom::Seldom;
 use crate::store::Store;
 
 /// Sessions that read the log at a time.
@@ -111,6 +112,8 @@ pub struct Broker {
     pub(super) queues: Budget,
     /// Bytes that clients have not taken yet, beyond the free share of each.
     pub(super) outputs: Budget,
+    /// That clients are refused because there are too many sessions is told seldom.
+    full: Seldom,
     /// A connection has let go of its session.
     released: Notify,
     /// Connections end.

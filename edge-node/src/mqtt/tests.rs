@@ -823,6 +823,27 @@ async fn unfinished_packets_have_their_bound_and_do_not_hold_up_others_for_long(
 }
 
 #[tokio::test]
+async fn where_sessions_of_clients_that_are_away_take_all_places_others_are_told() {
+    let lines = Lines::new();
+    let node = node_on(new_store(), Vec::new(), |config| config.max_sessions = 2).await;
+    for id in ["a", "b"] {
+        drop(Client::new(node.address, lasting(id, 1000)).await);
+    }
+    let code = Client::refused(node.address, connect(Version::V5, "c")).await;
+    assert_eq!(code, reason::QUOTA_EXCEEDED);
+    let code = Client::refused(node.address, connect(Version::V3, "c")).await;
+    assert_eq!(code, 3, "server unavailable");
+    assert_eq!(node.stats.refused_connections.load(Ordering::Relaxed), 2);
+    let told = lines.with("as many sessions as allowed");
+    assert_eq!(told.len(), 1, "{told:?}");
+    // whose session it is may come, and end it
+    drop(Client::new(node.address, connect(Version::V5, "a")).await);
+    let is_gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
+    client::until("it is gone", is_gone).await;
+    Client::new(node.address, connect(Version::V5, "c")).await;
+}
+
+#[tokio::test]
 async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
     let lines = Lines::new();
     let user = config::UserConfig {

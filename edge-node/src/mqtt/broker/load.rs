@@ -22,6 +22,7 @@ use crate::mqtt::session::{Positions, State};
 use crate::mqtt::tail::Tail;
 use crate::mqtt::topic_map::TopicMap;
 use crate::mqtt::{MqttConfig, Services};
+use crate::seldom::Seldom;
 use crate::store::{StateSpace, StoreError};
 use crate::uplink::boot_id;
 
@@ -99,6 +100,7 @@ impl Broker {
             ticks: watch::Sender::new(0),
             uses_retained,
             readers: Semaphore::new(READERS),
+            full: Seldom::default(),
             released: Notify::new(),
             is_stopping: AtomicBool::new(false),
             numbers: AtomicU64::new(1),
