@@ -844,6 +844,46 @@ async fn where_sessions_of_clients_that_are_away_take_all_places_others_are_told
 }
 
 #[tokio::test]
+async fn after_the_log_refused_a_message_none_is_acknowledged_before_the_sync() {
+    let store = FakeStore::shared();
+    let rule = Rule {
+        ack: AckRule::BeforeSync,
+        ..Rule::everything(TopicName::new("fast").unwrap())
+    };
+    let node = node_on(store.clone(), vec![rule], |_| {}).await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    let full = AppendError::Full("on purpose");
+    store.set(Mode::Hold);
+    publisher.publish("t", "held", Qos::AtLeastOnce, 1).await;
+    publisher.expect_ack(AckKind::PubAck, 1).await;
+    client::until("it waits for the sync", || store.held() == 1).await;
+    store.release();
+    store.set(Mode::Refuse(full, u32::MAX));
+    publisher.publish("t", "lost", Qos::AtLeastOnce, 2).await;
+    publisher.expect_ack(AckKind::PubAck, 2).await;
+    let refused = &node.ingest.stats().full;
+    let is_refused = || refused.load(Ordering::Relaxed) == 1;
+    client::until("the log refuses it", is_refused).await;
+    for (id, qos) in [(3, Qos::AtLeastOnce), (4, Qos::ExactlyOnce)] {
+        publisher.publish("t", "refused", qos, id).await;
+        assert_eq!(publisher.ack_reason(id).await, reason::QUOTA_EXCEEDED);
+    }
+    // until one is stored
+    store.set(Mode::Hold);
+    publisher.publish("t", "stored", Qos::AtLeastOnce, 5).await;
+    publisher.ping().await;
+    client::until("it waits for the sync", || store.held() == 1).await;
+    store.release();
+    publisher.expect_ack(AckKind::PubAck, 5).await;
+    store.set(Mode::Hold);
+    publisher.publish("t", "held", Qos::AtLeastOnce, 6).await;
+    publisher.expect_ack(AckKind::PubAck, 6).await;
+    client::until("it waits for the sync", || store.held() == 1).await;
+    let values = node.records("fast").into_iter().map(|(_, value, _)| value);
+    assert!(values.eq(["held", "stored", "held"]));
+}
+
+#[tokio::test]
 async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
     let lines = Lines::new();
     let user = config::UserConfig {
