@@ -195,7 +195,8 @@ impl<'b> Client<'b> {
         wire.excuse(self.acks.len() >= MAX_ACKS);
         wire.lend();
         while self.may_work(wire) {
-            if self.throttle.pause().is_none() {
+            // what waits for a rate is taken early when others wait for what it holds
+            if self.throttle.pause().is_none() || wire.holds_up(&self.broker.intake) {
                 let Some(frame) = wire.next()? else { break };
                 self.carry_out(&frame, wire).await?;
                 wire.carried_out();
@@ -240,7 +241,8 @@ impl<'b> Client<'b> {
         is_due |= self.poll_rooms(cx).is_ready();
         is_due |= !wire.is_full() && self.acks.poll_ready(cx).is_ready();
         is_due |= self.session.state().poll_woken(self.number, cx).is_ready();
-        is_due |= self.may_work(wire) && !wire.held.is_empty() && self.throttle.pause().is_none();
+        let may_go_on = self.throttle.pause().is_none() || wire.holds_up(&self.broker.intake);
+        is_due |= self.may_work(wire) && !wire.held.is_empty() && may_go_on;
         is_due |= !wire.is_full() && self.may_deliver_again();
         let may_read = self.may_work(wire) && !wire.held.is_full();
         is_due |= may_read && wire.has_frames;

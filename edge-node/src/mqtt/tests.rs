@@ -915,3 +915,27 @@ async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
     assert!(!told[0].contains("wr0ng"));
 }
 
+/// It would wait for a minute, and disconnecting its client would only bring it back.
+#[tokio::test]
+async fn a_publish_that_waits_for_its_rate_is_taken_when_others_wait_for_what_it_holds() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.partial_bytes = 64 * 1024;
+        config.publish_rate = Some(1);
+        config.patience = Duration::from_millis(1);
+    })
+    .await;
+    let large = "x".repeat(90 * 1024);
+    let mut held = Client::new(node.address, connect(Version::V5, "held")).await;
+    for _ in 0..60 {
+        held.publish("t", "x", Qos::AtMostOnce, 0).await;
+    }
+    held.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    let came = || node.stats.bytes_in.load(Ordering::Relaxed) > 90 * 1024;
+    client::until("it is there", came).await;
+    let mut other = Client::new(node.address, connect(Version::V5, "other")).await;
+    other.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    other.expect_acks(Qos::AtLeastOnce, 1).await;
+    held.expect_acks(Qos::AtLeastOnce, 1).await;
+    assert_eq!(node.stats.failed.load(Ordering::Relaxed), 0);
+}
+
