@@ -915,6 +915,28 @@ async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
     assert!(!told[0].contains("wr0ng"));
 }
 
+#[tokio::test]
+async fn a_client_that_has_not_said_who_it_is_holds_up_nobody_for_long() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.partial_bytes = 64 * 1024;
+        config.patience = Duration::from_millis(1);
+        config.connect_timeout = Duration::from_secs(1_000);
+    })
+    .await;
+    let large = "x".repeat(90 * 1024);
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        let mut stranger = Client::stranger(node.address, Version::V5).await;
+        // a CONNECT of 100 KiB, of which not all comes
+        stranger.send(&[0x10, 0x80, 0xa0, 0x06]).await;
+        stranger.send_some(large.as_bytes()).await;
+        strangers.push(stranger);
+    }
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    publisher.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+}
+
 /// It would wait for a minute, and disconnecting its client would only bring it back.
 #[tokio::test]
 async fn a_publish_that_waits_for_its_rate_is_taken_when_others_wait_for_what_it_holds() {

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::{Client, Limits};
+use super::room::LOOK;
 use super::wire::Wire;
 use super::{Connection, End};
 use crate::access::Principal;
@@ -33,8 +34,13 @@ impl Connection {
                 if let Some(frame) = wire.frame()? {
                     return Ok(frame);
                 }
-                if poll_fn(|cx| wire.poll_fill(cx, &self.broker.intake)).await? == 0 {
-                    return Err(End::Closed);
+                let intake = &self.broker.intake;
+                match timeout(LOOK, poll_fn(|cx| wire.poll_fill(cx, intake))).await {
+                    Ok(Ok(0)) => return Err(End::Closed),
+                    Ok(Err(error)) => return Err(error.into()),
+                    // others must not wait for what a stranger holds
+                    Err(_) if wire.is_hogging(intake, config.patience) => return Err(End::TooSlow),
+                    Ok(_) | Err(_) => {}
                 }
             }
         };
