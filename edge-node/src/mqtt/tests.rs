@@ -961,3 +961,46 @@ async fn a_publish_that_waits_for_its_rate_is_taken_when_others_wait_for_what_it
     assert_eq!(node.stats.failed.load(Ordering::Relaxed), 0);
 }
 
+/// Nobody waits for it: what finds no room is lost.
+#[tokio::test]
+async fn messages_of_qos_0_get_the_room_of_those_that_are_not_taken() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.delivery_bytes = 128 * 1024;
+        config.patience = Duration::from_millis(1);
+    })
+    .await;
+    let mut idle = Client::new(node.address, connect(Version::V5, "idle")).await;
+    idle.subscribe("idle", Qos::AtMostOnce).await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    let text = "x".repeat(60 * 1024);
+    let dropped = || node.stats.dropped.load(Ordering::Relaxed);
+    let (mut before, mut in_a_row) = (0, 0);
+    // first the buffers of the system take some
+    for _ in 0..1_000 {
+        publisher.publish("idle", &text, Qos::AtLeastOnce, 1).await;
+        publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+        in_a_row = if dropped() > before { in_a_row + 1 } else { 0 };
+        before = dropped();
+        if in_a_row == 5 {
+            break;
+        }
+    }
+    assert_eq!(in_a_row, 5, "its queue has all the room");
+    let mut lively = Client::new(node.address, connect(Version::V5, "lively")).await;
+    lively.subscribe("lively", Qos::AtMostOnce).await;
+    let delivered = async {
+        loop {
+            publisher
+                .publish("lively", &text, Qos::AtLeastOnce, 1)
+                .await;
+            publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+            let message = tokio::time::timeout(Duration::from_millis(200), lively.message());
+            if message.await.is_ok() {
+                break;
+            }
+        }
+    };
+    let limit = Duration::from_secs(20);
+    let delivered = tokio::time::timeout(limit, delivered).await;
+    assert!(delivered.is_ok(), "all are lost");
+}
