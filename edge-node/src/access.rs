@@ -14,6 +14,7 @@
 
 mod credential;
 mod login;
+mod refused;
 mod rules;
 pub mod scram;
 
@@ -27,6 +28,7 @@ use tokio::sync::Semaphore;
 
 pub use credential::{Credential, Mechanism, TokenHash};
 pub use login::CHECKS_AT_ONCE;
+pub use refused::RefusedLogins;
 pub use rules::{Principal, Rules};
 
 use crate::config::{AccessConfig, UserConfig};

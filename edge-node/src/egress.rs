@@ -3,9 +3,11 @@
 //! A read may wait for the disk, so it runs on a thread of its own, a few at a time. The bytes of all
 //! answers that are being put together or sent stay within [`EgressLimits::max_bytes`] for the whole
 //! node: who reads takes its part first, and gives it back when the client has the answer. Nobody holds a
-//! part while it waits for records to come.
+//! part while it waits for records to come. While somebody waits for one, [`Egress::is_short`] says so: who
+//! holds a part for a client that does not take its answer is then to give it up.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -48,7 +50,24 @@ pub struct Egress {
     store: Arc<dyn Store>,
     bytes: Arc<Semaphore>,
     turns: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
     limits: EgressLimits,
+}
+
+/// One who waits for a part of the budget, also if it stops waiting before its turn.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A part of the budget; given back on drop.
@@ -85,6 +104,7 @@ impl Egress {
             store,
             bytes: Arc::new(Semaphore::new(max_bytes)),
             turns: Arc::new(Semaphore::new(limits.max_parallel_reads.max(1))),
+            waiting: Arc::default(),
             limits,
         }
     }
@@ -112,9 +132,24 @@ impl Egress {
     /// room for `patience`.
     pub async fn allow(&self, bytes: usize, patience: Duration) -> Option<Allowance> {
         let wanted = u32::try_from(bytes.min(self.limits.max_bytes)).unwrap_or(u32::MAX);
+        if let Ok(permit) = self.bytes.clone().try_acquire_many_owned(wanted) {
+            return Some(Allowance(permit));
+        }
+        let _waiting = Waiting::new(&self.waiting);
         let permit = self.bytes.clone().acquire_many_owned(wanted);
         let permit = timeout(patience, permit).await.ok()?;
         permit.ok().map(Allowance)
+    }
+
+    /// Whether somebody waits for a part of the budget.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Carries out `read` where it may wait for the disk.
@@ -162,6 +197,8 @@ impl Egress {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use super::*;
     use crate::store::MemoryStore;
 
@@ -180,7 +217,14 @@ mod tests {
         let patience = Duration::from_millis(20);
         let mut first = egress.allow(1_000, patience).await.unwrap();
         assert_eq!((first.bytes(), egress.used()), (100, 100));
-        assert!(egress.allow(1, patience).await.is_none());
+        {
+            let mut wait = std::pin::pin!(egress.allow(1, patience));
+            assert!(!egress.is_short(), "nobody waits yet");
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(wait.as_mut().poll(&mut context).is_pending() && egress.is_short());
+            assert!(wait.await.is_none());
+        }
+        assert!(!egress.is_short(), "it gave up");
         first.shrink(30);
         assert_eq!(egress.used(), 30);
         let second = egress.allow(70, patience).await.unwrap();

@@ -22,6 +22,7 @@
 mod caller;
 mod consume;
 pub mod error;
+mod idle;
 pub mod json;
 mod listener;
 mod openapi;
@@ -76,6 +77,8 @@ pub struct HttpConfig {
     pub min_bytes_per_s: u64,
     /// A connection on which nothing moves for so long is closed.
     pub idle_timeout: Duration,
+    /// At the limit of connections, one that waits for a request so long makes room for the next.
+    pub min_idle: Duration,
     /// Time that a request waits for room in the node's budget.
     pub budget_wait: Duration,
     /// Time that a request waits for the sync.
@@ -119,6 +122,7 @@ impl HttpConfig {
             send_grace: Duration::from_secs(20),
             min_bytes_per_s: 4 * 1024,
             idle_timeout: Duration::from_secs(75),
+            min_idle: Duration::from_secs(2),
             budget_wait: Duration::from_secs(5),
             sync_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
@@ -137,6 +141,8 @@ pub struct HttpStats {
     pub accepted: AtomicU64,
     /// Connections open.
     pub open: AtomicU64,
+    /// Idle connections ended for others.
+    pub evicted: AtomicU64,
     /// Requests.
     pub requests: AtomicU64,
     /// Requests answered with an error.

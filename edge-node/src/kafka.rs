@@ -3,7 +3,7 @@
 //! Which APIs are served in which versions, and why: [`api::VERSIONS`]. A success is answered after the
 //! store's sync, for `acks=1` and `acks=all` alike; consumers get what is synced, as it is stored.
 //!
-//! Everything but [`listener`], [`conn`], [`intake`], [`pending`], [`fetching`], [`ahead`] and [`throttle`] is plain code: bytes in,
+//! Everything but [`listener`], [`conn`], [`intake`], [`pending`], [`fetching`], [`ahead`], [`sending`] and [`throttle`] is plain code: bytes in,
 //! values out. Nothing that arrives is trusted: lengths are checked before memory is taken, buffers grow with
 //! what was received, and connections, requests and bytes in flight, and time are all limited by
 //! [`KafkaConfig`]; answers with records have their part of the node's memory ([`crate::egress`]).
@@ -32,6 +32,7 @@ mod pending;
 mod permit;
 pub mod produce;
 pub mod producer_id;
+mod sending;
 mod throttle;
 
 use std::net::SocketAddr;
@@ -85,10 +86,14 @@ pub struct KafkaConfig {
     pub pace_when_short: Pace,
     /// A client that does not take a response for so long is closed.
     pub write_timeout: Duration,
+    /// How slowly it may take one while others wait for what that holds of the node's memory.
+    pub answer_pace_when_short: Pace,
     /// How long a fetch waits for its part of the node's memory before it is answered without records.
     pub fetch_patience: Duration,
     /// How long records that were read before a client asks for them are kept.
     pub ahead_kept: Duration,
+    /// The longest that a client above its quota is not read from.
+    pub longest_mute: Duration,
     /// How long the answer "full, try again" is held back.
     pub full_delay: Duration,
     /// Time to answer what is in flight on stop.
@@ -158,9 +163,15 @@ impl KafkaConfig {
                 bytes_per_s: 128 * 1024,
             },
             write_timeout: Duration::from_secs(30),
+            // the largest answer has 6 s
+            answer_pace_when_short: Pace {
+                grace: Duration::from_secs(2),
+                bytes_per_s: 512 * 1024,
+            },
             fetch_patience: Duration::from_secs(5),
             // a client that takes longer for one answer would gain nothing by the next being ready
             ahead_kept: Duration::from_millis(100),
+            longest_mute: throttle::LONGEST,
             full_delay: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(10),
             quota: Arc::default(),

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod metrics;
 pub mod mqtt;
 pub mod quota;
+pub mod seldom;
 pub mod status;
 pub mod store;
 pub mod tls;

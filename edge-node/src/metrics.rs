@@ -472,7 +472,7 @@ fn write_mqtt(scrape: &mut Scrape<'_>, mqtt: &MqttStats) -> fmt::Result {
     for (name, help, counter) in [
         (
             "mqtt_connections_refused",
-            "Connections refused at the limit",
+            "Connections refused at a limit, that of sessions too",
             &mqtt.refused_connections,
         ),
         (

@@ -49,7 +49,7 @@ pub use topic_map::{AckRule, MapError, RetainRule, Rule, Template, TopicMap};
 
 use shared::tls::TlsError;
 
-use crate::access::Access;
+use crate::access::{Access, RefusedLogins};
 use crate::config;
 use crate::ingest::Ingest;
 use crate::quota::Quota;
@@ -94,6 +94,8 @@ pub struct Endpoint {
     pub tls: Option<Arc<Acceptor>>,
     /// What all its clients together may use.
     pub quota: Arc<Quota>,
+    /// Tells of logins that were refused there.
+    pub refused: Arc<RefusedLogins>,
 }
 
 impl Endpoint {
@@ -105,6 +107,7 @@ impl Endpoint {
             transport: Transport::Tcp,
             tls: None,
             quota: Arc::default(),
+            refused: Arc::new(RefusedLogins::new("mqtt", bind)),
         }
     }
 
@@ -119,6 +122,7 @@ impl Endpoint {
             },
             tls: tls.map(Arc::new),
             quota: Arc::new(Quota::new(file.limits)),
+            refused: Arc::new(RefusedLogins::new("mqtt", file.listen)),
         })
     }
 }
@@ -265,7 +269,7 @@ pub struct MqttStats {
     pub accepted: AtomicU64,
     /// Connections open.
     pub open: AtomicU64,
-    /// Connections refused at a listener's limit, or at their user's.
+    /// Connections refused at a listener's limit, at their user's, or at that of sessions.
     pub refused_connections: AtomicU64,
     /// Connections ended by an error: garbage, too slow, a broken socket.
     pub failed: AtomicU64,

@@ -35,6 +35,7 @@ pub struct ScramServer {
 /// One exchange, between its two messages.
 #[derive(Debug)]
 pub struct ScramProof {
+    name: String,
     credential: Credential,
     principal: Option<Principal>,
     /// The client's first message without its header, a comma, and our answer.
@@ -99,6 +100,7 @@ impl ScramServer {
             credential.iterations()
         );
         let proof = ScramProof {
+            name,
             credential,
             principal,
             so_far: format!("{bare},{answer}"),
@@ -111,6 +113,12 @@ impl ScramServer {
 }
 
 impl ScramProof {
+    /// Who the client says it is.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Judges the client's second message: who it is, and the answer that proves that we know it too.
     ///
     /// # Errors

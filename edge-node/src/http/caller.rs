@@ -3,13 +3,18 @@
 //! Users and rules are the node's ([`crate::access`]). Nothing is told of a topic, not even whether it is
 //! there, before its rule was looked at.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 
 use super::App;
-use super::error::HttpError;
-use crate::access::Principal;
+use super::error::{HttpError, LoginRefused};
+use super::listener::Peer;
+use crate::access::{Principal, RefusedLogins};
 use crate::quota::{Flow, Meter, Place};
 
 type Result<T> = std::result::Result<T, HttpError>;
@@ -92,6 +97,21 @@ impl App {
 pub(super) struct Admission {
     pub(super) meter: Meter,
     _place: Place,
+}
+
+/// Tells the operator of requests that were answered with 401.
+pub(super) async fn tell_refused(
+    State(refused): State<Arc<RefusedLogins>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let response = next.run(request).await;
+    if let Some(LoginRefused(reason)) = response.extensions().get() {
+        // a token says nothing of whose it would be
+        refused.tell(peer.address, None, reason);
+    }
+    response
 }
 
 fn bearer(told: &str) -> Option<&str> {

@@ -1,6 +1,7 @@
 //! What went wrong, as HTTP says it: a status and `{"error": text}`.
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
@@ -46,6 +47,10 @@ impl HttpError {
     }
 }
 
+/// Beside a response with 401: why the client was refused.
+#[derive(Debug, Clone)]
+pub(super) struct LoginRefused(pub(super) Arc<str>);
+
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let body = format!("{}\n", serde_json::json!({ "error": self.text }));
@@ -55,10 +60,6 @@ impl IntoResponse for HttpError {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
-        if self.status == StatusCode::UNAUTHORIZED {
-            let scheme = HeaderValue::from_static("Bearer");
-            headers.insert(header::WWW_AUTHENTICATE, scheme);
-        }
         let may_retry = matches!(
             self.status,
             StatusCode::TOO_MANY_REQUESTS
@@ -67,6 +68,12 @@ impl IntoResponse for HttpError {
         );
         if may_retry {
             headers.insert(header::RETRY_AFTER, self.retry_after_s.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, scheme);
+            let reason = LoginRefused(self.text.into());
+            response.extensions_mut().insert(reason);
         }
         response
     }

@@ -1,7 +1,8 @@
 //! Serves the routes on a socket with limits that axum's own loop doesn't have: connections, idle
 //! time, how slowly a request may come, and how slowly its answer may be taken.
 //!
-//! At the connection limit nothing more is accepted until one closes; idle ones close by themselves.
+//! At the connection limit the next client waits until one closes; the one that has been idle longest makes room
+//! ([`idle`](super::idle)).
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,6 +13,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,12 +23,17 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::caller::tell_refused;
+use super::idle::{self, Activity, Leave, Places};
 use super::{HttpConfig, HttpStats};
+use crate::access::RefusedLogins;
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a request may take beyond the limits of its parts.
 const MARGIN: Duration = Duration::from_secs(5);
+/// How often a client that waits for a place looks for one who may leave.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A bound socket, not yet accepting.
 #[derive(Debug)]
@@ -64,9 +73,16 @@ impl Listener {
             socket: self.socket,
             stats: self.stats,
             limits,
+            places: Places::default(),
         };
+        let address = gate.socket.local_addr().unwrap_or(self.config.bind);
+        let refused = Arc::new(RefusedLogins::new("http", address));
+        let service = router
+            .layer(from_fn_with_state(refused, tell_refused))
+            .layer(from_fn(idle::count))
+            .into_make_service_with_connect_info::<Peer>();
         let serving =
-            axum::serve(gate, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+            axum::serve(gate, service).with_graceful_shutdown(stop.clone().cancelled_owned());
         let mut serving = std::pin::pin!(serving.into_future());
         tokio::select! {
             biased;
@@ -90,6 +106,7 @@ fn log_end(result: io::Result<()>) {
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     idle: Duration,
+    min_idle: Duration,
     request: Duration,
     send: Duration,
     bytes_per_s: u64,
@@ -100,10 +117,25 @@ impl Limits {
         let parts = config.body_grace + config.budget_wait + config.sync_timeout;
         Self {
             idle: config.idle_timeout.max(parts + MARGIN),
+            min_idle: config.min_idle,
             request: parts + MARGIN,
             send: config.send_grace,
             bytes_per_s: config.min_bytes_per_s.max(1),
         }
+    }
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// `None` at the listener's own end.
+    pub(super) activity: Option<Arc<Activity>>,
+}
+
+impl Connected<IncomingStream<'_, Gate>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Gate>) -> Self {
+        stream.remote_addr().clone()
     }
 }
 
@@ -113,30 +145,56 @@ struct Gate {
     permits: Arc<Semaphore>,
     stats: Arc<HttpStats>,
     limits: Limits,
+    places: Places,
+}
+
+impl Gate {
+    /// A place for one who is there; others make room if they can.
+    async fn place(&mut self) -> OwnedSemaphorePermit {
+        let mut permit = std::pin::pin!(self.permits.clone().acquire_owned());
+        let mut wait = Duration::ZERO;
+        loop {
+            if let Ok(permit) = timeout(wait, &mut permit).await {
+                return permit.expect("the semaphore is never closed");
+            }
+            if self.places.make_room(Instant::now(), self.limits.min_idle) {
+                self.stats.evicted.fetch_add(1, Ordering::Relaxed);
+            }
+            wait = LOOK;
+        }
+    }
+
+    fn guard(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) -> Guarded {
+        drop(stream.set_nodelay(true)); // slower, not wrong
+        self.stats.accepted.fetch_add(1, Ordering::Relaxed);
+        self.stats.open.fetch_add(1, Ordering::Relaxed);
+        let activity = Arc::new(Activity::new());
+        self.places.add(&activity);
+        Guarded {
+            stream,
+            stats: self.stats.clone(),
+            limits: self.limits,
+            clock: Clock::new(),
+            timer: Box::pin(sleep_until(Instant::now())),
+            leave: activity.asked_to_leave(),
+            activity,
+            _permit: permit,
+        }
+    }
 }
 
 impl axum::serve::Listener for Gate {
     type Io = Guarded;
-    type Addr = SocketAddr;
+    type Addr = Peer;
 
-    async fn accept(&mut self) -> (Guarded, SocketAddr) {
-        let permit = self.permits.clone().acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
+    async fn accept(&mut self) -> (Guarded, Peer) {
         loop {
             match self.socket.accept().await {
                 Ok((stream, address)) => {
-                    drop(stream.set_nodelay(true)); // slower, not wrong
-                    self.stats.accepted.fetch_add(1, Ordering::Relaxed);
-                    self.stats.open.fetch_add(1, Ordering::Relaxed);
-                    let guarded = Guarded {
-                        stream,
-                        stats: self.stats.clone(),
-                        limits: self.limits,
-                        clock: Clock::new(),
-                        timer: Box::pin(sleep_until(Instant::now())),
-                        _permit: permit,
-                    };
-                    return (guarded, address);
+                    let permit = self.place().await;
+                    let guarded = self.guard(stream, permit);
+                    let activity = Some(guarded.activity.clone());
+                    return (guarded, Peer { address, activity });
                 }
                 Err(error) => {
                     debug!(%error, "Accept failed");
@@ -146,8 +204,10 @@ impl axum::serve::Listener for Gate {
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+    fn local_addr(&self) -> io::Result<Peer> {
+        let address = self.socket.local_addr()?;
+        let activity = None;
+        Ok(Peer { address, activity })
     }
 }
 
@@ -228,6 +288,8 @@ struct Guarded {
     limits: Limits,
     clock: Clock,
     timer: Pin<Box<Sleep>>,
+    activity: Arc<Activity>,
+    leave: Leave,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -238,8 +300,9 @@ impl Drop for Guarded {
 }
 
 impl Guarded {
-    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    fn poll_overdue(&mut self, leave_at: Option<Instant>, cx: &mut Context<'_>) -> Poll<io::Error> {
         let deadline = self.clock.deadline(&self.limits);
+        let deadline = leave_at.map_or(deadline, |at| at.min(deadline));
         if self.timer.deadline() != deadline {
             self.timer.as_mut().reset(deadline);
         }
@@ -257,10 +320,19 @@ impl AsyncRead for Guarded {
         let before = buf.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buf) {
             let count = buf.filled().len() - before;
+            if self.clock.started.is_none() {
+                self.activity.touch();
+            }
             self.clock.received(count as u64);
             return Poll::Ready(result);
         }
-        self.poll_overdue(cx).map(Err)
+        let this = &mut *self;
+        let min_idle = this.limits.min_idle;
+        let leave_at = match this.leave.poll(&this.activity, min_idle, cx) {
+            Poll::Ready(leave_at) => leave_at,
+            Poll::Pending => None,
+        };
+        self.poll_overdue(leave_at, cx).map(Err)
     }
 }
 
@@ -272,10 +344,13 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, buf) {
             self.clock.sent(*result.as_ref().unwrap_or(&0), buf.len());
+            self.activity.touch();
+            self.activity.held_up(self.clock.held_up.is_some());
             return Poll::Ready(result);
         }
         self.clock.blocked();
-        self.poll_overdue(cx).map(Err)
+        self.activity.held_up(true);
+        self.poll_overdue(None, cx).map(Err)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

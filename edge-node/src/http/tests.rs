@@ -454,6 +454,58 @@ async fn connections_beyond_the_limit_wait_and_slow_ones_are_closed() {
     assert_eq!(status, 200);
 }
 
+/// One has never sent anything, one has had its answer, one sends the beginning of a head.
+#[tokio::test]
+async fn idle_connections_make_room_for_those_who_wait() {
+    let server = server(|config, _, _| {
+        config.max_connections = 4;
+        config.min_idle = Duration::from_millis(1);
+    })
+    .await;
+    post(server.address, "/v1/topics/t/records", "", b"before").await;
+    let mut idle = Vec::new();
+    let whole = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n";
+    for beginning in [&b""[..], whole, &whole[..20]] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(beginning).await.unwrap();
+        if beginning == whole {
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+        idle.push(stream);
+    }
+    // not idle, though nothing comes on it
+    let mut tail = TcpStream::connect(server.address).await.unwrap();
+    tail.write_all(b"GET /v1/topics/t/tail HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    tail.read_exact(&mut answer).await.unwrap();
+    let mut busy = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(whole).await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        busy.push(stream);
+    }
+    for mut stream in idle {
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest).await); // closed, or reset
+    }
+    assert!(server.stats.evicted.load(Ordering::Relaxed) >= 3);
+    let (status, _, _) = post(server.address, "/v1/topics/t/records", "", b"after").await;
+    assert_eq!(status, 200);
+    let mut told = String::new();
+    while !told.contains("after") {
+        let mut some = [0; 1024];
+        let count = tail.read(&mut some).await.unwrap();
+        assert!(count > 0, "{told}");
+        told.push_str(std::str::from_utf8(&some[..count]).unwrap());
+    }
+}
+
 #[tokio::test]
 async fn every_answer_is_json_and_ends_with_a_newline() {
     let server = server(|_, _, _| {}).await;

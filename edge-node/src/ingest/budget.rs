@@ -10,7 +10,7 @@
 //! holds a part of it for a request that does not come along is then to give it up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -21,6 +21,8 @@ pub struct Budget {
     overdraft: Arc<Semaphore>,
     capacity: usize,
     waiting: Arc<AtomicUsize>,
+    /// Somebody who does not wait went without.
+    was_missed: Arc<AtomicBool>,
 }
 
 /// One who waits, also if it stops waiting before its turn.
@@ -47,6 +49,7 @@ impl Budget {
             overdraft: Arc::new(Semaphore::new(1)),
             capacity,
             waiting: Arc::default(),
+            was_missed: Arc::default(),
         }
     }
 
@@ -60,6 +63,17 @@ impl Budget {
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Somebody needed a part of it, does not wait, and goes without.
+    pub fn missed(&self) {
+        self.was_missed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was so since it was asked last.
+    #[must_use]
+    pub fn take_missed(&self) -> bool {
+        self.was_missed.swap(false, Ordering::Relaxed)
     }
 
     /// All bytes that may be reserved.

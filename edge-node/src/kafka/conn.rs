@@ -19,7 +19,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -47,7 +47,7 @@ use super::offsets::Question;
 use super::pending::PendingProduce;
 use super::throttle::{Mute, told_ms};
 use super::{KafkaConfig, Services, producer_id};
-use crate::access::Principal;
+use crate::access::{Principal, RefusedLogins};
 use crate::egress::ReadFailed;
 use crate::quota::Flow;
 use crate::tls;
@@ -76,7 +76,7 @@ pub(super) enum ConnError {
     Truncated,
     #[error("a request came too slowly")]
     TooSlow,
-    #[error("the client does not read its responses")]
+    #[error("the client does not read its responses, or so slowly that it holds up others")]
     NotReading,
     #[error("answers took too long while the connection was closed")]
     Drain,
@@ -112,7 +112,7 @@ struct Queued {
 #[derive(Debug)]
 struct Session {
     login: Login,
-    peer: IpAddr,
+    peer: SocketAddr,
     host: String,
     port: u16,
     /// How long what is read next may have waited already, because nothing was read.
@@ -120,7 +120,7 @@ struct Session {
 }
 
 /// The sending side of a socket, with TLS or without.
-type Outgoing = Box<dyn AsyncWrite + Send + Unpin>;
+pub(super) type Outgoing = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Largest request before a login; a login's messages are far smaller.
 const MAX_LOGIN: usize = 64 * 1024;
@@ -133,13 +133,15 @@ pub(super) struct Connection {
     pub(super) activity: Arc<Activity>,
     pub(super) stop: CancellationToken,
     pub(super) mute: Mute,
+    /// Its listener's.
+    pub(super) refused: Arc<RefusedLogins>,
 }
 
 impl Connection {
     pub(super) async fn serve(self, stream: TcpStream) -> Result<End, ConnError> {
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let peer = stream.peer_addr()?.ip();
+        let peer = stream.peer_addr()?;
         let (host, port) = self
             .config
             .advertised
@@ -252,12 +254,13 @@ impl Connection {
             }
             (Plan::Authenticate(bytes), _) => {
                 let step = session.login.authenticate(&header, &bytes).await;
-                if !step.is_refused {
+                let Some(reason) = step.refusal else {
                     return Ok(Reply::Ready(step.response));
-                }
+                };
                 let refused = &self.services.stats.refused_logins;
                 refused.fetch_add(1, Ordering::Relaxed);
-                debug!("Login refused");
+                let claimed = session.login.claimed();
+                self.refused.tell(session.peer, claimed, &reason);
                 // who guesses has to wait
                 self.hold_back(Instant::now() + self.config.refused_delay)
                     .await;
@@ -351,7 +354,7 @@ impl Connection {
             }
             Plan::Group(request) => {
                 let request =
-                    grouping::complete(request, &self.services.ingest, session.peer).await;
+                    grouping::complete(request, &self.services.ingest, session.peer.ip()).await;
                 let groups = &self.services.groups;
                 Reply::Group(PendingGroup::ask(groups, &header, request, principal).await)
             }
@@ -418,6 +421,7 @@ impl Connection {
                     settled.response
                 }
                 Reply::Fetch(pending) => {
+                    // before it waits
                     claim.release();
                     let (egress, patience) = (&self.services.egress, self.config.fetch_patience);
                     let answer = pending.settle(egress, &mut ahead, patience, &self.stop);
@@ -438,15 +442,10 @@ impl Connection {
                     }
                 }
             };
+            // what it was received in is with the store, or gone
+            claim.release();
             if let Some(bytes) = bytes {
-                let write = async {
-                    write.write_all(&bytes).await?;
-                    // TLS has a buffer of its own
-                    write.flush().await
-                };
-                timeout(self.config.write_timeout, write)
-                    .await
-                    .map_err(|_| ConnError::NotReading)??;
+                self.send(&mut write, &bytes, allowance.is_some()).await?;
                 let sent = u64::try_from(bytes.len()).unwrap_or(0);
                 self.services
                     .stats

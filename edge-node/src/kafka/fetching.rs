@@ -23,6 +23,8 @@ use crate::store::{FetchLimit, LogRange, PartitionId, Store};
 const LONGEST_WAIT_MS: i32 = 300_000;
 /// Partitions of a request that are looked up on the runtime's threads; more would keep others waiting.
 const FEW: usize = 64;
+/// Of the node's memory an answer has one of so many shares while others wait for some.
+const SHARES: usize = 64;
 
 /// A fetch that waits for its turn.
 #[derive(Debug)]
@@ -166,7 +168,11 @@ impl PendingFetch {
         most: usize,
     ) -> Result<Looked, ReadFailed> {
         let asked = usize::try_from(self.request.max_bytes).unwrap_or(0);
-        let bytes = asked.min(egress.limits().max_answer_bytes).min(most);
+        let mut bytes = asked.min(egress.limits().max_answer_bytes).min(most);
+        if egress.is_short() {
+            // soon taken, also by who is slow
+            bytes = bytes.min(egress.limits().max_bytes / SHARES);
+        }
         // the first batch is sent however large it is
         let room = bytes.max(self.largest_batch(&**egress.store()));
         let mut allowance = if most > 0 {

@@ -5,7 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -57,9 +57,13 @@ impl Intake {
     pub(super) fn claim(&mut self, bytes: usize, activity: &Arc<Activity>) -> Claim {
         activity.in_flight.fetch_add(1, Ordering::Relaxed);
         let window = self.held_window.as_mut();
+        let reservation = self.held.split(bytes);
+        activity
+            .held
+            .fetch_add(reservation.bytes(), Ordering::Relaxed);
         Claim {
             _window: window.and_then(|held| held.split(bytes.min(held.num_permits()))),
-            reservation: self.held.split(bytes),
+            reservation,
             activity: activity.clone(),
         }
     }
@@ -178,14 +182,18 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Gives back its part of the node's budget: who waits for records must not hold up who brings some.
+    /// Gives back its part of the node's budget: who waits for records, or for the client to take an answer, must not
+    /// hold up who brings some.
     pub(super) fn release(&mut self) {
-        self.reservation = Reservation::default();
+        let released = std::mem::take(&mut self.reservation);
+        let held = &self.activity.held;
+        held.fetch_sub(released.bytes(), Ordering::Relaxed);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        self.release();
         self.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -196,6 +204,8 @@ pub(super) struct Activity {
     epoch: Instant,
     last_ms: AtomicU64,
     in_flight: AtomicU32,
+    /// Bytes of the node's budget that its unanswered requests hold.
+    held: AtomicUsize,
 }
 
 impl Activity {
@@ -204,12 +214,18 @@ impl Activity {
             epoch: Instant::now(),
             last_ms: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
+            held: AtomicUsize::new(0),
         }
     }
 
     pub(super) fn touch(&self) {
         let ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Bytes of the node's budget that unanswered requests hold.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Time since the last byte came; `None` while a request is being answered.

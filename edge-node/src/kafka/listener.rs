@@ -17,6 +17,7 @@ use super::conn::{ConnError, Connection, End};
 use super::intake::Activity;
 use super::throttle::Mute;
 use super::{KafkaConfig, Services};
+use crate::access::RefusedLogins;
 
 /// Pause after `accept` failed: it does at once again while file descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -65,10 +66,12 @@ impl Listener {
             config,
             services,
         } = self;
+        let address = socket.local_addr().unwrap_or(config.bind);
         let mut pool = Pool {
             tasks: JoinSet::new(),
             open: HashMap::new(),
             next: 0,
+            refused: Arc::new(RefusedLogins::new("kafka", address)),
             config,
             services,
             stop,
@@ -99,6 +102,7 @@ struct Pool {
     tasks: JoinSet<Result<End, ConnError>>,
     open: HashMap<Id, Open>,
     next: u64,
+    refused: Arc<RefusedLogins>,
     config: Arc<KafkaConfig>,
     services: Services,
     stop: CancellationToken,
@@ -123,6 +127,7 @@ impl Pool {
             activity: activity.clone(),
             stop: stop.clone(),
             mute: Mute::default(),
+            refused: self.refused.clone(),
         };
         let span = info_span!("kafka", conn = self.next);
         let task = self.tasks.spawn(connection.serve(stream).instrument(span));

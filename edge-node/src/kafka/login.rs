@@ -29,6 +29,8 @@ pub(super) struct Login {
     access: Arc<Access>,
     /// Who it is; `None` until it has said so.
     principal: Option<Principal>,
+    /// Who it said that it is, in the login that is under way.
+    claimed: Option<String>,
     /// Its place among its user's connections.
     place: Option<Place>,
     state: State,
@@ -46,8 +48,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) response: Vec<u8>,
-    /// The client is refused: close the connection after the response.
-    pub(super) is_refused: bool,
+    /// Why the client is refused: close the connection after the response.
+    pub(super) refusal: Option<String>,
 }
 
 impl Login {
@@ -58,6 +60,7 @@ impl Login {
         Self {
             access,
             principal,
+            claimed: None,
             place: None,
             state: State::Idle,
         }
@@ -66,6 +69,11 @@ impl Login {
     /// Who it is; `None`: it must log in first.
     pub(super) fn principal(&self) -> Option<&Principal> {
         self.principal.as_ref()
+    }
+
+    /// Who it said that it is, in the login that is under way.
+    pub(super) fn claimed(&self) -> Option<&str> {
+        self.claimed.as_deref()
     }
 
     /// Takes a place among the user's connections, unless it has one. False: there is none.
@@ -96,7 +104,7 @@ impl Login {
         MECHANISMS.iter().for_each(|name| out.string(name));
         Step {
             response: out.finish(),
-            is_refused: false,
+            refusal: None,
         }
     }
 
@@ -108,7 +116,6 @@ impl Login {
         if outcome.is_err() {
             self.principal = None;
         }
-        let is_refused = outcome.is_err();
         let (error, text, answer) = match outcome {
             Ok(answer) => (ErrorCode::None, None, answer),
             Err((error, text)) => (error, Some(text), Vec::new()),
@@ -123,12 +130,16 @@ impl Login {
         out.tags();
         Step {
             response: out.finish(),
-            is_refused,
+            refusal: text,
         }
     }
 
     async fn advance(&mut self, bytes: &Bytes) -> Result<Vec<u8>, (ErrorCode, String)> {
-        match std::mem::replace(&mut self.state, State::Idle) {
+        let state = std::mem::replace(&mut self.state, State::Idle);
+        if !matches!(state, State::Proof(_)) {
+            self.claimed = None;
+        }
+        match state {
             State::Idle => {
                 let text = "no SaslHandshake before".to_owned();
                 Err((ErrorCode::IllegalSaslState, text))
@@ -138,6 +149,7 @@ impl Login {
                     let text = "not a PLAIN message".to_owned();
                     (ErrorCode::SaslAuthenticationFailed, text)
                 })?;
+                self.claimed = Some(name.to_owned());
                 let found = self.access.check_password(name, password).await;
                 self.principal = Some(found.ok_or_else(|| denied(ScramError::Denied))?);
                 Ok(Vec::new())
@@ -145,6 +157,7 @@ impl Login {
             State::Scram(mechanism) => {
                 let server = ScramServer::new(mechanism);
                 let (proof, answer) = server.first(&self.access, bytes).map_err(denied)?;
+                self.claimed = Some(proof.name().to_owned());
                 self.state = State::Proof(Box::new(proof));
                 Ok(answer)
             }

@@ -18,7 +18,7 @@ use crate::access::Principal;
 use crate::quota::{Flow, Meter};
 
 /// The longest that a client is told to wait, and is not read from: clients give a request up after 30 s.
-const LONGEST: Duration = Duration::from_secs(20);
+pub(super) const LONGEST: Duration = Duration::from_secs(20);
 
 /// Until when nothing is read from a connection.
 #[derive(Debug, Default)]
@@ -53,7 +53,8 @@ impl Connection {
         let throttled = &self.services.stats.throttled_ms;
         let told = u64::from(told_ms(wait).unsigned_abs());
         throttled.fetch_add(told, Ordering::Relaxed);
-        self.mute.extend(Instant::now() + wait.min(LONGEST));
+        let most = self.config.longest_mute;
+        self.mute.extend(Instant::now() + wait.min(most));
     }
 
     /// Waits until something may be read again; how long that took.
@@ -72,11 +73,15 @@ impl Connection {
     }
 
     /// Waits until the debt is paid that other connections of the user made, or this one before it was muted as
-    /// long as may be; no longer than [`LONGEST`] with what the request has waited while the connection was
-    /// muted.
+    /// long as may be; no longer than that with what the request has waited while the connection was muted.
     pub(super) async fn settle_debt(&self, meter: &Meter, muted: Duration) {
         let began = Instant::now();
-        while let Some(step) = next_step(meter.wait(Flow::Produce), muted + began.elapsed()) {
+        let most = self.config.longest_mute;
+        loop {
+            let left = most.saturating_sub(muted + began.elapsed());
+            let Some(step) = next_step(meter.wait(Flow::Produce), left) else {
+                break;
+            };
             // others must not wait for what this request holds
             if self.stop.is_cancelled() || self.services.ingest.budget().is_short() {
                 break;
@@ -86,9 +91,9 @@ impl Connection {
     }
 }
 
-/// How long to wait for a debt before the next look at it, by who has waited so long; `None`: no longer.
-fn next_step(debt: Option<Duration>, waited: Duration) -> Option<Duration> {
-    let left = debt?.min(LONGEST.saturating_sub(waited));
+/// How long to wait for a debt before the next look at it, by who waits no longer than `left`; `None`: no longer.
+fn next_step(debt: Option<Duration>, left: Duration) -> Option<Duration> {
+    let left = debt?.min(left);
     (!left.is_zero()).then_some(left.min(LOOK))
 }
 
@@ -99,17 +104,16 @@ mod tests {
     #[test]
     fn a_debt_is_waited_for_in_steps_and_no_longer_than_is_ever_told() {
         let ms = Duration::from_millis;
-        for (debt_ms, waited_ms, step_ms) in [
-            (None, 0, None),
-            (Some(300), 0, Some(300)),
-            (Some(100_000), 0, Some(1_000)),
-            (Some(100_000), 19_600, Some(400)),
-            (Some(300), 19_600, Some(300)),
-            (Some(100_000), 20_000, None),
-            (Some(100_000), 30_000, None),
+        for (debt_ms, left_ms, step_ms) in [
+            (None, 20_000, None),
+            (Some(300), 20_000, Some(300)),
+            (Some(100_000), 20_000, Some(1_000)),
+            (Some(100_000), 400, Some(400)),
+            (Some(300), 400, Some(300)),
+            (Some(100_000), 0, None),
         ] {
-            let step = next_step(debt_ms.map(ms), ms(waited_ms));
-            assert_eq!(step, step_ms.map(ms), "{debt_ms:?} after {waited_ms}");
+            let step = next_step(debt_ms.map(ms), ms(left_ms));
+            assert_eq!(step, step_ms.map(ms), "{debt_ms:?} with {left_ms} left");
         }
     }
 }

@@ -27,13 +27,14 @@ use super::away::AwayClock;
 use super::filters::Filters;
 use super::gather::Gather;
 use super::packet::Options;
-use super::retained::Retained;
+use super::retained::{Retained, SharedRetained};
 use super::session::State;
 use super::tail::Tail;
 use super::topic_map::{RetainRule, TopicMap};
 use super::{MqttConfig, MqttStats};
 use crate::access::Access;
 use crate::ingest::{Budget, Ingest};
+use crate::seldom::Seldom;
 use crate::store::Store;
 
 /// Sessions that read the log at a time.
@@ -95,7 +96,7 @@ pub struct Broker {
     filters: RwLock<Filters<Subscriber>>,
     groups: RwLock<Filters<Arc<Group>>>,
     backlogs: Arc<Backlogs>,
-    retained: Mutex<Retained>,
+    retained: SharedRetained,
     /// The broker's own, under `$SYS`.
     system: Mutex<Retained>,
     tail: Mutex<Tail>,
@@ -111,6 +112,8 @@ pub struct Broker {
     pub(super) queues: Budget,
     /// Bytes that clients have not taken yet, beyond the free share of each.
     pub(super) outputs: Budget,
+    /// That clients are refused because there are too many sessions is told seldom.
+    full: Seldom,
     /// A connection has let go of its session.
     released: Notify,
     /// Connections end.

@@ -9,6 +9,7 @@ mod decode;
 mod encode;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use decode::{Malformed, connect_version, decode, is_valid_filter, is_valid_topic};
 pub use encode::{

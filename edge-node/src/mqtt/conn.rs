@@ -24,6 +24,7 @@ mod throttle;
 mod wire;
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +39,7 @@ use super::broker::Broker;
 use super::codec::{Malformed, put_disconnect};
 use super::frame::FrameError;
 use super::packet::{Version, reason};
+use crate::access::RefusedLogins;
 use crate::quota::{Place, Quota};
 use client::Client;
 use room::LOOK;
@@ -120,8 +122,9 @@ impl End {
 }
 
 /// Who is at the other end, as far as the transport knows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Peer {
+    pub(super) address: SocketAddr,
     /// The user that the client's certificate names.
     pub(super) certified: Option<String>,
 }
@@ -130,9 +133,10 @@ pub(super) struct Peer {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) broker: Arc<Broker>,
-    pub(super) peer: Peer,
+    pub(super) peer: Box<Peer>,
     /// Its listener's.
     pub(super) quota: Arc<Quota>,
+    pub(super) refused: Arc<RefusedLogins>,
     /// Among the listener's connections; given back with the connection.
     pub(super) _place: Place,
     pub(super) stop: CancellationToken,
@@ -191,7 +195,8 @@ impl<'b> Client<'b> {
         wire.excuse(self.acks.len() >= MAX_ACKS);
         wire.lend();
         while self.may_work(wire) {
-            if self.throttle.pause().is_none() {
+            // what waits for a rate is taken early when others wait for what it holds
+            if self.throttle.pause().is_none() || wire.holds_up(&self.broker.intake) {
                 let Some(frame) = wire.next()? else { break };
                 self.carry_out(&frame, wire).await?;
                 wire.carried_out();
@@ -236,7 +241,8 @@ impl<'b> Client<'b> {
         is_due |= self.poll_rooms(cx).is_ready();
         is_due |= !wire.is_full() && self.acks.poll_ready(cx).is_ready();
         is_due |= self.session.state().poll_woken(self.number, cx).is_ready();
-        is_due |= self.may_work(wire) && !wire.held.is_empty() && self.throttle.pause().is_none();
+        let may_go_on = self.throttle.pause().is_none() || wire.holds_up(&self.broker.intake);
+        is_due |= self.may_work(wire) && !wire.held.is_empty() && may_go_on;
         is_due |= !wire.is_full() && self.may_deliver_again();
         let may_read = self.may_work(wire) && !wire.held.is_full();
         is_due |= may_read && wire.has_frames;

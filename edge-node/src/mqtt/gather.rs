@@ -17,6 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use self::pace::{HOLD, Pace};
 use super::record::Draft;
+use super::retained::Claim;
+use super::session::Place;
 use crate::ingest::{Ingest, Refusal, Reservation};
 use crate::store::{AppendError, PartitionId, StateChange, Topic};
 
@@ -37,6 +39,8 @@ pub struct Item {
     pub state: Option<StateChange>,
     /// Its part of the budget.
     pub reservation: Reservation,
+    /// Its room among the retained messages, when it is one.
+    pub claim: Option<Claim>,
     /// Who waits for it.
     pub done: oneshot::Sender<Result<(), Refusal>>,
 }
@@ -79,10 +83,7 @@ impl Gather {
     /// Hands a message over; waits while as many as allowed wait for its partition. False: the log did not take the
     /// last batch, and may not take this one either.
     pub async fn append(&self, topic: &Arc<Topic>, partition: u32, item: Item) -> bool {
-        let id = usize::try_from(partition)
-            .ok()
-            .and_then(|at| topic.partitions.get(at).copied());
-        let Some(id) = id else {
+        let Some(id) = partition_at(topic, partition) else {
             drop(item.done.send(Err(Refusal::UnknownPartition)));
             return false;
         };
@@ -126,6 +127,10 @@ impl Gather {
             .unwrap_or_else(PoisonError::into_inner);
         queues.clear();
     }
+}
+
+fn partition_at(topic: &Topic, index: u32) -> Option<PartitionId> {
+    topic.partitions.get(usize::try_from(index).ok()?).copied()
 }
 
 async fn run(
@@ -188,12 +193,14 @@ struct Batch {
     builder: BatchBuilder,
     state: Vec<StateChange>,
     waiting: Vec<(oneshot::Sender<Result<(), Refusal>>, Reservation)>,
+    claims: Vec<Claim>,
 }
 
 impl Batch {
     fn push(&mut self, item: Item) {
         item.draft.push(&mut self.builder);
         self.state.extend(item.state);
+        self.claims.extend(item.claim);
         self.waiting.push((item.done, item.reservation));
     }
 
@@ -201,13 +208,25 @@ impl Batch {
         let Some(bytes) = self.builder.build() else {
             return;
         };
-        let outcome = match ingest
+        let appended = match ingest
             .append_with(topic, partition, bytes, self.state)
             .await
         {
-            Ok(pending) => pending.synced().await.map(drop).map_err(Refusal::from),
+            Ok(pending) => {
+                let last = u64::from(pending.count.saturating_sub(1));
+                let appended = pending.synced().await;
+                appended
+                    .map(|appended| appended.base_offset + last)
+                    .map_err(Refusal::from)
+            }
             Err(refusal) => Err(refusal),
         };
+        let outcome = appended.map(|offset| {
+            let place = partition_at(topic, partition).map(|partition| Place { partition, offset });
+            for claim in self.claims {
+                claim.stored(place);
+            }
+        });
         refuses.store(outcome.is_err(), Ordering::Relaxed);
         for (done, _reservation) in self.waiting {
             // the client may have gone

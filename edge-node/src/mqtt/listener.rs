@@ -138,8 +138,8 @@ impl Pool {
         accepted: io::Result<(TcpStream, SocketAddr)>,
         endpoint: &Endpoint,
     ) {
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 debug!(%error, "Accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -159,8 +159,12 @@ impl Pool {
         self.next += 1;
         let connection = Connection {
             broker: self.broker.clone(),
-            peer: Peer::default(),
+            peer: Box::new(Peer {
+                address,
+                certified: None,
+            }),
             quota: endpoint.quota.clone(),
+            refused: endpoint.refused.clone(),
             _place: place,
             stop: self.stop.clone(),
         };

@@ -381,6 +381,9 @@ impl State {
                     .position(|queued| queued.qos == Qos::AtMostOnce);
                 if let Some(old) = oldest.and_then(|at| self.queue.remove(at)) {
                     self.left(&old);
+                    // what it was paid with may be what is missing
+                    drop(old);
+                    fare.retry();
                     if self.pays(&mut delivery, fare) {
                         self.enqueue(delivery);
                     }

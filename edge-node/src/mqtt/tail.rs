@@ -232,6 +232,7 @@ impl Broker {
                 Ok(range) => range.end,
                 Err(StoreError::UnknownPartition) => {
                     self.tail().forget(partition);
+                    self.retained().passed([(partition, None)]);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -245,6 +246,11 @@ impl Broker {
                     }
                 }
             }
+        }
+        if self.uses_retained.load(Ordering::Acquire) {
+            let tail = self.tail();
+            let places = tail.processed.iter().map(|(id, next)| (*id, Some(*next)));
+            self.retained().passed(places);
         }
         self.ticks.send_modify(|ticks| *ticks += 1);
         Ok(round)

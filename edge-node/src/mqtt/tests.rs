@@ -12,9 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::packet::{AckKind, Qos, Version, reason};
 use super::*;
+use crate::access::{Credential, Mechanism, Rules};
 use crate::ingest::IngestLimits;
 use crate::ingest::tests::any_topic;
-use crate::store::{Item, MemoryStore, StateSpace, StoreConfig};
+use crate::ingest::tests::fake::{FakeStore, Mode};
+use crate::seldom::capture::Lines;
+use crate::store::{AppendError, Item, MemoryStore, StateSpace, StoreConfig};
 use client::{Client, connect, lasting};
 
 struct Node {
@@ -497,6 +500,43 @@ async fn retained_messages_that_were_not_sent_yet_come_after_a_reconnect_and_aft
 }
 
 /// A client that has an id takes what comes next under it for the same message.
+/// Sent without waiting for an answer: none is on disk when the last comes.
+#[tokio::test]
+async fn retained_messages_that_are_on_their_way_count() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.retained.entries = 10;
+    })
+    .await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    for id in 1..=100 {
+        let topic = format!("r/{id}");
+        publisher.retain(&topic, Qos::AtLeastOnce, id).await;
+    }
+    for id in 1..=100 {
+        let expected = if id <= 10 {
+            reason::SUCCESS
+        } else {
+            reason::QUOTA_EXCEEDED
+        };
+        assert_eq!(publisher.ack_reason(id).await, expected, "{id}");
+    }
+    // those that have one already may have another
+    for id in 1..=10 {
+        let topic = format!("r/{id}");
+        publisher.retain(&topic, Qos::AtLeastOnce, id).await;
+        assert_eq!(publisher.ack_reason(id).await, reason::SUCCESS);
+    }
+    let mut subscriber = Client::new(node.address, connect(Version::V5, "s")).await;
+    subscriber.subscribe("r/+", Qos::AtLeastOnce).await;
+    for _ in 0..10 {
+        assert!(subscriber.message().await.retain);
+    }
+    let mut old = Client::new(node.address, connect(Version::V3, "old")).await;
+    old.retain("r/11", Qos::AtLeastOnce, 1).await;
+    assert_eq!(old.disconnected().await, None);
+    assert_eq!(node.stats.not_retained.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test]
 async fn a_retained_message_of_qos_2_keeps_its_id_over_a_restart() {
     let node = node(Vec::new()).await;
@@ -552,9 +592,9 @@ async fn a_session_does_not_keep_what_its_user_may_not_read_any_more() {
     subscriber.message_and_id().await;
     drop(subscriber);
     let store = node.end().await;
-    let rules = crate::access::Rules {
+    let rules = Rules {
         consume: vec!["other".parse().unwrap()],
-        ..crate::access::Rules::all()
+        ..Rules::all()
     };
     let access = Access::new(&config::AccessConfig {
         anonymous: Some(rules),
@@ -780,4 +820,187 @@ async fn unfinished_packets_have_their_bound_and_do_not_hold_up_others_for_long(
     publisher.expect_acks(Qos::AtLeastOnce, 1).await;
     let failed = node.stats.failed.load(Ordering::Relaxed);
     assert!(failed > 0, "somebody had to make room");
+}
+
+#[tokio::test]
+async fn where_sessions_of_clients_that_are_away_take_all_places_others_are_told() {
+    let lines = Lines::new();
+    let node = node_on(new_store(), Vec::new(), |config| config.max_sessions = 2).await;
+    for id in ["a", "b"] {
+        drop(Client::new(node.address, lasting(id, 1000)).await);
+    }
+    let code = Client::refused(node.address, connect(Version::V5, "c")).await;
+    assert_eq!(code, reason::QUOTA_EXCEEDED);
+    let code = Client::refused(node.address, connect(Version::V3, "c")).await;
+    assert_eq!(code, 3, "server unavailable");
+    assert_eq!(node.stats.refused_connections.load(Ordering::Relaxed), 2);
+    let told = lines.with("as many sessions as allowed");
+    assert_eq!(told.len(), 1, "{told:?}");
+    // whose session it is may come, and end it
+    drop(Client::new(node.address, connect(Version::V5, "a")).await);
+    let is_gone = || node.stats.connected.load(Ordering::Relaxed) == 0;
+    client::until("it is gone", is_gone).await;
+    Client::new(node.address, connect(Version::V5, "c")).await;
+}
+
+#[tokio::test]
+async fn after_the_log_refused_a_message_none_is_acknowledged_before_the_sync() {
+    let store = FakeStore::shared();
+    let rule = Rule {
+        ack: AckRule::BeforeSync,
+        ..Rule::everything(TopicName::new("fast").unwrap())
+    };
+    let node = node_on(store.clone(), vec![rule], |_| {}).await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    let full = AppendError::Full("on purpose");
+    store.set(Mode::Hold);
+    publisher.publish("t", "held", Qos::AtLeastOnce, 1).await;
+    publisher.expect_ack(AckKind::PubAck, 1).await;
+    client::until("it waits for the sync", || store.held() == 1).await;
+    store.release();
+    store.set(Mode::Refuse(full, u32::MAX));
+    publisher.publish("t", "lost", Qos::AtLeastOnce, 2).await;
+    publisher.expect_ack(AckKind::PubAck, 2).await;
+    let refused = &node.ingest.stats().full;
+    let is_refused = || refused.load(Ordering::Relaxed) == 1;
+    client::until("the log refuses it", is_refused).await;
+    for (id, qos) in [(3, Qos::AtLeastOnce), (4, Qos::ExactlyOnce)] {
+        publisher.publish("t", "refused", qos, id).await;
+        assert_eq!(publisher.ack_reason(id).await, reason::QUOTA_EXCEEDED);
+    }
+    // until one is stored
+    store.set(Mode::Hold);
+    publisher.publish("t", "stored", Qos::AtLeastOnce, 5).await;
+    publisher.ping().await;
+    client::until("it waits for the sync", || store.held() == 1).await;
+    store.release();
+    publisher.expect_ack(AckKind::PubAck, 5).await;
+    store.set(Mode::Hold);
+    publisher.publish("t", "held", Qos::AtLeastOnce, 6).await;
+    publisher.expect_ack(AckKind::PubAck, 6).await;
+    client::until("it waits for the sync", || store.held() == 1).await;
+    let values = node.records("fast").into_iter().map(|(_, value, _)| value);
+    assert!(values.eq(["held", "stored", "held"]));
+}
+
+#[tokio::test]
+async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
+    let lines = Lines::new();
+    let user = config::UserConfig {
+        name: "till".to_owned(),
+        credentials: vec![Credential::make(
+            Mechanism::Sha256,
+            b"secret",
+            b"0123456789abcdef",
+        )],
+        password_file: None,
+        tokens: Vec::new(),
+        common_name: None,
+        rules: Rules::all(),
+    };
+    let access = Access::new(&config::AccessConfig {
+        anonymous: None,
+        users: vec![user],
+    });
+    let node = node_with(new_store(), Vec::new(), access.unwrap(), |_| {}).await;
+    let connect = b"\x10\x1a\0\x04MQTT\x04\xc2\0\0\0\x01c\0\x04till\0\x05wr0ng";
+    for _ in 0..2 {
+        client::raw(node.address, connect).await;
+    }
+    let told = lines.with("Login refused");
+    assert_eq!(told.len(), 1, "{told:?}");
+    for part in ["mqtt", "till", "127.0.0.1", "user or password is wrong"] {
+        assert!(told[0].contains(part), "{part}: {told:?}");
+    }
+    assert!(!told[0].contains("wr0ng"));
+}
+
+#[tokio::test]
+async fn a_client_that_has_not_said_who_it_is_holds_up_nobody_for_long() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.partial_bytes = 64 * 1024;
+        config.patience = Duration::from_millis(1);
+        config.connect_timeout = Duration::from_secs(1_000);
+    })
+    .await;
+    let large = "x".repeat(90 * 1024);
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        let mut stranger = Client::stranger(node.address, Version::V5).await;
+        // a CONNECT of 100 KiB, of which not all comes
+        stranger.send(&[0x10, 0x80, 0xa0, 0x06]).await;
+        stranger.send_some(large.as_bytes()).await;
+        strangers.push(stranger);
+    }
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    publisher.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+}
+
+/// It would wait for a minute, and disconnecting its client would only bring it back.
+#[tokio::test]
+async fn a_publish_that_waits_for_its_rate_is_taken_when_others_wait_for_what_it_holds() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.partial_bytes = 64 * 1024;
+        config.publish_rate = Some(1);
+        config.patience = Duration::from_millis(1);
+    })
+    .await;
+    let large = "x".repeat(90 * 1024);
+    let mut held = Client::new(node.address, connect(Version::V5, "held")).await;
+    for _ in 0..60 {
+        held.publish("t", "x", Qos::AtMostOnce, 0).await;
+    }
+    held.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    let came = || node.stats.bytes_in.load(Ordering::Relaxed) > 90 * 1024;
+    client::until("it is there", came).await;
+    let mut other = Client::new(node.address, connect(Version::V5, "other")).await;
+    other.publish("t", &large, Qos::AtLeastOnce, 1).await;
+    other.expect_acks(Qos::AtLeastOnce, 1).await;
+    held.expect_acks(Qos::AtLeastOnce, 1).await;
+    assert_eq!(node.stats.failed.load(Ordering::Relaxed), 0);
+}
+
+/// Nobody waits for it: what finds no room is lost.
+#[tokio::test]
+async fn messages_of_qos_0_get_the_room_of_those_that_are_not_taken() {
+    let node = node_on(new_store(), Vec::new(), |config| {
+        config.delivery_bytes = 128 * 1024;
+        config.patience = Duration::from_millis(1);
+    })
+    .await;
+    let mut idle = Client::new(node.address, connect(Version::V5, "idle")).await;
+    idle.subscribe("idle", Qos::AtMostOnce).await;
+    let mut publisher = Client::new(node.address, connect(Version::V5, "p")).await;
+    let text = "x".repeat(60 * 1024);
+    let dropped = || node.stats.dropped.load(Ordering::Relaxed);
+    let (mut before, mut in_a_row) = (0, 0);
+    // first the buffers of the system take some
+    for _ in 0..1_000 {
+        publisher.publish("idle", &text, Qos::AtLeastOnce, 1).await;
+        publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+        in_a_row = if dropped() > before { in_a_row + 1 } else { 0 };
+        before = dropped();
+        if in_a_row == 5 {
+            break;
+        }
+    }
+    assert_eq!(in_a_row, 5, "its queue has all the room");
+    let mut lively = Client::new(node.address, connect(Version::V5, "lively")).await;
+    lively.subscribe("lively", Qos::AtMostOnce).await;
+    let delivered = async {
+        loop {
+            publisher
+                .publish("lively", &text, Qos::AtLeastOnce, 1)
+                .await;
+            publisher.expect_acks(Qos::AtLeastOnce, 1).await;
+            let message = tokio::time::timeout(Duration::from_millis(200), lively.message());
+            if message.await.is_ok() {
+                break;
+            }
+        }
+    };
+    let limit = Duration::from_secs(20);
+    let delivered = tokio::time::timeout(limit, delivered).await;
+    assert!(delivered.is_ok(), "all are lost");
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::access::{Rules, TokenHash};
 use crate::config::{AccessConfig, UserConfig};
+use crate::seldom::capture::Lines;
 
 async fn get(server: &Server, path: &str) -> (u16, Value, String) {
     get_with(server, path, "").await
@@ -373,6 +374,7 @@ async fn a_token_opens_what_its_rules_name() {
             user("office", "t1", "prices", "*"),
         ],
     };
+    let lines = Lines::new();
     let server = server_for(Access::new(&config).unwrap(), of_one_partition).await;
     let token = |token: &str| format!("authorization: Bearer {token}\r\n");
     let (till, office) = (token("t0"), token("t1"));
@@ -407,6 +409,11 @@ async fn a_token_opens_what_its_rules_name() {
         let path = format!("/v1/topics{path}");
         let (found, answer, _) = get_with(&server, &path, headers).await;
         assert_eq!(found, status, "{path} {headers}: {answer}");
+    }
+    let told = lines.with("Login refused");
+    assert_eq!(told.len(), 1, "seldom: {told:?}");
+    for part in ["http", "127.0.0.1", "no token"] {
+        assert!(told[0].contains(part), "{part}: {told:?}");
     }
     let seen = |list: Value| -> Vec<Value> {
         let topics = list["topics"].as_array().unwrap();

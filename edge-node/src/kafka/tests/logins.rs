@@ -19,6 +19,7 @@ use super::{batch, framed, metadata_request, request, text};
 use crate::access::{Access, Credential, Mechanism, Rules};
 use crate::base64;
 use crate::config::{AccessConfig, UserConfig};
+use crate::seldom::capture::Lines;
 use crate::tls::{Acceptor, ListenerTls};
 
 pub(super) fn till() -> UserConfig {
@@ -360,4 +361,40 @@ fn renewed_files_are_used_and_bad_ones_are_not() {
     }
     assert!(acceptor.refresh().unwrap());
     assert!(!Arc::ptr_eq(&before, &acceptor.config()));
+}
+
+#[tokio::test]
+async fn refused_logins_are_told_once_in_a_while_and_without_the_secret() {
+    let lines = Lines::new();
+    let node = guarded().await;
+    for _ in 0..3 {
+        let mut client = node.client().await;
+        assert_eq!(handshake(&mut client, "PLAIN").await, 0);
+        let (code, _) = authenticate(&mut client, b"\0till\0wr0ng").await;
+        assert_eq!(code, 58);
+        client.expect_close().await;
+    }
+    let told = lines.with("Login refused");
+    assert_eq!(told.len(), 1, "{told:?}");
+    let address = node.address.to_string();
+    for part in [
+        "kafka",
+        "till",
+        "127.0.0.1",
+        "user or password is wrong",
+        &address,
+    ] {
+        assert!(told[0].contains(part), "{part}: {told:?}");
+    }
+    assert!(!told[0].contains("wr0ng"));
+    // nor what a client says that isn't a name
+    let node = guarded().await;
+    let mut client = node.client().await;
+    assert_eq!(handshake(&mut client, "SCRAM-SHA-256").await, 0);
+    let first = b"n,,n=guest,r=abc";
+    assert_eq!(authenticate(&mut client, first).await.0, 0);
+    assert_eq!(authenticate(&mut client, b"c=biws,r=x,p=wr0ng").await.0, 58);
+    let told = lines.with("guest");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(!told[0].contains("wr0ng"));
 }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::connections::{Client, LIMIT, Node, node, until, until_count};
 use super::{batch, request, text};
+use crate::kafka::{KafkaConfig, Pace};
 use crate::store::Store as _;
 
 const FOREVER_MS: i32 = 100_000;
@@ -254,4 +255,94 @@ async fn what_is_deleted_is_not_sent_although_it_was_read_ahead() {
     client.send_fetch_of(2, 2, (1, one), 0).await;
     let (_, error, records) = client.fetched_records().await;
     assert!(error == 1 || base(&records) == 5, "{error} {records:?}");
+}
+
+/// A client that asks for more than it takes, so that an answer waits for it.
+async fn stuck(node: &Node) -> Client {
+    let large = batch(&[&"x".repeat(900_000)], None);
+    assert_eq!(node.client().await.produce(large).await, 0);
+    let mut client = node.client().await;
+    for correlation in 0..30 {
+        client.send_fetch(correlation, 0, 1, 0).await;
+    }
+    let sent = &node.stats.bytes_out;
+    let (mut before, mut same) = (0, 0);
+    let end = Instant::now() + LIMIT;
+    // buffers of the system take some; that they are full is only seen by nothing moving
+    while same < 3 {
+        assert!(Instant::now() < end, "the client is never stuck");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = sent.load(Ordering::Relaxed);
+        let is_stuck = now > 900_000 && now == before && node.egress.used() > 900_000;
+        same = if is_stuck { same + 1 } else { 0 };
+        before = now;
+    }
+    client
+}
+
+fn soon(config: &mut KafkaConfig) {
+    config.answer_pace_when_short = Pace {
+        grace: Duration::from_millis(50),
+        bytes_per_s: 1 << 30,
+    };
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_gives_up_the_memory_that_others_wait_for() {
+    let node = node(|config, _| soon(config)).await;
+    let client = stuck(&node).await;
+    assert_eq!(node.stats.failed.load(Ordering::Relaxed), 0, "nobody waits");
+    let all = node.egress.allow(usize::MAX, LIMIT).await;
+    assert!(all.is_some());
+    until_count(&node.stats.failed, 1).await;
+    drop(client);
+}
+
+/// The requests behind the answer hold the budget and the overdraft too.
+#[tokio::test]
+async fn an_answer_that_is_not_taken_gives_up_what_producers_wait_for() {
+    let node = node(|config, limits| {
+        soon(config);
+        limits.max_unsynced_bytes = 50_000;
+    })
+    .await;
+    let mut client = stuck(&node).await;
+    let budget = node.ingest.budget();
+    until("the budget is given back", || budget.used() < 10_000).await;
+    for correlation in 30..32 {
+        let records = batch(&[&"x".repeat(40_000)], None);
+        let before = node.stats.requests.load(Ordering::Relaxed);
+        client.send_produce(correlation, -1, 0, records).await;
+        until_count(&node.stats.requests, before + 1).await;
+    }
+    assert!(budget.used() > 40_000);
+    let mut other = node.client().await;
+    let records = batch(&[&"x".repeat(20_000)], None);
+    let served = timeout(LIMIT, other.produce(records)).await;
+    assert_eq!(served.expect("it is served"), 0);
+}
+
+#[tokio::test]
+async fn while_others_wait_for_memory_answers_are_small() {
+    let node = node(|config, _| config.fetch_patience = LIMIT).await;
+    let mut producer = node.client().await;
+    let one = batch(&[&"x".repeat(100_000)], None);
+    for _ in 0..6 {
+        assert_eq!(producer.produce(one.clone()).await, 0);
+    }
+    let limits = *node.egress.limits();
+    let all = node.egress.allow(usize::MAX, LIMIT).await;
+    let mut first = node.client().await;
+    first.send_fetch(1, 0, 1, 0).await;
+    until("it waits", || node.egress.is_short()).await;
+    let mut second = node.client().await;
+    second.send_fetch(2, 0, 1, 0).await;
+    until("it waits too", || node.egress.waiting() == 2).await;
+    drop(all);
+    assert_eq!(first.fetched().await, (1, 0, 6 * one.len()));
+    let (_, error, bytes) = second.fetched().await;
+    assert!(
+        error == 0 && (1..=limits.max_bytes / 64).contains(&bytes),
+        "{bytes}"
+    );
 }

@@ -68,6 +68,27 @@ async fn a_producer_is_told_at_once_and_not_read_for_as_long() {
     );
 }
 
+/// What waits while nothing is read has waited: it is not held as long once more.
+#[tokio::test]
+async fn the_time_for_which_a_client_was_not_read_counts_for_its_next_request() {
+    let longest = Duration::from_secs(2);
+    let node = node(|config, _| {
+        config.quota = two_kib_a_second();
+        config.longest_mute = longest;
+    })
+    .await;
+    let mut client = node.client().await;
+    let records = batch(&[&"x".repeat(60_000)], None);
+    client.send_produce(1, -1, 0, records).await;
+    client.send_produce(2, -1, 0, batch(&["x"], None)).await;
+    assert!(produced(&mut client).await.throttle_time_ms > 0);
+    let began = Instant::now();
+    produced(&mut client).await;
+    let waited = began.elapsed();
+    assert!(waited > longest / 2, "it is held, {waited:?}");
+    assert!(waited < longest * 7 / 4, "only once, {waited:?}");
+}
+
 /// Those who wait hold the budget and the overdraft too, and would for 20 s.
 #[tokio::test]
 async fn who_waits_for_its_rate_gives_up_what_another_user_waits_for() {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::timers::Deadline;
 use super::{Broker, Session};
@@ -55,7 +56,12 @@ impl Broker {
         let number = self.number();
         for _ in 0..TAKE_OVERS {
             let holder = match self.try_admit(client_id, user, connect, expiry_s, number, window) {
-                Ok(admitted) => return admitted,
+                Ok(admitted) => {
+                    if let Err(Refused(reason::QUOTA_EXCEEDED)) = &admitted {
+                        self.tell_full();
+                    }
+                    return admitted;
+                }
                 Err(holder) => holder,
             };
             let let_go = self.until_released(client_id, holder);
@@ -64,6 +70,21 @@ impl Broker {
             }
         }
         Err(Refused(reason::SERVER_BUSY))
+    }
+
+    /// A client was refused because there are as many sessions as allowed.
+    fn tell_full(&self) {
+        let stats = &self.stats;
+        stats.refused_connections.fetch_add(1, Ordering::Relaxed);
+        let Some(left_out) = self.full.turn(shared::time::now()) else {
+            return;
+        };
+        let max_sessions = self.config.max_sessions;
+        let connected = stats.connected.load(Ordering::Relaxed);
+        warn!(
+            max_sessions,
+            connected, left_out, "Clients refused: there are as many sessions as allowed"
+        );
     }
 
     /// Waits until a connection has let go of its client's session.

@@ -22,6 +22,7 @@ use crate::mqtt::session::{Positions, State};
 use crate::mqtt::tail::Tail;
 use crate::mqtt::topic_map::TopicMap;
 use crate::mqtt::{MqttConfig, Services};
+use crate::seldom::Seldom;
 use crate::store::{StateSpace, StoreError};
 use crate::uplink::boot_id;
 
@@ -92,13 +93,14 @@ impl Broker {
             filters: RwLock::new(Filters::default()),
             groups: RwLock::new(Filters::default()),
             backlogs: Backlogs::new(MAX_BACKLOGS),
-            retained: Mutex::new(retained),
+            retained: Arc::new(Mutex::new(retained)),
             system: Mutex::new(Retained::new(SYSTEM)),
             tail: Mutex::new(Tail::new(cursors, followed)),
             away: AwayClock::new(stamp, clocks),
             ticks: watch::Sender::new(0),
             uses_retained,
             readers: Semaphore::new(READERS),
+            full: Seldom::default(),
             released: Notify::new(),
             is_stopping: AtomicBool::new(false),
             numbers: AtomicU64::new(1),

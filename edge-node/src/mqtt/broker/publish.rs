@@ -15,6 +15,7 @@ use crate::mqtt::filters::is_system;
 use crate::mqtt::gather::{Item, Synced};
 use crate::mqtt::packet::{Message, reason};
 use crate::mqtt::record::Draft;
+use crate::mqtt::retained::Claim;
 use crate::mqtt::session::{Delivery, Fare};
 use crate::mqtt::topic_map::{AckRule, RetainRule};
 use crate::quota::Creator;
@@ -95,11 +96,12 @@ impl Broker {
         if rule.retain == RetainRule::Never {
             message.retain = false;
         }
+        let mut claim = None;
         if message.retain {
-            let is_kept = message.payload.is_empty()
-                || self.retained().has_room(&message.topic, message.weight());
-            if !is_kept {
-                return Err(PublishError::Retained);
+            if !message.payload.is_empty() {
+                // with what is on its way: a client need not wait for one before it publishes the next
+                let claimed = Claim::take(&self.retained, &message.topic, message.weight());
+                claim = Some(claimed.ok_or(PublishError::Retained)?);
             }
             // before the append: from then on the tail reads everything
             self.uses_retained.store(true, Ordering::Release);
@@ -117,6 +119,7 @@ impl Broker {
             draft,
             state,
             reservation,
+            claim,
             done,
         };
         let is_taken = self.gather.append(&topic, partition, item).await;

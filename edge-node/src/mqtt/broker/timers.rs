@@ -151,9 +151,10 @@ impl Broker {
         }
     }
 
-    /// While clients wait for room for their messages, takes it from those that do not take theirs.
+    /// While clients wait for room for their messages, or lose those of QoS 0 for the lack of it, takes it from those
+    /// that do not take theirs.
     fn spill(&self) {
-        if !self.queues.is_short() {
+        if !(self.queues.take_missed() | self.queues.is_short()) {
             return;
         }
         let all: Vec<Arc<Session>> = {

@@ -9,6 +9,7 @@ use mqtt_protocol_core::mqtt::packet::{
 };
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 
+use super::text::{check_texts, text};
 use crate::mqtt::frame::Frame;
 use crate::mqtt::packet::{
     AckKind, Connect, Incoming, Message, MessageProperties, Options, Publish, Qos, RetainHandling,
@@ -166,11 +167,11 @@ fn connect_v3(body: &[u8], now_ms: i64) -> Result<Incoming, Malformed> {
     };
     Ok(Incoming::Connect(Box::new(Connect {
         version: Version::V3,
-        client_id: client_id(packet.client_id())?,
+        client_id: text(packet.client_id())?.to_owned(),
         clean_start: packet.clean_session(),
         keep_alive_s: packet.keep_alive(),
         will,
-        user: packet.user_name().map(str::to_owned),
+        user: user_name(packet.user_name())?,
         password: packet.password().map(Bytes::copy_from_slice),
         session_expiry_s: if packet.clean_session() { 0 } else { u32::MAX },
         receive_maximum: u16::MAX,
@@ -201,13 +202,14 @@ fn connect_v5(body: &[u8], now_ms: i64) -> Result<Incoming, Malformed> {
         }),
     };
     let properties = packet.props();
+    check_texts(properties)?;
     Ok(Incoming::Connect(Box::new(Connect {
         version: Version::V5,
-        client_id: client_id(packet.client_id())?,
+        client_id: text(packet.client_id())?.to_owned(),
         clean_start: packet.clean_start(),
         keep_alive_s: packet.keep_alive(),
         will,
-        user: packet.user_name().map(str::to_owned),
+        user: user_name(packet.user_name())?,
         password: packet.password().map(Bytes::copy_from_slice),
         session_expiry_s: find!(properties, SessionExpiryInterval).unwrap_or(0),
         receive_maximum: find!(properties, ReceiveMaximum).unwrap_or(u16::MAX),
@@ -219,11 +221,8 @@ fn connect_v5(body: &[u8], now_ms: i64) -> Result<Incoming, Malformed> {
     })))
 }
 
-fn client_id(text: &str) -> Result<String, Malformed> {
-    if text.contains('\0') {
-        return Err(Malformed::new("a client id with a NUL"));
-    }
-    Ok(text.to_owned())
+fn user_name(name: Option<&str>) -> Result<Option<String>, Malformed> {
+    name.map(|name| text(name).map(str::to_owned)).transpose()
 }
 
 fn qos_of(qos: CrateQos) -> Qos {
@@ -237,6 +236,7 @@ fn qos_of(qos: CrateQos) -> Qos {
 fn message_properties(
     properties: &[Property],
 ) -> Result<Option<Box<MessageProperties>>, Malformed> {
+    check_texts(properties)?;
     let mut found = MessageProperties {
         payload_format: find!(properties, PayloadFormatIndicator),
         expiry_s: find!(properties, MessageExpiryInterval),
@@ -352,7 +352,7 @@ fn ack(version: Version, kind: u8, body: &[u8]) -> Result<Incoming, Malformed> {
         return Err(Malformed::new("a malformed acknowledgement"));
     }
     if !properties.is_empty() {
-        whole(properties, Vec::<Property>::parse(properties))?;
+        check_texts(&whole(properties, Vec::<Property>::parse(properties))?)?;
     }
     Ok(Incoming::Ack {
         kind,
@@ -369,6 +369,7 @@ fn subscribe(version: Version, body: &[u8]) -> Result<Incoming, Malformed> {
         }
         Version::V5 => {
             let packet = whole(body, v5_0::Subscribe::parse(body))?;
+            check_texts(packet.props())?;
             let identifier = find!(packet.props(), SubscriptionIdentifier);
             (packet.packet_id(), packet.entries().clone(), identifier)
         }
@@ -402,7 +403,7 @@ fn subscription(
     identifier: Option<u32>,
 ) -> Result<(String, Options), Malformed> {
     let options = entry.sub_opts();
-    let filter = entry.topic_filter();
+    let filter = text(entry.topic_filter())?;
     let options = match version {
         Version::V3 => Options {
             qos: qos_of(options.qos()),
@@ -430,18 +431,21 @@ fn subscription(
 }
 
 fn unsubscribe(version: Version, body: &[u8]) -> Result<Incoming, Malformed> {
-    let (id, filters): (u16, Vec<String>) = match version {
+    let (id, entries) = match version {
         Version::V3 => {
             let packet = whole(body, v3_1_1::Unsubscribe::parse(body))?;
-            let filters = packet.entries().iter().map(|f| f.as_str().to_owned());
-            (packet.packet_id(), filters.collect())
+            (packet.packet_id(), packet.entries().clone())
         }
         Version::V5 => {
             let packet = whole(body, v5_0::Unsubscribe::parse(body))?;
-            let filters = packet.entries().iter().map(|f| f.as_str().to_owned());
-            (packet.packet_id(), filters.collect())
+            check_texts(packet.props())?;
+            (packet.packet_id(), packet.entries().clone())
         }
     };
+    let filters = entries
+        .iter()
+        .map(|filter| text(filter.as_str()).map(str::to_owned));
+    let filters: Vec<String> = filters.collect::<Result<_, _>>()?;
     check_request(id, filters.len())?;
     Ok(Incoming::Unsubscribe { id, filters })
 }
@@ -449,6 +453,7 @@ fn unsubscribe(version: Version, body: &[u8]) -> Result<Incoming, Malformed> {
 fn disconnect(body: &[u8]) -> Result<Incoming, Malformed> {
     let packet = whole(body, v5_0::Disconnect::parse(body))?;
     let properties = packet.props().as_deref().unwrap_or_default();
+    check_texts(properties)?;
     Ok(Incoming::Disconnect {
         reason: body.first().copied().unwrap_or(reason::SUCCESS),
         session_expiry_s: find!(properties, SessionExpiryInterval),
@@ -456,7 +461,7 @@ fn disconnect(body: &[u8]) -> Result<Incoming, Malformed> {
 }
 
 fn valid_topic(topic: &str) -> Result<Arc<str>, Malformed> {
-    if !is_valid_topic(topic) {
+    if !is_valid_topic(text(topic)?) {
         return Err(Malformed {
             reason: reason::TOPIC_INVALID,
             what: "not a topic that may be published to",

@@ -344,6 +344,60 @@ fn what_the_protocol_forbids_is_refused() {
     );
 }
 
+/// MQTT 3.1.1, section 1.5.3, and MQTT 5, section 1.5.4. `~` stands for the byte in question.
+#[test]
+fn strings_with_a_nul_or_that_are_not_utf_8_are_malformed_wherever_they_are() {
+    let (v3, v5) = (Version::V3, Version::V5);
+    let cases: [(_, u8, &[u8]); 22] = [
+        (v3, 0x10, b"\0\x04MQTT\x04\x02\0\0\0\x01~"),
+        (v3, 0x10, b"\0\x04MQTT\x04\x82\0\0\0\x01c\0\x01~"),
+        (v3, 0x10, b"\0\x04MQTT\x04\x06\0\0\0\x01c\0\x01~\0\x01p"),
+        (v5, 0x10, b"\0\x04MQTT\x05\x02\0\0\0\0\x01~"),
+        (v5, 0x10, b"\0\x04MQTT\x05\x82\0\0\0\0\x01c\0\x01~"),
+        (v5, 0x10, b"\0\x04MQTT\x05\x06\0\0\0\0\x01c\0\0\x01~\0\x01p"),
+        (
+            v5,
+            0x10,
+            b"\0\x04MQTT\x05\x02\0\0\x07\x26\0\x01k\0\x01~\0\x01c",
+        ),
+        (v5, 0x10, b"\0\x04MQTT\x05\x02\0\0\x04\x15\0\x01~\0\x01c"),
+        (
+            v5,
+            0x10,
+            b"\0\x04MQTT\x05\x06\0\0\0\0\x01c\x04\x03\0\x01~\0\x01t\0\x01p",
+        ),
+        (v3, 0x30, b"\0\x02a~"),
+        (v5, 0x30, b"\0\x02a~\0"),
+        (v5, 0x30, b"\0\x01a\x07\x26\0\x01~\0\x01v"),
+        (v5, 0x30, b"\0\x01a\x07\x26\0\x01k\0\x01~"),
+        (v5, 0x30, b"\0\x01a\x04\x03\0\x01~"),
+        (v5, 0x30, b"\0\x01a\x04\x08\0\x01~"),
+        (v5, 0x40, b"\0\x01\x80\x04\x1f\0\x01~"),
+        (v3, 0x82, b"\0\x01\0\x01~\0"),
+        (v5, 0x82, b"\0\x01\0\0\x0a$share/~/a\0"),
+        (v5, 0x82, b"\0\x01\x07\x26\0\x01k\0\x01~\0\x01a\0"),
+        (v3, 0xa2, b"\0\x01\0\x01~"),
+        (v5, 0xa2, b"\0\x01\x07\x26\0\x01k\0\x01~\0\x01a"),
+        (v5, 0xe0, b"\0\x04\x1f\0\x01~"),
+    ];
+    for (version, first, body) in cases {
+        let with = |byte: u8| {
+            let body = body.iter().map(|it| if *it == b'~' { byte } else { *it });
+            let refused = decode(version, &(first, body.collect()), 0).err();
+            refused.map(|malformed| malformed.reason)
+        };
+        let shown = body.escape_ascii();
+        assert_eq!(with(b'x'), None, "{version:?} {first:#x} {shown}");
+        let code = Some(reason::MALFORMED);
+        assert_eq!(with(0), code, "{version:?} {first:#x} {shown}");
+        assert!(with(0xff).is_some(), "{version:?} {first:#x} {shown}");
+    }
+    // a surrogate, as in CESU-8
+    let body = Bytes::from_static(b"\0\x01a\x06\x03\0\x03\xed\xa0\x80");
+    let refused = decode(v5, &(0x30, body), 0).unwrap_err();
+    assert_eq!(refused.reason, reason::MALFORMED);
+}
+
 #[test]
 fn filters_and_topics_are_told_from_what_they_are_not() {
     for good in ["a", "#", "+", "a/#", "+/b/#", "/", "//", "$SYS/#", "a b"] {

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::{Client, Limits};
+use super::room::LOOK;
 use super::wire::Wire;
 use super::{Connection, End};
 use crate::access::Principal;
@@ -33,8 +34,13 @@ impl Connection {
                 if let Some(frame) = wire.frame()? {
                     return Ok(frame);
                 }
-                if poll_fn(|cx| wire.poll_fill(cx, &self.broker.intake)).await? == 0 {
-                    return Err(End::Closed);
+                let intake = &self.broker.intake;
+                match timeout(LOOK, poll_fn(|cx| wire.poll_fill(cx, intake))).await {
+                    Ok(Ok(0)) => return Err(End::Closed),
+                    Ok(Err(error)) => return Err(error.into()),
+                    // others must not wait for what a stranger holds
+                    Err(_) if wire.is_hogging(intake, config.patience) => return Err(End::TooSlow),
+                    Ok(_) | Err(_) => {}
                 }
             }
         };
@@ -92,7 +98,8 @@ impl Connection {
         } else {
             connect.client_id.clone()
         };
-        let user = self.user(connect).await?;
+        let user = self.user(connect).await;
+        let user = user.inspect_err(|code| self.tell_refused(connect, *code))?;
         if let Some(will) = &connect.will
             && !self.broker.may_publish(&user, &will.message.topic)
         {
@@ -179,6 +186,17 @@ impl Connection {
             (_, Some(user)) => Ok(user),
             (_, None) => access.anonymous().ok_or(reason::NOT_AUTHORIZED),
         }
+    }
+
+    /// Tells the operator that [`Connection::user`] found nobody.
+    fn tell_refused(&self, connect: &Connect, code: u8) {
+        let why = if code == reason::BAD_CREDENTIALS {
+            "user or password is wrong"
+        } else {
+            "no user name, and nobody may come without one"
+        };
+        let user = connect.user.as_deref();
+        self.refused.tell(self.peer.address, user, why);
     }
 }
 

@@ -38,7 +38,8 @@ pub(super) struct Room {
     /// When a byte moved last, or was allowed to.
     moved: Instant,
     waiting_since: Instant,
-    /// Bytes that are to go before `since` is anew.
+    /// Bytes that are to go before `since` is anew: those that were there then. What has come behind them since need
+    /// not.
     to_go: usize,
 }
 
@@ -66,11 +67,15 @@ impl Room {
         if self.held.bytes() == 0 {
             self.excuse();
         }
-        if missing == 0 || self.held.try_grow(budget, missing) {
-            self.to_go = self.to_go.max(self.held.bytes());
-            return true;
+        let has_all = missing == 0 || self.held.try_grow(budget, missing);
+        self.begin_to_go();
+        has_all
+    }
+
+    fn begin_to_go(&mut self) {
+        if self.to_go == 0 {
+            self.to_go = self.held.bytes();
         }
-        false
     }
 
     /// Begins to wait until it holds `bytes`. [`Room::poll`] says when.
@@ -101,7 +106,7 @@ impl Room {
             self.waiting = None;
             self.since += self.waiting_since.elapsed();
             self.moved = Instant::now();
-            self.to_go = self.to_go.max(self.held.bytes());
+            self.begin_to_go();
         }
         Poll::Ready(())
     }
@@ -123,7 +128,7 @@ impl Room {
         self.to_go = self.to_go.saturating_sub(count);
         if count > 0 && self.to_go == 0 {
             self.excuse();
-            self.to_go = self.held.bytes();
+            self.begin_to_go();
         }
     }
 
@@ -184,6 +189,23 @@ mod tests {
         rooms[0].moved -= PATIENCE;
         assert!(rooms[0].is_hogging(&budget, PATIENCE));
         rooms[0].came();
+        assert!(!rooms[0].is_hogging(&budget, PATIENCE));
+    }
+
+    #[test]
+    fn who_takes_what_was_there_gets_on_however_much_comes_behind_it() {
+        let budget = Budget::new(100);
+        let mut rooms: [Room; 3] = Default::default();
+        assert!(rooms[0].try_hold(&budget, 90));
+        rooms[0].since -= PATIENCE;
+        for _ in 0..3 {
+            rooms[0].gone(30, 60);
+            assert!(rooms[0].try_hold(&budget, 90));
+        }
+        rooms[1].wait(&budget, 90);
+        assert!(is_ready(&mut rooms[1]), "the overdraft");
+        rooms[2].wait(&budget, 90);
+        assert!(!is_ready(&mut rooms[2]));
         assert!(!rooms[0].is_hogging(&budget, PATIENCE));
     }
 

@@ -99,10 +99,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.room.is_some()
     }
 
-    /// Whether others wait for what an unfinished packet holds for too long.
+    /// Whether others wait for what an unfinished packet holds for too long, or one that is not carried out because the
+    /// client takes nothing.
     pub(super) fn is_hogging(&self, intake: &Budget, patience: Duration) -> bool {
-        let room = self.room.as_ref();
+        let is_clients = self.held.is_empty() || self.is_full();
+        let room = self.room.as_ref().filter(|_| is_clients);
         room.is_some_and(|room| room.is_hogging(intake, patience))
+    }
+
+    /// Whether packets that came whole, and wait here, hold what others wait for.
+    pub(super) fn holds_up(&self, intake: &Budget) -> bool {
+        self.room.is_some() && !self.held.is_empty() && intake.is_short()
     }
 
     /// A packet was carried out: its bytes are gone.

@@ -33,6 +33,11 @@ impl<'b> Fare<'b> {
         }
     }
 
+    /// Something was given back: it may have so much now.
+    pub fn retry(&mut self) {
+        self.is_refused = false;
+    }
+
     /// `None`: the budget has not so much at the moment.
     pub fn pay(&mut self, bytes: usize) -> Option<Paid> {
         if self.paid.is_none() && !self.is_refused {
@@ -47,6 +52,9 @@ impl<'b> Fare<'b> {
                 self.paid = Some(Arc::new(part));
             }
             self.is_refused = !has_all;
+            if let Some(budget) = self.budget.filter(|_| !has_all) {
+                budget.missed();
+            }
         }
         self.paid.clone()
     }

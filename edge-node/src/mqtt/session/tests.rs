@@ -330,6 +330,27 @@ fn without_room_a_message_waits_in_the_log_and_what_stalls_makes_room() {
 }
 
 #[test]
+fn without_room_the_oldest_goes_for_the_newest() {
+    let budget = Budget::new(FREE_QUEUE * 3 / 2);
+    let mut state = online(SessionLimits {
+        overflow: Overflow::DropOldest,
+        ..LIMITS
+    });
+    for identifier in [7, 8] {
+        let newest = Delivery {
+            qos: Qos::AtMostOnce,
+            identifiers: vec![identifier],
+            ..large(0)
+        };
+        state.offer(newest, &tail(0), &mut Fare::new(&budget, None));
+    }
+    assert!(budget.take_missed() && !budget.take_missed());
+    let (kept, _) = state.take(0, |_| true).unwrap();
+    assert_eq!(kept.identifiers, [8]);
+    assert!(!state.has_waiting());
+}
+
+#[test]
 fn what_stalls_of_a_shared_subscription_stays_with_its_member() {
     let budget = Budget::new(FREE_QUEUE * 2);
     let mut state = online(LIMITS);

@@ -95,7 +95,13 @@ impl Broker {
         {
             let mut grown = pin!(part.grow(&self.queues, bytes));
             while tokio::time::timeout(LOOK, grown.as_mut()).await.is_err() {
-                if self.is_stopping() || session.state().check(number).is_err() {
+                let mut state = session.state();
+                if self.is_stopping() || state.check(number).is_err() {
+                    return None;
+                }
+                if state.has_waiting() {
+                    // of QoS 0: it may be paid for, and who waits must not hold anything. As above
+                    state.is_reading = false;
                     return None;
                 }
             }

@@ -88,19 +88,31 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) async fn new(address: SocketAddr, connect: Connect) -> Self {
-        let socket = TcpStream::connect(address).await.unwrap();
-        let input = BytesMut::new();
-        let mut client = Self {
-            socket,
-            input,
-            version: connect.version,
-            session_present: false,
-        };
+        let mut client = Self::stranger(address, connect.version).await;
         client.send(&connect.bytes()).await;
         let (first, body) = client.frame().await.expect("a CONNACK");
         assert_eq!((first, body[1]), (0x20, 0), "accepted");
         client.session_present = body[0] == 1;
         client
+    }
+
+    /// One that has not said anything yet.
+    pub(super) async fn stranger(address: SocketAddr, version: Version) -> Self {
+        Self {
+            socket: TcpStream::connect(address).await.unwrap(),
+            input: BytesMut::new(),
+            version,
+            session_present: false,
+        }
+    }
+
+    /// The reason that a client is refused with.
+    pub(super) async fn refused(address: SocketAddr, connect: Connect) -> u8 {
+        let mut client = Self::stranger(address, connect.version).await;
+        client.send(&connect.bytes()).await;
+        let (first, body) = client.frame().await.expect("a CONNACK");
+        assert_eq!(first, 0x20);
+        body[1]
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) {
@@ -206,6 +218,16 @@ impl Client {
                 reason: 0
             }
         );
+    }
+
+    /// The reason code of an acknowledgement.
+    pub(super) async fn ack_reason(&mut self, of: u16) -> u8 {
+        let incoming = self.incoming().await;
+        let Incoming::Ack { id, reason, .. } = incoming else {
+            panic!("{incoming:?}");
+        };
+        assert_eq!(id, of);
+        reason
     }
 
     /// All that a publish is answered with.
