@@ -17,6 +17,7 @@ const MAX_VALUE_BYTES: usize = 128;
 /// The smallest limit of a topic's log: it holds some of the largest batches.
 const LEAST_RETENTION_BYTES: i64 = 1 << 20;
 const LEAST_BATCH_BYTES: i64 = 1 << 10;
+const MOST_BATCH_BYTES: i64 = 4 << 20;
 /// As in the configuration file.
 const MOST_RETENTION_MS: i64 = 3_650 * 86_400_000;
 
@@ -109,7 +110,12 @@ pub const SETTINGS: [Setting; 23] = [
     ignored("index.interval.bytes"),
     one_of(ON_FULL, &["backpressure", "drop-oldest", "drop-newest"]),
     ignored("max.compaction.lag.ms"),
-    number(MAX_MESSAGE_BYTES, LEAST_BATCH_BYTES, 16 << 20, false),
+    number(
+        MAX_MESSAGE_BYTES,
+        LEAST_BATCH_BYTES,
+        MOST_BATCH_BYTES,
+        false,
+    ),
     ignored("message.timestamp.after.max.ms"),
     ignored("message.timestamp.before.max.ms"),
     one_of("message.timestamp.type", &["CreateTime"]),
@@ -382,7 +388,7 @@ mod tests {
             ("retention.ms", "-2", "0 to"),
             ("retention.ms", "week", "week"),
             ("retention.bytes", "5", "1048576"),
-            ("max.message.bytes", "99999999", "16777216"),
+            ("max.message.bytes", "4194305", "1024 to 4194304"),
             ("compression.type", "zstd", "producer"),
             ("min.insync.replicas", "2", "accepted is 1"),
             ("kedge.on.full", "", "backpressure, or"),

@@ -127,6 +127,8 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// The user that the client's certificate names.
     pub(super) certified: Option<String>,
+    /// Bytes of a packet that its transport carries.
+    pub(super) max_packet: usize,
 }
 
 /// One connection; consumed by [`Connection::serve`].

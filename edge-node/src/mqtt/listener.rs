@@ -162,6 +162,10 @@ impl Pool {
             peer: Box::new(Peer {
                 address,
                 certified: None,
+                max_packet: match endpoint.transport {
+                    Transport::Tcp => usize::MAX,
+                    Transport::WebSocket => websocket::MAX_MESSAGE,
+                },
             }),
             quota: endpoint.quota.clone(),
             refused: endpoint.refused.clone(),

@@ -13,8 +13,9 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// Bytes of a message; a client may cut packets as it likes.
-const MAX_MESSAGE: usize = 1024 * 1024;
+/// Bytes of a message. A client may cut packets as it likes; most send one in one message, so a packet may have no
+/// more either.
+pub(super) const MAX_MESSAGE: usize = 1024 * 1024;
 const BUFFER: usize = 4 * 1024;
 /// Bytes of a message that goes out: so much waits here for a client that takes nothing.
 const WRITE: usize = 16 * 1024;

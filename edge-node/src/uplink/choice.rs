@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use shared::batch::{CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD};
+use shared::batch::{
+    CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_LONG, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD,
+};
 
 /// A codec has to send so much more than the one in use before it replaces it: its memory begins empty.
 const ADVANTAGE: f64 = 1.3;
@@ -92,8 +94,9 @@ impl Choice {
     ) -> u8 {
         self.arrive(raw, now);
         let has_dictionary = allowed.contains(&CODEC_DICTIONARY);
-        // a codec that was set for good is not left
-        let is_free = allowed.is_empty() || allowed.contains(&CODEC_COLUMNAR) && allowed.len() > 1;
+        // a codec that was set for good is not left; the one for large values stands beside whichever is set
+        let by_load = allowed.iter().filter(|codec| **codec != CODEC_LONG).count();
+        let is_free = allowed.is_empty() || allowed.contains(&CODEC_COLUMNAR) && by_load > 1;
         let is_allowed = |known: &&Known| match known.codec {
             CODEC_NONE => is_free,
             CODEC_ZSTD if has_dictionary => false,
@@ -237,7 +240,11 @@ mod tests {
 
     #[test]
     fn a_codec_that_is_set_stays() {
-        for set in [&[CODEC_MODELLED][..], &[CODEC_DICTIONARY, CODEC_ZSTD]] {
+        for set in [
+            &[CODEC_MODELLED][..],
+            &[CODEC_DICTIONARY, CODEC_ZSTD],
+            &[CODEC_COLUMNAR, CODEC_LONG],
+        ] {
             for (is_backlog, link) in [(false, None), (true, Some(1 << 40))] {
                 let mut choice = Choice::default();
                 for second in 0..9 {

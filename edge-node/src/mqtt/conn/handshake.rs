@@ -23,6 +23,11 @@ use crate::quota::Meter;
 const MAX_CLIENT_ID: usize = 512;
 
 impl Connection {
+    /// Bytes of a packet from this client.
+    fn max_packet(&self) -> usize {
+        self.broker.config.max_packet.min(self.peer.max_packet)
+    }
+
     /// Reads CONNECT and answers it.
     pub(super) async fn greet<S>(&self, wire: &mut Wire<S>) -> Result<Box<Client<'_>>, End>
     where
@@ -48,7 +53,7 @@ impl Connection {
             frame = timeout(config.connect_timeout, first) => frame.map_err(|_| End::NoConnect)??,
             () = self.stop.cancelled() => return Err(End::Stopped),
         };
-        wire.max_packet = config.max_packet;
+        wire.max_packet = self.max_packet();
         let mut connect = match connect_of(&frame) {
             Ok(connect) => connect,
             Err((version, malformed)) => {
@@ -136,7 +141,7 @@ impl Connection {
             session_present: admitted.session_present,
             session_expiry_s: (expiry_s != connect.session_expiry_s).then_some(expiry_s),
             receive_maximum: Some(config.receive_maximum),
-            max_packet_bytes: u32::try_from(config.max_packet).ok(),
+            max_packet_bytes: u32::try_from(self.max_packet()).ok(),
             response_information: wants_answers.then(|| format!("response/{client_id}")),
             assigned_client_id: is_assigned.then_some(client_id),
             topic_alias_maximum: Some(config.topic_aliases),
