@@ -354,10 +354,10 @@ mod tests {
             "policy.from_hub: no such key",
             "policy.window[0].days[0] = \"Monday\": not a day",
             "policy.window[0].from = \"8:00\": not a time of day",
-            "policy.window[1].to: the same as `from` = 08:00",
+            "policy.window[1].to = \"08:00\": the same as `from` = 08:00",
             "policy.allowance.bytes = \"1kB\": out of range",
-            "policy.allowance.reset_day: not a day of the week",
-            "policy.allowance.at_100: allows more than",
+            "policy.allowance.reset_day = 8: not a day of the week",
+            "policy.allowance.at_100 = \"continue\": allows more than",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
@@ -382,7 +382,7 @@ mod tests {
             ))
         };
         let text = window("24:00", "00:00").unwrap_err().to_string();
-        assert!(text.contains("policy.window[0].to: never holds"), "{text}");
+        assert!(text.contains("policy.window[0].to = \"00:00\": never holds"), "{text}");
         window("24:00", "06:00").unwrap();
         window("00:00", "24:00").unwrap();
     }

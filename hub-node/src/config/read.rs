@@ -106,11 +106,13 @@ pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
 fn check_limits(config: &Config, document: &mut Document) {
     let (commit, listen) = (&config.commit, &config.listen);
     if commit.step_down > commit.step_down_max {
-        let message = format!("larger than step_down_max = {}", commit.step_down_max);
+        let (first, last) = (commit.step_down, commit.step_down_max);
+        let message = format!("{first} is larger than step_down_max = {last}");
         document.problem("commit.step_down", message);
     }
     if commit.lane_queue < listen.max_batch {
-        let message = format!("less than listen.max_batch = {}", listen.max_batch);
+        let (queue, batch) = (commit.lane_queue, listen.max_batch);
+        let message = format!("{queue} is less than listen.max_batch = {batch}");
         document.problem("commit.lane_queue", message);
     }
     if config.kafka.dead_letter_topic == config.commit.checkpoint_topic {

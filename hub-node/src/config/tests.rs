@@ -129,14 +129,14 @@ fn a_file_with_many_mistakes_reports_them_all() {
     );
     for part in [
         "listen.address = \"here\": ",
-        "listen.idle_timeout: less than twice keep_alive = 4m",
+        "listen.idle_timeout = \"12s\": less than twice keep_alive = 4m",
         "listen.memory = \"1MiB\": out of range; accepted: 16MiB to 256GiB",
         "kafka.bootstrap: missing; for example bootstrap = \"kafka-1:9092,kafka-2:9092\"",
         "kafka.topic_template = \"{host}\": not a topic template; accepted: ",
         "kafka.replication = 1000: out of range; accepted: a whole number from 0 to 100",
         "kafka.properties.\"acks\": set by the hub itself",
         "commit.lanes = 0: out of range; accepted: a whole number from 1 to 256",
-        "commit.step_down: larger than step_down_max = 2m",
+        "commit.step_down: 5m is larger than step_down_max = 2m",
         "commit.checkpoint_topic: kedge.dead-letters is also kafka.dead_letter_topic",
         "sites.rule[0].match = \"shop 1\": not a name pattern",
         "sites.rule[0].topics = \"sales\": not a list",
