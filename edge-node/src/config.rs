@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use shared::batch::{
     CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_MODELLED, CODEC_ZSTD, supported_codecs,
 };
-use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
+use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig, Problem};
 use shared::units::{ByteSize, Span};
 
 pub use access::{AccessConfig, UserConfig};
@@ -78,6 +78,17 @@ impl Config {
             ..config
         })
     }
+    /// Reads a file and the environment, and tells what is wrong with them beside what could be read: there are defaults
+    /// in place of the rest.
+    ///
+    /// # Errors
+    /// [`ConfigError`] of a file that cannot be read or is not TOML.
+    pub fn examine(file: Option<&Path>) -> Result<(Self, Vec<Problem>), ConfigError> {
+        let mut document = Document::load(file)?;
+        let config = read::config(&mut document);
+        Ok((config, document.problems()))
+    }
+
 
     /// Reads where the admin listener is, and nothing else.
     ///
