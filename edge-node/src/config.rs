@@ -29,7 +29,6 @@ pub use access::{AccessConfig, UserConfig};
 pub use classes::{ClassesConfig, LONGEST_DELAY};
 pub use mqtt::{MqttConfig, MqttListener};
 pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
-pub use policy::{RATES, hub_policy};
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
 use crate::quota::Limits;
@@ -78,6 +77,7 @@ impl Config {
             ..config
         })
     }
+
     /// Reads a file and the environment, and tells what is wrong with them beside what could be read: there are defaults
     /// in place of the rest.
     ///
@@ -88,7 +88,6 @@ impl Config {
         let config = read::config(&mut document);
         Ok((config, document.problems()))
     }
-
 
     /// Reads where the admin listener is, and nothing else.
     ///

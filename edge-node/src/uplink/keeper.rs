@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use shared::crashsafe::{self, Access};
+use shared::policy;
 use shared::units::BitRate;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ use super::meter::Kept;
 use super::policy::{Clocks, Decision, Policy, Seen};
 use super::shaper::{Shaper, Traffic};
 use super::steward::{Draft, FromHub, Rules, Standing, Steward};
-use crate::config::{Config, hub_policy};
+use crate::config::Config;
 
 /// Windows and allowances are looked at so often.
 const TICK: Duration = Duration::from_secs(1);
@@ -157,7 +158,7 @@ impl Policies {
     /// # Errors
     /// What is wrong with it, in words; the policies stay as they are.
     pub fn push(&self, text: String) -> Result<(), String> {
-        let checked = hub_policy(&text).map_err(|error| error.to_string());
+        let checked = policy::pushed(&text).map_err(|error| error.to_string());
         let pushed = checked.map(|_policy| text);
         // a hub that pushes faster than a site can read is told to come again
         let taken = self.pushed.try_send(pushed.clone());
@@ -410,7 +411,7 @@ impl Keeper {
     }
 
     async fn take_pushed(&mut self, pushed: Pushed) {
-        let read = pushed.and_then(|text| match hub_policy(&text) {
+        let read = pushed.and_then(|text| match policy::pushed(&text) {
             Ok(policy) => Ok((text, policy)),
             Err(error) => Err(error.to_string()),
         });
@@ -513,7 +514,7 @@ impl Files {
         let text = read_bounded(&self.hub_policy).map_err(|error| error.to_string())?;
         let Some(text) = text else { return Ok(None) };
         let text = String::from_utf8(text).map_err(|error| error.to_string())?;
-        hub_policy(&text).map_err(|error| error.to_string())
+        policy::pushed(&text).map_err(|error| error.to_string())
     }
 }
 
