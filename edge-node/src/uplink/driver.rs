@@ -311,7 +311,7 @@ impl Session {
                     self.submit(Job::Chain { handle, offset });
                 }
                 SenderOutput::Policy(text) => match self.policies.push(text) {
-                    Ok(()) => info!("Policy of the hub taken"),
+                    Ok(()) => info!("Policy of the hub received"),
                     Err(error) => warn!(error, "Policy of the hub refused"),
                 },
                 SenderOutput::Acked {
