@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::class::{Class, ClassRules, PerClass};
-use shared::ids::{Incarnation, Offset, Track};
+use shared::ids::{Incarnation, Offset};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
 use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
 use shared::units::BitRate;
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::Policies;
 use super::live::{self, Backlogs};
 use super::sendbuffer::SendBuffer;
-use super::worker::{Done, Job, Worker, handle_of};
+use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::Store;
@@ -436,23 +436,12 @@ impl Session {
             return;
         }
         self.next_look = Some(Instant::now() + LOOK_EVERY);
-        let now = shared::time::now();
-        for log in self.store.logs() {
-            let topic = log.topic.as_str();
-            if !self.settings.topics.settings(topic).live_first {
-                continue;
-            }
-            let Ok(range) = self.store.range(log.id) else {
-                continue;
-            };
-            let backlogs = &self.settings.backlogs;
-            let is_behind = backlogs.observe(log.id, range.acked, range.end, now);
-            // a track that the hub does not take would keep them for good
-            let takes_both =
-                Track::BOTH.map(|track| self.sender.is_taken(handle_of(log.id, track)));
-            if is_behind && takes_both == [true; 2] && range.tracks.split.is_none() {
-                self.submit(Job::Split { partition: log.id });
-            }
+        let (now, store) = (shared::time::now(), self.store.as_ref());
+        let SessionSettings {
+            topics, backlogs, ..
+        } = &self.settings;
+        for partition in live::to_split(&self.sender, store, topics, backlogs, now) {
+            self.submit(Job::Split { partition });
         }
     }
 
