@@ -13,7 +13,7 @@ use bytes::Bytes;
 use shared::class::{Class, ClassRules, PerClass};
 use shared::ids::{Incarnation, Offset};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
-use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
+use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind, Sending};
 use shared::units::BitRate;
 use shared::wire::{Code, Handle};
 use tokio::sync::{Notify, mpsc, watch};
@@ -153,8 +153,8 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    /// Those of data streams end with the stream's class and length, once the transport has delivered it.
-    tasks: JoinSet<Option<(Class, u64, u64)>>,
+    /// Those of data streams end with the stream, once the transport has delivered it.
+    tasks: JoinSet<Option<Sent>>,
     store: Arc<dyn Store>,
     worker: Worker,
     settings: SessionSettings,
@@ -205,9 +205,7 @@ impl Session {
                     Err(seen) => break lost(self.connection.closed(), seen).await,
                 },
                 Some(finished) = self.tasks.join_next() => {
-                    if let Ok(Some((class, bytes, raw))) = finished {
-                        self.stats.payload_bytes.fetch_add(bytes, Ordering::Relaxed);
-                        self.stats.raw_bytes.fetch_add(raw, Ordering::Relaxed);
+                    if let Ok(Some(Sent { class, bytes, .. })) = finished {
                         self.buffer.observe_delivered(bytes);
                         self.sender.handle_delivered(class, bytes);
                     }
@@ -381,20 +379,19 @@ impl Session {
 
     /// Sends each batch in a stream of its own. What waits here is bounded by the sender's budget.
     fn send(&mut self, stream: DataStream) {
-        let (class, sent, raw) = (stream.class, stream.len(), stream.header.charge());
-        self.buffer.observe_batch(raw, sent);
+        let sent = Sent {
+            class: stream.class,
+            bytes: stream.len(),
+            raw: stream.header.charge(),
+        };
+        self.buffer.observe_batch(sent.raw, sent.bytes);
         if let Some(log) = self.sender.log(stream.header.handle) {
             self.stats.traffic.sent(&log.topic, &stream);
         }
-        let priority = priority(class);
+        let priority = priority(sent.class);
         let sending = self.connection.send(stream.head, stream.payload, priority);
-        self.tasks.spawn(async move {
-            // an error here is the connection's, and the session's loop sees it as such
-            if let Err(error) = sending.await {
-                debug!(%error, "Data stream ended early");
-            }
-            Some((class, sent, raw))
-        });
+        let delivery = deliver(sending, sent, Arc::clone(&self.stats));
+        self.tasks.spawn(async move { Some(delivery.await) });
     }
 
     fn submit(&mut self, job: Job) {
@@ -466,6 +463,30 @@ impl Session {
     }
 }
 
+/// A data stream that was handed to the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    class: Class,
+    /// All of it.
+    bytes: u64,
+    /// As charged to the hub's credit.
+    raw: u64,
+}
+
+/// Counts a stream once the hub has it: what a plan takes for the price of records is what they came to, not what waits
+/// for the link.
+async fn deliver(sending: Sending, sent: Sent, stats: Arc<UplinkStats>) -> Sent {
+    match sending.await {
+        Ok(()) => {
+            stats.payload_bytes.fetch_add(sent.bytes, Ordering::Relaxed);
+            stats.raw_bytes.fetch_add(sent.raw, Ordering::Relaxed);
+        }
+        // it is the connection's, and the session's loop sees it as such
+        Err(error) => debug!(%error, "Data stream ended early"),
+    }
+    sent
+}
+
 /// What is on its way at this rate, in bytes a second.
 fn share_of(rate: u64, rtt: Duration) -> u64 {
     let bytes = u128::from(rate) * rtt.as_micros() / 1_000_000;
@@ -523,10 +544,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn write_control(
-    mut send: ControlSend,
-    mut queue: mpsc::Receiver<Bytes>,
-) -> Option<(Class, u64, u64)> {
+async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) -> Option<Sent> {
     while let Some(bytes) = queue.recv().await {
         if send.write(bytes).await.is_err() {
             return None;
@@ -548,6 +566,11 @@ fn priority(class: Class) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::task::Poll;
+
+    use tokio::sync::oneshot;
+
     use super::*;
 
     fn lost_as(kind: LostKind, text: &str) -> Lost {
@@ -576,6 +599,32 @@ mod tests {
             (close.code, close.text.as_str()),
             (Code::Timeout, "stream reset")
         );
+    }
+
+    #[tokio::test]
+    async fn a_stream_counts_once_the_hub_has_it() {
+        let stats = Arc::new(UplinkStats::default());
+        let counted = |stats: &UplinkStats| {
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            (read(&stats.payload_bytes), read(&stats.raw_bytes))
+        };
+        let sent = Sent {
+            class: Class::Normal,
+            bytes: 100,
+            raw: 700,
+        };
+        let (delivered, transport) = oneshot::channel();
+        let sending: Sending = Box::pin(async { transport.await.unwrap() });
+        let mut delivery = pin!(deliver(sending, sent, Arc::clone(&stats)));
+        let first = std::future::poll_fn(|context| Poll::Ready(delivery.as_mut().poll(context)));
+        assert_eq!((first.await, counted(&stats)), (Poll::Pending, (0, 0)));
+        delivered.send(Ok(())).unwrap();
+        assert_eq!(delivery.await, sent);
+        assert_eq!(counted(&stats), (100, 700));
+        let broken = lost_as(LostKind::Broken, "gone");
+        let sending: Sending = Box::pin(async { Err(broken) });
+        assert_eq!(deliver(sending, sent, Arc::clone(&stats)).await, sent);
+        assert_eq!(counted(&stats), (100, 700), "it never came there");
     }
 
     #[test]
