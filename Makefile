@@ -54,11 +54,19 @@ install: ## Nodes, units, docs, example settings: PREFIX=/usr, DESTDIR=, BIN_DIR
 	@for node in edge-node hub-node; do \
 	  [[ -x "$(BIN_DIR)/$$node" ]] || { echo "$(BIN_DIR)/$$node: run 'make release', or give BIN_DIR=" >&2; exit 1; }; \
 	done
-	install -d $(addprefix "$(DESTDIR)$(PREFIX)"/,bin lib/systemd/system lib/sysusers.d share/doc/kedge/examples)
+	install -d $(addprefix "$(DESTDIR)$(PREFIX)"/,bin lib/systemd/system lib/sysusers.d \
+	  $(addprefix share/doc/kedge/,docs examples benches/plots))
 	install -m 755 "$(BIN_DIR)/edge-node" "$(BIN_DIR)/hub-node" "$(DESTDIR)$(PREFIX)/bin"
 	install -m 644 deploy/systemd/sysusers.conf "$(DESTDIR)$(PREFIX)/lib/sysusers.d/kedge.conf"
 	install -m 644 deploy/config/edge.toml deploy/config/hub.toml "$(DESTDIR)$(PREFIX)/share/doc/kedge/examples"
-	install -m 644 README.md CHANGELOG.md ARCHITECTURE.md LICENSE docs/*.md "$(DESTDIR)$(PREFIX)/share/doc/kedge"
+	install -m 644 LICENSE "$(DESTDIR)$(PREFIX)/share/doc/kedge"
+	install -m 644 benches/plots/*.svg "$(DESTDIR)$(PREFIX)/share/doc/kedge/benches/plots"
+	@# where the source has other places than an installed tree, links are led there
+	for text in README.md CHANGELOG.md ARCHITECTURE.md docs/*.md benches/README.md; do \
+	  sed -E 's,\]\(((\.\./)?)deploy/config/,](\1examples/,g; s,\]\(\.\./deploy/systemd\),](../../../../lib/systemd/system),g' \
+	    "$$text" > "$(DESTDIR)$(PREFIX)/share/doc/kedge/$$text"; \
+	  chmod 644 "$(DESTDIR)$(PREFIX)/share/doc/kedge/$$text"; \
+	done
 	for unit in edge-node hub-node; do \
 	  sed -E 's,/usr/(bin|share)/,$(PREFIX)/\1/,' "deploy/systemd/$$unit.service" \
 	    > "$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service"; \

@@ -109,8 +109,11 @@ fn start(
 
 fn check(args: &ConfigArg) -> anyhow::Result<Outcome> {
     let mut findings = Findings::default();
-    match Config::load(args.file(CONFIG_FILE).as_deref()) {
-        Ok(config) => inspect(&config, &mut findings),
+    match Config::examine(args.file(CONFIG_FILE).as_deref()) {
+        Ok((config, problems)) => {
+            findings.settings(&problems);
+            inspect(&config, &mut findings);
+        }
         Err(error) => findings.config(error),
     }
     print(format_args!("{findings}\n"))?;
@@ -157,7 +160,9 @@ fn inspect(config: &Config, findings: &mut Findings) {
 
 /// Users' password files, and listeners' certificates.
 fn inspect_access(config: &Config, findings: &mut Findings) {
-    if let Err(error) = Access::new(&config.access) {
+    if findings.is_sound("access")
+        && let Err(error) = Access::new(&config.access)
+    {
         findings.problems.push(error.to_string());
     }
     let kafka = config.kafka.iter().flat_map(|kafka| &kafka.listeners);
@@ -168,6 +173,7 @@ fn inspect_access(config: &Config, findings: &mut Findings) {
     let mqtt = mqtt.map(|(index, tls)| ("mqtt", index, tls));
     for (section, index, tls) in kafka.chain(mqtt) {
         if let Some(tls) = tls
+            && findings.is_sound(&format!("{section}.listener"))
             && let Err(error) = Acceptor::load(tls.clone())
         {
             let problem = format!("{section}.listener[{index}]: {error}");
@@ -177,7 +183,10 @@ fn inspect_access(config: &Config, findings: &mut Findings) {
 }
 
 fn inspect_uplink(uplink: &UplinkConfig, findings: &mut Findings) {
-    if let Some(inspection) = findings.certificates(&uplink.tls) {
+    let keys = ["uplink.certificate", "uplink.key", "uplink.ca"];
+    if keys.iter().all(|key| findings.is_sound(key))
+        && let Some(inspection) = findings.certificates(&uplink.tls)
+    {
         match inspection.certificate.site {
             Some(site) => findings.notes.push(format!("this site is `{site}`")),
             None => {
@@ -246,6 +255,34 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn check_looks_at_the_rest_of_a_file_that_has_problems() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("edge.toml");
+        let text = format!(
+            "[node]\ndata_dir = \"/dev/null/kedge\"\n[kafka]\nlisten = \"here\"\n[uplink]\nhubs = [\"hub\"]\n\
+             certificate = \"{}\"\n[nonsense]\n[http]\nenabled = false\n[mqtt]\nenabled = false\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\n",
+            dir.path().join("site.pem").display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let (config, problems) = Config::examine(Some(&file)).unwrap();
+        let mut findings = Findings::default();
+        findings.settings(&problems);
+        inspect(&config, &mut findings);
+        let told = findings.problems.join("\n");
+        for part in [
+            "kafka.listen = \"here\": not an address",
+            "uplink.hubs[0] = \"hub\"",
+            "nonsense: no such key",
+            "node.data_dir: /dev/null/kedge is not a directory",
+            "site.pem",
+        ] {
+            assert!(told.contains(part), "{part} in {told}");
+        }
+        assert_eq!(told.matches("kafka.listen").count(), 1, "{told}");
     }
 
     #[test]

@@ -22,14 +22,13 @@ use std::path::{Path, PathBuf};
 use shared::batch::{
     CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_MODELLED, CODEC_ZSTD, supported_codecs,
 };
-use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig};
+use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig, Problem};
 use shared::units::{ByteSize, Span};
 
 pub use access::{AccessConfig, UserConfig};
 pub use classes::{ClassesConfig, LONGEST_DELAY};
 pub use mqtt::{MqttConfig, MqttListener};
 pub use overrides::{Kind, Overrides, SETTINGS, Setting, SettingError, value_in_force};
-pub use policy::{RATES, hub_policy};
 pub use topics::{TopicRule, TopicSettings, TopicsConfig};
 
 use crate::quota::Limits;
@@ -77,6 +76,17 @@ impl Config {
             file: file.map(Path::to_owned),
             ..config
         })
+    }
+
+    /// Reads a file and the environment, and tells what is wrong with them beside what could be read: there are defaults
+    /// in place of the rest.
+    ///
+    /// # Errors
+    /// [`ConfigError`] of a file that cannot be read or is not TOML.
+    pub fn examine(file: Option<&Path>) -> Result<(Self, Vec<Problem>), ConfigError> {
+        let mut document = Document::load(file)?;
+        let config = read::config(&mut document);
+        Ok((config, document.problems()))
     }
 
     /// Reads where the admin listener is, and nothing else.

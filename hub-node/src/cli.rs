@@ -159,8 +159,11 @@ fn start(
 
 fn check(args: &ConfigArg) -> anyhow::Result<Outcome> {
     let mut findings = Findings::default();
-    match Config::load(args.file(CONFIG_FILE).as_deref(), Cluster::Configured) {
-        Ok(config) => inspect(&config, &mut findings),
+    match Config::examine(args.file(CONFIG_FILE).as_deref(), Cluster::Configured) {
+        Ok((config, problems)) => {
+            findings.settings(&problems);
+            inspect(&config, &mut findings);
+        }
         Err(error) => findings.config(error),
     }
     print(format_args!("{findings}\n"))?;
@@ -170,7 +173,12 @@ fn check(args: &ConfigArg) -> anyhow::Result<Outcome> {
 fn inspect(config: &Config, findings: &mut Findings) {
     let is_running = fetch(config.admin.listen, "/status", STATUS_LIMIT)
         .is_ok_and(|(_, text)| serde_json::from_str::<Status>(&text).is_ok());
-    for (property, why) in crate::sink::kafka::check(&config.lanes()) {
+    let of_kafka = if findings.is_sound("kafka") {
+        crate::sink::kafka::check(&config.lanes())
+    } else {
+        Vec::new()
+    };
+    for (property, why) in of_kafka {
         let key = property.map_or_else(
             || "kafka".to_owned(),
             |property| format!("kafka.properties.\"{property}\""),
@@ -180,11 +188,16 @@ fn inspect(config: &Config, findings: &mut Findings) {
     if let Some(directory) = &config.listen.codec_dir {
         findings.writable("listen.codec_dir", directory);
     }
-    if let Some(inspection) = findings.certificates(&config.listen.tls) {
+    let keys = ["listen.certificate", "listen.key", "listen.ca"];
+    if keys.iter().all(|key| findings.is_sound(key))
+        && let Some(inspection) = findings.certificates(&config.listen.tls)
+    {
         let names = inspection.certificate.names.join(", ");
         if names.is_empty() {
-            let message = "the hub's certificate names no host: sites will refuse it";
-            findings.problems.push(message.to_owned());
+            let file = config.listen.tls.certificate.display();
+            let message =
+                format!("listen.certificate = \"{file}\": names no host, sites will refuse it");
+            findings.problems.push(message);
         } else {
             findings
                 .notes

@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use shared::config::{AdminConfig, ConfigError, Document, LogConfig};
+use shared::config::{AdminConfig, ConfigError, Document, LogConfig, Problem};
 use shared::ids::TopicName;
 use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
@@ -52,6 +52,20 @@ impl Config {
     /// [`ConfigError`] with every problem found.
     pub fn load(file: Option<&Path>, cluster: Cluster) -> Result<Self, ConfigError> {
         Self::from_document(Document::load(file)?, cluster)
+    }
+
+    /// Reads a file and the environment, and tells what is wrong with them beside what could be read: there are defaults
+    /// in place of the rest.
+    ///
+    /// # Errors
+    /// [`ConfigError`] of a file that cannot be read or is not TOML.
+    pub fn examine(
+        file: Option<&Path>,
+        cluster: Cluster,
+    ) -> Result<(Self, Vec<Problem>), ConfigError> {
+        let mut document = Document::load(file)?;
+        let config = read::config(&mut document, cluster);
+        Ok((config, document.problems()))
     }
 
     /// Reads where the admin listener is, and nothing else.

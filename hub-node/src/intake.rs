@@ -24,6 +24,8 @@ mod tcp_door;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shared::wire::{DataContent, GAP_OTHER_TRACK};
+
 pub use budget::Budget;
 pub use endpoint::{Intake, IntakeConfig};
 pub use states::CodecStates;
@@ -76,5 +78,34 @@ pub struct IntakeLevels {
 impl IntakeStats {
     fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// A data stream of so many offsets came.
+    fn take(&self, content: &DataContent, records: u64) {
+        match content {
+            DataContent::Records(_) => Self::add(&self.records, records),
+            // the other track brings them
+            DataContent::Gap {
+                reason: GAP_OTHER_TRACK,
+            } => {}
+            DataContent::Gap { .. } => Self::add(&self.gap_records, records),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::wire::GAP_NOT_AT_SITE;
+
+    use super::*;
+
+    #[test]
+    fn what_the_other_track_brings_is_no_missing_record() {
+        let stats = IntakeStats::default();
+        for (reason, expected) in [(GAP_OTHER_TRACK, 0), (GAP_NOT_AT_SITE, 7)] {
+            stats.take(&DataContent::Gap { reason }, 7);
+            assert_eq!(stats.gap_records.load(Ordering::Relaxed), expected);
+        }
+        assert_eq!(stats.records.load(Ordering::Relaxed), 0);
     }
 }

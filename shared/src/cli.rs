@@ -8,7 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Problem};
 
 /// How long `status` waits for a node.
 pub const STATUS_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -117,6 +117,8 @@ pub struct Findings {
     pub warnings: Vec<String>,
     /// Facts to compare with what was meant.
     pub notes: Vec<String>,
+    /// Keys of the configuration that have problems.
+    unsound: Vec<String>,
 }
 
 impl Findings {
@@ -131,6 +133,23 @@ impl Findings {
                 self.problems.push(error.to_string());
             }
         }
+    }
+
+    /// Takes over what is wrong within a configuration whose other keys are looked at all the same.
+    pub fn settings(&mut self, problems: &[Problem]) {
+        self.problems
+            .extend(problems.iter().map(ToString::to_string));
+        let keys = problems.iter().map(|problem| problem.key.clone());
+        self.unsound.extend(keys);
+    }
+
+    /// Whether there is no problem with the settings of this key or section: what stands in place of those says nothing.
+    #[must_use]
+    pub fn is_sound(&self, key: &str) -> bool {
+        !self.unsound.iter().any(|unsound| {
+            let rest = unsound.strip_prefix(key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[', ':']))
+        })
     }
 
     /// Looks at certificate, key and authorities; returns what was read.
@@ -155,6 +174,9 @@ impl Findings {
 
     /// Looks whether an address can be listened on. Taken addresses are no problem while the node runs.
     pub fn address(&mut self, key: &str, bound: io::Result<()>, is_running: bool) {
+        if !self.is_sound(key) {
+            return;
+        }
         match bound {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_running => {
@@ -167,6 +189,9 @@ impl Findings {
 
     /// Looks whether files can be written in a directory, which need not exist yet.
     pub fn writable(&mut self, key: &str, directory: &Path) {
+        if !self.is_sound(key) {
+            return;
+        }
         // the last ancestor of a relative path is empty and means the working directory
         let existing = directory
             .ancestors()

@@ -9,7 +9,8 @@
 //! Every key can be overridden by an environment variable: `KEDGE_<SECTION>__<KEY>`, so `store.quota`
 //! is `KEDGE_STORE__QUOTA` and `topics.default.retention` is `KEDGE_TOPICS__DEFAULT__RETENTION`. Text,
 //! numbers and switches are written bare (`7d`, `4`, `true`); lists are written as TOML or separated by
-//! commas, tables and lists of tables as TOML (`[{ match = "a*", retention = "1d" }]`).
+//! commas, tables and lists of tables as TOML (`[{ match = "a*", retention = "1d" }]`). One that overrides no key is a
+//! problem, and so is one with a single `_` in place of `__`, which would be taken for somebody else's.
 
 mod document;
 mod pattern;

@@ -31,6 +31,8 @@ pub mod crashsafe;
 #[cfg(feature = "runtime")]
 pub mod metrics;
 #[cfg(feature = "runtime")]
+pub mod policy;
+#[cfg(feature = "runtime")]
 pub mod tasks;
 #[cfg(feature = "runtime")]
 pub mod telemetry;

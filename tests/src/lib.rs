@@ -26,6 +26,8 @@ pub mod firmware;
 pub mod flock;
 pub mod hub;
 pub mod images;
+#[cfg(test)]
+mod installed;
 pub mod kafka_node;
 pub mod link;
 pub mod matrix;

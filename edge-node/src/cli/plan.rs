@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use shared::admin::fetch;
 use shared::class::ClassShares;
 use shared::cli::{Outcome, Output, STATUS_LIMIT, StatusArgs, Table, print, thousands};
+use shared::policy::RATES;
 use shared::time::utc;
 use shared::units::{BitRate, ByteSize, Span};
 
 use super::CONFIG_FILE;
-use crate::config::{Config, RATES};
+use crate::config::Config;
 use crate::status::{PathStatus, Status};
 use crate::uplink::plan::{Account, Backlog, Measured, TopicPlan, plan};
 use crate::uplink::policy::{Charged, Policy};

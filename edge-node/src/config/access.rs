@@ -131,13 +131,15 @@ fn read_user(mut section: Section, taken: &mut Taken) -> Option<UserConfig> {
             "the user can't prove who it is; accepted: credentials, password_file, tokens or common_name",
         );
     }
+    // read whatever the name is like: its keys are known and may have problems of their own
+    let rules = rules(section);
     Some(UserConfig {
         name: name?.0,
         credentials,
         password_file,
         tokens,
         common_name,
-        rules: rules(section),
+        rules,
     })
 }
 

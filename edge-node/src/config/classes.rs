@@ -51,7 +51,10 @@ impl ClassesConfig {
 fn optional_delay(section: &mut Section) -> Option<Span> {
     let delay = section.optional::<Span>("max_delay");
     if delay.is_some_and(|delay| delay > LONGEST_DELAY) {
-        section.problem("max_delay", format!("longer than {LONGEST_DELAY}"));
+        section.problem(
+            "max_delay",
+            format!("out of range; accepted: 0s to {LONGEST_DELAY}"),
+        );
     }
     delay
 }

@@ -119,7 +119,7 @@ fn values_that_do_not_fit_each_other_are_reported() {
          [http]\nlisten = \"127.0.0.1:9092\"\n[kafka]\nmax_request = \"1MiB\"\n",
     );
     for part in [
-        "uplink.backoff_min: larger than backoff_max = 30s",
+        "uplink.backoff_min = \"40s\": larger than backoff_max = 30s",
         "store.queue: 2MiB is less than the largest max_batch of a topic = 4MiB",
         "kafka.max_request: 1MiB is less than",
         "http.listen: 127.0.0.1:9092 is also kafka.listen",
@@ -213,7 +213,7 @@ fn a_topic_has_the_class_of_its_rule_and_a_class_its_share() {
     );
     for part in [
         "uplink.classes.min_share = 31: out of range; accepted: a whole number from 0 to 30",
-        "uplink.classes.normal.max_delay: longer than 10m",
+        "uplink.classes.normal.max_delay = \"1h\": out of range; accepted: 0s to 10m",
         "uplink.classes.bulk.weight = 0: out of range",
         "uplink.classes.urgent: no such key",
         "topics.default.class = \"urgent\": not one of",
@@ -252,8 +252,8 @@ fn paths_and_policies_are_read_and_checked() {
     ));
     for part in [
         "uplink.path[0].local = \"0.0.0.0\": not an address of this machine",
-        "uplink.path[1].name: another path is named `a`",
-        "uplink.path[1].interface: `local` is given, too",
+        "uplink.path[1].name = \"a\": another path is named `a`",
+        "uplink.path[1].interface = \"eth0\": `local` is given, too",
         "uplink.path[2].name = \"b c\": not a name",
         "uplink.path[2].from_hub: no such key",
     ] {
@@ -284,21 +284,28 @@ fn users_are_checked_and_secrets_are_not_told() {
     let text = problems(
         "[uplink]\nenabled = false\n[[access.user]]\nname = \"a,b\"\ncredentials = [\"hunter2\"]\n\
          [[access.user]]\nname = \"x\"\ntokens = [\"hunter2\"]\n[[access.user]]\nname = \"x\"\n\
-         common_name = \"c\"\nproduce = [\"a b\"]\n[[access.user]]\npassword_file = \"p\"\ncommon_name = \"c\"\n",
+         common_name = \"c\"\nproduce = [\"a b\"]\n[[access.user]]\npassword_file = \"p\"\ncommon_name = \"c\"\n\
+         produce = [\"c d\"]\nadmin = true\n",
     );
     for part in [
         "access.user[0].name = \"a,b\": not a user name; accepted: 1 to 128",
         "access.user[0].credentials[0]: not a credential; accepted: what `edge-node credential`",
         "access.user[1].tokens[0]: not a token's hash; accepted: what",
         "access.user[1].credentials: the user can't prove who it is; accepted: credentials,",
-        "access.user[2].name: another user has it",
+        "access.user[2].name = \"x\": another user has it",
         "access.user[2].produce[0] = \"a b\": not a name pattern",
         "access.user[3].name: missing; for example name = \"till-1\"",
-        "access.user[3].common_name: empty, or another user has it",
+        "access.user[3].common_name = \"c\": empty, or another user has it",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!text.contains("hunter2"), "{text}");
+    // what else is wrong with a user without a name, and no more than that
+    assert!(
+        text.contains("access.user[3].produce[0] = \"c d\": not a name pattern"),
+        "{text}"
+    );
+    assert!(!text.contains("no such key"), "{text}");
 }
 
 /// A word that is no level would be taken for a module, and silence everything else.

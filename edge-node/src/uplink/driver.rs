@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::class::{Class, ClassRules, PerClass};
-use shared::ids::{Incarnation, Offset, Track};
+use shared::ids::{Incarnation, Offset};
 use shared::link::{Close, DataStream, Sender, SenderConfig, SenderOutput, Unsettled};
-use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind};
+use shared::transport::{Connection, ControlRecv, ControlSend, Lost, LostKind, Sending};
 use shared::units::BitRate;
 use shared::wire::{Code, Handle};
 use tokio::sync::{Notify, mpsc, watch};
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::Policies;
 use super::live::{self, Backlogs};
 use super::sendbuffer::SendBuffer;
-use super::worker::{Done, Job, Worker, handle_of};
+use super::worker::{Done, Job, Worker};
 use super::{Seen, UplinkStats};
 use crate::config::{ClassesConfig, TopicsConfig};
 use crate::store::Store;
@@ -153,8 +153,8 @@ struct Session {
     connection: Connection,
     control_out: mpsc::Sender<Bytes>,
     done_in: mpsc::Sender<Done>,
-    /// Those of data streams end with the stream's class and length, once the transport has delivered it.
-    tasks: JoinSet<Option<(Class, u64, u64)>>,
+    /// Those of data streams end with the stream, once the transport has delivered it.
+    tasks: JoinSet<Option<Sent>>,
     store: Arc<dyn Store>,
     worker: Worker,
     settings: SessionSettings,
@@ -205,9 +205,7 @@ impl Session {
                     Err(seen) => break lost(self.connection.closed(), seen).await,
                 },
                 Some(finished) = self.tasks.join_next() => {
-                    if let Ok(Some((class, bytes, raw))) = finished {
-                        self.stats.payload_bytes.fetch_add(bytes, Ordering::Relaxed);
-                        self.stats.raw_bytes.fetch_add(raw, Ordering::Relaxed);
+                    if let Ok(Some(Sent { class, bytes, .. })) = finished {
                         self.buffer.observe_delivered(bytes);
                         self.sender.handle_delivered(class, bytes);
                     }
@@ -311,7 +309,7 @@ impl Session {
                     self.submit(Job::Chain { handle, offset });
                 }
                 SenderOutput::Policy(text) => match self.policies.push(text) {
-                    Ok(()) => info!("Policy of the hub taken"),
+                    Ok(()) => info!("Policy of the hub received"),
                     Err(error) => warn!(error, "Policy of the hub refused"),
                 },
                 SenderOutput::Acked {
@@ -381,20 +379,19 @@ impl Session {
 
     /// Sends each batch in a stream of its own. What waits here is bounded by the sender's budget.
     fn send(&mut self, stream: DataStream) {
-        let (class, sent, raw) = (stream.class, stream.len(), stream.header.charge());
-        self.buffer.observe_batch(raw, sent);
+        let sent = Sent {
+            class: stream.class,
+            bytes: stream.len(),
+            raw: stream.header.charge(),
+        };
+        self.buffer.observe_batch(sent.raw, sent.bytes);
         if let Some(log) = self.sender.log(stream.header.handle) {
             self.stats.traffic.sent(&log.topic, &stream);
         }
-        let priority = priority(class);
+        let priority = priority(sent.class);
         let sending = self.connection.send(stream.head, stream.payload, priority);
-        self.tasks.spawn(async move {
-            // an error here is the connection's, and the session's loop sees it as such
-            if let Err(error) = sending.await {
-                debug!(%error, "Data stream ended early");
-            }
-            Some((class, sent, raw))
-        });
+        let delivery = deliver(sending, sent, Arc::clone(&self.stats));
+        self.tasks.spawn(async move { Some(delivery.await) });
     }
 
     fn submit(&mut self, job: Job) {
@@ -436,23 +433,12 @@ impl Session {
             return;
         }
         self.next_look = Some(Instant::now() + LOOK_EVERY);
-        let now = shared::time::now();
-        for log in self.store.logs() {
-            let topic = log.topic.as_str();
-            if !self.settings.topics.settings(topic).live_first {
-                continue;
-            }
-            let Ok(range) = self.store.range(log.id) else {
-                continue;
-            };
-            let backlogs = &self.settings.backlogs;
-            let is_behind = backlogs.observe(log.id, range.acked, range.end, now);
-            // a track that the hub does not take would keep them for good
-            let takes_both =
-                Track::BOTH.map(|track| self.sender.is_taken(handle_of(log.id, track)));
-            if is_behind && takes_both == [true; 2] && range.tracks.split.is_none() {
-                self.submit(Job::Split { partition: log.id });
-            }
+        let (now, store) = (shared::time::now(), self.store.as_ref());
+        let SessionSettings {
+            topics, backlogs, ..
+        } = &self.settings;
+        for partition in live::to_split(&self.sender, store, topics, backlogs, now) {
+            self.submit(Job::Split { partition });
         }
     }
 
@@ -475,6 +461,30 @@ impl Session {
             was_open: self.was_open,
         }
     }
+}
+
+/// A data stream that was handed to the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    class: Class,
+    /// All of it.
+    bytes: u64,
+    /// As charged to the hub's credit.
+    raw: u64,
+}
+
+/// Counts a stream once the hub has it: what a plan takes for the price of records is what they came to, not what waits
+/// for the link.
+async fn deliver(sending: Sending, sent: Sent, stats: Arc<UplinkStats>) -> Sent {
+    match sending.await {
+        Ok(()) => {
+            stats.payload_bytes.fetch_add(sent.bytes, Ordering::Relaxed);
+            stats.raw_bytes.fetch_add(sent.raw, Ordering::Relaxed);
+        }
+        // it is the connection's, and the session's loop sees it as such
+        Err(error) => debug!(%error, "Data stream ended early"),
+    }
+    sent
 }
 
 /// What is on its way at this rate, in bytes a second.
@@ -534,10 +544,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-async fn write_control(
-    mut send: ControlSend,
-    mut queue: mpsc::Receiver<Bytes>,
-) -> Option<(Class, u64, u64)> {
+async fn write_control(mut send: ControlSend, mut queue: mpsc::Receiver<Bytes>) -> Option<Sent> {
     while let Some(bytes) = queue.recv().await {
         if send.write(bytes).await.is_err() {
             return None;
@@ -559,6 +566,11 @@ fn priority(class: Class) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::task::Poll;
+
+    use tokio::sync::oneshot;
+
     use super::*;
 
     fn lost_as(kind: LostKind, text: &str) -> Lost {
@@ -587,6 +599,32 @@ mod tests {
             (close.code, close.text.as_str()),
             (Code::Timeout, "stream reset")
         );
+    }
+
+    #[tokio::test]
+    async fn a_stream_counts_once_the_hub_has_it() {
+        let stats = Arc::new(UplinkStats::default());
+        let counted = |stats: &UplinkStats| {
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            (read(&stats.payload_bytes), read(&stats.raw_bytes))
+        };
+        let sent = Sent {
+            class: Class::Normal,
+            bytes: 100,
+            raw: 700,
+        };
+        let (delivered, transport) = oneshot::channel();
+        let sending: Sending = Box::pin(async { transport.await.unwrap() });
+        let mut delivery = pin!(deliver(sending, sent, Arc::clone(&stats)));
+        let first = std::future::poll_fn(|context| Poll::Ready(delivery.as_mut().poll(context)));
+        assert_eq!((first.await, counted(&stats)), (Poll::Pending, (0, 0)));
+        delivered.send(Ok(())).unwrap();
+        assert_eq!(delivery.await, sent);
+        assert_eq!(counted(&stats), (100, 700));
+        let broken = lost_as(LostKind::Broken, "gone");
+        let sending: Sending = Box::pin(async { Err(broken) });
+        assert_eq!(deliver(sending, sent, Arc::clone(&stats)).await, sent);
+        assert_eq!(counted(&stats), (100, 700), "it never came there");
     }
 
     #[test]

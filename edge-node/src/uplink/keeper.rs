@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use shared::crashsafe::{self, Access};
+use shared::policy;
 use shared::units::BitRate;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ use super::meter::Kept;
 use super::policy::{Clocks, Decision, Policy, Seen};
 use super::shaper::{Shaper, Traffic};
 use super::steward::{Draft, FromHub, Rules, Standing, Steward};
-use crate::config::{Config, hub_policy};
+use crate::config::Config;
 
 /// Windows and allowances are looked at so often.
 const TICK: Duration = Duration::from_secs(1);
@@ -43,6 +44,9 @@ const MAX_COUNTS: u64 = 1 << 20;
 
 /// After the wish to stop, for saying goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+const NO_CLASS: &str = "the hub's policy and the configuration file's let no class be sent by any path at any time, and \
+                        the site would not hear that it is withdrawn; accepted: a class that both allow at the same time";
 
 const COUNTS: &str = "uplink.counts";
 const HUB_POLICY: &str = "hub-policy.toml";
@@ -76,10 +80,12 @@ pub struct PathView {
     pub best_bytes_per_sec: u64,
 }
 
-/// The policy that the hub pushed last to the site with this configuration.
+/// The policy that the hub pushed last to the site with this configuration, when it holds.
 #[must_use]
 pub fn hub_policy_of(config: &Config) -> Option<Policy> {
-    Files::new(config).read_hub_policy().ok().flatten()
+    let policy = Files::new(config).read_hub_policy().ok().flatten();
+    let now = shared::time::wall_ms();
+    policy.filter(|policy| !config.rules().are_closed_by(policy, now))
 }
 
 /// What the hub pushed: the text of a policy that can be used, or what is wrong with one that cannot.
@@ -157,7 +163,7 @@ impl Policies {
     /// # Errors
     /// What is wrong with it, in words; the policies stay as they are.
     pub fn push(&self, text: String) -> Result<(), String> {
-        let checked = hub_policy(&text).map_err(|error| error.to_string());
+        let checked = policy::pushed(&text).map_err(|error| error.to_string());
         let pushed = checked.map(|_policy| text);
         // a hub that pushes faster than a site can read is told to come again
         let taken = self.pushed.try_send(pushed.clone());
@@ -188,9 +194,12 @@ pub struct Keeper {
     view: watch::Sender<Arc<View>>,
     pushed: mpsc::Receiver<Pushed>,
     released: mpsc::Receiver<()>,
+    /// What the hub pushed last and was taken, whether it holds beside the file's or not.
+    hub: Option<Policy>,
     has_hub_policy: bool,
     file_problem: Option<String>,
     hub_problem: Option<String>,
+    unused_problem: Option<String>,
     counts_problem: Option<String>,
     write_problem: Option<String>,
     clock_problem: Option<String>,
@@ -234,8 +243,11 @@ impl Keeper {
                 (None, Some(text))
             }
         };
-        let has_hub_policy = hub.is_some();
-        steward.set_hub(hub, now);
+        let used = usable(hub.as_ref(), &rules, now.wall_ms);
+        let unused_problem = used.as_ref().err().cloned();
+        let used = used.ok().flatten();
+        let has_hub_policy = used.is_some();
+        steward.set_hub(used, now);
         if is_lost {
             steward.handle_lost_counts();
             files.set_counts_aside(&steward.last_draft().kept);
@@ -261,9 +273,11 @@ impl Keeper {
             view,
             pushed,
             released,
+            hub,
             has_hub_policy,
             file_problem: None,
             hub_problem,
+            unused_problem,
             counts_problem: None,
             write_problem: None,
             clock_problem: None,
@@ -366,6 +380,7 @@ impl Keeper {
         let problems = [
             &self.file_problem,
             &self.hub_problem,
+            &self.unused_problem,
             &self.counts_problem,
             &lost_problem,
             &self.write_problem,
@@ -410,9 +425,12 @@ impl Keeper {
     }
 
     async fn take_pushed(&mut self, pushed: Pushed) {
-        let read = pushed.and_then(|text| match hub_policy(&text) {
-            Ok(policy) => Ok((text, policy)),
-            Err(error) => Err(error.to_string()),
+        let now = clocks(self.boot_id);
+        let read = pushed.and_then(|text| {
+            let policy = policy::pushed(&text).map_err(|error| error.to_string())?;
+            usable(policy.as_ref(), &self.rules, now.wall_ms)
+                .inspect_err(|error| warn!(error, "Policy of the hub refused"))?;
+            Ok((text, policy))
         });
         let (text, policy) = match read {
             Ok(read) => read,
@@ -431,8 +449,20 @@ impl Keeper {
         }
         let (is_set, rule) = (policy.is_some(), self.rules.from_hub);
         info!(is_set, ?rule, "Policy pushed by the hub");
-        self.has_hub_policy = is_set;
-        self.steward.set_hub(policy, clocks(self.boot_id));
+        self.hub = policy;
+        self.use_hub_policy(now);
+    }
+
+    /// Uses what the hub pushed, unless it would close the link beside the file's.
+    fn use_hub_policy(&mut self, now: Clocks) {
+        let used = usable(self.hub.as_ref(), &self.rules, now.wall_ms);
+        self.unused_problem = used.as_ref().err().cloned();
+        if let Err(error) = &used {
+            warn!(error, "Policy of the hub is not used");
+        }
+        let used = used.ok().flatten();
+        self.has_hub_policy = used.is_some();
+        self.steward.set_hub(used, now);
     }
 
     /// Takes over what changed in the configuration file.
@@ -452,8 +482,10 @@ impl Keeper {
                 let rules = config.rules();
                 if rules != self.rules {
                     info!("Policy of the configuration file changed");
-                    self.steward.set_rules(rules.clone(), clocks(self.boot_id));
+                    let now = clocks(self.boot_id);
+                    self.steward.set_rules(rules.clone(), now);
                     self.rules = rules;
+                    self.use_hub_policy(now);
                 }
             }
             Ok(Err(error)) => {
@@ -513,7 +545,18 @@ impl Files {
         let text = read_bounded(&self.hub_policy).map_err(|error| error.to_string())?;
         let Some(text) = text else { return Ok(None) };
         let text = String::from_utf8(text).map_err(|error| error.to_string())?;
-        hub_policy(&text).map_err(|error| error.to_string())
+        policy::pushed(&text).map_err(|error| error.to_string())
+    }
+}
+
+/// What is used of a policy of the hub beside these rules.
+///
+/// # Errors
+/// Why it is not, in words.
+fn usable(hub: Option<&Policy>, rules: &Rules, wall_ms: i64) -> Result<Option<Policy>, String> {
+    match hub {
+        Some(hub) if rules.are_closed_by(hub, wall_ms) => Err(NO_CLASS.to_owned()),
+        Some(_) | None => Ok(hub.cloned()),
     }
 }
 

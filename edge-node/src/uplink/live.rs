@@ -1,7 +1,7 @@
 //! What the link is told of logs and their tracks, and when new records of a topic with `live_first` are to pass its
 //! backlog. No I/O but the store's.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,7 +54,37 @@ pub(super) fn tell_logs(
     }
 }
 
-/// How far the logs of such topics are behind, from one session to the next. Bounded by the store's partitions.
+/// Logs of topics with `live_first` whose new records are to pass a backlog. Not where the hub does not take both
+/// tracks: the one that it refuses would keep its records for good.
+pub(super) fn to_split(
+    sender: &Sender,
+    store: &dyn Store,
+    topics: &TopicsConfig,
+    backlogs: &Backlogs,
+    now: Duration,
+) -> Vec<PartitionId> {
+    let mut there = HashSet::new();
+    let mut behind = Vec::new();
+    for log in store.logs() {
+        if !topics.settings(log.topic.as_str()).live_first {
+            continue;
+        }
+        let Ok(range) = store.range(log.id) else {
+            continue;
+        };
+        there.insert(log.id);
+        let is_behind = backlogs.observe(log.id, range.acked, range.end, now);
+        let is_taken = |track| sender.is_taken(handle_of(log.id, track));
+        if is_behind && range.tracks.split.is_none() && Track::BOTH.into_iter().all(is_taken) {
+            behind.push(log.id);
+        }
+    }
+    backlogs.keep_only(&there);
+    behind
+}
+
+/// How far the logs of such topics are behind, from one session to the next. Bounded by the store's partitions: those
+/// that are deleted are forgotten.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Backlogs(Arc<Mutex<HashMap<PartitionId, Backlog>>>);
 
@@ -70,6 +100,10 @@ impl Backlogs {
     ) -> bool {
         let mut logs = self.lock();
         logs.entry(partition).or_default().observe(acked, end, now)
+    }
+
+    fn keep_only(&self, there: &HashSet<PartitionId>) {
+        self.lock().retain(|id, _| there.contains(id));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PartitionId, Backlog>> {

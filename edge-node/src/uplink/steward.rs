@@ -12,6 +12,7 @@
 //! it.
 
 mod idle;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use super::policy::{
 };
 use super::shaper::Traffic;
 use idle::Idle;
+
+pub use rules::{FromHub, Rules};
 
 /// Names of books; a path's is its name behind this.
 const SITE: &str = "site";
@@ -40,28 +43,6 @@ const AT_RATE: u64 = 85;
 
 /// What was to last for seconds and is used up so soon was too little.
 const SOON: Duration = Duration::from_secs(1);
-
-/// What a policy that the hub pushes may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FromHub {
-    /// Allow less than the file does.
-    Tighten,
-    /// Stand in place of the file's.
-    Replace,
-    /// Nothing.
-    Ignore,
-}
-
-/// The policies of a site, as configured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
-    /// For the site, over all paths.
-    pub site: Policy,
-    /// What the hub may change.
-    pub from_hub: FromHub,
-    /// For each path by name, the preferred first. At least one.
-    pub paths: Vec<(String, Policy)>,
-}
 
 /// How an allowance stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shared::config::{AdminConfig, ConfigError, Document, HostPort, LogConfig, Pattern, Section};
 use shared::ids::TopicName;
+use shared::policy::pushed;
 use shared::tls::TlsFiles;
 use shared::units::{ByteSize, Span};
 
@@ -68,9 +69,6 @@ const DEFAULT_TEMPLATE: &str = "{topic}";
 const DEFAULT_DEAD_LETTERS: &str = "kedge.dead-letters";
 const DEFAULT_CHECKPOINTS: &str = "__kedge_checkpoints";
 
-/// It travels in one control frame.
-const MAX_POLICY_LEN: usize = 32 << 10;
-
 const LISTEN_PORT: u16 = 7443;
 const ADMIN_PORT: u16 = 9691;
 
@@ -106,11 +104,13 @@ pub(super) fn config(document: &mut Document, cluster: Cluster) -> Config {
 fn check_limits(config: &Config, document: &mut Document) {
     let (commit, listen) = (&config.commit, &config.listen);
     if commit.step_down > commit.step_down_max {
-        let message = format!("larger than step_down_max = {}", commit.step_down_max);
+        let (first, last) = (commit.step_down, commit.step_down_max);
+        let message = format!("{first} is larger than step_down_max = {last}");
         document.problem("commit.step_down", message);
     }
     if commit.lane_queue < listen.max_batch {
-        let message = format!("less than listen.max_batch = {}", listen.max_batch);
+        let (queue, batch) = (commit.lane_queue, listen.max_batch);
+        let message = format!("{queue} is less than listen.max_batch = {batch}");
         document.problem("commit.lane_queue", message);
     }
     if config.kafka.dead_letter_topic == config.commit.checkpoint_topic {
@@ -299,41 +299,32 @@ fn site_rule(mut section: Section, site_ingress: Option<ByteSize>) -> Option<Sit
     let allow = section.flag("allow", true);
     let topics = section.list("topics", vec![Pattern::any()]);
     let ingress = ingress(&mut section, "ingress", site_ingress);
-    let policy = section.optional::<PolicyText>("policy");
+    let policy = policy(&mut section);
     Some(SiteRule {
         pattern: pattern?,
         allow,
         topics,
         ingress,
-        policy: policy.map(|policy| policy.0),
+        policy,
     })
 }
 
-/// The link policy of sites, as TOML with nothing beside `[policy]`: what it says there is for them to judge.
-struct PolicyText(Arc<str>);
-
-impl FromStr for PolicyText {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.len() > MAX_POLICY_LEN {
-            return Err(format!("longer than {MAX_POLICY_LEN} bytes"));
-        }
-        let mut document =
-            Document::parse(text, "the policy", []).map_err(|error| error.to_string())?;
-        drop(document.section("policy"));
-        match document.finish() {
-            Err(ConfigError::Invalid { file, mut problems }) => {
-                problems.retain(|problem| !problem.key.starts_with("policy."));
-                if problems.is_empty() {
-                    return Ok(Self(text.into()));
-                }
-                Err(ConfigError::Invalid { file, problems }.to_string())
+/// The link policy of sites: TOML with nothing beside `[policy]`, sent to them as it is. What every site refuses is
+/// refused here, by the parser that sites have.
+fn policy(section: &mut Section) -> Option<Arc<str>> {
+    let text = section.optional::<String>("policy")?;
+    match pushed(&text) {
+        Ok(_policy) => return Some(text.into()),
+        Err(ConfigError::Invalid { problems, .. }) => {
+            for problem in problems {
+                section.nested("policy", problem);
             }
-            Err(error) => Err(error.to_string()),
-            Ok(()) => Ok(Self(text.into())),
+        }
+        Err(error @ (ConfigError::Read { .. } | ConfigError::Syntax { .. })) => {
+            section.problem("policy", error.to_string());
         }
     }
+    None
 }
 
 /// `host:port` of one or more brokers.

@@ -109,11 +109,34 @@ fn a_policy_that_every_site_refuses_is_refused_here() {
         ("[link]\n", "link: no such key"),
         ("rate_up = \"1Mbit\"\n", "rate_up: no such key"),
         ("policy = 5\n", "not a table"),
-        ("[policy\n", "the policy"),
+        ("[policy\n", "not valid TOML"),
+        (
+            "[policy]\nrate_up = \"1kbit\"\n",
+            "policy.rate_up = \"1kbit\": out of range; accepted: 8kbit to",
+        ),
+        (
+            "[policy]\nrate_pu = \"1Mbit\"\n",
+            "policy.rate_pu: no such key; did you mean `rate_up`?",
+        ),
+        (
+            "[[policy.window]]\ndays = [\"Monday\"]\n",
+            "policy.window[0].days[0] = \"Monday\": not a day",
+        ),
+        (
+            "[policy]\ntime_zone = \"Berlin\"\n",
+            "policy.time_zone = \"Berlin\": not a time zone; accepted:",
+        ),
+        (
+            "[policy]\nclasses = []\n",
+            "policy.classes = []: closed at all times",
+        ),
     ] {
         let text = problems(&rule(policy));
         assert!(text.contains(part), "{part} in {text}");
+        assert!(text.contains("\n  sites.rule[0].policy: "), "{text}");
     }
+    let both = problems(&rule("[policy]\nrate_up = 5\nrate_down = \"fast\"\n"));
+    assert!(both.starts_with("2 problems"), "{both}");
     let nested = "[policy]\nrate_up = \"1Mbit\"\n[[policy.window]]\nclasses = []\n";
     load(&rule(nested), &[]).unwrap();
 }
@@ -129,19 +152,19 @@ fn a_file_with_many_mistakes_reports_them_all() {
     );
     for part in [
         "listen.address = \"here\": ",
-        "listen.idle_timeout: less than twice keep_alive = 4m",
+        "listen.idle_timeout = \"12s\": less than twice keep_alive = 4m",
         "listen.memory = \"1MiB\": out of range; accepted: 16MiB to 256GiB",
         "kafka.bootstrap: missing; for example bootstrap = \"kafka-1:9092,kafka-2:9092\"",
         "kafka.topic_template = \"{host}\": not a topic template; accepted: ",
         "kafka.replication = 1000: out of range; accepted: a whole number from 0 to 100",
         "kafka.properties.\"acks\": set by the hub itself",
         "commit.lanes = 0: out of range; accepted: a whole number from 1 to 256",
-        "commit.step_down: larger than step_down_max = 2m",
+        "commit.step_down: 5m is larger than step_down_max = 2m",
         "commit.checkpoint_topic: kedge.dead-letters is also kafka.dead_letter_topic",
         "sites.rule[0].match = \"shop 1\": not a name pattern",
         "sites.rule[0].topics = \"sales\": not a list",
         "sites.rule[0].ingress = \"1B\": out of range; accepted: 1kB to 100GiB, or \"unlimited\"",
-        "sites.rule[0].policy = ",
+        "sites.rule[0].policy = \"up\": ",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }

@@ -16,8 +16,6 @@ use tokio::sync::futures::Notified;
 
 /// 1 Mbit/s over a satellite.
 const LEAST_RECEIVE_WINDOW: u64 = 96 << 10;
-/// 14 Mbit/s over a satellite.
-const MOST_RECEIVE_WINDOW: u64 = 1 << 20;
 /// Sessions that wait are told each time that such a part of the budget is free again.
 const PARTS: u64 = 16;
 
@@ -41,6 +39,9 @@ pub(super) struct Share {
 }
 
 impl Budget {
+    /// Most bytes that a connection may hold before they are read: 14 Mbit/s over a satellite.
+    pub const MOST_RECEIVE_WINDOW: u64 = 1 << 20;
+
     /// `total` bytes for all sessions; windows of at least `least` and at most `most` for each.
     #[must_use]
     pub fn new(total: u64, least: u64, most: u64) -> Self {
@@ -79,7 +80,7 @@ impl Budget {
     #[must_use]
     pub fn receive_window(&self) -> u64 {
         let open = self.sessions.load(Ordering::Acquire).max(1);
-        (self.total / 4 / open).clamp(LEAST_RECEIVE_WINDOW, MOST_RECEIVE_WINDOW)
+        (self.total / 4 / open).clamp(LEAST_RECEIVE_WINDOW, Self::MOST_RECEIVE_WINDOW)
     }
 
     /// Bytes that came and are not committed, all sessions.

@@ -682,19 +682,15 @@ impl Session<'_> {
         let is_remembered =
             matches!(header.content, DataContent::Records(header) if remembers(header.codec));
         let records = next_offset - base_offset;
+        stats.take(&header.content, records);
         let content = match header.content {
             DataContent::Gap { reason } => {
-                // what the other track brings is not missing
                 if reason != GAP_OTHER_TRACK {
                     info!(%log, from = base_offset, to = next_offset, reason, "Gap");
-                    IntakeStats::add(&stats.gap_records, records);
                 }
                 Content::Gap { reason }
             }
-            DataContent::Records(_) => {
-                IntakeStats::add(&stats.records, records);
-                Content::Records(blocks)
-            }
+            DataContent::Records(_) => Content::Records(blocks),
         };
         let delivery = Delivery {
             log,

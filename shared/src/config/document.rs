@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
+use super::section::distance;
 use super::{ConfigError, Problem, Section};
 
 /// In front of every environment variable that overrides a key.
@@ -18,6 +19,10 @@ pub(super) struct Notes {
     pub(super) known: BTreeSet<String>,
     /// Variables that no key has taken yet.
     pub(super) env: BTreeMap<String, String>,
+    /// Others that begin like one of ours.
+    strays: BTreeSet<String>,
+    /// What variables of tables with free keys begin with.
+    pub(super) maps: Vec<String>,
 }
 
 /// A parsed configuration file with the environment laid over it.
@@ -66,16 +71,15 @@ impl Document {
                 file: file.to_owned(),
                 message: error.to_string().trim_end().to_owned(),
             })?;
-        let is_override = |name: &String| {
-            name.strip_prefix(ENV_PREFIX)
-                .is_some_and(|rest| rest.contains("__"))
-        };
-        let env = env
+        let ours = env
             .into_iter()
-            .filter(|(name, _)| is_override(name))
-            .collect();
+            .filter(|(name, _)| name.starts_with(ENV_PREFIX));
+        let is_override = |name: &str| name.trim_start_matches(ENV_PREFIX).contains("__");
+        let (env, strays): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            ours.partition(|(name, _)| is_override(name));
         let notes = Rc::new(RefCell::new(Notes {
             env,
+            strays: strays.into_keys().collect(),
             ..Notes::default()
         }));
         let root = Section::new(String::new(), table, Rc::clone(&notes));
@@ -101,23 +105,24 @@ impl Document {
     /// # Errors
     /// [`ConfigError::Invalid`] with all that was found.
     pub fn finish(self) -> Result<(), ConfigError> {
-        let Self { root, file, notes } = self;
-        drop(root);
-        let mut notes = notes.borrow_mut();
-        for (variable, value) in std::mem::take(&mut notes.env) {
-            notes.problems.push(Problem {
-                key: variable,
-                value: Some(format!("{value:?}")),
-                variable: None,
-                message: "no such key; accepted: KEDGE_<SECTION>__<KEY> of a known key".to_owned(),
-            });
-        }
-        let problems = std::mem::take(&mut notes.problems);
+        let file = self.file.clone();
+        let problems = self.problems();
         if problems.is_empty() {
             Ok(())
         } else {
             Err(ConfigError::Invalid { file, problems })
         }
+    }
+
+    /// Ends the reading as [`Document::finish`] does, for who goes on with what could be read.
+    #[must_use]
+    pub fn problems(self) -> Vec<Problem> {
+        let Self { root, notes, .. } = self;
+        drop(root);
+        let mut notes = notes.borrow_mut();
+        let unknown = notes.unknown_variables();
+        notes.problems.extend(unknown);
+        std::mem::take(&mut notes.problems)
     }
 
     /// Ends the reading of one section, whatever the rest is like: `status` must work beside a broken
@@ -130,7 +135,11 @@ impl Document {
             return Ok(());
         };
         let inside = format!("{section}.");
-        problems.retain(|problem| problem.key.starts_with(&inside) || problem.key == section);
+        let variable = format!("{ENV_PREFIX}{}_", section.to_ascii_uppercase());
+        problems.retain(|problem| {
+            let key = &problem.key;
+            key.starts_with(&inside) || key == section || key.starts_with(&variable)
+        });
         if problems.is_empty() {
             Ok(())
         } else {
@@ -142,6 +151,49 @@ impl Document {
     #[must_use]
     pub fn known_keys(&self) -> Vec<String> {
         self.notes.borrow().known.iter().cloned().collect()
+    }
+}
+
+impl Notes {
+    /// Variables that no key took. Of those without `__` only what looks like one of ours misspelt: others may be
+    /// somebody else's (`KEDGE_CONFIG`, or what a cluster sets for each of its services). Their values may be secrets.
+    fn unknown_variables(&self) -> Vec<Problem> {
+        let overrides = self.env.keys().map(|name| {
+            let accepted = "accepted: KEDGE_<SECTION>__<KEY> of a known key";
+            (name, self.meant(name), Some(accepted))
+        });
+        let strays = self.strays.iter();
+        let strays = strays.map(|name| (name, self.meant(name), None));
+        let message = |meant: Option<String>, accepted: Option<&str>| match (meant, accepted) {
+            (Some(meant), _) => Some(format!("no such key; did you mean {meant}?")),
+            (None, accepted) => accepted.map(|accepted| format!("no such key; {accepted}")),
+        };
+        let problems = overrides
+            .chain(strays)
+            .filter_map(|(name, meant, accepted)| {
+                Some(Problem {
+                    key: name.clone(),
+                    value: None,
+                    variable: None,
+                    message: message(meant, accepted)?,
+                })
+            });
+        problems.collect()
+    }
+
+    /// The variable that is meant by one that there is not.
+    fn meant(&self, name: &str) -> Option<String> {
+        let flat = |name: &str| name.replace("__", "_");
+        let wrong = flat(name);
+        let in_map = self.maps.iter().find_map(|prefix| {
+            let rest = wrong.strip_prefix(&flat(prefix))?;
+            (!rest.is_empty()).then(|| format!("{prefix}{rest}"))
+        });
+        let edits = |known: &String| distance(&flat(known), &wrong);
+        let known = self.known.iter().filter_map(|key| env_variable(key));
+        let nearest = known.min_by_key(edits);
+        let is_near = |known: &String| edits(known) <= 1 + (wrong.len() - ENV_PREFIX.len()) / 8;
+        in_map.or_else(|| nearest.filter(is_near))
     }
 }
 

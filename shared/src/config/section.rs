@@ -18,6 +18,9 @@ use super::Problem;
 use super::document::{Notes, env_variable};
 use crate::units::{BitRate, ByteSize, Span};
 
+/// Bytes of a value that are shown with a problem that was found later.
+const LONGEST_SHOWN: usize = 128;
+
 /// A table that is being read. Each getter takes its key out; what is left when the section goes is
 /// unknown and becomes a problem.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct Section {
     table: toml::Table,
     /// Keys that were asked for here.
     known: Vec<String>,
+    /// What stood there, but for secrets, and the variable that it came from: for problems found later.
+    values: BTreeMap<String, (String, Option<String>)>,
     notes: Rc<RefCell<Notes>>,
 }
 
@@ -43,6 +48,7 @@ impl Section {
             path,
             table,
             known: Vec::new(),
+            values: BTreeMap::new(),
             notes,
         }
     }
@@ -242,6 +248,9 @@ impl Section {
         let Some(found) = self.take(key) else {
             return default;
         };
+        if is_shown {
+            self.remember(key, &found);
+        }
         let Some(items) = found.items() else {
             self.note(
                 key,
@@ -313,6 +322,7 @@ impl Section {
             return;
         };
         let mut notes = self.notes.borrow_mut();
+        notes.maps.push(prefix.clone());
         let names: Vec<String> = notes
             .env
             .keys()
@@ -390,9 +400,22 @@ impl Section {
         in_env || self.table.contains_key(key)
     }
 
-    /// Notes a problem with a key of this section.
+    /// Notes a problem with a key of this section, and what stands there unless it may be a secret.
     pub fn problem(&mut self, key: &str, message: impl Into<String>) {
-        self.note(key, None, message.into());
+        let (value, variable) = self.values.get(key).cloned().unzip();
+        self.notes.borrow_mut().problems.push(Problem {
+            key: self.full(key),
+            value,
+            variable: variable.flatten(),
+            message: message.into(),
+        });
+    }
+
+    /// Notes what is wrong inside a text that is a configuration of its own, such as a policy for others.
+    pub fn nested(&mut self, key: &str, problem: Problem) {
+        let key = format!("{}: {}", self.full(key), problem.key);
+        let problem = Problem { key, ..problem };
+        self.notes.borrow_mut().problems.push(problem);
     }
 
     fn get<T>(
@@ -402,6 +425,7 @@ impl Section {
         accepted: &str,
     ) -> Option<T> {
         let found = self.take(key)?;
+        self.remember(key, &found);
         match read(&found) {
             Ok(value) => Some(value),
             Err(why) if accepted.is_empty() => {
@@ -434,6 +458,15 @@ impl Section {
             value,
             variable: None,
         })
+    }
+
+    /// What is long, such as a text of many lines, is not shown.
+    fn remember(&mut self, key: &str, found: &Found) {
+        let value = found.value.to_string();
+        if value.len() <= LONGEST_SHOWN && !value.contains('\n') {
+            let variable = found.variable.clone();
+            self.values.insert(key.to_owned(), (value, variable));
+        }
     }
 
     fn note(&self, key: &str, found: Option<&Found>, message: String) {
@@ -596,7 +629,7 @@ fn without_numbers(path: &str) -> String {
 }
 
 /// Edits between two short words.
-fn distance(left: &str, right: &str) -> usize {
+pub(super) fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (at, from) in left.chars().enumerate() {
@@ -742,17 +775,73 @@ mod tests {
             &[
                 ("KEDGE_STORE__QUOTA", "much"),
                 ("KEDGE_STORE__QOUTA", "1GiB"),
+                ("KEDGE_AMQP__LISTEN", "1"),
             ],
         );
         document
             .section("store")
             .size("quota", ByteSize::mib(64), sizes());
         let found = problems(document).join("\n");
-        assert!(found.contains("store.quota = \"much\" (from KEDGE_STORE__QUOTA): not a size"));
-        assert!(
-            found.contains("KEDGE_STORE__QOUTA = \"1GiB\": no such key"),
-            "{found}"
-        );
+        for part in [
+            "store.quota = \"much\" (from KEDGE_STORE__QUOTA): not a size",
+            "KEDGE_STORE__QOUTA: no such key; did you mean KEDGE_STORE__QUOTA?",
+            "KEDGE_AMQP__LISTEN: no such key; accepted: KEDGE_<SECTION>__<KEY> of a known key",
+        ] {
+            assert!(found.contains(part), "{part} in {found}");
+        }
+    }
+
+    #[test]
+    fn a_variable_with_one_underscore_is_not_ignored() {
+        let env = [
+            ("KEDGE_STORE_QUOTA", "1GiB"),
+            ("KEDGE_STORE_MIN_FEE", "1GiB"),
+            ("KEDGE_STORE_PROPERTIES_SASL_PASSWORD", "hunter2"),
+            // others' own
+            ("KEDGE_CONFIG", "/etc/kedge.toml"),
+            ("KEDGE_CACHE", "/tmp"),
+            ("KEDGE_SEED", "1"),
+            ("KEDGE_STORE_SERVICE_HOST", "192.0.2.1"),
+        ];
+        let mut document = document("", &env);
+        {
+            let mut store = document.section("store");
+            store.size("quota", ByteSize::mib(64), sizes());
+            store.size("min_free", ByteSize::mib(64), sizes());
+            store.map("properties");
+        }
+        let found = problems(document);
+        let expected = [
+            "KEDGE_STORE_MIN_FEE: no such key; did you mean KEDGE_STORE__MIN_FREE?",
+            "KEDGE_STORE_PROPERTIES_SASL_PASSWORD: no such key; \
+             did you mean KEDGE_STORE__PROPERTIES__SASL_PASSWORD?",
+            "KEDGE_STORE_QUOTA: no such key; did you mean KEDGE_STORE__QUOTA?",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_problem_between_keys_tells_what_stands_there_but_no_secret() {
+        let text = "[store]\nfrom = \"x\"\nto = [\"a\"]\ntokens = [\"hunter2\"]\n";
+        let mut document = document(text, &[("KEDGE_STORE__QUOTA", "512MiB")]);
+        {
+            let mut store = document.section("store");
+            store.size("quota", ByteSize::mib(64), sizes());
+            store.optional::<String>("from");
+            store.list::<String>("to", Vec::new());
+            store.secrets::<String>("tokens");
+            for key in ["quota", "from", "to", "tokens", "absent"] {
+                store.problem(key, "does not fit");
+            }
+        }
+        let expected = [
+            "store.quota = \"512MiB\" (from KEDGE_STORE__QUOTA): does not fit",
+            "store.from = \"x\": does not fit",
+            "store.to = [\"a\"]: does not fit",
+            "store.tokens: does not fit",
+            "store.absent: does not fit",
+        ];
+        assert_eq!(problems(document), expected);
     }
 
     #[test]

@@ -46,16 +46,18 @@ async fn connect_as(
     timeout(LIMIT, meeting).await.expect("a handshake in time")
 }
 
-/// `window`: what the hub takes before it is read.
+/// `windows`: what the hub takes of the connection and of a stream before it is read.
 async fn over_quic(
     world: &World,
     client: &ClientTls,
-    window: Option<u32>,
+    windows: Option<[u32; 2]>,
 ) -> Result<Pair, (Lost, Lost)> {
     let mut server = quinn::ServerConfig::with_crypto(world.good_hub().config());
-    if let Some(window) = window {
+    if let Some([all, stream]) = windows {
         let mut transport = quinn::TransportConfig::default();
-        transport.receive_window(window.into());
+        transport
+            .receive_window(all.into())
+            .stream_receive_window(stream.into());
         server.transport_config(Arc::new(transport));
     }
     let hub = quinn::Endpoint::server(server, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -321,7 +323,7 @@ async fn a_writer_without_room_rests() {
 #[tokio::test]
 async fn large_values_leave_credit_for_an_alarm() {
     let world = World::new();
-    let meeting = over_quic(&world, &world.good_site(), Some(1 << 20)).await;
+    let meeting = over_quic(&world, &world.good_site(), Some([1 << 20; 2])).await;
     let pair = meeting.unwrap();
     let [_site, _hub] = control(&pair).await;
     let bulk = |_| {
@@ -345,6 +347,32 @@ async fn large_values_leave_credit_for_an_alarm() {
     let all = async { tokio::join!(bulk, alarm, receive) };
     let (sent, alarm, ()) = timeout(LIMIT, all).await.expect("in time");
     assert!(alarm.is_ok() && sent.iter().all(Result::is_ok));
+}
+
+/// A large value that is short of its own stream's credit holds up nobody who is more urgent.
+#[tokio::test]
+async fn an_alarm_passes_a_value_whose_own_credit_is_used_up() {
+    const CREDIT: u32 = 64 << 10;
+    let world = World::new();
+    let meeting = over_quic(&world, &world.good_site(), Some([4 << 20, CREDIT])).await;
+    let pair = meeting.unwrap();
+    let value = Bytes::from(vec![0; 2 << 20]);
+    let bulk = pair.site.send(Bytes::new(), value, 0);
+    let receive = async {
+        let value = pair.hub.accept_data().await.unwrap();
+        while pair.hub.stats().rx_bytes < u64::from(CREDIT) {
+            tokio::task::yield_now().await;
+        }
+        let alarm = pair.site.send(Bytes::new(), Bytes::from_static(b"fire"), 2);
+        let heard = async { pair.hub.accept_data().await.unwrap().read(MAX_LEN).await };
+        let (sent, heard) = tokio::join!(alarm, heard);
+        sent.unwrap();
+        assert_eq!(heard.unwrap(), "fire");
+        assert_eq!(value.read(MAX_LEN).await.unwrap().len(), 2 << 20);
+    };
+    let all = async { tokio::join!(bulk, receive) };
+    let (sent, ()) = timeout(LIMIT, all).await.expect("in time");
+    sent.unwrap();
 }
 
 async fn the_reason_of_an_end_reaches_the_other(kind: TransportKind) {

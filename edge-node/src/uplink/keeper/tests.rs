@@ -8,11 +8,28 @@ const NOW: i64 = 1_795_780_800_000;
 
 /// A site in a directory, with an allowance.
 fn config(dir: &Path) -> Config {
-    let text = format!(
-        "[node]\ndata_dir = {dir:?}\n[uplink]\nhubs = [\"hub.example.com:7443\"]\n\
-         [policy.allowance]\nbytes = \"100MB\"\n"
-    );
+    config_with(dir, "[policy.allowance]\nbytes = \"100MB\"\n")
+}
+
+fn config_with(dir: &Path, policy: &str) -> Config {
+    let text = file_with(dir, policy);
     Config::from_document(Document::parse(&text, "test.toml", []).unwrap()).unwrap()
+}
+
+fn file_with(dir: &Path, policy: &str) -> String {
+    format!("[node]\ndata_dir = {dir:?}\n[uplink]\nhubs = [\"hub.example.com:7443\"]\n{policy}")
+}
+
+fn classes(words: &str) -> String {
+    format!("[policy]\nclasses = [{words}]\n")
+}
+
+/// Pushes it and lets the keeper look.
+async fn push(keeper: &mut Keeper, policies: &Policies, text: &str) {
+    drop(policies.push(text.to_owned()));
+    let pushed = keeper.pushed.recv().await.unwrap();
+    keeper.take_pushed(pushed).await;
+    keeper.publish(clocks(1));
 }
 
 #[test]
@@ -62,22 +79,80 @@ fn a_site_that_starts_for_the_first_time_has_all_of_its_allowance() {
 async fn a_pushed_policy_that_is_refused_is_told_until_another_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let (mut keeper, policies, _in_use) = Keeper::new(&config(dir.path()));
-    policies.push("[link]".to_owned()).unwrap_err();
-    let pushed = keeper.pushed.recv().await.unwrap();
-    keeper.take_pushed(pushed).await;
-    keeper.publish(clocks(1));
+    push(&mut keeper, &policies, "[link]").await;
     let problems = policies.view().problems.clone();
     assert!(
         problems[0].contains("hub's policy") && problems[0].contains("link"),
         "{problems:?}"
     );
-    policies
-        .push("[policy]\nrate_up = \"1Mbit\"\n".to_owned())
-        .unwrap();
-    let pushed = keeper.pushed.recv().await.unwrap();
-    keeper.take_pushed(pushed).await;
-    keeper.publish(clocks(1));
+    push(&mut keeper, &policies, "[policy]\nrate_up = \"1Mbit\"\n").await;
     assert_eq!(policies.view().problems, Vec::<String>::new());
+}
+
+#[test]
+fn a_kept_policy_that_cannot_be_used_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join(HUB_POLICY),
+        "[policy]\nrate_up = \"1bit\"\n",
+    )
+    .unwrap();
+    let (_keeper, policies, _in_use) = Keeper::new(&config(dir.path()));
+    let view = policies.view();
+    let problem = view.problems.first().expect("it is told");
+    for part in [
+        "the hub pushed earlier cannot be used",
+        "policy.rate_up = \"1bit\"",
+    ] {
+        assert!(problem.contains(part), "{part} in {problem}");
+    }
+    assert_eq!(view.source, "file");
+}
+
+#[tokio::test]
+async fn a_pushed_policy_that_leaves_no_class_beside_the_files_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config_with(dir.path(), &classes("\"bulk\""));
+    let (mut keeper, policies, _in_use) = Keeper::new(&config);
+    push(&mut keeper, &policies, &classes("\"critical\"")).await;
+    let view = policies.view();
+    assert!(
+        view.problems[0].contains("let no class be sent"),
+        "{view:?}"
+    );
+    assert_eq!(view.source, "file");
+    assert!(!policies.decision(0).is_stopped());
+    assert!(!dir.path().join(HUB_POLICY).exists());
+    push(&mut keeper, &policies, &classes("\"critical\", \"bulk\"")).await;
+    let view = policies.view();
+    assert_eq!((view.problems.len(), view.source), (0, "file and hub"));
+}
+
+#[tokio::test]
+async fn a_kept_policy_holds_while_the_file_leaves_a_class_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("edge.toml");
+    std::fs::write(dir.path().join(HUB_POLICY), classes("\"critical\"")).unwrap();
+    let bulk = file_with(dir.path(), &classes("\"bulk\""));
+    let free = file_with(dir.path(), "");
+    std::fs::write(&file, &bulk).unwrap();
+    let config = Config::load(Some(&file)).unwrap();
+    let (mut keeper, policies, _in_use) = Keeper::new(&config);
+    let view = policies.view();
+    assert!(
+        view.problems[0].contains("let no class be sent"),
+        "{view:?}"
+    );
+    assert!(!policies.decision(0).is_stopped());
+    assert_eq!(hub_policy_of(&config), None);
+    for (text, source, problems) in [(&free, "file and hub", 0), (&bulk, "file", 1)] {
+        std::fs::write(&file, text).unwrap();
+        keeper.reload().await;
+        keeper.publish(clocks(1));
+        let view = policies.view();
+        assert_eq!((view.source, view.problems.len()), (source, problems));
+        assert!(!policies.decision(0).is_stopped());
+    }
 }
 
 #[test]

@@ -27,8 +27,7 @@
 
 use std::time::Duration;
 
-use super::allowance::{Period, Term};
-use super::zone::Zone;
+use super::{Calendar, Term};
 
 /// The clocks of a machine are this much apart without lying: the wall clock is slewed and stepped a little.
 const TOLERANCE_MS: u64 = 60_000;
@@ -42,39 +41,6 @@ pub struct Clocks {
     pub running: Duration,
     /// Of this boot.
     pub boot_id: u128,
-}
-
-/// When an allowance is given anew.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Calendar {
-    /// How often.
-    pub period: Period,
-    /// Whose midnight counts.
-    pub zone: Zone,
-}
-
-impl Calendar {
-    pub(super) fn term(&self, wall_ms: i64) -> Term {
-        self.period.term(&self.zone, wall_ms)
-    }
-
-    /// When the period that a time belongs to ends.
-    #[must_use]
-    pub fn end_ms(&self, wall_ms: i64) -> i64 {
-        self.term(wall_ms).end_ms
-    }
-
-    /// Tells calendars apart in a file.
-    #[must_use]
-    pub fn key(&self) -> u64 {
-        let (kind, day) = match self.period {
-            Period::Day => (1, 0),
-            Period::Week { reset_day } => (2, reset_day),
-            Period::Month { reset_day } => (3, reset_day),
-        };
-        let zone = crc32c::crc32c(self.zone.to_string().as_bytes());
-        u64::from(zone) << 16 | u64::from(day) << 8 | kind
-    }
 }
 
 /// A period that was left because the clock said so, without proof.
@@ -300,6 +266,7 @@ const fn millis(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use shared::policy::{Period, Zone};
 
     use super::*;
 

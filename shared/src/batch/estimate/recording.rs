@@ -13,9 +13,18 @@ use serde_json::Value;
 
 use super::Sample;
 use crate::batch::split::{Format, parse};
+use crate::record::{HEADER_LEN, record_len};
 
 /// Magic of a zstd frame (RFC 8878, section 3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// What some editors put before a text (RFC 3629, section 6): no part of the first line.
+const UTF8_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
+/// The same of UTF-16, of either order.
+const UTF16_MARKS: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
+
+/// Largest record with its batch's header: no topic's `max_batch` is larger, for every hub takes so much in one piece.
+pub const MAX_RECORD_BYTES: usize = 4 << 20;
 
 /// A line that says key, time and value.
 const RECORDED: &str = "{\"key\": …, \"ts\": ms, \"value\": …}";
@@ -57,6 +66,15 @@ pub enum RecordingError {
     /// More than is held in memory.
     #[error("it is larger than {0} bytes unpacked: cut it, a few hours are enough")]
     TooLarge(u64),
+    /// Text that is none to us.
+    #[error("it is UTF-16; expected: UTF-8, as `iconv -f UTF-16 -t UTF-8` makes it")]
+    Utf16,
+    /// No site takes the record.
+    #[error(
+        "line {line}: the record takes {bytes} bytes; expected: at most {MAX_RECORD_BYTES}, the largest max_batch that a \
+         topic may have"
+    )]
+    TooLong { line: usize, bytes: usize },
     /// The zstd frame is broken.
     #[error("it does not unpack: {0}")]
     Unpack(std::io::Error),
@@ -113,6 +131,10 @@ pub fn read_recording(
     text: &[u8],
     options: &RecordingOptions,
 ) -> Result<Vec<Sample>, RecordingError> {
+    if UTF16_MARKS.iter().any(|mark| text.starts_with(mark)) {
+        return Err(RecordingError::Utf16);
+    }
+    let text = text.strip_prefix(UTF8_MARK).unwrap_or(text);
     let lines = || {
         text.split(|byte| *byte == b'\n')
             .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
@@ -124,17 +146,27 @@ pub fn read_recording(
     let samples: Vec<Sample> = lines()
         .zip(0_i64..)
         .map(|((at, line), index)| {
-            if is_recorded {
+            let sample = if is_recorded {
                 recorded(at + 1, line)
             } else {
                 sample(at + 1, line, index, options)
-            }
+            };
+            sample.and_then(|sample| sendable(at + 1, sample))
         })
         .collect::<Result<_, _>>()?;
     if samples.is_empty() {
         return Err(RecordingError::Empty);
     }
     Ok(samples)
+}
+
+/// A record that a batch may be made of.
+fn sendable(line: usize, sample: Sample) -> Result<Sample, RecordingError> {
+    let (key, value) = (sample.key.as_deref(), sample.value.as_deref());
+    match HEADER_LEN + record_len(0, 0, key, value, &[]) {
+        0..=MAX_RECORD_BYTES => Ok(sample),
+        bytes => Err(RecordingError::TooLong { line, bytes }),
+    }
 }
 
 /// Whether a recording that begins with this line has key, time and value in each.

@@ -259,6 +259,43 @@ fn what_is_missing_is_said() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_the_first_line() {
+    let text = "\u{feff}{\"key\":\"a\",\"ts\":5,\"value\":\"x\"}\r\n{\"key\":\"a\",\"ts\":6,\"value\":\"y\"}\r\n";
+    let samples = read_recording(text.as_bytes(), &plain()).unwrap();
+    assert_eq!(
+        samples,
+        [sample(5, Some("a"), "x"), sample(6, Some("a"), "y")]
+    );
+    assert!(matches!(
+        read_recording("\u{feff}\n".as_bytes(), &plain()),
+        Err(RecordingError::Empty)
+    ));
+    for mark in [[0xff, 0xfe], [0xfe, 0xff]] {
+        let error = read_recording(&[&mark[..], b"a\0"].concat(), &plain()).unwrap_err();
+        assert!(
+            error.to_string().contains("UTF-16; expected: UTF-8"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_record_that_no_topic_takes_is_named_with_its_line_and_the_largest_goes_through() {
+    let value = |len: usize| "x".repeat(len);
+    let text = format!("ok\n\n{}\n", value(MAX_RECORD_BYTES));
+    let error = read_recording(text.as_bytes(), &plain()).unwrap_err();
+    let told = error.to_string();
+    let expected = "line 3: the record takes 41943";
+    assert!(told.starts_with(expected), "{told}");
+    assert!(told.contains("at most 4194304"), "{told}");
+    let text = format!("ok\n{}\n", value(MAX_RECORD_BYTES - 100));
+    let samples = read_recording(text.as_bytes(), &plain()).unwrap();
+    let options = options(Duration::from_secs(1));
+    let estimates = estimate(&samples, &options, &|| Duration::ZERO).unwrap();
+    assert!(estimates.iter().all(|it| it.all_bytes > 0));
+}
+
+#[test]
 fn recordings_are_unpacked_up_to_a_limit() {
     let text = b"a record\n".repeat(100);
     let packed = zstd::bulk::compress(&text, 3).unwrap();

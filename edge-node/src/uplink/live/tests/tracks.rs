@@ -115,6 +115,64 @@ fn a_site_without_the_setting_drains_both_tracks() {
     assert_eq!(world.central.len() as u64, world.end());
 }
 
+#[test]
+fn a_log_is_split_only_where_the_hub_takes_both_tracks() {
+    for is_one_refused in [false, true] {
+        let mut world = World::new();
+        world.is_one_refused = is_one_refused;
+        for _ in 0..4 {
+            world.take(&Step::Append(3));
+        }
+        world.dial();
+        let backlogs = Backlogs::default();
+        assert!(
+            world.to_split(&backlogs).is_empty(),
+            "nothing gets through yet"
+        );
+        let is_moving = |world: &World| {
+            let range = world.store.range(world.partition).unwrap();
+            range.acked > 0 && range.acked < range.end
+        };
+        for _ in 0..200 {
+            for which in 0..4 {
+                world.take(&Step::Move(which));
+            }
+            world.take(&Step::Commit(false));
+            world.sync();
+            if is_moving(&world) {
+                break;
+            }
+        }
+        assert!(is_moving(&world), "{:?}", world.tracks());
+        let expected: &[_] = if is_one_refused {
+            &[]
+        } else {
+            &[world.partition]
+        };
+        assert_eq!(world.to_split(&backlogs), expected, "{is_one_refused}");
+    }
+}
+
+#[test]
+fn what_is_known_of_a_log_goes_with_it() {
+    let mut world = World::new();
+    let rules = TopicRules {
+        retention_ms: None,
+        retention_bytes: None,
+        on_full: crate::store::OnFull::Backpressure,
+        max_batch_bytes: 1 << 20,
+    };
+    let other = TopicName::new("other").unwrap();
+    world.store.ensure_topic(&other, 2, rules).unwrap();
+    world.dial();
+    let backlogs = Backlogs::default();
+    world.to_split(&backlogs);
+    assert_eq!(backlogs.lock().len(), 3);
+    world.store.delete_topic("other").unwrap();
+    world.to_split(&backlogs);
+    assert!(backlogs.lock().keys().eq([&world.partition]));
+}
+
 enum Packet {
     ToHub(Bytes),
     Data(Bytes),
@@ -136,6 +194,8 @@ struct Session {
 struct World {
     store: MemoryStore,
     topics: TopicsConfig,
+    /// The hub does not take second tracks.
+    is_one_refused: bool,
     partition: PartitionId,
     config: WorkerConfig,
     encoders: Encoders,
@@ -180,6 +240,7 @@ impl World {
         Self {
             store,
             topics,
+            is_one_refused: false,
             partition,
             encoders: Encoders::open(&config, book.clone()).unwrap(),
             config,
@@ -195,6 +256,15 @@ impl World {
             renewals: 0,
             _directory: directory,
         }
+    }
+
+    /// What is to be split now; without a session the hub takes nothing.
+    fn to_split(&self, backlogs: &Backlogs) -> Vec<PartitionId> {
+        let session = self.session.as_ref();
+        session.map_or_else(Vec::new, |session| {
+            let (sender, store, topics) = (&session.sender, &self.store, &self.topics);
+            to_split(sender, store, topics, backlogs, self.now)
+        })
     }
 
     fn end(&self) -> Offset {
@@ -382,6 +452,7 @@ impl World {
                 }
                 SenderOutput::Close(close) => session.is_over = Some(close.code),
                 SenderOutput::Established { .. } | SenderOutput::HistoryMismatch { .. } => {}
+                SenderOutput::Denied { .. } if self.is_one_refused => {}
                 SenderOutput::Policy(_)
                 | SenderOutput::Missing(_)
                 | SenderOutput::Denied { .. }
@@ -398,8 +469,10 @@ impl World {
                     let answer = |entry: &shared::wire::LogEntry| {
                         let key = (incarnation, entry.log.clone());
                         let held = self.checkpoints.get(&key);
+                        let is_refused = self.is_one_refused && entry.log.track == Track::Second;
+                        let reply = held.map_or(LogReply::Absent, |held| LogReply::At(*held));
                         LogAnswer {
-                            reply: held.map_or(LogReply::Absent, |held| LogReply::At(*held)),
+                            reply: if is_refused { LogReply::Denied } else { reply },
                             anchor: 0,
                         }
                     };

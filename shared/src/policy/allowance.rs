@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use crate::units::ByteSize;
 use jiff::civil::Date;
-use shared::units::ByteSize;
 
 use super::zone::{Zone, sane};
 
@@ -23,15 +23,54 @@ pub enum Period {
     Month { reset_day: u8 },
 }
 
+/// When an allowance is given anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Calendar {
+    /// How often.
+    pub period: Period,
+    /// Whose midnight counts.
+    pub zone: Zone,
+}
+
+impl Calendar {
+    /// The period that a time belongs to.
+    #[must_use]
+    pub fn term(&self, wall_ms: i64) -> Term {
+        self.period.term(&self.zone, wall_ms)
+    }
+
+    /// When the period that a time belongs to ends.
+    #[must_use]
+    pub fn end_ms(&self, wall_ms: i64) -> i64 {
+        self.term(wall_ms).end_ms
+    }
+
+    /// Tells calendars apart in a file.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        let (kind, day) = match self.period {
+            Period::Day => (1, 0),
+            Period::Week { reset_day } => (2, reset_day),
+            Period::Month { reset_day } => (3, reset_day),
+        };
+        let zone = crc32c::crc32c(self.zone.to_string().as_bytes());
+        u64::from(zone) << 16 | u64::from(day) << 8 | kind
+    }
+}
+
 /// One period of the calendar, in ms since 1970: from the first to before the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Term {
-    pub(super) start_ms: i64,
-    pub(super) end_ms: i64,
+pub struct Term {
+    /// Its first moment.
+    pub start_ms: i64,
+    /// The first moment after it.
+    pub end_ms: i64,
 }
 
 impl Term {
-    pub(super) const fn length_ms(self) -> i64 {
+    /// How long it is.
+    #[must_use]
+    pub const fn length_ms(self) -> i64 {
         self.end_ms.saturating_sub(self.start_ms)
     }
 }

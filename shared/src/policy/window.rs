@@ -10,7 +10,7 @@ use std::str::FromStr;
 use jiff::civil::Date;
 
 use super::Limits;
-use super::zone::Zone;
+use super::zone::{Local, Zone};
 
 /// In the order of the bits of [`Days`].
 const DAY_NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
@@ -150,8 +150,7 @@ impl Window {
         self.to <= self.from
     }
 
-    fn holds(&self, zone: &Zone, wall_ms: i64) -> bool {
-        let local = zone.local(wall_ms);
+    fn holds(&self, local: Local) -> bool {
         let now = TimeOfDay(local.minute);
         if !self.wraps() {
             return self.days.has(local.date) && self.from <= now && now < self.to;
@@ -173,9 +172,8 @@ impl fmt::Display for Window {
 
 /// The first window that holds; its place in the list.
 pub(super) fn which(windows: &[Window], zone: &Zone, wall_ms: i64) -> Option<usize> {
-    windows
-        .iter()
-        .position(|window| window.holds(zone, wall_ms))
+    let local = zone.local(wall_ms);
+    windows.iter().position(|window| window.holds(local))
 }
 
 /// When another window will hold, or none; `None` when that never changes.
@@ -190,7 +188,7 @@ pub(super) fn next_change(windows: &[Window], zone: &Zone, wall_ms: i64) -> Opti
 }
 
 /// Every time within the horizon at which a window may begin or end.
-fn boundaries(windows: &[Window], zone: &Zone, wall_ms: i64) -> Vec<i64> {
+pub(super) fn boundaries(windows: &[Window], zone: &Zone, wall_ms: i64) -> Vec<i64> {
     if windows.is_empty() {
         return Vec::new();
     }
