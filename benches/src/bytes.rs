@@ -248,6 +248,37 @@ fn summarise(sets: &[Set]) -> Vec<Row> {
             1.0,
         ),
     ];
+    // codec 5 is for these: what it makes of them is measured by `bench images`
+    if sets.iter().any(Set::is_large) {
+        let all = || sets.iter();
+        rows.extend([
+            row(
+                "the same with the sets of large values too: 1 s batches, modelled, mean",
+                mean(all().map(ratio(0, "modelled"))),
+                0.12,
+            ),
+            row(
+                "the same with the sets of large values too: 1 s batches, modelled, the worst",
+                worst(&mut all().map(ratio(0, "modelled"))),
+                0.25,
+            ),
+            row(
+                "the same with the sets of large values too: 1 s batches, columnar, mean",
+                mean(all().map(ratio(0, "columnar"))),
+                0.24,
+            ),
+            row(
+                "the same with the sets of large values too: 60 s batches, modelled, mean",
+                mean(all().map(to_archive)),
+                0.6,
+            ),
+            row(
+                "the same with the sets of large values too: 60 s batches, modelled, the worst",
+                worst(&mut all().map(to_archive)),
+                1.0,
+            ),
+        ]);
+    }
     for (codec, goal) in [("columnar", 40.0), ("modelled", 6.0)] {
         let speed = |read: fn(&Estimate) -> Duration| {
             mean(small().filter_map(|set| {
