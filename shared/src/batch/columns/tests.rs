@@ -157,7 +157,7 @@ fn a_small_chain_has_the_bytes_of_the_document() {
 /// How many contexts there is room for follows from it at both ends.
 #[test]
 fn a_context_counts_as_64_bytes() {
-    assert_eq!(size_of::<super::context::Context>(), 64);
+    assert_eq!(size_of::<context::Context>(), 64);
 }
 
 #[test]
