@@ -128,7 +128,7 @@ fn a_pushed_policy_holds_over_restarts_until_it_is_replaced_or_withdrawn() -> Re
     let path = policy(&stage)?["paths"][0].clone();
     ensure!(path["classes"] == json!(["critical"]), "{path}");
     let reason = path["reason"].as_str().unwrap_or_default().to_owned();
-    ensure!(reason.contains("hub: window mon-sun"), "{path}");
+    ensure!(reason.contains("hub: window 00:00-24:00"), "{path}");
     let text = told(&stage)?;
     ensure!(
         text.contains(&reason) && text.contains("(from file and hub)"),
