@@ -131,7 +131,12 @@ fn inspect(config: &Config, findings: &mut Findings) {
         findings.problems.push(app::in_use(config));
     }
     let mut bind = |key: &str, address: SocketAddr| {
-        findings.address(key, TcpListener::bind(address).map(drop), is_running);
+        findings.address(
+            key,
+            address,
+            TcpListener::bind(address).map(drop),
+            is_running,
+        );
     };
     bind("admin.listen", config.admin.listen);
     if let Some(kafka) = &config.kafka {

@@ -211,12 +211,12 @@ fn write_uplink(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
     )?;
     scrape.counter(
         "uplink_sent_bytes",
-        "Bytes of all IP packets sent",
+        "Bytes of IP packets sent by sessions; dials that failed are in kedge_edge_path_sent_bytes",
         single(uplink.sent_bytes),
     )?;
     scrape.counter(
         "uplink_received_bytes",
-        "Bytes of all IP packets received",
+        "Bytes of IP packets that sessions received",
         single(uplink.received_bytes),
     )?;
     scrape.counter(

@@ -180,6 +180,8 @@ impl Authority {
     /// # Errors
     /// No authority here, files there already, or the file system's.
     pub fn issue_site(&self, site: &SiteId, validity: Span) -> anyhow::Result<Written> {
+        // before anything is made in a directory that is not the authority's
+        self.issuer()?;
         let sites = self.dir.join("sites");
         std::fs::create_dir_all(&sites).with_context(|| format!("create {}", sites.display()))?;
         let uri = format!("{SITE_URI_PREFIX}{site}");

@@ -5,6 +5,7 @@
     reason = "the one place that talks to a terminal"
 )]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -205,9 +206,15 @@ fn inspect(config: &Config, findings: &mut Findings) {
         }
     }
     let bound = std::net::UdpSocket::bind(config.listen.address).map(drop);
-    findings.address("listen.address", bound, is_running);
-    let bound = std::net::TcpListener::bind(config.admin.listen).map(drop);
-    findings.address("admin.listen", bound, is_running);
+    findings.address("listen.address", config.listen.address, bound, is_running);
+    let mut bind = |key: &str, address: SocketAddr| {
+        let bound = std::net::TcpListener::bind(address).map(drop);
+        findings.address(key, address, bound, is_running);
+    };
+    if config.listen.tcp {
+        bind("listen.address", config.listen.address);
+    }
+    bind("admin.listen", config.admin.listen);
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {

@@ -173,17 +173,27 @@ impl Findings {
     }
 
     /// Looks whether an address can be listened on. Taken addresses are no problem while the node runs.
-    pub fn address(&mut self, key: &str, bound: io::Result<()>, is_running: bool) {
+    pub fn address(
+        &mut self,
+        key: &str,
+        address: SocketAddr,
+        bound: io::Result<()>,
+        is_running: bool,
+    ) {
         if !self.is_sound(key) {
             return;
         }
         match bound {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_running => {
-                self.notes
-                    .push(format!("{key} is in use: the node is running"));
+                let note = format!("{key} is in use: the node is running");
+                if !self.notes.contains(&note) {
+                    self.notes.push(note);
+                }
             }
-            Err(error) => self.problems.push(format!("{key}: cannot listen: {error}")),
+            Err(error) => self
+                .problems
+                .push(format!("{key} = \"{address}\": cannot listen: {error}")),
         }
     }
 

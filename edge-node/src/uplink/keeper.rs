@@ -23,6 +23,7 @@ use shared::crashsafe::{self, Access};
 use shared::policy;
 use shared::units::BitRate;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -35,8 +36,8 @@ use crate::config::Config;
 
 /// Windows and allowances are looked at so often.
 const TICK: Duration = Duration::from_secs(1);
-/// And the configuration file.
-const FILE_TICKS: u32 = 3;
+/// And the configuration file, however often the fence of an allowance is met.
+const FILE_EVERY: Duration = Duration::from_secs(3);
 /// Policies that the hub pushed and nobody has read; the last one counts.
 const PUSHED: usize = 4;
 /// Larger files of counts are none of ours.
@@ -291,7 +292,10 @@ impl Keeper {
 
     /// Runs until stopped and until nobody sends any more, then writes the exact counts.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut ticks = 0_u32;
+        let mut files = tokio::time::interval(FILE_EVERY);
+        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // it was just read
+        files.reset();
         let over = async { (stop.cancelled().await, tokio::time::sleep(LAST_WORDS).await) };
         let mut over = pin!(over);
         loop {
@@ -302,18 +306,14 @@ impl Keeper {
                 // nothing is ever sent on it
                 _ = self.released.recv(), if stop.is_cancelled() => break,
                 Some(pushed) = self.pushed.recv() => self.take_pushed(pushed).await,
+                _ = files.tick() => self.reload().await,
                 path = met(&self.shapers) => {
                     self.count();
                     self.steward.fence_met(path);
                 }
                 // the wish to stop is noticed by the next branch of the next round
                 () = stop.cancelled(), if !stop.is_cancelled() => {}
-                () = tokio::time::sleep(wait) => {
-                    ticks = ticks.wrapping_add(1);
-                    if ticks.is_multiple_of(FILE_TICKS) {
-                        self.reload().await;
-                    }
-                }
+                () = tokio::time::sleep(wait) => {}
             }
         }
         self.shapers.iter().for_each(|shaper| shaper.set_fence(0));

@@ -3,6 +3,7 @@
 use shared::config::Document;
 
 use super::*;
+use crate::uplink::shaper::Packets;
 
 const NOW: i64 = 1_795_780_800_000;
 
@@ -169,4 +170,38 @@ fn another_file_with_the_same_date_is_another() {
     assert_eq!(stamp(&held), before);
     std::fs::rename(&next, &held).unwrap();
     assert!(before.is_some() && stamp(&held) != before);
+}
+
+/// While a small allowance is used fast, its fence is met all the time.
+#[tokio::test]
+async fn the_file_is_read_again_while_an_allowance_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("edge.toml");
+    let spends = "[policy]\nrate_up = \"8Mbit\"\n[policy.allowance]\nbytes = \"50MB\"\n";
+    std::fs::write(&file, file_with(dir.path(), spends)).unwrap();
+    let config = Config::load(Some(&file)).unwrap();
+    let (keeper, policies, in_use) = Keeper::new(&config);
+    let shaper = Arc::clone(&policies.shapers[0]);
+    let stop = CancellationToken::new();
+    let kept = tokio::spawn(keeper.run(stop.clone()));
+    let packet = Packets::udp(1_400, None, "192.0.2.1:7443".parse().unwrap());
+    let sender = tokio::spawn(async move {
+        loop {
+            shaper.admit(packet).await;
+        }
+    });
+    let closed = spends.replace("8Mbit\"", "8Mbit\"\nclasses = []");
+    std::fs::write(&file, file_with(dir.path(), &closed)).unwrap();
+    let mut seen = policies.view.clone();
+    let closes = async {
+        while !policies.decision(0).is_stopped() {
+            seen.changed().await.unwrap();
+        }
+    };
+    let closes = tokio::time::timeout(5 * FILE_EVERY, closes).await;
+    assert!(closes.is_ok(), "{:?}", policies.view());
+    sender.abort();
+    stop.cancel();
+    drop(in_use);
+    kept.await.unwrap();
 }
