@@ -15,8 +15,7 @@
 //! [`ChainLimits::state_bytes`] alone. A payload that is not split, or was not worth it lately, goes raw
 //! through the same stream, so that it costs what zstd with history costs; one that even so grows, or whose
 //! columns do, goes as a zstd frame of its own, or as it is when that grows too. So does one for which such a frame
-//! is shorter than its columns: no payload that is split costs more than zstd and a byte. One larger than the
-//! stream's window is held against a frame as well, which sees all of it.
+//! is shorter than its columns: no payload that is split costs more than zstd and a byte, and no other more than 64.
 
 mod body;
 mod context;
@@ -135,16 +134,14 @@ impl ColumnarCodec {
         out
     }
 
-    /// A zstd frame of its own, to hold the payload's columns against, and what is larger than the window.
-    fn rival(&mut self, raw: &[u8], is_split: bool) -> Result<Option<Vec<u8>>, BatchError> {
+    /// A zstd frame of its own, to hold against what the stream makes of the payload.
+    fn rival(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
         let level = if self.is_large(raw) && self.worth.should_compare_large() {
             self.level
-        } else if is_split {
-            self.level.min(RIVAL_LEVEL)
         } else {
-            return Ok(None);
+            self.level.min(RIVAL_LEVEL)
         };
-        plain(raw, level).map(Some)
+        plain(raw, level)
     }
 
     fn is_large(&self, raw: &[u8]) -> bool {
@@ -154,7 +151,7 @@ impl ColumnarCodec {
     fn encode_next(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
         let columns = self.columns_of(raw);
         let is_split = columns.is_some();
-        let rival = self.rival(raw, is_split)?;
+        let frame = self.rival(raw)?;
         let body = columns.as_deref().unwrap_or(raw);
         let fits = body.len() <= raw.len() + BODY_SLACK;
         let mut out = vec![0];
@@ -164,7 +161,7 @@ impl ColumnarCodec {
                 *head = blocks.code() | if is_split { 0 } else { HEAD_RAW };
             }
         }
-        if let Some(frame) = rival.as_ref().filter(|_| fits) {
+        if fits {
             let gain = if is_split { 1 } else { ALONE_GAIN };
             let is_lost = frame.len() + gain < out.len();
             if self.is_large(raw) {
@@ -175,7 +172,7 @@ impl ColumnarCodec {
             }
             if is_lost && frame.len() < raw.len() {
                 let learn = if is_split { HEAD_LEARN } else { 0 };
-                return Ok(self.alone(learn | ALONE_FRAME, body, frame));
+                return Ok(self.alone(learn | ALONE_FRAME, body, &frame));
             }
         }
         if out.len() > raw.len() + PAYLOAD_SLACK || !fits {
@@ -185,10 +182,6 @@ impl ColumnarCodec {
                 self.worth.lost();
             }
             let head = if is_split { HEAD_FORGET } else { 0 };
-            let frame = match rival {
-                Some(frame) => frame,
-                None => plain(raw, self.level)?,
-            };
             return Ok(if frame.len() < raw.len() {
                 self.alone(head | ALONE_FRAME, raw, &frame)
             } else {
