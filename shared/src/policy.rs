@@ -59,15 +59,6 @@ pub struct Policy {
     pub allowance: Option<Allowance>,
 }
 
-impl Policy {
-    /// Nothing may leave at any time.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        let mut limits = self.windows.iter().map(|window| &window.limits);
-        self.limits.classes.is_empty() && limits.all(|limits| limits.classes.is_empty())
-    }
-}
-
 impl Default for Policy {
     /// Everything is allowed.
     fn default() -> Self {

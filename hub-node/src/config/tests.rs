@@ -137,7 +137,7 @@ fn a_policy_that_every_site_refuses_is_refused_here() {
     }
     let both = problems(&rule("[policy]\nrate_up = 5\nrate_down = \"fast\"\n"));
     assert!(both.starts_with("2 problems"), "{both}");
-    let nested = "[policy]\nrate_up = \"1Mbit\"\n[[policy.window]]\nclasses = []\n";
+    let nested = "[policy]\nrate_up = \"1Mbit\"\n[[policy.window]]\nto = \"06:00\"\nclasses = []\n";
     load(&rule(nested), &[]).unwrap();
 }
 

@@ -2,7 +2,9 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Action, Allowance, Days, Limits, Period, Policy, TimeOfDay, Window, Zone};
+use super::{
+    Action, Allowance, Days, Limits, Period, Policy, TimeOfDay, Window, Zone, are_ever_open,
+};
 use crate::class::Class;
 use crate::config::{ConfigError, Document, Problem, Section};
 use crate::units::{BitRate, ByteSize};
@@ -16,6 +18,8 @@ const MOST_ALLOWANCE: ByteSize = ByteSize(1_000_000_000_000_000);
 const MAX_WINDOWS: usize = 64;
 /// Bytes of a policy that the hub pushes: it travels in one control frame.
 const MAX_PUSHED_BYTES: usize = 32 << 10;
+/// A Monday in winter: windows repeat each week.
+const ANY_WEEK_MS: i64 = 1_767_571_200_000;
 
 /// Reads a policy that the hub pushed: the text of a `[policy]` section. An empty one is none.
 ///
@@ -32,15 +36,16 @@ pub fn pushed(text: &str) -> Result<Option<Policy>, ConfigError> {
     let mut document = Document::parse(text, file, [])?;
     let policy = from_section(&mut document.section("policy"), &Zone::utc());
     document.finish()?;
-    if policy.is_closed() {
+    if !are_ever_open(&[&policy], ANY_WEEK_MS) {
+        let is_empty = policy.limits.classes.is_empty();
         return Err(ConfigError::Invalid {
             file: file.to_owned(),
             problems: vec![Problem {
-                key: "policy.classes".to_owned(),
-                value: Some("[]".to_owned()),
+                key: if is_empty { "policy.classes" } else { "policy.window" }.to_owned(),
+                value: is_empty.then(|| "[]".to_owned()),
                 variable: None,
                 message: "closed at all times, the site would not hear that this is withdrawn; \
-                          accepted: a class in [policy] or in one of its windows"
+                          accepted: a class in [policy] or one of its windows, at some time of the week"
                     .to_owned(),
             }],
         });
@@ -214,6 +219,15 @@ mod tests {
         let closed = "[policy]\nclasses = []\n";
         for text in [closed.to_owned(), format!("{closed}{window}classes = []\n")] {
             assert!(problems(&text).contains("policy.classes = []"), "{text}");
+        }
+        let all_day = "[[policy.window]]\nclasses = []\n";
+        let half = |from: &str, to: &str| {
+            format!("[[policy.window]]\nfrom = \"{from}\"\nto = \"{to}\"\nclasses = []\n")
+        };
+        let halves = half("00:00", "12:00") + &half("12:00", "24:00");
+        let behind = format!("{all_day}{window}classes = [\"critical\"]\n");
+        for text in [all_day, &halves, &behind] {
+            assert!(problems(text).contains("policy.window: closed"), "{text}");
         }
         let open = format!("{closed}{window}classes = [\"critical\"]\n");
         assert!(pushed(&open).unwrap().is_some());

@@ -30,11 +30,11 @@ const SLOW_BITS: u64 = 64_000;
 
 /// They let nothing leave at any time: the site would not hear that they are withdrawn.
 const CLOSING: [(&str, &str); 2] = [
+    // the file allows critical and bulk
     (
         "a window of the whole day",
-        "[policy]\n[[policy.window]]\nclasses = []\n",
+        "[policy]\n[[policy.window]]\nclasses = [\"normal\"]\n",
     ),
-    // the file allows critical and bulk
     (
         "no class that the file allows",
         "[policy]\nclasses = [\"normal\"]\n",
