@@ -38,6 +38,8 @@ use crate::config::Config;
 const TICK: Duration = Duration::from_secs(1);
 /// And the configuration file, however often the fence of an allowance is met.
 const FILE_EVERY: Duration = Duration::from_secs(3);
+/// Whether the hub's policy leaves something beside the file's: clocks that change move the windows of two zones.
+const HUB_EVERY: Duration = Duration::from_secs(60);
 /// Policies that the hub pushed and nobody has read; the last one counts.
 const PUSHED: usize = 4;
 /// Larger files of counts are none of ours.
@@ -296,6 +298,8 @@ impl Keeper {
         files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // it was just read
         files.reset();
+        let mut looks = tokio::time::interval(HUB_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let over = async { (stop.cancelled().await, tokio::time::sleep(LAST_WORDS).await) };
         let mut over = pin!(over);
         loop {
@@ -307,6 +311,7 @@ impl Keeper {
                 _ = self.released.recv(), if stop.is_cancelled() => break,
                 Some(pushed) = self.pushed.recv() => self.take_pushed(pushed).await,
                 _ = files.tick() => self.reload().await,
+                _ = looks.tick() => self.look_at_hub(clocks(self.boot_id)),
                 path = met(&self.shapers) => {
                     self.count();
                     self.steward.fence_met(path);
@@ -463,6 +468,14 @@ impl Keeper {
         let used = used.ok().flatten();
         self.has_hub_policy = used.is_some();
         self.steward.set_hub(used, now);
+    }
+
+    /// Uses it again, or no longer, when that has changed with time.
+    fn look_at_hub(&mut self, now: Clocks) {
+        let used = usable(self.hub.as_ref(), &self.rules, now.wall_ms);
+        if used.is_ok_and(|used| used.is_some()) != self.has_hub_policy {
+            self.use_hub_policy(now);
+        }
     }
 
     /// Takes over what changed in the configuration file.

@@ -180,16 +180,14 @@ async fn the_file_is_read_again_while_an_allowance_is_used() {
     let spends = "[policy]\nrate_up = \"8Mbit\"\n[policy.allowance]\nbytes = \"50MB\"\n";
     std::fs::write(&file, file_with(dir.path(), spends)).unwrap();
     let config = Config::load(Some(&file)).unwrap();
-    let (keeper, policies, in_use) = Keeper::new(&config);
+    let (keeper, policies, _in_use) = Keeper::new(&config);
     let shaper = Arc::clone(&policies.shapers[0]);
-    let stop = CancellationToken::new();
-    let kept = tokio::spawn(keeper.run(stop.clone()));
     let packet = Packets::udp(1_400, None, "192.0.2.1:7443".parse().unwrap());
-    let sender = tokio::spawn(async move {
+    let sends = async {
         loop {
             shaper.admit(packet).await;
         }
-    });
+    };
     let closed = spends.replace("8Mbit\"", "8Mbit\"\nclasses = []");
     std::fs::write(&file, file_with(dir.path(), &closed)).unwrap();
     let mut seen = policies.view.clone();
@@ -198,10 +196,11 @@ async fn the_file_is_read_again_while_an_allowance_is_used() {
             seen.changed().await.unwrap();
         }
     };
-    let closes = tokio::time::timeout(5 * FILE_EVERY, closes).await;
-    assert!(closes.is_ok(), "{:?}", policies.view());
-    sender.abort();
-    stop.cancel();
-    drop(in_use);
-    kept.await.unwrap();
+    tokio::select! {
+        () = keeper.run(CancellationToken::new()) => panic!("it ended"),
+        () = sends => {}
+        closes = tokio::time::timeout(5 * FILE_EVERY, closes) => {
+            assert!(closes.is_ok(), "{:?}", policies.view());
+        }
+    }
 }
