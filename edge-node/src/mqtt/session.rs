@@ -368,6 +368,8 @@ impl State {
         let mut positions = tail.clone();
         positions.insert(place.partition, place.offset);
         self.feed = Feed::Behind(positions);
+        // with nothing in its queue, nothing that it does would make the connection read on
+        self.wake();
         Offered::Left
     }
 
@@ -389,6 +391,8 @@ impl State {
                     }
                 }
             }
+            // others may have the room that one lacks who takes all it gets
+            Overflow::Disconnect if self.queue.is_empty() => {}
             Overflow::Disconnect => self.kick(reason::QUOTA_EXCEEDED),
         }
     }

@@ -21,8 +21,6 @@ use crate::mqtt::frame::{self, Frame, FrameError};
 
 /// What is read at a time.
 const READ: usize = 8 * 1024;
-/// And of a packet that is larger.
-const LARGE_READ: usize = 64 * 1024;
 
 /// The socket and its buffers.
 #[derive(Debug)]
@@ -169,13 +167,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Poll::Ready(Ok(count))
     }
 
-    /// Waits until the input may have more of a packet of which so much is missing.
+    /// Waits until the input may have the rest of a packet, of which so much is missing.
     fn poll_room(&mut self, cx: &mut Context<'_>, intake: &Budget, missing: usize) -> Poll<()> {
         let len = self.input.len();
         if self.room.is_some() && self.input.capacity() > len && !self.is_waiting() {
             return Poll::Ready(());
         }
-        let more = missing.clamp(1, len.max(LARGE_READ));
+        // all of it at once: who held a part and waited for more would keep others from theirs
+        let more = missing.max(1);
         let room = self.room.get_or_insert_default();
         if !room.is_waiting() && !room.try_hold(intake, len + more - FREE.min(len)) {
             room.wait(intake, len + more - FREE.min(len));

@@ -148,6 +148,33 @@ fn a_full_queue_of_qos_0_does_what_the_configuration_says() {
     }
 }
 
+/// Others have the node's room, and its own queue is empty: nothing that the client does would make it read on.
+#[test]
+fn who_lacks_room_with_an_empty_queue_reads_on_and_is_not_to_blame() {
+    let limits = SessionLimits {
+        overflow: Overflow::Disconnect,
+        ..LIMITS
+    };
+    let large = |offset, qos| Delivery {
+        message: Arc::new(Message {
+            payload: bytes::Bytes::from(vec![7; 20_000]),
+            ..Arc::unwrap_or_clone(message(qos))
+        }),
+        ..delivery(offset, qos)
+    };
+    let mut state = online(limits);
+    let context = Context::from_waker(Waker::noop());
+    let _first = state.poll_woken(1, &context);
+    assert!(state.poll_woken(1, &context).is_pending());
+    let fare = || Fare::default();
+    let offered = state.offer(large(0, Qos::AtLeastOnce), &tail(0), &mut fare());
+    assert_eq!(offered, Offered::Left);
+    assert!(state.poll_woken(1, &context).is_ready());
+    let offered = state.offer(large(1, Qos::AtMostOnce), &tail(1), &mut fare());
+    assert_eq!(offered, Offered::Dropped);
+    assert_eq!(state.link.as_ref().unwrap().kicked, None);
+}
+
 #[test]
 fn the_window_of_the_client_is_kept() {
     let mut state = online(LIMITS);
