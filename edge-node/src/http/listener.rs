@@ -2,7 +2,7 @@
 //! time, how slowly a request may come, and how slowly its answer may be taken.
 //!
 //! At the connection limit the next client waits until one closes; the one that has been idle longest makes room
-//! ([`idle`](super::idle)).
+//! ([`idle`]).
 
 use std::io;
 use std::net::SocketAddr;
