@@ -36,10 +36,6 @@ pub struct QuicConnection {
     nudge: Option<NudgeHandle>,
 }
 
-/// Packets that may overtake one before it is taken for lost. Radio and bundled links swap more than the three of RFC 9002,
-/// 6.1.1; what is really lost is noticed after nine eighths of a round trip at the latest.
-const REORDERED: u32 = 16;
-
 /// What a connection needs to be nudged: part of its configuration before it is one.
 #[derive(Debug, Clone)]
 pub struct NudgeHandle {
@@ -59,7 +55,6 @@ impl NudgeHandle {
         let nudge = Arc::new(Nudge::default());
         transport
             .send_fairness(true)
-            .packet_threshold(REORDERED)
             .receive_window(VarInt::from_u32(receive_window))
             .send_window(SEND_WINDOW)
             .congestion_controller_factory(Arc::new(NudgeFactory {
