@@ -60,7 +60,7 @@ const PAYLOAD_SLACK: usize = 32;
 /// behind it.
 const ALONE_GAIN: usize = 64;
 
-/// Level of the frame that columns are held against: a Kafka producer's.
+/// Level of the frame that each payload is held against: a Kafka producer's.
 const RIVAL_LEVEL: i32 = 3;
 
 const ALONE_STORED: u8 = 0;
@@ -134,24 +134,10 @@ impl ColumnarCodec {
         out
     }
 
-    /// A zstd frame of its own, to hold against what the stream makes of the payload.
-    fn rival(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
-        let level = if self.is_large(raw) && self.worth.should_compare_large() {
-            self.level
-        } else {
-            self.level.min(RIVAL_LEVEL)
-        };
-        plain(raw, level)
-    }
-
-    fn is_large(&self, raw: &[u8]) -> bool {
-        raw.len() > 1 << window_log(self.limits)
-    }
-
     fn encode_next(&mut self, raw: &[u8]) -> Result<Vec<u8>, BatchError> {
         let columns = self.columns_of(raw);
         let is_split = columns.is_some();
-        let frame = self.rival(raw)?;
+        let frame = plain(raw, self.level.min(RIVAL_LEVEL))?;
         let body = columns.as_deref().unwrap_or(raw);
         let fits = body.len() <= raw.len() + BODY_SLACK;
         let mut out = vec![0];
@@ -160,15 +146,10 @@ impl ColumnarCodec {
             if let Some(head) = out.first_mut() {
                 *head = blocks.code() | if is_split { 0 } else { HEAD_RAW };
             }
-        }
-        if fits {
             let gain = if is_split { 1 } else { ALONE_GAIN };
             let is_lost = frame.len() + gain < out.len();
-            if self.is_large(raw) {
-                self.worth.saw_large(is_lost);
-            }
             if is_split {
-                self.worth.saw(raw.len(), out.len(), frame.len());
+                self.worth.saw(is_lost);
             }
             if is_lost && frame.len() < raw.len() {
                 let learn = if is_split { HEAD_LEARN } else { 0 };
@@ -343,22 +324,14 @@ fn failed(error: impl std::fmt::Display) -> BatchError {
     }
 }
 
-/// Whether splitting pays: held against plain zstd, now and then when it seems to, and left alone for a while when it
-/// lost.
+/// Whether splitting pays: left alone for a while when it lost against plain zstd several times in a row.
 #[derive(Debug, Default)]
 struct Worth {
-    payloads: u32,
     losses: u32,
     /// Payloads that still go raw.
     pause: u32,
-    large_payloads: u32,
-    /// Comparisons that a large payload won in a row.
-    large_wins: u32,
 }
 
-/// Payloads between two comparisons, once it is known to pay.
-const COMPARE_EVERY: u32 = 64;
-const COMPARE_LARGE_EVERY: u32 = 8;
 const MAX_PAUSE_LOG: u32 = 10;
 /// Losses in a row before a pause.
 const MAX_LOSSES: u32 = 3;
@@ -372,28 +345,8 @@ impl Worth {
         false
     }
 
-    /// True while large payloads do not win for sure.
-    fn should_compare_large(&mut self) -> bool {
-        self.large_payloads = self.large_payloads.wrapping_add(1);
-        self.large_wins < MAX_LOSSES || self.large_payloads.is_multiple_of(COMPARE_LARGE_EVERY)
-    }
-
-    fn saw_large(&mut self, is_lost: bool) {
-        self.large_wins = if is_lost {
-            0
-        } else {
-            self.large_wins.saturating_add(1)
-        };
-    }
-
-    /// A payload of `raw` bytes became columns of `len`, and a zstd frame of `rival`.
-    fn saw(&mut self, raw: usize, len: usize, rival: usize) {
-        self.payloads = self.payloads.wrapping_add(1);
-        let looks_bad = len > raw / 2;
-        if !looks_bad && !self.payloads.is_multiple_of(COMPARE_EVERY) && self.losses == 0 {
-            return;
-        }
-        if rival + 4 < len {
+    fn saw(&mut self, is_lost: bool) {
+        if is_lost {
             self.lost();
         } else {
             self.losses = 0;

@@ -329,6 +329,28 @@ fn what_columns_make_longer_goes_as_zstd_would() {
     }
 }
 
+/// Hexadecimal digits at random, in which a stream with history finds matches that cost more than they bring.
+#[test]
+fn what_is_not_split_costs_little_more_than_zstd() {
+    let mut pair = Pair::new(LIMITS);
+    let mut random = 1_u64;
+    for batch in 0..20 {
+        let digit = |_| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            b"0123456789abcdef"[usize::try_from(random >> 60).unwrap()]
+        };
+        let value: Vec<u8> = (0..80_000).map(digit).collect();
+        let raw = payload(&[(number_of(batch), None, Some(value), vec![])]);
+        let (sent, zstd) = (pair.send(&raw), plain(&raw, 3).unwrap().len());
+        assert!(
+            sent <= zstd + ALONE_GAIN + 1,
+            "{sent} bytes, zstd takes {zstd}"
+        );
+    }
+}
+
 /// Both ends learn from what goes beside the stream, so that the next is columns again.
 #[test]
 fn a_payload_beside_the_stream_is_learnt_from() {
