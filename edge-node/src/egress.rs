@@ -7,7 +7,6 @@
 //! holds a part for a client that does not take its answer is then to give it up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -15,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::store::Store;
+use crate::waiters::Waiters;
 
 /// What readers are held to.
 #[derive(Debug, Clone, Copy)]
@@ -50,24 +50,8 @@ pub struct Egress {
     store: Arc<dyn Store>,
     bytes: Arc<Semaphore>,
     turns: Arc<Semaphore>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Waiters,
     limits: EgressLimits,
-}
-
-/// One who waits for a part of the budget, also if it stops waiting before its turn.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A part of the budget; given back on drop.
@@ -104,7 +88,7 @@ impl Egress {
             store,
             bytes: Arc::new(Semaphore::new(max_bytes)),
             turns: Arc::new(Semaphore::new(limits.max_parallel_reads.max(1))),
-            waiting: Arc::default(),
+            waiting: Waiters::default(),
             limits,
         }
     }
@@ -135,7 +119,7 @@ impl Egress {
         if let Ok(permit) = self.bytes.clone().try_acquire_many_owned(wanted) {
             return Some(Allowance(permit));
         }
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = self.waiting.enter();
         let permit = self.bytes.clone().acquire_many_owned(wanted);
         let permit = timeout(patience, permit).await.ok()?;
         permit.ok().map(Allowance)
@@ -144,12 +128,12 @@ impl Egress {
     /// Whether somebody waits for a part of the budget.
     #[must_use]
     pub fn is_short(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.waiting.count() > 0
     }
 
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.count()
     }
 
     /// Carries out `read` where it may wait for the disk.

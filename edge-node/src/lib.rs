@@ -21,3 +21,4 @@ pub mod status;
 pub mod store;
 pub mod tls;
 pub mod uplink;
+pub mod waiters;

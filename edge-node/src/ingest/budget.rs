@@ -10,9 +10,11 @@
 //! holds a part of it for a request that does not come along is then to give it up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::waiters::Waiters;
 
 /// The budget. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -20,25 +22,9 @@ pub struct Budget {
     bytes: Arc<Semaphore>,
     overdraft: Arc<Semaphore>,
     capacity: usize,
-    waiting: Arc<AtomicUsize>,
+    waiting: Waiters,
     /// Somebody who does not wait went without.
     was_missed: Arc<AtomicBool>,
-}
-
-/// One who waits, also if it stops waiting before its turn.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Budget {
@@ -48,7 +34,7 @@ impl Budget {
             bytes: Arc::new(Semaphore::new(capacity)),
             overdraft: Arc::new(Semaphore::new(1)),
             capacity,
-            waiting: Arc::default(),
+            waiting: Waiters::default(),
             was_missed: Arc::default(),
         }
     }
@@ -62,7 +48,7 @@ impl Budget {
     /// Whether somebody waits for a part of it.
     #[must_use]
     pub fn is_short(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.waiting.count() > 0
     }
 
     /// Somebody needed a part of it, does not wait, and goes without.
@@ -119,7 +105,7 @@ impl Reservation {
             self.uncounted += more;
             return;
         }
-        let _waiting = Waiting::new(&budget.waiting);
+        let _waiting = budget.waiting.enter();
         tokio::select! {
             biased;
             permit = budget.bytes.clone().acquire_many_owned(permits), if more <= budget.capacity => {
