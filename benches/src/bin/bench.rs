@@ -22,7 +22,7 @@ struct Args {
     /// Where results.json and README.md stand
     #[arg(long, default_value = "benches")]
     folder: PathBuf,
-    /// Everything that a benchmark can measure: the WAN links, 20 minutes, take an hour then
+    /// Everything that a benchmark can measure: every transport three times on each WAN link, an hour
     #[arg(long)]
     full: bool,
     /// Of the WAN links those whose name contains this, such as `50 Mbit/s`; their table is not written then
