@@ -323,6 +323,16 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_no_authority_nothing_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::at(&dir.path().join("crets"));
+        let error = authority.issue_site(&SiteId::new("shop-1").unwrap(), Span::days(1));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("make an authority first"), "{error}");
+        assert!(!dir.path().join("crets").exists());
+    }
+
+    #[test]
     fn keys_are_private_and_nothing_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::at(dir.path());

@@ -364,6 +364,23 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_is_taken_is_told_with_its_key() {
+        let taken = || Err(io::ErrorKind::AddrInUse.into());
+        let address = SocketAddr::from(([127, 0, 0, 1], 7443));
+        let mut findings = Findings::default();
+        // over UDP and over TCP
+        for _ in 0..2 {
+            findings.address("listen.address", address, taken(), true);
+        }
+        assert_eq!(findings.outcome(), Outcome::Fine, "{findings}");
+        assert_eq!(findings.notes.len(), 1, "{findings}");
+        findings.address("listen.address", address, taken(), false);
+        let text = findings.to_string();
+        let problem = "listen.address = \"127.0.0.1:7443\": cannot listen";
+        assert!(text.contains(problem), "{text}");
+    }
+
+    #[test]
     fn an_admin_listener_may_be_a_name() {
         assert_eq!(resolve("localhost:9690").unwrap().port(), 9690);
         for text in ["localhost", "127.0.0.1:99999", "no such host:1"] {

@@ -246,3 +246,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.output.len() >= HIGH_WATER
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+
+    const KIB: usize = 1024;
+
+    /// A PUBLISH of 100 KiB.
+    const HEAD: [u8; 4] = [0x30, 0x80, 0xa0, 0x06];
+
+    async fn begun(budget: &Budget) -> (DuplexStream, Wire<DuplexStream>) {
+        let (mut client, stream) = duplex(200 * KIB);
+        client.write_all(&HEAD).await.unwrap();
+        client.write_all(&[0; 30 * KIB]).await.unwrap();
+        let mut wire = Wire::new(stream, 200 * KIB);
+        assert!(!read(&mut wire, budget).await);
+        (client, wire)
+    }
+
+    /// Reads what may be read; whether there is a packet.
+    async fn read(wire: &mut Wire<DuplexStream>, budget: &Budget) -> bool {
+        while poll_fn(|cx| Poll::Ready(wire.poll_fill(cx, budget)))
+            .await
+            .is_ready()
+        {
+            if wire.frame().unwrap().is_some() {
+                wire.carried_out();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Who held a part of a packet's room and waited for more would be neither ended nor get on.
+    #[tokio::test]
+    async fn a_large_packet_has_its_whole_room_or_none() {
+        let budget = Budget::new(150 * KIB);
+        let (mut client, mut first) = begun(&budget).await;
+        let used = budget.used();
+        assert!(used > 80 * KIB, "{used}");
+        let held_up = begun(&budget).await;
+        // it goes beyond the budget, as one may
+        assert!(!budget.is_short() && budget.used() == used);
+        let (_waiting, mut third) = begun(&budget).await;
+        assert!(budget.is_short());
+        drop(held_up);
+        client.write_all(&[0; 70 * KIB]).await.unwrap();
+        assert!(read(&mut first, &budget).await);
+        assert!(!read(&mut third, &budget).await);
+        assert!(!budget.is_short() && budget.used() == used);
+    }
+}

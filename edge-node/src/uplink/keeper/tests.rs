@@ -172,6 +172,32 @@ fn another_file_with_the_same_date_is_another() {
     assert!(before.is_some() && stamp(&held) != before);
 }
 
+/// An hour of Berlin in the file and one of UTC from the hub: the same in winter, not in summer.
+#[test]
+fn a_policy_of_the_hub_is_used_while_the_clocks_leave_something_beside_the_files() {
+    const WINTER: i64 = 1_767_571_200_000;
+    const SUMMER: i64 = WINTER + 180 * 86_400_000;
+    let hour = |zone: &str, from: &str, to: &str| {
+        format!(
+            "[policy]\ntime_zone = \"{zone}\"\nclasses = []\n[[policy.window]]\nfrom = \"{from}\"\n\
+             to = \"{to}\"\nclasses = [\"critical\"]\n"
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let site = config_with(dir.path(), &hour("Europe/Berlin", "10:00", "11:00"));
+    let (mut keeper, _policies, _in_use) = Keeper::new(&site);
+    keeper.hub = policy::pushed(&hour("UTC", "09:00", "10:00")).unwrap();
+    for (wall_ms, is_used) in [(WINTER, true), (SUMMER, false), (WINTER, true)] {
+        let now = Clocks {
+            wall_ms,
+            ..clocks(1)
+        };
+        keeper.look_at_hub(now);
+        assert_eq!(keeper.has_hub_policy, is_used);
+        assert_eq!(keeper.unused_problem.is_none(), is_used);
+    }
+}
+
 /// While a small allowance is used fast, its fence is met all the time.
 #[tokio::test]
 async fn the_file_is_read_again_while_an_allowance_is_used() {
