@@ -23,9 +23,9 @@ pub use run::Sample;
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// Kedge and TCP BBR once on each link, for a look.
+    /// Every transport once on each link.
     Quick,
-    /// Every transport on each link three times; the median counts.
+    /// Three times; the median counts.
     Full,
 }
 
@@ -34,17 +34,13 @@ pub enum Extent {
 /// # Errors
 /// Without root, `ip` of iproute2 or TUN devices, or when a transport does not start.
 pub fn rows(extent: Extent, only: Option<&str>, folder: &Path) -> Result<Vec<Row>> {
-    let transports: &[Transport] = match extent {
-        Extent::Quick => &[Transport::Kedge, Transport::TcpBbr],
-        Extent::Full => &Transport::ALL,
-    };
     let runs = match extent {
         Extent::Quick => 1,
         Extent::Full => 3,
     };
     let is_wanted = |cell: &Cell| only.is_none_or(|only| cell.to_string().contains(only));
     let cells: Vec<_> = links::cells().into_iter().filter(is_wanted).collect();
-    let samples = run::all(&cells, transports, runs)?;
+    let samples = run::all(&cells, runs)?;
     let medians = table::medians(&samples);
     if only.is_none() {
         table::write(folder, &medians)?;

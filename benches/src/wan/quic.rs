@@ -13,6 +13,7 @@ use quinn::rustls;
 use quinn::{
     ClientConfig, Connection, Endpoint, RecvStream, ServerConfig, TransportConfig, VarInt,
 };
+use shared::congestion::{MeasuredConfig, PACKET_THRESHOLD, TIME_THRESHOLD};
 use system_tests::wan::{End, Lab};
 use tokio::task::JoinSet;
 
@@ -28,12 +29,34 @@ const STREAMS: u32 = 1024;
 const NAME: &str = "hub";
 const SOCKET_BUFFER: usize = 2 << 20;
 
-/// Makes controllers.
-pub(super) type Factory = Arc<dyn ControllerFactory + Send + Sync>;
+/// The sender's part of the configuration.
+#[derive(Clone)]
+pub(super) struct Sender {
+    controller: Arc<dyn ControllerFactory + Send + Sync>,
+    /// Packets and round trips until one is lost, when they are not quinn's.
+    thresholds: Option<(u32, f32)>,
+}
 
-pub(super) fn run(lab: &Lab, controller: Factory) -> Result<Sample> {
+impl Sender {
+    /// As a site sends.
+    pub(super) fn kedge() -> Self {
+        Self {
+            thresholds: Some((PACKET_THRESHOLD, TIME_THRESHOLD)),
+            ..Self::quinn(MeasuredConfig::default())
+        }
+    }
+
+    pub(super) fn quinn(controller: impl ControllerFactory + Send + Sync + 'static) -> Self {
+        Self {
+            controller: Arc::new(controller),
+            thresholds: None,
+        }
+    }
+}
+
+pub(super) fn run(lab: &Lab, sender: &Sender) -> Result<Sample> {
     let hub = SocketAddr::from((lab.link(0).address(End::Hub), PORT));
-    let (server, client) = configs(controller)?;
+    let (server, client) = configs(sender)?;
     let is_over = AtomicBool::new(false);
     let sockets = (
         lab.inside(End::Hub, || socket(hub))??,
@@ -143,7 +166,7 @@ fn socket(address: SocketAddr) -> Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-fn configs(controller: Factory) -> Result<(ServerConfig, ClientConfig)> {
+fn configs(sender: &Sender) -> Result<(ServerConfig, ClientConfig)> {
     let certified = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
     let certificate = certified.cert.der().clone();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
@@ -162,7 +185,12 @@ fn configs(controller: Factory) -> Result<(ServerConfig, ClientConfig)> {
         .with_no_client_auth();
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     let mut transport = transport();
-    transport.congestion_controller_factory(controller);
+    transport.congestion_controller_factory(Arc::clone(&sender.controller));
+    if let Some((packets, round_trips)) = sender.thresholds {
+        transport
+            .packet_threshold(packets)
+            .time_threshold(round_trips);
+    }
     client.transport_config(Arc::new(transport));
     Ok((server, client))
 }

@@ -1,15 +1,15 @@
 //! Runs transports on links, several laboratories at once.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
-use shared::congestion::MeasuredConfig;
 use system_tests::wan::{Lab, Plan, Way};
 
 use super::links::{Cell, Transport};
+use super::quic::Sender;
 use super::{quic, tcp};
 
 /// From the first byte that arrives.
@@ -51,15 +51,11 @@ struct Job {
 ///
 /// # Errors
 /// The first that went wrong.
-pub(super) fn all(
-    cells: &[Cell],
-    transports: &[Transport],
-    runs: u64,
-) -> Result<Vec<(Cell, Transport, Sample)>> {
+pub(super) fn all(cells: &[Cell], runs: u64) -> Result<Vec<(Cell, Transport, Sample)>> {
     let mut jobs = Vec::new();
     for cell in cells {
         for seed in 1..=runs {
-            jobs.extend(transports.iter().map(|&transport| Job {
+            jobs.extend(Transport::ALL.map(|transport| Job {
                 cell: *cell,
                 transport,
                 seed,
@@ -98,12 +94,12 @@ fn one(job: &Job) -> Result<Sample> {
         seed: job.seed,
     }])?;
     let sample = match job.transport {
-        Transport::Kedge => quic::run(&lab, Arc::new(MeasuredConfig::default())),
+        Transport::Kedge => quic::run(&lab, &Sender::kedge()),
         Transport::TcpCubic => tcp::run(&lab, "cubic"),
         Transport::TcpBbr => tcp::run(&lab, "bbr"),
-        Transport::QuinnCubic => quic::run(&lab, Arc::new(CubicConfig::default())),
-        Transport::QuinnNewReno => quic::run(&lab, Arc::new(NewRenoConfig::default())),
-        Transport::QuinnBbr => quic::run(&lab, Arc::new(BbrConfig::default())),
+        Transport::QuinnCubic => quic::run(&lab, &Sender::quinn(CubicConfig::default())),
+        Transport::QuinnNewReno => quic::run(&lab, &Sender::quinn(NewRenoConfig::default())),
+        Transport::QuinnBbr => quic::run(&lab, &Sender::quinn(BbrConfig::default())),
     }?;
     let late = lab.link(0).counters(Way::Up).late_most;
     let doubt = if late > LATE {

@@ -125,8 +125,8 @@ pub(super) fn write(folder: &Path, medians: &Medians) -> Result<()> {
 const STORY: &str = "## Transports on WAN links
 
 Goodput by what the rate could have carried less the loss, and after the slash the share of what was sent that was sent
-again. Twenty seconds from the first byte, once; queue in products of rate and round trip. About 0.955 is the limit that headers
-set. `bench wan` measures it again, with `--full` every transport, medians of three; [the plot](plots/goodput.svg) shows it.
+again. Twenty seconds from the first byte, once (`--full`: the median of three); queue in products of rate and round trip. About
+0.955 is the limit that headers set. [The plot](plots/goodput.svg) shows it.
 
 ";
 
