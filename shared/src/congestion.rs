@@ -248,7 +248,7 @@ impl Measured {
         let is_cruising = matches!(self.phase, Phase::Cycle { turn: CRUISE.. });
         let policed = self
             .policer
-            .add(&summary, is_cruising, self.is_slow, self.mtu);
+            .add(&summary, is_cruising, self.base.mean(), self.mtu);
         if let Some(rate) = policed {
             self.calm.add(&summary);
             return self.hold(rate);

@@ -20,11 +20,13 @@ use std::time::Duration;
 use super::rounds::Summary;
 
 /// Loss that is worth a try, in thousandths. Cruising sends 7 % more than comes through.
-const LOSS: u64 = 50;
+const LOSS: u64 = 60;
 /// Of so many packets: fewer are chance.
 const PACKETS: u64 = 8;
 /// Cruising rounds that are looked at together.
 const LOOK: u32 = 6;
+/// What a round trip varies by anyway, besides a sixteenth.
+const GRAIN: Duration = Duration::from_millis(4);
 /// Rounds after a hold in which any loss is reason enough for a try.
 const PROBING: u32 = 24;
 /// The loss has to fall to this part of what it was.
@@ -52,6 +54,7 @@ struct Sum {
     acked: u64,
     lost: u64,
     time: Duration,
+    round_trips: Duration,
 }
 
 impl Sum {
@@ -60,6 +63,7 @@ impl Sum {
         self.acked = self.acked.saturating_add(summary.acked);
         self.lost = self.lost.saturating_add(summary.lost);
         self.time += summary.time;
+        self.round_trips += summary.round_trip;
     }
 
     fn sent(&self) -> u64 {
@@ -69,6 +73,12 @@ impl Sum {
     /// In thousandths.
     fn loss(&self) -> u64 {
         self.lost.saturating_mul(1_000) / self.sent()
+    }
+
+    /// Longer than without a queue.
+    fn is_slow(&self, base: Duration) -> bool {
+        let mean = self.round_trips / self.rounds.max(1);
+        mean > base + base / 16 + GRAIN
     }
 
     /// Bytes per second.
@@ -140,18 +150,19 @@ impl Policer {
         self.radio
     }
 
-    /// A round is over. Bytes per second to be sent in the next one, where there is, or may be, a policer.
+    /// A round is over; `base` is a round trip without a queue. Bytes per second to be sent in the next one, where there
+    /// is, or may be, a policer.
     pub(super) fn add(
         &mut self,
         summary: &Summary,
         is_cruising: bool,
-        is_slow: bool,
+        base: Duration,
         mtu: u64,
     ) -> Option<u64> {
         self.state = match self.state {
-            State::Looking => self.look(summary, is_cruising, is_slow, mtu),
+            State::Looking => self.look(summary, is_cruising, base, mtu),
             State::Trying(attempt) => self.judge(summary, attempt, mtu),
-            State::Holding { rate, rounds } => self.go_on(summary, rate, rounds, is_slow),
+            State::Holding { rate, rounds } => self.go_on(summary, rate, rounds, base),
         };
         match self.state {
             State::Looking => None,
@@ -159,13 +170,9 @@ impl Policer {
         }
     }
 
-    fn look(&mut self, summary: &Summary, is_cruising: bool, is_slow: bool, mtu: u64) -> State {
+    fn look(&mut self, summary: &Summary, is_cruising: bool, base: Duration, mtu: u64) -> State {
         let is_probe = self.probing > 0;
         self.probing = self.probing.saturating_sub(1);
-        if is_slow {
-            self.sum = Sum::default();
-            return State::Looking;
-        }
         if !is_probe && !is_cruising || summary.is_app_limited {
             return State::Looking;
         }
@@ -177,6 +184,9 @@ impl Policer {
         let sum = std::mem::take(&mut self.sum);
         if !is_much {
             self.radio = 0;
+            return State::Looking;
+        }
+        if sum.is_slow(base) {
             return State::Looking;
         }
         if self.pause > 0 {
@@ -249,14 +259,14 @@ impl Policer {
         }
     }
 
-    fn go_on(&mut self, summary: &Summary, rate: u64, rounds: u32, is_slow: bool) -> State {
+    fn go_on(&mut self, summary: &Summary, rate: u64, rounds: u32, base: Duration) -> State {
         self.sum.add(summary);
-        let is_enough = self.sum.rounds >= LOOK;
-        let is_lossy = is_enough && self.sum.loss() >= LOSS;
-        if is_enough {
-            self.sum = Sum::default();
+        let mut is_over = rounds == 0;
+        if self.sum.rounds >= LOOK {
+            let sum = std::mem::take(&mut self.sum);
+            is_over |= sum.loss() >= LOSS || sum.is_slow(base);
         }
-        if rounds > 0 && !is_lossy && !is_slow {
+        if !is_over {
             return State::Holding {
                 rate,
                 rounds: rounds - 1,
