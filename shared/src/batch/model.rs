@@ -78,7 +78,7 @@ const FIRST_REST: u32 = 16;
 const MAX_REST: u32 = 256;
 
 /// Version of [`ChainCodec::save`].
-const STATE_VERSION: u8 = 2;
+const STATE_VERSION: u8 = 3;
 const STATE_MAGIC: [u8; 4] = *b"KMS\0";
 
 /// One end of a modelled chain.

@@ -19,6 +19,8 @@ use crate::batch::BatchError;
 use crate::batch::split::{Format, mix, parse, print, rescale};
 
 const CANDIDATES: usize = 5;
+/// The one that this thing said last, on any device.
+const ANY_DEVICE: usize = 3;
 /// Order in which candidates are asked, and at most how many.
 const ORDER: [usize; CANDIDATES] = [4, 1, 0, 2, 3];
 const MAX_ASKED: usize = 3;
@@ -614,7 +616,9 @@ impl State {
             own.digits = own.digits.max(significant(number));
         }
         if self.histories.is_passing(seat.history) {
-            self.memo.put(seat.own, value);
+            // what the same thing said on another device tells as much, and takes one entry for all
+            let is_own = candidates[ANY_DEVICE] != value;
+            self.memo.put_if(seat.own, value, is_own);
         }
         self.histories.at_mut(seat.history).update(value);
         // a situation is worth an entry when nothing else foretold the value, and the column's values are

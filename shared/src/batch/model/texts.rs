@@ -14,16 +14,41 @@ use crate::batch::BatchError;
 use crate::batch::split::{hash_bytes, mix};
 
 /// Longest text with a number.
-pub(super) const MAX_LEN: usize = 1024;
+pub(super) const MAX_LEN: usize = 1023;
 const WAYS: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Entry {
-    hash: u32,
     start: u32,
-    len: u16,
-    /// Never 0 in a used entry.
-    clock: u16,
+    /// Eight bits of hash, ten of length, then fourteen of clock, which are never 0 in a used entry.
+    packed: u32,
+}
+
+impl Entry {
+    fn new(hash: u32, start: u32, len: usize, clock: u16) -> Self {
+        let mut entry = Self {
+            start,
+            packed: (hash & 0xff) << 24 | (len as u32 & 0x3ff) << 14,
+        };
+        entry.use_at(clock);
+        entry
+    }
+
+    fn check(self) -> u32 {
+        self.packed >> 24
+    }
+
+    fn len(self) -> u32 {
+        self.packed >> 14 & 0x3ff
+    }
+
+    fn clock(self) -> u16 {
+        (self.packed & 0x3fff) as u16
+    }
+
+    fn use_at(&mut self, clock: u16) {
+        self.packed = self.packed & !0x3fff | u32::from(clock);
+    }
 }
 
 /// The store.
@@ -138,7 +163,7 @@ impl Texts {
         (first..first + WAYS)
             .find(|at| {
                 let entry = &self.entries[*at];
-                entry.clock != 0 && entry.hash == hash && self.is(entry, text)
+                entry.clock() != 0 && entry.check() == hash & 0xff && self.is(entry, text)
             })
             .and_then(|at| u32::try_from(at).ok())
     }
@@ -149,7 +174,7 @@ impl Texts {
             let clock = self.clock();
             let half = self.ring.len() as u32 / 2;
             let entry = &mut self.entries[id as usize];
-            entry.clock = clock;
+            entry.use_at(clock);
             if start.wrapping_sub(entry.start) < half {
                 // it is there already: what was pushed is not needed
                 self.head = start;
@@ -164,18 +189,13 @@ impl Texts {
         let oldest = (first..first + WAYS)
             .max_by_key(|at| {
                 let entry = &self.entries[*at];
-                match entry.clock {
+                match entry.clock() {
                     0 => u16::MAX,
-                    used => clock.wrapping_sub(used),
+                    used => clock.wrapping_sub(used) & 0x3fff,
                 }
             })
             .unwrap_or(first);
-        self.entries[oldest] = Entry {
-            hash,
-            start,
-            len: u16::try_from(text.len()).unwrap_or(0),
-            clock,
-        };
+        self.entries[oldest] = Entry::new(hash, start, text.len(), clock);
         u32::try_from(oldest).unwrap_or(0)
     }
 
@@ -189,15 +209,15 @@ impl Texts {
         let clock = self.clock();
         let head = self.head;
         let half = self.ring.len() as u32 / 2;
-        let Some(entry) = self.entries.get_mut(id as usize).filter(|e| e.clock != 0) else {
+        let Some(entry) = self.entries.get_mut(id as usize).filter(|e| e.clock() != 0) else {
             return;
         };
-        entry.clock = clock;
+        entry.use_at(clock);
         let age = head.wrapping_sub(entry.start);
         if age > half && age <= 2 * half {
-            let (start, len) = (entry.start, entry.len);
+            let (start, len) = (entry.start, entry.len());
             entry.start = head;
-            for i in 0..u32::from(len) {
+            for i in 0..len {
                 let byte = self.byte(start.wrapping_add(i));
                 self.push(byte);
             }
@@ -208,7 +228,7 @@ impl Texts {
     pub(super) fn copy(&self, id: u32, out: &mut Vec<u8>) {
         if let Some(entry) = self.entries.get(id as usize) {
             let start = entry.start as usize & self.mask();
-            let len = usize::from(entry.len);
+            let len = entry.len() as usize;
             let first = len.min(self.ring.len() - start);
             out.extend_from_slice(&self.ring[start..start + first]);
             out.extend_from_slice(&self.ring[..len - first]);
@@ -217,7 +237,7 @@ impl Texts {
 
     fn is(&self, entry: &Entry, text: &[u8]) -> bool {
         let start = entry.start as usize & self.mask();
-        let len = usize::from(entry.len);
+        let len = entry.len() as usize;
         let first = len.min(self.ring.len() - start);
         len == text.len()
             && self.ring[start..start + first] == text[..first]
@@ -231,7 +251,7 @@ impl Texts {
 
     fn clock(&mut self) -> u16 {
         self.uses = self.uses.wrapping_add(1);
-        ((self.uses >> 4) & 0xffff).max(1) as u16
+        ((self.uses >> 6) & 0x3fff).max(1) as u16
     }
 }
 
@@ -252,10 +272,8 @@ impl Saved for Texts {
             &self.entries,
             |entry| *entry == Entry::default(),
             |to, entry| {
-                to.u32(entry.hash);
                 to.u32(entry.start);
-                to.u16(entry.len);
-                to.u16(entry.clock);
+                to.u32(entry.packed);
             },
         );
         save_sparse(to, &self.seen, |at| *at == 0, |to, at| to.u32(*at));
@@ -273,10 +291,8 @@ impl Saved for Texts {
         self.noise.hits = from.u16s()?;
         load_sparse(from, &mut self.entries, |from| {
             Ok(Entry {
-                hash: from.u32()?,
                 start: from.u32()?,
-                len: from.u16()?,
-                clock: from.u16()?,
+                packed: from.u32()?,
             })
         })?;
         load_sparse(from, &mut self.seen, |from| from.u32())
