@@ -109,15 +109,18 @@ pub fn recordings() -> Result<Vec<Recording>> {
     let options = RecordingOptions {
         time_field: None,
         key_field: None,
-        interval: Duration::from_secs(1),
+        time_unit: None,
+        interval: None,
     };
     let read = |path: PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.split('.').next().unwrap_or_default().to_owned();
         let bytes = unpack(fs::read(&path)?, MAX_RECORDING)?;
-        let samples =
-            read_recording(&bytes, &options).with_context(|| path.display().to_string())?;
-        Ok(Recording { name, samples })
+        let read = read_recording(&bytes, &options).with_context(|| path.display().to_string())?;
+        Ok(Recording {
+            name,
+            samples: read.samples,
+        })
     };
     paths.into_iter().map(read).collect()
 }

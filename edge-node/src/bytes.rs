@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::Serialize;
 use shared::batch::ChainLimits;
 use shared::batch::estimate::{
-    Estimate, EstimateOptions, RecordingOptions, Sample, estimate, read_recording, unpack,
+    Estimate, EstimateOptions, Recording, RecordingOptions, TimeUnit, Times, estimate,
+    read_recording, unpack,
 };
 use shared::cli::{Output, Table, thousands};
+use shared::time::utc;
 use shared::units::Span;
 
 use crate::config::LONGEST_DELAY;
@@ -25,7 +27,7 @@ const TOPIC_LEN: usize = 12;
 /// Options of `bytes`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BytesArgs {
-    /// Recording: JSON lines {"key": ..., "ts": ms, "value": ...}, or lines that are values; may be packed
+    /// Recording: JSON lines {"key": ..., "ts": time, "value": ...}, or lines that are values; may be packed
     /// with zstd. `-` reads standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -38,9 +40,15 @@ pub struct BytesArgs {
     /// Field of a JSON line that holds the key
     #[arg(long, value_name = "FIELD")]
     key_field: Option<String>,
-    /// Time between two lines that do not say theirs
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = span, allow_hyphen_values = true)]
-    interval: Span,
+    /// Unit of times that are numbers: s, ms, us or ns. Without it the one that most of them look like
+    #[arg(long, value_name = "UNIT")]
+    time_unit: Option<TimeUnit>,
+    /// Time between two lines that do not say theirs. Without it and --rate 1s is assumed
+    #[arg(long, value_name = "DURATION", value_parser = span, allow_hyphen_values = true)]
+    interval: Option<Span>,
+    /// The same as a rate of lines, such as 10/s, 6/m or 100/h
+    #[arg(long, value_name = "N/UNIT", value_parser = rate, conflicts_with = "interval", allow_hyphen_values = true)]
+    rate: Option<Duration>,
     /// Level of zstd (1 to 19), in every codec that has it and in the producer
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19), allow_hyphen_values = true)]
     level: i32,
@@ -67,6 +75,55 @@ struct Row {
     ratio: f64,
     /// Absent when all records have the same time.
     bytes_per_month: Option<f64>,
+    times: TimesRow,
+}
+
+/// Where the records' times are from.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "source", rename_all = "lowercase")]
+enum TimesRow {
+    /// Nobody said when the records came.
+    Assumed { interval_ms: f64 },
+    /// The command line did.
+    Told { interval_ms: f64 },
+    /// The lines did.
+    Field {
+        field: String,
+        /// Of numbers; absent when all are dates.
+        unit: Option<&'static str>,
+        /// The unit was found out from the numbers' size.
+        by_size: bool,
+    },
+}
+
+/// What the command prints.
+#[derive(Debug)]
+pub struct Report {
+    /// For standard output.
+    pub text: String,
+    /// For standard error: what was assumed, where the text does not say it.
+    pub note: Option<String>,
+}
+
+/// Most lines of a `--rate`: records have times in ms.
+const MOST_A_SECOND: u64 = 1_000_000;
+
+/// The time between two lines, as a rate of them.
+fn rate(text: &str) -> Result<Duration, String> {
+    let accepted = "accepted: 1 to 1000000 lines a second, minute, hour or day, such as 10/s, 6/m, 100/h or 5/d";
+    let (count, unit) = text.split_once('/').ok_or_else(|| accepted.to_owned())?;
+    let count: u64 = count.trim().parse().map_err(|_| accepted.to_owned())?;
+    let secs = match unit.trim() {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(accepted.to_owned()),
+    };
+    if !(1..=MOST_A_SECOND).contains(&count) {
+        return Err(accepted.to_owned());
+    }
+    Ok(Duration::from_nanos(secs * 1_000_000_000 / count))
 }
 
 /// A duration of the command line, from 0 on.
@@ -95,8 +152,9 @@ fn delay(text: &str) -> Result<Span, String> {
 ///
 /// # Errors
 /// When the recording cannot be read, or a codec does not give it back byte for byte.
-pub fn report(args: &BytesArgs) -> anyhow::Result<String> {
-    let samples = read(args).with_context(|| args.file.display().to_string())?;
+pub fn report(args: &BytesArgs) -> anyhow::Result<Report> {
+    let Recording { samples, times } =
+        read(args).with_context(|| args.file.display().to_string())?;
     let mut rows = Vec::new();
     for delay in &args.delay {
         let delay_ms = delay.as_millis();
@@ -108,15 +166,88 @@ pub fn report(args: &BytesArgs) -> anyhow::Result<String> {
         };
         let start = Instant::now();
         let estimates = estimate(&samples, &options, &|| start.elapsed())?;
-        rows.extend(estimates.iter().map(|estimate| row(estimate, delay_ms)));
+        let row = |estimate| row(estimate, delay_ms, &times);
+        rows.extend(estimates.iter().map(row));
     }
+    let told = in_words(&times);
+    let stamps = samples.iter().map(|sample| sample.timestamp_ms);
+    let told = match (&times, stamps.clone().min(), stamps.max()) {
+        (Times::Field { .. }, Some(first), Some(last)) => {
+            format!("{told}: {} to {}", utc(first), utc(last))
+        }
+        (Times::Field { .. } | Times::Spaced { .. }, _, _) => told,
+    };
     Ok(match args.output {
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&rows)?),
-        Output::Text => table(&rows, samples.len()),
+        Output::Json => Report {
+            text: format!("{}\n", serde_json::to_string_pretty(&rows)?),
+            note: is_guess(&times).then_some(told),
+        },
+        Output::Text => Report {
+            text: table(&rows, samples.len(), &told),
+            note: None,
+        },
     })
 }
 
-fn read(args: &BytesArgs) -> anyhow::Result<Vec<Sample>> {
+/// Whether it may not be what the user thinks. Nobody is surprised by ms, which Kafka has.
+fn is_guess(times: &Times) -> bool {
+    match times {
+        Times::Spaced { is_assumed, .. } => *is_assumed,
+        Times::Field {
+            unit,
+            is_by_size,
+            others,
+            ..
+        } => *is_by_size && (*others > 0 || unit.is_some_and(|unit| unit != TimeUnit::Millis)),
+    }
+}
+
+fn in_words(times: &Times) -> String {
+    match times {
+        Times::Spaced {
+            interval,
+            is_assumed: true,
+            candidate,
+        } => {
+            let found = candidate.as_ref().map_or_else(String::new, |field| {
+                format!("; `{field}` of the first line may be one: --time-field {field}")
+            });
+            let each = Span::millis(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
+            format!(
+                "times: the lines say none, one record each {each} is assumed; --rate, --interval or --time-field \
+                 tell better{found}"
+            )
+        }
+        Times::Spaced { interval, .. } => {
+            format!("times: one record each {interval:?}, as told")
+        }
+        Times::Field {
+            field, unit: None, ..
+        } => format!("times: dates at `{field}`"),
+        Times::Field {
+            field,
+            unit: Some(unit),
+            is_by_size: true,
+            others,
+        } => {
+            let others = match others {
+                0 => String::new(),
+                others => format!(", {others} are of another size"),
+            };
+            let unit = unit.name();
+            format!(
+                "times: `{field}`, taken as {unit} by the size of most{others} (--time-unit tells better)"
+            )
+        }
+        Times::Field {
+            field,
+            unit: Some(unit),
+            ..
+        } => format!("times: `{field}` in {}, as told", unit.name()),
+    }
+}
+
+fn read(args: &BytesArgs) -> anyhow::Result<Recording> {
     let mut bytes = Vec::new();
     let most = MAX_RECORDING_BYTES + 1;
     if args.file.as_os_str() == "-" {
@@ -127,7 +258,8 @@ fn read(args: &BytesArgs) -> anyhow::Result<Vec<Sample>> {
     let options = RecordingOptions {
         time_field: args.time_field.clone(),
         key_field: args.key_field.clone(),
-        interval: args.interval.duration(),
+        time_unit: args.time_unit,
+        interval: args.interval.map(Span::duration).or(args.rate),
     };
     let text = unpack(bytes, MAX_RECORDING_BYTES)?;
     Ok(read_recording(&text, &options)?)
@@ -137,7 +269,7 @@ fn read(args: &BytesArgs) -> anyhow::Result<Vec<Sample>> {
     clippy::cast_precision_loss,
     reason = "an estimate: 53 bits are more than enough"
 )]
-fn row(estimate: &Estimate, delay_ms: u64) -> Row {
+fn row(estimate: &Estimate, delay_ms: u64, times: &Times) -> Row {
     Row {
         codec: estimate.codec,
         delay_ms,
@@ -145,10 +277,38 @@ fn row(estimate: &Estimate, delay_ms: u64) -> Row {
         bytes_per_record: estimate.bytes_per_record,
         ratio: estimate.ratio,
         bytes_per_month: estimate.bytes_per_month,
+        times: times_row(times),
     }
 }
 
-fn table(rows: &[Row], records: usize) -> String {
+fn times_row(times: &Times) -> TimesRow {
+    match times {
+        Times::Spaced {
+            interval,
+            is_assumed,
+            ..
+        } => {
+            let interval_ms = interval.as_secs_f64() * 1e3;
+            if *is_assumed {
+                TimesRow::Assumed { interval_ms }
+            } else {
+                TimesRow::Told { interval_ms }
+            }
+        }
+        Times::Field {
+            field,
+            unit,
+            is_by_size,
+            ..
+        } => TimesRow::Field {
+            field: field.clone(),
+            unit: unit.map(TimeUnit::name),
+            by_size: unit.is_some() && *is_by_size,
+        },
+    }
+}
+
+fn table(rows: &[Row], records: usize, times: &str) -> String {
     let mut table = Table::new(&[
         "codec",
         "delay",
@@ -170,7 +330,7 @@ fn table(rows: &[Row], records: usize) -> String {
     }
     let records = thousands(u64::try_from(records).unwrap_or(u64::MAX));
     format!(
-        "{records} records; every byte was decoded again and compared\n{table}\
+        "{records} records; every byte was decoded again and compared\n{times}\n{table}\
          ratio: to a Kafka producer with zstd that sends the same batches\n\
          MB/month: at the recording's rate, without packet headers and keep-alives (IP, UDP, QUIC, TCP, TLS), \
          which can be more than the records: one batch a second costs about 230 bytes of packets both ways\n"
@@ -189,7 +349,9 @@ mod tests {
             delay: vec![Span::secs(1), Span::secs(10)],
             time_field: None,
             key_field: None,
-            interval: Span::millis(250),
+            time_unit: None,
+            interval: Some(Span::millis(250)),
+            rate: None,
             level: 3,
             output,
         }
@@ -201,7 +363,7 @@ mod tests {
         let file = dir.path().join("lines.txt");
         let lines: String = (0..500).map(|n| format!("pump {n} ok\n")).collect();
         std::fs::write(&file, lines).unwrap();
-        let json = report(&args(file.clone(), Output::Json)).unwrap();
+        let json = report(&args(file.clone(), Output::Json)).unwrap().text;
         let rows: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
         let of = |codec: &str, delay_ms: u64| {
             rows.iter()
@@ -211,7 +373,7 @@ mod tests {
         };
         assert!(of("columnar", 1000) < of("kafka-zstd", 1000));
         assert!(of("columnar", 10_000) < of("columnar", 1000));
-        let text = report(&args(file, Output::Text)).unwrap();
+        let text = report(&args(file, Output::Text)).unwrap().text;
         let is_row = |line: &str| line.starts_with("columnar ") && line.contains(" 10s ");
         assert!(text.lines().any(is_row), "{text}");
     }
@@ -221,13 +383,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("at-once.jsonl");
         std::fs::write(&file, "{\"ts\":5,\"value\":\"ok\"}\n".repeat(40)).unwrap();
-        let json = report(&args(file.clone(), Output::Json)).unwrap();
+        let json = report(&args(file.clone(), Output::Json)).unwrap().text;
         let rows: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
         for row in rows {
             assert!(row["bytes_per_month"].is_null(), "{row}");
             assert!(row["ratio"].as_f64().unwrap() > 0.0, "{row}");
         }
-        let text = report(&args(file, Output::Text)).unwrap();
+        let text = report(&args(file, Output::Text)).unwrap().text;
         let is_dash = |line: &str| line.starts_with("modelled ") && line.trim_end().ends_with(" -");
         assert!(text.lines().any(is_dash), "{text}");
         assert!(text.contains("without packet headers"), "{text}");
@@ -245,6 +407,9 @@ mod tests {
             ("--delay", "100000d", "0s to 10m"),
             ("--interval", "-5ms", "0s or more"),
             ("--level", "-3", "1..=19"),
+            ("--rate", "0/s", "1 to 1000000 lines"),
+            ("--rate", "10", "such as 10/s"),
+            ("--time-unit", "min", "s, ms, us, ns"),
         ] {
             let error = Line::try_parse_from(["bytes", "lines.txt", option, value]).unwrap_err();
             let error = error.to_string();
@@ -252,6 +417,63 @@ mod tests {
                 assert!(error.contains(part), "{part}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_assumed_of_times_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |lines: &str, change: &dyn Fn(&mut BytesArgs)| {
+            let file = dir.path().join("lines");
+            std::fs::write(&file, lines).unwrap();
+            let mut args = args(file, Output::Json);
+            (args.interval, args.delay) = (None, vec![Span::secs(1)]);
+            change(&mut args);
+            let json = report(&args).unwrap();
+            args.output = Output::Text;
+            let text = report(&args).unwrap();
+            assert_eq!(text.note, None);
+            let rows: Vec<serde_json::Value> = serde_json::from_str(&json.text).unwrap();
+            let line = text.text.lines().find(|line| line.starts_with("times: "));
+            (
+                rows[0]["times"].clone(),
+                json.note,
+                line.unwrap().to_owned(),
+            )
+        };
+        let seconds = "{\"at\":1750000000,\"n\":1}\n{\"at\":1750000060,\"n\":2}\n";
+        let (json, note, text) = told(seconds, &|_| ());
+        assert_eq!(
+            json,
+            serde_json::json!({"source": "assumed", "interval_ms": 1000.0})
+        );
+        assert_eq!(note.as_ref(), Some(&text));
+        for part in ["each 1s is assumed", "--rate", "--time-field at"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let (json, note, text) = told(seconds, &|args| args.rate = rate("10/s").ok());
+        assert_eq!(
+            (json["source"].as_str(), json["interval_ms"].as_f64()),
+            (Some("told"), Some(100.0))
+        );
+        assert_eq!(note, None);
+        assert!(text.contains("each 100ms, as told"), "{text}");
+        let by_field = |args: &mut BytesArgs| args.time_field = Some("at".to_owned());
+        let (json, note, text) = told(seconds, &by_field);
+        assert_eq!(
+            json,
+            serde_json::json!({"source": "field", "field": "at", "unit": "s", "by_size": true})
+        );
+        assert_eq!(note.as_ref(), Some(&text));
+        let range = "2025-06-15 15:06:40 UTC to 2025-06-15 15:07:40 UTC";
+        assert!(
+            text.contains("taken as s") && text.contains(range),
+            "{text}"
+        );
+        let (json, note, _) = told(seconds, &|args| {
+            by_field(args);
+            args.time_unit = Some(TimeUnit::Millis);
+        });
+        assert_eq!((json["unit"].as_str(), note), (Some("ms"), None));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs, print};
+use shared::time::wall_ms;
+use shared::tls::{Remark, Role};
+use shared::wire::spoken;
 
 use crate::access::Access;
 use crate::app;
@@ -22,7 +25,6 @@ use crate::bytes::{BytesArgs, report};
 use crate::config::{Config, PathConfig, UplinkConfig};
 use crate::status::Status;
 use crate::store::RocksStore;
-use crate::tls::Acceptor;
 use crate::uplink::look_at_path;
 
 /// The file that is read when none is named and it exists.
@@ -73,11 +75,7 @@ pub fn main(run: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
         Command::Bytes(args) => bytes(&args),
         Command::Credential(args) => credential::run(&args),
         Command::Version => {
-            let protocol = String::from_utf8_lossy(shared::tls::ALPN);
-            println!(
-                "edge-node {} (protocol {protocol})",
-                env!("CARGO_PKG_VERSION")
-            );
+            println!("edge-node {} ({})", env!("CARGO_PKG_VERSION"), spoken());
             Ok(Outcome::Fine)
         }
     };
@@ -155,6 +153,15 @@ fn inspect(config: &Config, findings: &mut Findings) {
         }
     }
     inspect_access(config, findings);
+    let rules = config.topics.rules.iter();
+    let rules: Vec<_> = rules.map(|rule| &rule.pattern).collect();
+    findings.rules("topics.rule", &rules, |pattern| {
+        if pattern.is_exact() {
+            " (its topic is created all the same, with the settings of the first)"
+        } else {
+            ""
+        }
+    });
     match &config.uplink {
         Some(uplink) => inspect_uplink(uplink, findings),
         None => findings
@@ -179,10 +186,12 @@ fn inspect_access(config: &Config, findings: &mut Findings) {
     for (section, index, tls) in kafka.chain(mqtt) {
         if let Some(tls) = tls
             && findings.is_sound(&format!("{section}.listener"))
-            && let Err(error) = Acceptor::load(tls.clone())
         {
-            let problem = format!("{section}.listener[{index}]: {error}");
-            findings.problems.push(problem);
+            let line =
+                |it: Remark| format!("{section}.listener[{index}].{}: {}", it.key, it.message);
+            let (problems, warnings) = tls.inspect(wall_ms());
+            findings.problems.extend(problems.into_iter().map(line));
+            findings.warnings.extend(warnings.into_iter().map(line));
         }
     }
 }
@@ -190,14 +199,14 @@ fn inspect_access(config: &Config, findings: &mut Findings) {
 fn inspect_uplink(uplink: &UplinkConfig, findings: &mut Findings) {
     let keys = ["uplink.certificate", "uplink.key", "uplink.ca"];
     if keys.iter().all(|key| findings.is_sound(key))
-        && let Some(inspection) = findings.certificates(&uplink.tls)
+        && let Some(inspection) = findings.certificates("uplink", &uplink.tls, Role::Site)
     {
         match inspection.certificate.site {
             Some(site) => findings.notes.push(format!("this site is `{site}`")),
             None => {
                 let file = uplink.tls.certificate.display();
                 findings.problems.push(format!(
-                    "{file} names no site; expected: a subject alternative name URI \
+                    "uplink.certificate: {file} names no site; expected: a subject alternative name URI \
                      kedge:site:<name>, as `hub-node certs issue` makes it"
                 ));
             }
@@ -245,7 +254,11 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
 }
 
 fn bytes(args: &BytesArgs) -> anyhow::Result<Outcome> {
-    print(report(args)?)?;
+    let report = report(args)?;
+    if let Some(note) = report.note {
+        eprintln!("note: {note}");
+    }
+    print(report.text)?;
     Ok(Outcome::Fine)
 }
 

@@ -14,7 +14,7 @@ use shared::cli::{Table, thousands};
 use shared::time::utc;
 use shared::units::{ByteSize, Span};
 
-pub use policy::{AllowanceStatus, PathStatus, PolicyStatus};
+pub use policy::{AllowanceStatus, PathStatus, PolicyStatus, RuleStatus};
 
 use crate::store;
 
@@ -67,9 +67,9 @@ pub struct UplinkStatus {
     pub raw_bytes: u64,
     /// The same compressed.
     pub encoded_bytes: u64,
-    /// Bytes of IP packets sent since the start, everything included.
+    /// Bytes of IP packets that sessions sent since the start; dials that failed are in those of the paths.
     pub sent_bytes: u64,
-    /// Bytes of IP packets received.
+    /// Bytes of IP packets that sessions received.
     pub received_bytes: u64,
     /// Smoothed round-trip time of the session, microseconds.
     pub rtt_us: u64,
@@ -309,14 +309,14 @@ impl fmt::Display for Status {
         for problem in self.problems.iter().chain(&self.uplink.problems) {
             writeln!(f, "problem      {problem}")?;
         }
-        self.uplink.write(f, self.wall_ms)?;
+        self.uplink.write(f, self.wall_ms, self.uptime_ms)?;
         self.policy.write(f)?;
         self.write_ledger(f)
     }
 }
 
 impl UplinkStatus {
-    fn write(&self, f: &mut fmt::Formatter<'_>, wall_ms: i64) -> fmt::Result {
+    fn write(&self, f: &mut fmt::Formatter<'_>, wall_ms: i64, uptime_ms: u64) -> fmt::Result {
         if !self.is_enabled {
             return writeln!(f, "uplink       switched off");
         }
@@ -325,6 +325,12 @@ impl UplinkStatus {
         let lasting = match u64::try_from(wall_ms.saturating_sub(self.changed_ms)) {
             Ok(millis) if self.changed_ms != 0 => {
                 format!(" for {}", Span::millis(millis).rounded())
+            }
+            Ok(_) | Err(_) if self.changed_ms == 0 => {
+                format!(
+                    " for {}, since the start",
+                    Span::millis(uptime_ms).rounded()
+                )
             }
             Ok(_) | Err(_) => String::new(),
         };
@@ -449,6 +455,15 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("The ledger adds up"));
+    }
+
+    #[test]
+    fn a_site_that_never_had_a_session_says_for_how_long() {
+        let mut status = status(Vec::new());
+        (status.uplink.changed_ms, status.uplink.last_error) = (0, None);
+        let text = status.to_string();
+        let line = "uplink       not connected for 1d2h, since the start, any hub: dialling\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -4,21 +4,26 @@
 //! start, and again when they changed: connections from then on use the new ones; files that can't be used
 //! leave the old ones in place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
-use shared::tls::TlsError;
 use shared::tls::pem;
+use shared::tls::{CertificateInfo, Date, Remark, TlsError, dates};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// How often files are looked at.
 const REFRESH: Duration = Duration::from_secs(10);
+
+/// Names of the settings, without their section.
+const CERTIFICATE: &str = "certificate";
+const KEY: &str = "key";
+const CLIENT_CA: &str = "client_ca";
 
 /// The PEM files of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +130,70 @@ pub async fn keep_fresh(acceptor: Arc<Acceptor>, stop: CancellationToken) {
 }
 
 impl ListenerTls {
+    /// What `check` tells about the files: problems, then warnings. Each names its setting, without the section.
+    #[must_use]
+    pub fn inspect(&self, wall_ms: i64) -> (Vec<Remark>, Vec<Remark>) {
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+        let mut is_readable = true;
+        let certificates = |file: &Path| pem::certificates(file, &pem::read(file)?);
+        let client_ca = self.client_ca.as_deref();
+        let files = [
+            (CERTIFICATE, Some(self.certificate.as_path())),
+            (CLIENT_CA, client_ca),
+        ];
+        for (key, file) in files {
+            let Some(file) = file else { continue };
+            let read = certificates(file).and_then(|found| {
+                // intermediates have their own dates, and clients may have newer ones
+                let end = if key == CERTIFICATE { 1 } else { found.len() };
+                let infos = found.iter().take(end).map(CertificateInfo::parse);
+                infos
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|error| TlsError::content(file, error.to_string()))
+            });
+            match read {
+                Ok(infos) => {
+                    for info in infos {
+                        match dates(file, &info, wall_ms) {
+                            Some(Date::Outside(message)) => problems.push(Remark { key, message }),
+                            Some(Date::Soon(message)) => warnings.push(Remark { key, message }),
+                            None => {}
+                        }
+                    }
+                }
+                Err(error) => {
+                    is_readable = false;
+                    let message = format!("{error}; expected: certificates in PEM form");
+                    problems.push(Remark { key, message });
+                }
+            }
+        }
+        if let Err(error) = pem::read(&self.key).and_then(|text| pem::private_key(&self.key, &text))
+        {
+            is_readable = false;
+            problems.push(Remark {
+                key: KEY,
+                message: format!(
+                    "{error}; expected: a private key in PEM form, readable by the user that the node runs as"
+                ),
+            });
+        }
+        let built = self.read().and_then(|pems| self.build(&pems));
+        // files that can be read and do not fit together
+        if let (true, Err(error)) = (is_readable, built) {
+            let key = match &error {
+                TlsError::Content { file, .. } if Some(file) == self.client_ca.as_ref() => {
+                    CLIENT_CA
+                }
+                TlsError::Content { .. } | TlsError::Read { .. } => CERTIFICATE,
+                TlsError::Unusable { .. } => KEY,
+            };
+            let message = error.to_string();
+            problems.push(Remark { key, message });
+        }
+        (problems, warnings)
+    }
+
     fn read(&self) -> Result<Pems, TlsError> {
         Ok(Pems {
             certificate: pem::read(&self.certificate)?,
@@ -173,4 +242,77 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let mut names = certificate.subject().iter_common_name();
     let name = names.next()?.as_str().ok()?.to_owned();
     names.next().is_none().then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    /// Certificate and key of their own authority, valid to the end of a year.
+    fn pair(year: i32) -> (String, String) {
+        let mut params = CertificateParams::new(vec!["site.example".to_owned()]).unwrap();
+        params.not_after = date_time_ymd(year, 12, 31);
+        let key = KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn each_file_of_a_listener_is_looked_at_and_named_by_its_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let file = dir.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        let ((certificate, key), (old, _), (_, other_key)) = (pair(2900), pair(2001), pair(2900));
+        let good = ListenerTls {
+            certificate: write("a.pem", &certificate),
+            key: write("a-key.pem", &key),
+            client_ca: None,
+            requires_client: true,
+        };
+        let told = |files: &ListenerTls| {
+            let (problems, warnings) = files.inspect(shared::time::wall_ms());
+            assert!(warnings.is_empty(), "{warnings:?}");
+            let line = |it: &Remark| format!("{}: {}", it.key, it.message);
+            problems.iter().map(line).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&good), Vec::<String>::new());
+        for (files, parts) in [
+            (
+                ListenerTls {
+                    client_ca: Some(write("old.pem", &old)),
+                    ..good.clone()
+                },
+                ["client_ca: ", "old.pem", "expired on 2001-12-31"],
+            ),
+            (
+                ListenerTls {
+                    key: write("other-key.pem", &other_key),
+                    ..good.clone()
+                },
+                [
+                    "key: ",
+                    "other-key.pem",
+                    "does not belong to this certificate",
+                ],
+            ),
+            (
+                ListenerTls {
+                    certificate: dir.path().join("none.pem"),
+                    ..good
+                },
+                ["certificate: ", "none.pem", "expected: certificates in PEM"],
+            ),
+        ] {
+            let lines = told(&files);
+            let [line] = &lines[..] else {
+                panic!("{lines:?}");
+            };
+            assert!(line.starts_with(parts[0]), "{line}");
+            assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+        }
+    }
 }

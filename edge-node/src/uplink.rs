@@ -61,7 +61,7 @@ use tracing::{debug, info, warn};
 pub use chains::CodecBytes;
 pub use connect::ConnectError;
 pub(crate) use keeper::boot_id;
-pub use keeper::{InUse, Keeper, PathView, Policies, View, hub_policy_of};
+pub use keeper::{InForce, InUse, Keeper, PathView, Policies, View};
 pub use outlet::look_at_path;
 pub use steward::{FromHub, Rules, Standing};
 pub use worker::StartError;
@@ -83,6 +83,8 @@ use worker::{Worker, WorkerConfig};
 /// A session that lasted so long was a good one, whatever ended it: longer than a hub needs to refuse what
 /// it was sent.
 const STEADY: Duration = Duration::from_secs(5);
+/// Between the handshake and the hub's welcome, which waits for Kafka when that is slow.
+const NOT_LET_IN: &str = "the hub answers and has not let this site in yet";
 /// Before another path is tried.
 const OTHER_PATH: Duration = Duration::from_millis(200);
 
@@ -171,6 +173,12 @@ impl UplinkStats {
         self.over_tcp.store(is_tcp, Ordering::Relaxed);
         self.silent.store(false, Ordering::Relaxed);
         self.waiting.store(false, Ordering::Relaxed);
+        if !self.connected.load(Ordering::Relaxed) {
+            let mut state = self.lock();
+            state
+                .last_error
+                .get_or_insert_with(|| NOT_LET_IN.to_owned());
+        }
     }
 
     fn goes_by(&self, path: &str, reason: String) {

@@ -8,11 +8,12 @@ use shared::admin::{Check, Provider};
 use shared::time;
 use tokio::sync::watch;
 
-use crate::commit::{Counters, Lanes};
+use crate::commit::{Counters, Health, Lanes, Trouble};
 use crate::intake::{Intake, IntakeStats};
 use crate::metrics;
+use crate::reloads::Reloads;
 use crate::sites::Register;
-use crate::status::{CommitCounts, IntakeCounts, LaneCounts, SiteLine, Status};
+use crate::status::{CommitCounts, IntakeCounts, LaneCounts, LaneTrouble, SiteLine, Status};
 
 /// The parts of a running hub. Clones share them.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct Node {
     count: u32,
     sites: Arc<Register>,
     intake: Arc<IntakeStats>,
+    health: Health,
+    reloads: Arc<Reloads>,
     started: Duration,
 }
 
@@ -41,6 +44,8 @@ impl Node {
         lanes: u32,
         sites: Arc<Register>,
         intake: Arc<IntakeStats>,
+        health: Health,
+        reloads: Arc<Reloads>,
         started: Duration,
     ) -> Self {
         Self {
@@ -49,6 +54,8 @@ impl Node {
             count: lanes,
             sites,
             intake,
+            health,
+            reloads,
             started,
         }
     }
@@ -79,10 +86,12 @@ impl Node {
             uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
             ready: problems.is_empty(),
             problems,
+            reload_problems: self.reloads.problems(),
             lanes: LaneCounts {
                 all: u64::from(self.count),
                 troubled: self.troubled(),
             },
+            troubles: self.troubles(),
             commit: self.commit_counts(),
             intake: self.intake_counts(),
             sites: sites
@@ -147,6 +156,18 @@ impl Node {
             .map_or(all, |lanes| *lanes.troubled.borrow() as u64)
     }
 
+    fn troubles(&self) -> Vec<LaneTrouble> {
+        let told = |lane, trouble: Trouble| LaneTrouble {
+            lane,
+            since_ms: trouble.since_ms,
+            error: trouble.error,
+        };
+        let waits_for = self.health.waits_for().map(|it| told(None, it));
+        let lanes = self.health.troubles().into_iter();
+        let lanes = lanes.map(|(lane, it)| told(Some(lane), it));
+        waits_for.into_iter().chain(lanes).collect()
+    }
+
     fn problems(&self) -> Vec<String> {
         let checks = self.readiness().into_iter();
         checks
@@ -159,9 +180,12 @@ impl Provider for Node {
     /// A hub is ready when every lane can commit.
     fn readiness(&self) -> Vec<Check> {
         let (troubled, all) = (self.troubled(), self.count);
+        // why, one of them says; `/status` has it of all
+        let oldest = self.troubles().into_iter().min_by_key(|it| it.since_ms);
+        let why = oldest.map_or_else(String::new, |trouble| format!("; {}", trouble.text()));
         let problem = match self.lanes.get() {
-            None => Some("waiting for the central cluster".to_owned()),
-            Some(_) if troubled > 0 => Some(format!("{troubled} of {all} cannot commit")),
+            None => Some(format!("waiting for the central cluster{why}")),
+            Some(_) if troubled > 0 => Some(format!("{troubled} of {all} cannot commit{why}")),
             Some(_) => None,
         };
         vec![Check::new("lanes", problem)]

@@ -25,9 +25,10 @@ use tracing::{info, warn};
 
 use crate::admin::Node;
 use crate::chunks::{ChunksConfig, SiteChunks};
-use crate::commit::Lanes;
+use crate::commit::{Health, Lanes};
 use crate::config::{Cluster, Config, ListenConfig};
 use crate::intake::{Budget, CodecStates, Intake, IntakeConfig, IntakeStats, TcpDoor};
+use crate::reloads::Reloads;
 use crate::sites::Register;
 
 /// QUIC version 1 (RFC 9000), and no draft.
@@ -59,6 +60,8 @@ struct Parts {
     intake: Arc<IntakeStats>,
     /// Where the configuration came from.
     file: Option<PathBuf>,
+    health: Health,
+    reloads: Arc<Reloads>,
 }
 
 /// Runs a hub until it is told to stop.
@@ -95,11 +98,15 @@ pub async fn run(
         sites: Arc::default(),
         intake: Arc::default(),
         file,
+        health: Health::default(),
+        reloads: Arc::default(),
     };
     let node = Node::new(
         config.commit.lanes,
         Arc::clone(&parts.sites),
         Arc::clone(&parts.intake),
+        parts.health.clone(),
+        Arc::clone(&parts.reloads),
         shared::time::now(),
     );
     let admin = TcpListener::bind(config.admin.listen)
@@ -121,6 +128,7 @@ pub async fn run(
             tls,
             endpoint.clone(),
             config.listen.clone(),
+            Arc::clone(&parts.reloads),
             tasks.stopping(),
         ),
     );
@@ -152,7 +160,7 @@ async fn serve(
     let lanes_stop = CancellationToken::new();
     let mut settings = config.lanes();
     settings.topics.by_asking = cluster == Cluster::Embedded;
-    let starting = Lanes::start(settings, lanes_stop.clone());
+    let starting = Lanes::start(settings, lanes_stop.clone(), parts.health.clone());
     let mut lanes = tokio::select! {
         lanes = starting => lanes.context("start lanes")?,
         () = stop.cancelled() => return Ok(()),
@@ -174,7 +182,8 @@ async fn serve(
     ));
     node.intake_started(&intake);
     if let Some(file) = parts.file {
-        let rules = follow_rules(Arc::clone(&intake), file, cluster, stop.clone());
+        let (intake, stop) = (Arc::clone(&intake), stop.clone());
+        let rules = follow_rules(intake, file, cluster, parts.reloads, stop);
         tasks.core("rules", rules);
     }
     info!(address = %endpoint.local_addr()?, "Hub listens for sites");
@@ -235,6 +244,7 @@ async fn follow_rules(
     intake: Arc<Intake>,
     file: PathBuf,
     cluster: Cluster,
+    reloads: Arc<Reloads>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let changed = |file: &PathBuf| {
@@ -255,11 +265,15 @@ async fn follow_rules(
         seen = now;
         match Config::load(Some(&file), cluster) {
             Ok(config) => {
+                reloads.file(None);
                 if intake.set_sites(config.sites) {
                     info!("Rules for sites changed");
                 }
             }
-            Err(error) => warn!(%error, "The changed file cannot be used, the old rules stay"),
+            Err(error) => {
+                warn!(%error, "The changed file cannot be used, the old rules stay");
+                reloads.file(Some(error.to_string()));
+            }
         }
     }
 }
@@ -269,6 +283,7 @@ async fn renew(
     tls: Arc<ServerTls>,
     endpoint: Endpoint,
     config: ListenConfig,
+    reloads: Arc<Reloads>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
@@ -277,12 +292,19 @@ async fn renew(
             () = stop.cancelled() => return Ok(()),
         }
         match tls.refresh() {
-            Ok(true) => {
-                endpoint.set_server_config(Some(server_config(&config, &tls)));
-                info!("Certificates renewed");
+            Ok(is_new) => {
+                reloads.certificates(None);
+                if is_new {
+                    endpoint.set_server_config(Some(server_config(&config, &tls)));
+                    info!("Certificates renewed");
+                }
             }
-            Ok(false) => {}
-            Err(error) => warn!(%error, "Renewed certificates cannot be used, the old ones stay"),
+            Err(error) => {
+                let text = error.to_string();
+                if reloads.certificates(Some(text)) {
+                    warn!(%error, "Renewed certificates cannot be used, the old ones stay");
+                }
+            }
         }
     }
 }

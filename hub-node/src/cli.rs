@@ -14,7 +14,9 @@ use clap::{Args, Parser, Subcommand};
 use shared::admin::fetch;
 use shared::cli::{ConfigArg, Findings, Outcome, Output, STATUS_LIMIT, StatusArgs, print};
 use shared::ids::SiteId;
+use shared::tls::Role;
 use shared::units::Span;
+use shared::wire::spoken;
 
 use crate::certs::{Authority, Written, host};
 use crate::config::{Cluster, Config};
@@ -48,7 +50,7 @@ enum Command {
     /// Run the hub until SIGTERM
     Run(RunArgs),
     /// Check configuration, certificates and ports without starting, and print every problem
-    Check(ConfigArg),
+    Check(CheckArgs),
     /// Ask a running hub how it is
     Status(StatusArgs),
     /// Print the version
@@ -68,6 +70,17 @@ pub struct RunArgs {
     /// is kept
     #[arg(long)]
     pub embedded_cluster: bool,
+}
+
+/// What to check.
+#[derive(Debug, Clone, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Ask the Kafka cluster as well, for half a minute at most: brokers, login, the hub's topics, transactional ids. A hub
+    /// that runs is not disturbed
+    #[arg(long)]
+    kafka: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,11 +127,7 @@ pub fn main(run: impl FnOnce(Config, Cluster, Option<PathBuf>) -> anyhow::Result
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
         Command::Version => {
-            println!(
-                "hub-node {} (protocol {})",
-                env!("CARGO_PKG_VERSION"),
-                protocol()
-            );
+            println!("hub-node {} ({})", env!("CARGO_PKG_VERSION"), spoken());
             Ok(Outcome::Fine)
         }
         Command::Certs(CertsCommand::Init(args)) => init(&args),
@@ -158,12 +167,13 @@ fn start(
     }
 }
 
-fn check(args: &ConfigArg) -> anyhow::Result<Outcome> {
+fn check(args: &CheckArgs) -> anyhow::Result<Outcome> {
     let mut findings = Findings::default();
-    match Config::examine(args.file(CONFIG_FILE).as_deref(), Cluster::Configured) {
+    let file = args.config.file(CONFIG_FILE);
+    match Config::examine(file.as_deref(), Cluster::Configured) {
         Ok((config, problems)) => {
             findings.settings(&problems);
-            inspect(&config, &mut findings);
+            inspect(&config, &mut findings, args.kafka)?;
         }
         Err(error) => findings.config(error),
     }
@@ -171,7 +181,7 @@ fn check(args: &ConfigArg) -> anyhow::Result<Outcome> {
     Ok(findings.outcome())
 }
 
-fn inspect(config: &Config, findings: &mut Findings) {
+fn inspect(config: &Config, findings: &mut Findings, asks_kafka: bool) -> anyhow::Result<()> {
     let is_running = fetch(config.admin.listen, "/status", STATUS_LIMIT)
         .is_ok_and(|(_, text)| serde_json::from_str::<Status>(&text).is_ok());
     let of_kafka = if findings.is_sound("kafka") {
@@ -179,6 +189,8 @@ fn inspect(config: &Config, findings: &mut Findings) {
     } else {
         Vec::new()
     };
+    let is_usable =
+        of_kafka.is_empty() && ["kafka", "commit"].iter().all(|key| findings.is_sound(key));
     for (property, why) in of_kafka {
         let key = property.map_or_else(
             || "kafka".to_owned(),
@@ -186,12 +198,22 @@ fn inspect(config: &Config, findings: &mut Findings) {
         );
         findings.problems.push(format!("{key}: {why}"));
     }
+    match (asks_kafka, is_usable) {
+        (false, _) => {}
+        (true, true) => ask_kafka(config, findings)?,
+        (true, false) => findings
+            .notes
+            .push("kafka: not asked, its settings have problems".to_owned()),
+    }
     if let Some(directory) = &config.listen.codec_dir {
         findings.writable("listen.codec_dir", directory);
     }
+    let rules = config.sites.rules.iter();
+    let rules: Vec<_> = rules.map(|rule| &rule.pattern).collect();
+    findings.rules("sites.rule", &rules, |_| "");
     let keys = ["listen.certificate", "listen.key", "listen.ca"];
     if keys.iter().all(|key| findings.is_sound(key))
-        && let Some(inspection) = findings.certificates(&config.listen.tls)
+        && let Some(inspection) = findings.certificates("listen", &config.listen.tls, Role::Hub)
     {
         let names = inspection.certificate.names.join(", ");
         if names.is_empty() {
@@ -215,6 +237,17 @@ fn inspect(config: &Config, findings: &mut Findings) {
         bind("listen.address", config.listen.address);
     }
     bind("admin.listen", config.admin.listen);
+    Ok(())
+}
+
+fn ask_kafka(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .context("start a runtime")?;
+    let asked = crate::sink::kafka::ask(&config.lanes(), runtime.handle().clone());
+    findings.problems.extend(asked.problems);
+    findings.notes.extend(asked.notes);
+    Ok(())
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
@@ -229,7 +262,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
         Output::Json => print(format_args!("{}\n", text.trim_end()))?,
         Output::Text => print(&status)?,
     }
-    Ok(if status.problems.is_empty() {
+    Ok(if status.is_fine() {
         Outcome::Fine
     } else {
         Outcome::Problems
@@ -294,10 +327,6 @@ fn print_written(what: &str, written: &Written) {
     );
     println!("  {}", written.certificate.display());
     println!("  {}", written.key.display());
-}
-
-fn protocol() -> String {
-    String::from_utf8_lossy(shared::tls::ALPN).into_owned()
 }
 
 #[cfg(test)]

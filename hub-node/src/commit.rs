@@ -31,6 +31,7 @@ mod transact;
 pub use checkpoint::LogKey;
 pub use config::{CommitConfig, TopicPolicy};
 pub use counters::Counters;
+pub use health::{Health, Trouble};
 pub use lanes::{LaneHandle, LaneRouter, Lanes, StartError};
 pub use room::{Hold, Room, RoomShare};
 pub use shared::batch::Block;

@@ -9,6 +9,7 @@ pub mod commit;
 pub mod config;
 pub mod intake;
 pub mod metrics;
+pub mod reloads;
 pub mod sink;
 pub mod sites;
 pub mod status;

@@ -129,6 +129,11 @@ fn write_node(scrape: &mut Scrape<'_>, status: &Status) -> fmt::Result {
         "Seconds since the process started",
         single(uptime),
     )?;
+    scrape.gauge(
+        "reload_problems",
+        "Changed settings and renewed certificates that cannot be used, the old ones hold: see status",
+        single(level(status.reload_problems.len() as u64)),
+    )?;
     let info = vec![("version", status.version.clone())];
     scrape.gauge(
         "build_info",

@@ -25,8 +25,14 @@ pub struct Status {
     pub ready: bool,
     /// What keeps it from its work; empty when ready.
     pub problems: Vec<String>,
+    /// What changed on disk and cannot be used, so that the old goes on: settings, certificates. The hub stays ready.
+    #[serde(default)]
+    pub reload_problems: Vec<String>,
     /// Lanes, all and those that cannot commit at the moment.
     pub lanes: LaneCounts,
+    /// What keeps lanes from committing.
+    #[serde(default)]
+    pub troubles: Vec<LaneTrouble>,
     /// Sums since the start.
     pub commit: CommitCounts,
     /// What comes in.
@@ -43,6 +49,29 @@ pub struct LaneCounts {
     pub all: u64,
     /// Lanes that cannot commit.
     pub troubled: u64,
+}
+
+/// What keeps a lane from committing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneTrouble {
+    /// Which; absent: the cluster has not answered yet, and no lane has started.
+    pub lane: Option<u32>,
+    /// Wall clock when it began, ms since the epoch.
+    pub since_ms: i64,
+    /// The last error.
+    pub error: String,
+}
+
+impl LaneTrouble {
+    /// One sentence for a person.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let (since, error) = (utc(self.since_ms), &self.error);
+        match self.lane {
+            Some(lane) => format!("lane {lane} since {since}: {error}"),
+            None => format!("since {since}: {error}"),
+        }
+    }
 }
 
 /// What was committed since the start of the process.
@@ -139,8 +168,12 @@ impl fmt::Display for Status {
             "no"
         };
         writeln!(f, "ready     {ready}")?;
-        for problem in &self.problems {
+        for problem in self.problems.iter().chain(&self.reload_problems) {
             writeln!(f, "problem   {problem}")?;
+        }
+        // one alone is told as the problem's reason
+        for trouble in self.troubles.iter().filter(|_| self.troubles.len() > 1) {
+            writeln!(f, "trouble   {}", trouble.text())?;
         }
         writeln!(
             f,
@@ -194,6 +227,12 @@ impl fmt::Display for Status {
 }
 
 impl Status {
+    /// Ready, and all that is on disk is in use.
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
+        self.problems.is_empty() && self.reload_problems.is_empty()
+    }
+
     fn write_sites(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.sites.is_empty() {
             return Ok(());
@@ -268,6 +307,14 @@ mod tests {
             uptime_ms: 90_000,
             ready: false,
             problems: vec!["lanes: 1 of 4 cannot commit".to_owned()],
+            reload_problems: vec!["the configuration file cannot be used".to_owned()],
+            troubles: [2, 3]
+                .map(|lane| LaneTrouble {
+                    lane: Some(lane),
+                    since_ms: 1_795_780_800_000,
+                    error: "no answer".to_owned(),
+                })
+                .to_vec(),
             lanes: LaneCounts {
                 all: 4,
                 troubled: 1,
@@ -289,6 +336,8 @@ mod tests {
             "up 1m30s",
             "ready     no",
             "1 of 4 cannot commit",
+            "problem   the configuration file cannot be used\n",
+            "trouble   lane 2 since 2026-11-27 12:00:00 UTC: no answer\n",
             "1 234 567",
             "shop-1",
             "17 told to come back",

@@ -250,6 +250,14 @@ impl ClassShares {
         }
     }
 
+    /// What [`ClassShares::per_mille`] told of others.
+    #[must_use]
+    pub fn from_per_mille(parts: PerClass<u32>) -> Self {
+        Self {
+            parts: PerClass::from_fn(|class| parts[class].clamp(1, WHOLE)),
+        }
+    }
+
     /// Of a thousand bytes on a link that all classes fill, how many are this class's.
     #[must_use]
     pub fn per_mille(&self, class: Class) -> u32 {

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::{ConfigError, Problem};
+use crate::config::{ConfigError, Pattern, Problem, shadowed};
 
 /// How long `status` waits for a node.
 pub const STATUS_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -152,19 +152,55 @@ impl Findings {
         })
     }
 
-    /// Looks at certificate, key and authorities; returns what was read.
-    pub fn certificates(&mut self, files: &crate::tls::TlsFiles) -> Option<crate::tls::Inspection> {
-        let inspection = match files.inspect(crate::time::wall_ms()) {
+    /// Looks for rules that are never asked. `key` is that of their list, and `but` what such a rule is good for all the same.
+    pub fn rules(&mut self, key: &str, rules: &[&Pattern], but: impl Fn(&Pattern) -> &'static str) {
+        // what cannot be read is not among them, and the others' places are not the file's
+        if !self.is_sound(key) {
+            return;
+        }
+        for (at, earlier) in shadowed(rules) {
+            let (rule, before) = (rules[at], rules[earlier]);
+            let (but, first) = (but(rule), format!("{key}[{earlier}].match = \"{before}\""));
+            let why = if rule == before {
+                format!("{first} is the same and comes first")
+            } else {
+                format!(
+                    "{first} comes first and takes every name that it matches; the narrower one belongs before it"
+                )
+            };
+            self.warnings.push(format!(
+                "{key}[{at}].match = \"{rule}\": never applies: {why}{but}"
+            ));
+        }
+    }
+
+    /// Looks at certificate, key and authorities, the settings `certificate`, `key` and `ca` of this section; returns what
+    /// was read.
+    pub fn certificates(
+        &mut self,
+        section: &str,
+        files: &crate::tls::TlsFiles,
+        role: crate::tls::Role,
+    ) -> Option<crate::tls::Inspection> {
+        let told = |remarks: &[crate::tls::Remark]| -> Vec<String> {
+            let told = remarks.iter();
+            told.map(|remark| format!("{section}.{}: {}", remark.key, remark.message))
+                .collect()
+        };
+        let inspection = match files.inspect(role, crate::time::wall_ms()) {
             Ok(inspection) => inspection,
             Err(error) => {
-                let found = files.unreadable();
-                let found = if found.is_empty() { vec![error] } else { found };
-                self.problems.extend(found.iter().map(ToString::to_string));
+                let found = told(&files.unreadable());
+                self.problems.extend(if found.is_empty() {
+                    vec![format!("{section}: {error}")]
+                } else {
+                    found
+                });
                 return None;
             }
         };
-        self.problems.extend_from_slice(&inspection.problems);
-        self.warnings.extend_from_slice(&inspection.warnings);
+        self.problems.extend(told(&inspection.problems));
+        self.warnings.extend(told(&inspection.warnings));
         let until = crate::time::utc(inspection.certificate.not_after_ms);
         let file = files.certificate.display();
         self.notes
@@ -356,11 +392,35 @@ mod tests {
             key: "no/site-key.pem".into(),
             ca: "no/ca.pem".into(),
         };
-        assert!(findings.certificates(&files).is_none());
+        let role = crate::tls::Role::Site;
+        assert!(findings.certificates("uplink", &files, role).is_none());
         let text = findings.to_string();
-        for file in ["no/site.pem", "no/site-key.pem", "no/ca.pem"] {
+        for file in [
+            "uplink.certificate: cannot read no/site.pem",
+            "uplink.key: cannot read no/site-key.pem",
+            "uplink.ca: cannot read no/ca.pem",
+        ] {
             assert!(text.contains(file), "{text}");
         }
+    }
+
+    #[test]
+    fn a_rule_that_never_applies_is_a_warning_that_names_both() {
+        let rules: Vec<Pattern> = ["a.*", "a.b", "a.*", "b"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
+        let rules: Vec<&Pattern> = rules.iter().collect();
+        let mut findings = Findings::default();
+        findings.rules("topics.rule", &rules, |_| "");
+        let [narrow, same] = &findings.warnings[..] else {
+            panic!("{findings}");
+        };
+        let start = "topics.rule[1].match = \"a.b\": never applies: topics.rule[0].match = \"a.*\" comes first";
+        assert!(narrow.starts_with(start), "{narrow}");
+        let whole = "topics.rule[2].match = \"a.*\": never applies: topics.rule[0].match = \"a.*\" is the same and comes \
+                     first";
+        assert_eq!(same, whole);
+        assert_eq!(findings.outcome(), Outcome::Fine);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use document::{Document, env_variable};
-pub use pattern::Pattern;
+pub use pattern::{Pattern, shadowed};
 pub use section::Section;
 
 /// One thing that is wrong with a configuration.

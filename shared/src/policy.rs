@@ -15,6 +15,7 @@
 mod allowance;
 mod read;
 mod window;
+mod write;
 mod zone;
 
 use crate::class::ClassSet;
@@ -23,6 +24,7 @@ use crate::units::{BitRate, ByteSize};
 pub use allowance::{Action, Allowance, Calendar, Period, Term};
 pub use read::{RATES, from_section, pushed};
 pub use window::{Days, TimeOfDay, Window};
+pub use write::stated;
 pub use zone::Zone;
 
 /// Rates and classes that hold together.

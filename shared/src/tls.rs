@@ -28,7 +28,7 @@ use rustls::server::WebPkiClientVerifier;
 
 pub use explain::{Peer, explain, explain_tls};
 use files::Material;
-pub use files::{Inspection, TlsFiles};
+pub use files::{Date, Inspection, Remark, Role, TlsFiles, dates};
 pub use identity::{
     CertificateInfo, IdentityError, SITE_URI_PREFIX, site_of, site_of_certificate, site_of_chain,
 };

@@ -41,6 +41,17 @@ pub const MIN_VERSION: u16 = 3;
 /// Newest protocol version spoken here.
 pub const MAX_VERSION: u16 = 3;
 
+/// What a node's `version` tells of the link: `link protocol 3`, or `link protocol 3 to 4`. Not what [`ALPN`] ends in:
+/// that names the handshake, which is the same for all versions.
+#[must_use]
+pub fn spoken() -> String {
+    let newest = match MAX_VERSION {
+        MIN_VERSION => String::new(),
+        newest => format!(" to {newest}"),
+    };
+    format!("link protocol {MIN_VERSION}{newest}")
+}
+
 /// The TLS application protocol of the link.
 pub const ALPN: &[u8] = b"kedge/1";
 

@@ -1,25 +1,24 @@
 //! `edge-node plan`: when each topic will be caught up, and what that will cost.
 //!
-//! Backlog, arrivals and what the link carries come from the running node, policies from the configuration
-//! and from what the hub pushed; [`crate::uplink::plan`] plays them forward.
+//! Backlog, arrivals, what the link carries and the policies that hold come from the running node: of the configuration
+//! only the address of its admin listener is read. [`crate::uplink::plan`] plays them forward.
 
 use std::fmt;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use shared::admin::fetch;
-use shared::class::ClassShares;
+use shared::class::{ClassShares, PerClass};
 use shared::cli::{Outcome, Output, STATUS_LIMIT, StatusArgs, Table, print, thousands};
-use shared::policy::RATES;
+use shared::policy::{RATES, stated};
 use shared::time::utc;
 use shared::units::{BitRate, ByteSize, Span};
 
 use super::CONFIG_FILE;
 use crate::config::Config;
-use crate::status::{PathStatus, Status};
+use crate::status::{PathStatus, RuleStatus, Status};
 use crate::uplink::plan::{Account, Backlog, Measured, TopicPlan, plan};
-use crate::uplink::policy::{Charged, Policy};
-use crate::uplink::{FromHub, hub_policy_of};
+use crate::uplink::policy::Charged;
 
 /// Nothing was sent yet: what a zstd producer's records come to in the mean, headers included.
 const ASSUMED_PER_MILLION: u64 = 300_000;
@@ -94,8 +93,10 @@ pub(super) struct PlanReport {
 
 /// Runs the command.
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
-    let config = Config::load(args.status.config.file(CONFIG_FILE).as_deref())?;
-    let address = args.status.admin.unwrap_or(config.admin.listen);
+    let address = match args.status.admin {
+        Some(address) => address,
+        None => Config::load_admin(args.status.config.file(CONFIG_FILE).as_deref())?.listen,
+    };
     let ask = || -> anyhow::Result<Status> {
         let (_, text) = fetch(address, "/status", STATUS_LIMIT)?;
         serde_json::from_str(&text).context("read the status of the node")
@@ -108,9 +109,8 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         std::thread::sleep(watched);
         ask()?
     };
-    let hub = hub_policy_of(&config);
     let path = chosen_path(&last, args.path.as_deref())?;
-    let report = report(&config, hub, &first, &last, &path, args.rate);
+    let report = report(&first, &last, &path, args.rate)?;
     match args.status.output {
         Output::Json => print(format_args!("{}\n", serde_json::to_string_pretty(&report)?))?,
         Output::Text => print(&report)?,
@@ -137,19 +137,17 @@ fn chosen_path(status: &Status, wanted: Option<&str>) -> anyhow::Result<PathStat
 }
 
 fn report(
-    config: &Config,
-    hub: Option<Policy>,
     first: &Status,
     last: &Status,
     path: &PathStatus,
     rate: Option<BitRate>,
-) -> PlanReport {
+) -> anyhow::Result<PlanReport> {
     let backlog: Vec<Backlog> = last
         .topics
         .iter()
         .map(|topic| Backlog {
             topic: topic.name.clone(),
-            class: config.topics.settings(&topic.name).class,
+            class: topic.class,
             records: topic.ledger.queued,
             bytes: topic.ledger.queued_bytes,
             arriving: arriving(first, last, &topic.name),
@@ -160,12 +158,9 @@ fn report(
     let measured = Measured {
         wire_per_million: cost.unwrap_or(ASSUMED_PER_MILLION),
         link: link.unwrap_or(ASSUMED_LINK),
-        shares: config
-            .uplink
-            .as_ref()
-            .map_or_else(ClassShares::default, |uplink| uplink.classes.shares),
+        shares: shares(last),
     };
-    let accounts = accounts(config, hub, last, &path.name);
+    let accounts = accounts(last, &path.name)?;
     let refused = &last.uplink.refused_topics;
     let (held, free): (Vec<Backlog>, Vec<Backlog>) = backlog
         .into_iter()
@@ -174,7 +169,7 @@ fn report(
     topics.extend(held.iter().map(refused_plan));
     topics.sort_by(|left, right| left.topic.cmp(&right.topic));
     let ends: Option<Vec<i64>> = topics.iter().map(|topic| topic.done_ms).collect();
-    PlanReport {
+    Ok(PlanReport {
         at_ms: last.wall_ms,
         path: path.name.clone(),
         link_bits: measured.link.bits(),
@@ -184,6 +179,16 @@ fn report(
         wire_bytes: topics.iter().map(|topic| topic.wire_bytes).sum(),
         done_ms: ends.map(|ends| ends.into_iter().max().unwrap_or(last.wall_ms)),
         topics,
+    })
+}
+
+/// How the classes share the node's link.
+fn shares(status: &Status) -> ClassShares {
+    match status.policy.shares[..] {
+        [critical, normal, bulk] => {
+            ClassShares::from_per_mille(PerClass::new([critical, normal, bulk]))
+        }
+        _ => ClassShares::default(),
     }
 }
 
@@ -238,29 +243,32 @@ fn arriving(first: &Status, last: &Status, topic: &str) -> u64 {
 }
 
 /// The policies that hold together on a path, with what was used of them.
-fn accounts(config: &Config, hub: Option<Policy>, status: &Status, path: &str) -> Vec<Account> {
-    let rules = config.rules();
-    let of_path = rules.paths.into_iter().find(|(name, _)| name == path);
-    let mut found = Vec::new();
-    let hub = hub.filter(|_| rules.from_hub != FromHub::Ignore);
-    if hub.is_none() || rules.from_hub == FromHub::Tighten {
-        found.push(("site".to_owned(), rules.site));
-    }
-    found.extend(hub.map(|policy| ("hub".to_owned(), policy)));
-    found.extend(of_path);
-    let charged = |of: &str| {
-        let allowance = status.policy.allowances.iter().find(|it| it.of == of);
-        allowance.map_or_else(Charged::default, |it| Charged {
-            used: it.used,
-            end_ms: it.end_ms,
-        })
-    };
-    found
-        .into_iter()
-        .map(|(of, policy)| Account {
-            charged: charged(&of),
-            of,
-            policy,
+fn accounts(status: &Status, path: &str) -> anyhow::Result<Vec<Account>> {
+    let rules = &status.policy.rules;
+    anyhow::ensure!(
+        !rules.is_empty(),
+        "the node, of version {}, does not tell the policies that hold; expected: a node of this version, {}",
+        status.version,
+        env!("CARGO_PKG_VERSION")
+    );
+    let holds = |rule: &&RuleStatus| rule.path.as_deref().is_none_or(|name| name == path);
+    rules
+        .iter()
+        .filter(holds)
+        .map(|rule| {
+            let of = rule.path.as_ref().unwrap_or(&rule.of).clone();
+            let policy = stated(&rule.policy)
+                .with_context(|| format!("read the policy of {of} that the node tells"))?;
+            let allowance = status.policy.allowances.iter().find(|it| it.of == of);
+            let charged = allowance.map_or_else(Charged::default, |it| Charged {
+                used: it.used,
+                end_ms: it.end_ms,
+            });
+            Ok(Account {
+                of,
+                policy,
+                charged,
+            })
         })
         .collect()
 }
@@ -331,14 +339,14 @@ impl fmt::Display for PlanReport {
 #[cfg(test)]
 mod tests {
     use shared::class::Class;
-    use shared::config::Document;
 
     use super::*;
     use crate::status::{AllowanceStatus, Ledger, PolicyStatus, TopicStatus, UplinkStatus};
 
-    fn config(policy: &str) -> Config {
-        let text = format!("[uplink]\nhubs = [\"h:1\"]\n{policy}");
-        Config::from_document(Document::parse(&text, "test.toml", []).unwrap()).unwrap()
+    /// The same node with this policy for the site.
+    fn under(policy: &str, mut status: Status) -> Status {
+        status.policy.rules[0].policy = stated(policy).unwrap().to_string();
+        status
     }
 
     fn status(uptime_ms: u64, accepted: u64) -> Status {
@@ -370,6 +378,14 @@ mod tests {
                     end_ms: 1_796_083_200_000,
                     ..AllowanceStatus::default()
                 }],
+                rules: [("site", None), ("path", Some("default".to_owned()))]
+                    .map(|(of, path)| RuleStatus {
+                        of: of.to_owned(),
+                        path,
+                        policy: String::new(),
+                    })
+                    .to_vec(),
+                shares: vec![760, 190, 50],
                 ..PolicyStatus::default()
             },
             topics: vec![TopicStatus {
@@ -388,11 +404,11 @@ mod tests {
 
     #[test]
     fn the_report_follows_what_was_measured_and_the_policy() {
-        let config =
-            config("[policy]\nrate_up = \"80kbit\"\n[policy.allowance]\nbytes = \"2MB\"\n");
+        let policy = "[policy]\nrate_up = \"80kbit\"\n[policy.allowance]\nbytes = \"2MB\"\n";
         let (first, last) = (status(1_000, 50_000), status(3_000, 50_040));
+        let last = under(policy, last);
         let path = chosen_path(&last, None).unwrap();
-        let report = report(&config, None, &first, &last, &path, None);
+        let report = report(&first, &last, &path, None).unwrap();
         assert_eq!(
             (report.link_bits, report.wire_per_million),
             (80_000, 200_000)
@@ -429,7 +445,7 @@ mod tests {
         ) = (3_000, 0, None);
         let plan = |status: &Status, rate| {
             let path = chosen_path(status, None).unwrap();
-            report(&config(""), None, status, status, &path, rate)
+            report(status, status, &path, rate).unwrap()
         };
         let report = plan(&last, None);
         assert_eq!((report.link_bits, report.link_is_known), (1_000_000, false));
@@ -441,6 +457,33 @@ mod tests {
     }
 
     #[test]
+    fn what_the_node_says_holds_and_nothing_else() {
+        let mut last = status(1_000, 50_000);
+        let path = chosen_path(&last, None).unwrap();
+        let takes = |last: &Status| {
+            let report = report(last, last, &path, None).unwrap();
+            report.topics[0].takes_ms
+        };
+        let free = takes(&last).unwrap();
+        let hub = RuleStatus {
+            of: "hub".to_owned(),
+            path: None,
+            policy: "[policy]\nrate_up = \"8kbit\"\n".to_owned(),
+        };
+        last.policy.rules.push(hub);
+        assert!(takes(&last).unwrap() > 5 * free);
+        // a way that is not taken has a policy of its own
+        last.policy.rules[2].path = Some("satellite".to_owned());
+        assert_eq!(takes(&last), Some(free));
+        last.topics[0].class = Class::Bulk;
+        last.policy.rules[0].policy = "[policy]\nclasses = [\"critical\"]\n".to_owned();
+        assert_eq!(takes(&last), None);
+        last.policy.rules.clear();
+        let error = report(&last, &last, &path, None).unwrap_err().to_string();
+        assert!(error.contains("does not tell the policies"), "{error}");
+    }
+
+    #[test]
     fn a_topic_that_the_hub_refuses_is_never_caught_up() {
         let mut last = status(1_000, 10_000);
         let mut other = last.topics[0].clone();
@@ -448,7 +491,7 @@ mod tests {
         last.topics.push(other);
         last.uplink.refused_topics = vec!["a".to_owned()];
         let path = chosen_path(&last, None).unwrap();
-        let report = report(&config(""), None, &last, &last, &path, None);
+        let report = report(&last, &last, &path, None).unwrap();
         let takes = report
             .topics
             .iter()
@@ -488,7 +531,7 @@ mod tests {
         let path = &mut last.policy.paths[0];
         (path.best_bytes_per_sec, path.rate_up_bits) = (0, None);
         let path = chosen_path(&last, Some("default")).unwrap();
-        let report = report(&config(""), None, &last, &last, &path, None);
+        let report = report(&last, &last, &path, None).unwrap();
         assert!(!report.link_is_known && !report.cost_is_known);
         let text = report.to_string();
         assert!(

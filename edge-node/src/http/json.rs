@@ -16,7 +16,7 @@ pub struct Invalid {
 }
 
 /// A place in JSON text.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Cursor<'a> {
     text: &'a str,
     at: usize,
@@ -35,6 +35,12 @@ impl<'a> Cursor<'a> {
             at: self.at,
             what: what.into(),
         }
+    }
+
+    /// The same place, which stays where it is.
+    #[must_use]
+    pub fn here(&self) -> Self {
+        *self
     }
 
     /// The next byte that is not white space.
@@ -74,12 +80,27 @@ impl<'a> Cursor<'a> {
         let mut values = serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>();
         match values.next() {
             None => Err(self.invalid("expected a value")),
-            Some(Err(error)) => Err(self.invalid(format!("not JSON: {error}"))),
+            Some(Err(error)) => Err(self.not_json(rest, &error)),
             Some(Ok(_)) => {
                 let len = values.byte_offset();
                 self.at += len;
                 Ok(rest.get(..len).unwrap_or(""))
             }
+        }
+    }
+
+    /// What is wrong with `rest`, at its place in the whole text.
+    fn not_json(&self, rest: &str, error: &serde_json::Error) -> Invalid {
+        // lines and columns are counted from 1, within the value
+        let lines = rest
+            .split_inclusive('\n')
+            .take(error.line().saturating_sub(1));
+        let in_rest = lines.map(str::len).sum::<usize>() + error.column().saturating_sub(1);
+        let text = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        Invalid {
+            at: self.at + in_rest.min(rest.len()),
+            what: format!("not JSON: {}", text.strip_suffix(&place).unwrap_or(&text)),
         }
     }
 
@@ -118,6 +139,20 @@ impl<'a> Cursor<'a> {
             self.expect(b',')?;
         }
     }
+}
+
+/// Line and column of a byte offset, for an editor: both from 1, columns in characters.
+#[must_use]
+pub fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
+    let line_start = before
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
+    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+    let is_first_of_char = |b: &&u8| **b & 0xc0 != 0x80;
+    let column = before[line_start..].iter().filter(is_first_of_char).count() + 1;
+    (line, column)
 }
 
 /// A value's text as a record holds it: a string's characters, anything else as compact JSON.
@@ -233,6 +268,19 @@ mod tests {
         let mut cursor = Cursor::new("{\"a\": 1 ; }");
         let error = cursor.object(|c, _| c.value().map(drop)).unwrap_err();
         assert_eq!(error.to_string(), "byte 8: expected `,`");
+    }
+
+    #[test]
+    fn a_place_is_that_of_the_whole_text() {
+        let text = "[1,\n {\"ä\": tru }]";
+        let mut cursor = Cursor::new(text);
+        cursor.expect(b'[').unwrap();
+        cursor.value().unwrap();
+        cursor.expect(b',').unwrap();
+        let error = cursor.object(|c, _| c.value().map(drop)).unwrap_err();
+        assert_eq!(error.what, "not JSON: expected ident");
+        assert_eq!(place(text, error.at), (2, 11), "{error}");
+        assert_eq!(place("", 9), (1, 1));
     }
 
     #[test]

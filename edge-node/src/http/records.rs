@@ -188,17 +188,19 @@ pub fn gather_json(body: &[u8], gather: &mut Gather) -> Result<(), BodyError> {
     let is_array = cursor.skip(b'[');
     if !(is_array && cursor.skip(b']')) {
         loop {
-            gather.push(&record(&mut cursor).map_err(|e| at_record(gather, &e))?)?;
+            gather.push(&record(&mut cursor).map_err(|e| at_record(gather, text, &e))?)?;
             if !is_array {
                 break;
             }
             if cursor.skip(b']') {
                 break;
             }
-            cursor.expect(b',').map_err(|e| at_record(gather, &e))?;
+            cursor
+                .expect(b',')
+                .map_err(|e| at_record(gather, text, &e))?;
         }
     }
-    end(&mut cursor).map_err(|e| at_record(gather, &e))
+    end(&mut cursor).map_err(|e| at_record(gather, text, &e))
 }
 
 /// Gathers the records of NDJSON: an object a line; empty lines are skipped.
@@ -207,7 +209,10 @@ pub fn gather_json(body: &[u8], gather: &mut Gather) -> Result<(), BodyError> {
 /// [`BodyError`].
 pub fn gather_ndjson(body: &[u8], gather: &mut Gather) -> Result<(), BodyError> {
     for (index, line) in utf8(body)?.lines().enumerate() {
-        let at_line = |e: Invalid| BodyError::Invalid(format!("line {}, {e}", index + 1));
+        let at_line = |e: Invalid| {
+            let (_, column) = json::place(line, e.at);
+            BodyError::Invalid(format!("line {}, {e} (column {column})", index + 1))
+        };
         let mut cursor = Cursor::new(line);
         if cursor.peek().is_none() {
             continue;
@@ -226,8 +231,12 @@ fn utf8(body: &[u8]) -> Result<&str, BodyError> {
     })
 }
 
-fn at_record(gather: &Gather, error: &Invalid) -> BodyError {
-    BodyError::Invalid(format!("record {}, {error}", gather.count))
+fn at_record(gather: &Gather, text: &str, error: &Invalid) -> BodyError {
+    let (line, column) = json::place(text, error.at);
+    let record = gather.count;
+    BodyError::Invalid(format!(
+        "record {record}, {error} (line {line}, column {column})"
+    ))
 }
 
 fn end(cursor: &mut Cursor<'_>) -> Result<(), Invalid> {
@@ -238,6 +247,11 @@ fn end(cursor: &mut Cursor<'_>) -> Result<(), Invalid> {
 }
 
 fn record<'a>(cursor: &mut Cursor<'a>) -> Result<Record<'a>, Invalid> {
+    if cursor.peek() != Some(b'{') {
+        let what = "expected `{`: a record is an object such as {\"key\": \"k\", \"value\": 20.5}";
+        return Err(cursor.invalid(what));
+    }
+    let begin = cursor.here();
     let mut record = Record::default();
     let (mut has_key, mut has_value) = (false, false);
     let once = |cursor: &Cursor<'a>, seen: &mut bool, what: &str| {
@@ -247,26 +261,36 @@ fn record<'a>(cursor: &mut Cursor<'a>) -> Result<Record<'a>, Invalid> {
         Ok(())
     };
     cursor.object(|cursor, name| {
+        let in_field = |error: Invalid| Invalid {
+            what: format!("{name}: {}", error.what),
+            ..error
+        };
         match &*name {
             "key" => {
                 once(cursor, &mut has_key, "key")?;
-                record.key = bytes_of(cursor)?;
+                record.key = bytes_of(cursor).map_err(in_field)?;
             }
             "key_base64" => {
                 once(cursor, &mut has_key, "key")?;
-                record.key = Some(base64_of(cursor)?);
+                record.key = Some(base64_of(cursor).map_err(in_field)?);
             }
             "value" => {
                 once(cursor, &mut has_value, "value")?;
-                record.value = bytes_of(cursor)?;
+                record.value = bytes_of(cursor).map_err(in_field)?;
             }
             "value_base64" => {
                 once(cursor, &mut has_value, "value")?;
-                record.value = Some(base64_of(cursor)?);
+                record.value = Some(base64_of(cursor).map_err(in_field)?);
             }
-            "headers" => record.headers = headers_of(cursor)?,
-            "partition" => record.partition = number_of(cursor, "a partition number")?,
-            "timestamp" => record.timestamp_ms = number_of(cursor, "milliseconds since 1970")?,
+            "headers" => record.headers = headers_of(cursor).map_err(in_field)?,
+            "partition" => {
+                let what = "a partition number, such as 0";
+                record.partition = number_of(cursor, what).map_err(in_field)?;
+            }
+            "timestamp" => {
+                let what = "milliseconds since 1970, such as 1700000000000";
+                record.timestamp_ms = number_of(cursor, what).map_err(in_field)?;
+            }
             other => {
                 let known = "key, key_base64, value, value_base64, headers, partition, timestamp";
                 let shown: String = other.chars().take(40).collect();
@@ -276,7 +300,7 @@ fn record<'a>(cursor: &mut Cursor<'a>) -> Result<Record<'a>, Invalid> {
         Ok(())
     })?;
     if !has_value {
-        return Err(cursor.invalid("a record without value or value_base64"));
+        return Err(begin.invalid("a record without value or value_base64"));
     }
     Ok(record)
 }
@@ -301,10 +325,12 @@ fn bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
 }
 
 fn base64_of<'a>(cursor: &mut Cursor<'a>) -> Result<Cow<'a, [u8]>, Invalid> {
+    cursor.peek();
+    let here = cursor.here();
     let text = cursor.string()?;
     match base64::decode(&text) {
         Some(bytes) => Ok(Cow::Owned(bytes)),
-        None => Err(cursor.invalid("not base64 (RFC 4648, section 4)")),
+        None => Err(here.invalid("not base64 (RFC 4648, section 4)")),
     }
 }
 
@@ -361,11 +387,16 @@ fn number_of<T: std::str::FromStr>(
     cursor: &mut Cursor<'_>,
     what: &str,
 ) -> Result<Option<T>, Invalid> {
+    cursor.peek();
+    let here = cursor.here();
     match cursor.value()? {
         "null" => Ok(None),
         raw => match raw.parse().ok().or_else(|| whole(raw)) {
             Some(number) => Ok(Some(number)),
-            None => Err(cursor.invalid(format!("expected {what}"))),
+            None => {
+                let found: String = raw.chars().take(40).collect();
+                Err(here.invalid(format!("expected {what}; found {found}")))
+            }
         },
     }
 }

@@ -3,11 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shared::class::Class;
 use shared::time::utc;
 use shared::units::{BitRate, ByteSize};
 
-use crate::uplink::policy::Action;
-use crate::uplink::{PathView, Standing, View};
+use crate::uplink::policy::{Action, Policy};
+use crate::uplink::{InForce, PathView, Standing, View};
 
 /// The policies in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,22 @@ pub struct PolicyStatus {
     pub paths: Vec<PathStatus>,
     /// Every allowance.
     pub allowances: Vec<AllowanceStatus>,
+    /// The policies themselves that hold together: the site's, the hub's, each path's.
+    pub rules: Vec<RuleStatus>,
+    /// How the classes share a full link, the most urgent first, in thousandths.
+    pub shares: Vec<u32>,
+}
+
+/// A policy that holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuleStatus {
+    /// "site", "hub", or "path".
+    pub of: String,
+    /// The path's name.
+    pub path: Option<String>,
+    /// The policy, as a `[policy]` section has it.
+    pub policy: String,
 }
 
 /// What holds on one path.
@@ -79,8 +96,25 @@ impl From<&View> for PolicyStatus {
             problems: view.problems.clone(),
             paths: view.paths.iter().map(PathStatus::from).collect(),
             allowances: view.allowances.iter().map(AllowanceStatus::from).collect(),
+            rules: rules(&view.rules),
+            shares: Class::all()
+                .map(|class| view.shares.per_mille(class))
+                .into(),
         }
     }
+}
+
+fn rules(rules: &InForce) -> Vec<RuleStatus> {
+    let rule = |of: &str, path: Option<&String>, policy: &Policy| RuleStatus {
+        of: of.to_owned(),
+        path: path.cloned(),
+        policy: policy.to_string(),
+    };
+    let over_all = rules.over_all.iter();
+    let over_all = over_all.map(|(of, policy)| rule(of, None, policy));
+    let paths = rules.paths.iter();
+    let paths = paths.map(|(name, policy)| rule("path", Some(name), policy));
+    over_all.chain(paths).collect()
 }
 
 impl From<&PathView> for PathStatus {
@@ -218,6 +252,7 @@ mod tests {
                 action: "critical-only".to_owned(),
                 end_ms: 1_796_079_600_000,
             }],
+            ..PolicyStatus::default()
         }
     }
 

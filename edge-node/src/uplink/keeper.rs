@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use shared::class::ClassShares;
 use shared::crashsafe::{self, Access};
 use shared::policy;
 use shared::units::BitRate;
@@ -66,6 +67,34 @@ pub struct View {
     pub source: &'static str,
     /// What keeps a new policy from holding, or counts from being kept.
     pub problems: Vec<String>,
+    /// The policies that hold: the site's and the hub's, as far as they are used, and those of the paths.
+    pub rules: InForce,
+    /// How the classes share a full link.
+    pub shares: ClassShares,
+}
+
+/// The policies that hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InForce {
+    /// Over all paths, with whose it is: "site" or "hub".
+    pub over_all: Vec<(&'static str, Policy)>,
+    /// For each path by name, the preferred first.
+    pub paths: Vec<(String, Policy)>,
+}
+
+impl InForce {
+    /// Of these rules and what the hub pushed, when that is used.
+    #[must_use]
+    pub fn new(rules: &Rules, hub: Option<&Policy>) -> Self {
+        let hub = hub.filter(|_| rules.from_hub != FromHub::Ignore);
+        let site = (hub.is_none() || rules.from_hub == FromHub::Tighten).then_some(&rules.site);
+        let over_all = site.map(|policy| ("site", policy)).into_iter();
+        let over_all = over_all.chain(hub.map(|policy| ("hub", policy)));
+        Self {
+            over_all: over_all.map(|(of, policy)| (of, policy.clone())).collect(),
+            paths: rules.paths.clone(),
+        }
+    }
 }
 
 /// What holds on a path.
@@ -83,12 +112,10 @@ pub struct PathView {
     pub best_bytes_per_sec: u64,
 }
 
-/// The policy that the hub pushed last to the site with this configuration, when it holds.
-#[must_use]
-pub fn hub_policy_of(config: &Config) -> Option<Policy> {
-    let policy = Files::new(config).read_hub_policy().ok().flatten();
-    let now = shared::time::wall_ms();
-    policy.filter(|policy| !config.rules().are_closed_by(policy, now))
+/// How the classes share a full link, with this configuration.
+fn shares_of(config: &Config) -> ClassShares {
+    let uplink = config.uplink.as_ref();
+    uplink.map_or_else(ClassShares::default, |uplink| uplink.classes.shares)
 }
 
 /// What the hub pushed: the text of a policy that can be used, or what is wrong with one that cannot.
@@ -191,6 +218,7 @@ pub struct InUse {
 pub struct Keeper {
     steward: Steward,
     rules: Rules,
+    shares: ClassShares,
     shapers: Arc<[Arc<Shaper>]>,
     files: Files,
     boot_id: u128,
@@ -270,6 +298,7 @@ impl Keeper {
         let mut keeper = Self {
             steward,
             rules,
+            shares: shares_of(config),
             shapers,
             files,
             boot_id,
@@ -400,6 +429,11 @@ impl Keeper {
                 (true, FromHub::Ignore) | (false, _) => "file",
             },
             problems: problems.into_iter().flatten().cloned().collect(),
+            rules: InForce::new(
+                &self.rules,
+                self.hub.as_ref().filter(|_| self.has_hub_policy),
+            ),
+            shares: self.shares,
         };
         self.view.send_if_modified(|held| {
             let is_news = **held != view;

@@ -35,6 +35,8 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// A step that takes longer says that the cluster is in trouble.
 const SLOW_STEP: Duration = Duration::from_secs(5);
+/// Of a step that has not ended.
+const NO_ANSWER: &str = "the central cluster does not answer";
 /// A hub that was fenced twice within this time is one of two that want the same lane.
 const CONTENTION: Duration = Duration::from_secs(600);
 
@@ -69,6 +71,8 @@ pub(crate) struct Driver<S> {
     step_began: Instant,
     /// The first of the failures since the last commit.
     failing_since: Option<Instant>,
+    /// What was said of the last of them.
+    failure: Option<String>,
     stop_at: Option<Instant>,
 
     sessions: HashMap<SessionId, mpsc::Sender<LaneEvent>>,
@@ -112,6 +116,7 @@ impl<S: LaneSink> Driver<S> {
             slow_at: None,
             step_began: Instant::now(),
             failing_since: None,
+            failure: None,
             stop_at: None,
             sessions: HashMap::new(),
             attaching: HashMap::new(),
@@ -302,7 +307,8 @@ impl<S: LaneSink> Driver<S> {
             self.failing_since = None;
         }
         if self.failing_since.is_none() {
-            self.health.set(true);
+            self.failure = None;
+            self.health.well();
         }
         let moved = self
             .machine
@@ -311,14 +317,19 @@ impl<S: LaneSink> Driver<S> {
     }
 
     fn slow(&mut self) {
-        if self.health.set(false) {
-            let since = self.failing_since.unwrap_or(self.step_began);
-            error!(took = ?since.elapsed(), "Lane does not get on; trying on");
+        let since = self.failing_since.unwrap_or(self.step_began).elapsed();
+        let began_ms = wall_ms() - i64::try_from(since.as_millis()).unwrap_or(0);
+        let error = self.failure.as_deref().unwrap_or(NO_ANSWER);
+        if self.health.trouble(error, began_ms) {
+            error!(took = ?since, error, "Lane does not get on; trying on");
         }
     }
 
     fn failed(&mut self, error: &SinkError) {
-        if self.health.set(false) {
+        let text = error.to_string();
+        let is_news = self.health.trouble(&text, wall_ms());
+        self.failure = Some(text);
+        if is_news {
             match error {
                 SinkError::Refused(_) => error!(%error, "Lane cannot be acquired; trying on"),
                 SinkError::Fenced | SinkError::Abortable(_) | SinkError::Unknown(_) => {
@@ -334,7 +345,8 @@ impl<S: LaneSink> Driver<S> {
             Outcome::Committed { .. } => {
                 self.retry.reset();
                 self.failing_since = None;
-                self.health.set(true);
+                self.failure = None;
+                self.health.well();
                 let bytes = self.machine.in_flight_bytes();
                 self.pace.committed(bytes, self.step_began.elapsed());
                 self.machine.set_transaction_bytes(self.pace.bytes());
@@ -342,6 +354,13 @@ impl<S: LaneSink> Driver<S> {
             Outcome::Unknown => {
                 self.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
                 self.failing_since.get_or_insert(self.step_began);
+                let told = self.transactor.as_mut().and_then(Transactor::take_failure);
+                if let Some(text) = told {
+                    if self.health.is_troubled() {
+                        self.health.trouble(&text, wall_ms());
+                    }
+                    self.failure = Some(text);
+                }
                 self.retry_at = Some(Instant::now() + self.retry.next());
             }
             Outcome::Malformed(sessions) => {

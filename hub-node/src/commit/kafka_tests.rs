@@ -522,6 +522,27 @@ async fn errors_of_every_call_are_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_waited_for_is_told_with_what_its_connections_say() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let world = World::at("absent", address, 4);
+    let (health, cancel) = (Health::default(), CancellationToken::new());
+    let starting = Lanes::start(world.config.clone(), cancel.clone(), health.clone());
+    let told = async {
+        while health.waits_for().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        health.waits_for().unwrap()
+    };
+    tokio::select! {
+        started = starting => panic!("{started:?}"),
+        trouble = told => assert!(trouble.error.contains("refused"), "{trouble:?}"),
+    }
+    cancel.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn work_goes_on_soon_after_the_cluster_is_back() {
     let mock = rdkafka::mocking::MockCluster::new(1).unwrap();
     let mut world = World::at("down", mock.bootstrap_servers(), 4);
@@ -540,12 +561,16 @@ async fn work_goes_on_soon_after_the_cluster_is_back() {
     let mut troubled = hub.lanes.troubled();
     let wait = troubled.wait_for(|count| *count > 0);
     tokio::time::timeout(LIMIT, wait).await.unwrap().unwrap();
+    let troubles = hub.health.troubles();
+    let (_, trouble) = troubles.first_key_value().unwrap();
+    assert!(!trouble.error.is_empty() && trouble.since_ms <= shared::time::wall_ms());
     mock.broker_up(1).unwrap();
     let up = std::time::Instant::now();
     site.committed(&log, 2).await;
     println!("{:?} after it was back", up.elapsed());
     assert!(up.elapsed() < Duration::from_secs(5), "{:?}", up.elapsed());
     assert_eq!(*hub.lanes.troubled().borrow(), 0);
+    assert!(hub.health.troubles().is_empty());
     hub.stop().await;
 }
 
@@ -715,19 +740,27 @@ impl World {
     async fn hub_on(&self, cluster: &MemoryCluster) -> Hub {
         let cancel = CancellationToken::new();
         let cluster = Arc::new(cluster.clone());
-        let lanes = Lanes::start_on(cluster, self.config.clone(), cancel.clone()).await;
+        let health = Health::default();
+        let (config, stop) = (self.config.clone(), cancel.clone());
+        let lanes = Lanes::start_on(cluster, config, stop, health.clone()).await;
         Hub {
             lanes: lanes.unwrap(),
             cancel,
+            health,
         }
     }
 
     async fn hub(&self) -> Hub {
         let cancel = CancellationToken::new();
-        let lanes = Lanes::start(self.config.clone(), cancel.clone())
+        let health = Health::default();
+        let lanes = Lanes::start(self.config.clone(), cancel.clone(), health.clone())
             .await
             .unwrap();
-        Hub { lanes, cancel }
+        Hub {
+            lanes,
+            cancel,
+            health,
+        }
     }
 
     fn topic(&self, topic: &str) -> TopicName {
@@ -877,6 +910,7 @@ fn values(got: &[Got]) -> Vec<String> {
 struct Hub {
     lanes: Lanes,
     cancel: CancellationToken,
+    health: Health,
 }
 
 impl Hub {

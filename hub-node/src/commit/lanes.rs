@@ -51,7 +51,7 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Starts the lanes once the cluster answers; waits for it as long as it takes. A lane takes its
+    /// Starts the lanes once the cluster answers; waits for it as long as it takes, and tells `health` why. A lane takes its
     /// transactional id when its first site attaches, so a standby hub disturbs nobody.
     ///
     /// # Errors
@@ -59,10 +59,11 @@ impl Lanes {
     pub async fn start(
         config: CommitConfig,
         cancel: CancellationToken,
+        health: Health,
     ) -> Result<Self, StartError> {
         let cluster = KafkaCluster::new(&config, tokio::runtime::Handle::current())
             .map_err(StartError::Refused)?;
-        Self::start_on(Arc::new(cluster), config, cancel).await
+        Self::start_on(Arc::new(cluster), config, cancel, health).await
     }
 
     /// The same on any cluster.
@@ -73,10 +74,10 @@ impl Lanes {
         cluster: Arc<C>,
         config: CommitConfig,
         cancel: CancellationToken,
+        health: Health,
     ) -> Result<Self, StartError> {
-        let lanes = prepare(&cluster, &config.bootstrap_servers, &cancel).await?;
+        let lanes = prepare(&cluster, &config.bootstrap_servers, &cancel, &health).await?;
         let counters = Arc::new(Counters::default());
-        let health = Health::new();
         let mut tasks = JoinSet::new();
         let mut ways = Vec::new();
         for lane in 0..lanes {
@@ -96,7 +97,7 @@ impl Lanes {
                 transactor,
                 cancel.clone(),
                 counters.clone(),
-                health.lane(),
+                health.lane(lane),
                 StepDown {
                     min: config.step_down,
                     max: config.step_down_max,
@@ -185,6 +186,7 @@ async fn prepare<C: Cluster>(
     cluster: &Arc<C>,
     bootstrap: &str,
     cancel: &CancellationToken,
+    health: &Health,
 ) -> Result<u32, StartError> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let mut is_told = false;
@@ -195,11 +197,15 @@ async fn prepare<C: Cluster>(
             // the step left behind ends by its own timeout
             () = cancel.cancelled() => return Err(StartError::Stopped),
             prepared = prepared => match prepared.expect("the step does not panic") {
-                Ok(lanes) => return Ok(lanes),
+                Ok(lanes) => {
+                    health.arrived();
+                    return Ok(lanes);
+                }
                 Err(error @ SinkError::Refused(_)) => return Err(StartError::Refused(error)),
                 Err(error) => error,
             },
         };
+        health.wait(&error.to_string(), shared::time::wall_ms());
         if !std::mem::replace(&mut is_told, true) {
             warn!(%error, bootstrap, "The central cluster does not answer; waiting for it");
         }

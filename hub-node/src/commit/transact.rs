@@ -49,6 +49,8 @@ pub(crate) struct Transactor<S> {
     is_alone: bool,
     /// The next one will.
     wants_alone: bool,
+    /// What was said of the last transaction that failed.
+    failure: Option<String>,
 }
 
 impl<S: LaneSink> Transactor<S> {
@@ -65,6 +67,7 @@ impl<S: LaneSink> Transactor<S> {
             claim: Claim { at_ms: 0, hub },
             lanes,
             has_layout: false,
+            failure: None,
             counters,
             marked: HashMap::new(),
             is_alone: false,
@@ -140,11 +143,11 @@ impl<S: LaneSink> Transactor<S> {
                 }
                 Failure::Sink(error @ SinkError::Unknown(_)) => {
                     warn!(%error, "Transaction failed");
-                    return Outcome::Unknown;
+                    return self.unknown(&error);
                 }
                 Failure::Sink(error @ SinkError::Refused(_)) => {
                     error!(%error, "Transaction failed");
-                    return Outcome::Unknown;
+                    return self.unknown(&error);
                 }
                 Failure::Refused => None,
                 Failure::Malformed(item) => Some(transaction.items[item].session),
@@ -155,7 +158,7 @@ impl<S: LaneSink> Transactor<S> {
                 Err(SinkError::Fenced) => return Outcome::Fenced,
                 Err(error) => {
                     info!(%error, "Transaction could not be aborted");
-                    return Outcome::Unknown;
+                    return self.unknown(&error);
                 }
             }
             if let Some(session) = malformed {
@@ -166,6 +169,16 @@ impl<S: LaneSink> Transactor<S> {
             }
         }
         Outcome::Unknown
+    }
+
+    fn unknown(&mut self, error: &SinkError) -> Outcome {
+        self.failure = Some(error.to_string());
+        Outcome::Unknown
+    }
+
+    /// What was said of the last transaction that failed, once.
+    pub(crate) fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
     }
 
     fn committed(

@@ -18,8 +18,10 @@ mod client;
 mod deliveries;
 mod fill;
 mod native;
+mod probe;
 mod restore;
 mod topics;
+mod words;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -35,6 +37,7 @@ use tracing::debug;
 use self::client::Clients;
 use self::deliveries::{Deliveries, LaneProducer, STORE_TAG};
 use self::fill::Fill;
+pub use self::probe::{Asked, ask};
 use self::topics::Topics;
 use super::{
     Cluster, CommitEnd, Destination, DestinationError, LaneSink, OutRecord, ProduceError, Refusal,
@@ -305,7 +308,11 @@ impl KafkaLane {
         if !errors::is_retriable(&error) {
             self.release();
         }
-        Err(sorted)
+        let words = self.clients.words();
+        Err(match sorted {
+            SinkError::Unknown(text) => SinkError::Unknown(words.explain(&text)),
+            other @ (SinkError::Fenced | SinkError::Abortable(_) | SinkError::Refused(_)) => other,
+        })
     }
 
     fn active(&self) -> Result<&Active, SinkError> {

@@ -12,7 +12,10 @@ mod tests;
 
 use std::time::Duration;
 
-pub use recording::{MAX_RECORD_BYTES, RecordingError, RecordingOptions, read_recording, unpack};
+pub use recording::{
+    MAX_RECORD_BYTES, Recording, RecordingError, RecordingOptions, TimeUnit, Times, read_recording,
+    unpack,
+};
 
 use bytes::Bytes;
 use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_end;

@@ -42,7 +42,8 @@ impl Pattern {
                     star = Some((at + 1, in_name));
                     at += 1;
                 }
-                Some(&byte) if byte == b'?' || byte == name[in_name] => {
+                // a `*` in place of a name is a pattern's: see `covers`
+                Some(&byte) if (byte == b'?' && name[in_name] != b'*') || byte == name[in_name] => {
                     at += 1;
                     in_name += 1;
                 }
@@ -57,6 +58,28 @@ impl Pattern {
         }
         pattern[at..].iter().all(|byte| *byte == b'*')
     }
+}
+
+impl Pattern {
+    /// Whether every name that fits `other` fits this one too. False, now and then, where it does: `?*` and `*?` are
+    /// not seen to be one.
+    ///
+    /// The other's wildcards are read as letters that only such take as stand for as much: its `*` is taken by ours, its
+    /// `?` by our `?` or `*`.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.matches(&other.0)
+    }
+}
+
+/// Rules that are never asked, where the first that matches decides: each with the first before it that takes every name
+/// that it matches.
+#[must_use]
+pub fn shadowed(rules: &[&Pattern]) -> Vec<(usize, usize)> {
+    let earlier = |at: usize| rules[..at].iter().position(|rule| rule.covers(rules[at]));
+    (0..rules.len())
+        .filter_map(|at| Some((at, earlier(at)?)))
+        .collect()
 }
 
 impl FromStr for Pattern {
@@ -110,6 +133,37 @@ mod tests {
             let parsed: Pattern = pattern.parse().unwrap();
             assert_eq!(parsed.matches(name), fits, "{pattern} on {name}");
         }
+    }
+
+    #[test]
+    fn a_pattern_covers_another_when_every_name_fits() {
+        for (wide, narrow, covers) in [
+            ("*", "*", true),
+            ("*", "a.?", true),
+            ("a.*", "a.b.*", true),
+            ("a.*", "a.?", true),
+            ("a.?", "a.*", false),
+            ("a.??", "a.?", false),
+            ("a.?", "a.b", true),
+            ("a.b", "a.?", false),
+            ("*.temp", "a.*.temp", true),
+            ("*.temp", "a.*", false),
+            ("?", "*", false),
+        ] {
+            let parse = |text: &str| text.parse::<Pattern>().unwrap();
+            let found = parse(wide).covers(&parse(narrow));
+            assert_eq!(found, covers, "{wide} over {narrow}");
+        }
+    }
+
+    #[test]
+    fn a_rule_behind_one_that_takes_all_of_it_is_found() {
+        let rules: Vec<Pattern> = ["a.b", "a.*", "b", "a.c", "b"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        let rules: Vec<&Pattern> = rules.iter().collect();
+        assert_eq!(shadowed(&rules), [(3, 1), (4, 2)]);
     }
 
     #[test]

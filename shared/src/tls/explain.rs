@@ -75,6 +75,14 @@ pub fn explain_tls(
     }
 }
 
+/// The alert (RFC 8446, section 6.2) for a certificate that is refused; `None` of other errors.
+pub(super) fn alert_of_error(error: &TlsError) -> Option<u8> {
+    match error {
+        TlsError::InvalidCertificate(error) => Some(alert_of(error)),
+        _ => None,
+    }
+}
+
 /// The alert that this end would send for it.
 fn alert_of(error: &CertificateError) -> u8 {
     match error {

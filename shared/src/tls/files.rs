@@ -3,12 +3,15 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::RootCertStore;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
-use super::CertificateInfo;
 use super::pem::{self, TlsError};
+use super::{CertificateInfo, explain, provider};
 use crate::time::utc;
 
 /// The three PEM files of one end.
@@ -30,6 +33,24 @@ pub(super) struct Material {
     authorities: Vec<CertificateDer<'static>>,
 }
 
+/// Whose files they are: what the certificate has to be for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A site's: for client authentication.
+    Site,
+    /// A hub's: for server authentication.
+    Hub,
+}
+
+/// What there is to say about one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// The setting that names it, without its section: `certificate`, `key`, `ca`.
+    pub key: &'static str,
+    /// The file and what is the matter with it.
+    pub message: String,
+}
+
 /// What `check` tells about the files.
 #[derive(Debug, Clone)]
 pub struct Inspection {
@@ -38,20 +59,25 @@ pub struct Inspection {
     /// The authorities that are trusted.
     pub authorities: Vec<CertificateInfo>,
     /// What is wrong, one sentence each.
-    pub problems: Vec<String>,
-    /// What will be wrong soon.
-    pub warnings: Vec<String>,
+    pub problems: Vec<Remark>,
+    /// What will be wrong soon, or may be meant.
+    pub warnings: Vec<Remark>,
 }
 
 /// Renew within this time before the end; a site may be offline for weeks.
 const EXPIRES_SOON_MS: i64 = 30 * 86_400_000;
+
+/// Names of the settings, without their section.
+const CERTIFICATE: &str = "certificate";
+const KEY: &str = "key";
+const CA: &str = "ca";
 
 impl TlsFiles {
     /// Reads the files for a person: dates included.
     ///
     /// # Errors
     /// A file that cannot be read or parsed.
-    pub fn inspect(&self, wall_ms: i64) -> Result<Inspection, TlsError> {
+    pub fn inspect(&self, role: Role, wall_ms: i64) -> Result<Inspection, TlsError> {
         let material = self.read()?;
         let certificate = info(&self.certificate, material.leaf())?;
         let authorities = material.authorities.iter().map(|der| info(&self.ca, der));
@@ -63,23 +89,40 @@ impl TlsFiles {
             warnings: Vec::new(),
         };
         inspection.check_dates(self, wall_ms);
+        inspection.check_authorities(self);
+        inspection.check_issuer(self, &material, role, wall_ms);
         if let Err(error) = super::client_config(self, &material) {
-            inspection.problems.push(error.to_string());
+            inspection.problems.push(Remark {
+                key: KEY,
+                message: error.to_string(),
+            });
         }
         Ok(inspection)
     }
 
     /// What keeps each of the files from being read, where [`TlsFiles::inspect`] tells the first only.
     #[must_use]
-    pub fn unreadable(&self) -> Vec<TlsError> {
+    pub fn unreadable(&self) -> Vec<Remark> {
         let certificates = |file: &Path| pem::certificates(file, &pem::read(file)?).map(drop);
         let key = || pem::private_key(&self.key, &pem::read(&self.key)?).map(drop);
+        let roots = || {
+            let found = pem::certificates(&self.ca, &pem::read(&self.ca)?)?;
+            pem::roots(&self.ca, &found).map(drop)
+        };
         let found = [
-            certificates(&self.certificate),
-            key(),
-            certificates(&self.ca),
+            (CERTIFICATE, certificates(&self.certificate)),
+            (KEY, key()),
+            (CA, roots()),
         ];
-        found.into_iter().filter_map(Result::err).collect()
+        let errors = found
+            .into_iter()
+            .filter_map(|(key, read)| Some((key, read.err()?)));
+        errors
+            .map(|(key, error)| Remark {
+                key,
+                message: format!("{error}; expected: {}", expected(key)),
+            })
+            .collect()
     }
 
     pub(super) fn read(&self) -> Result<Material, TlsError> {
@@ -109,6 +152,33 @@ impl Material {
             .expect("a chain is read with at least one certificate")
     }
 
+    /// Whether the other end would take this end's certificate if it trusted what this one does.
+    fn verify(&self, role: Role, at_ms: i64) -> Result<(), rustls::Error> {
+        let leaf = self.leaf();
+        let intermediates = self.chain.get(1..).unwrap_or_default();
+        let secs = u64::try_from(at_ms.div_euclid(1_000)).unwrap_or(0);
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(secs));
+        match role {
+            Role::Site => {
+                let roots = Arc::clone(&self.roots);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                let verifier = verifier
+                    .build()
+                    .map_err(|error| rustls::Error::General(error.to_string()))?;
+                verifier
+                    .verify_client_cert(leaf, intermediates, now)
+                    .map(drop)
+            }
+            Role::Hub => verify_server_cert_signed_by_trust_anchor(
+                &ParsedCertificate::try_from(leaf)?,
+                &self.roots,
+                intermediates,
+                now,
+                provider().signature_verification_algorithms.all,
+            ),
+        }
+    }
+
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.chain == other.chain && self.key == other.key && self.authorities == other.authorities
     }
@@ -116,27 +186,114 @@ impl Material {
 
 impl Inspection {
     fn check_dates(&mut self, files: &TlsFiles, wall_ms: i64) {
-        let clock = format!("this machine's clock reads {}", utc(wall_ms));
-        let own = [(&files.certificate, &self.certificate)];
+        let own = [(CERTIFICATE, &files.certificate, &self.certificate)];
         let trusted = self
             .authorities
             .iter()
-            .map(|authority| (&files.ca, authority));
-        for (file, info) in own.into_iter().chain(trusted) {
-            let (file, subject) = (file.display(), &info.subject);
-            let (from, to) = (utc(info.not_before_ms), utc(info.not_after_ms));
-            if wall_ms < info.not_before_ms {
-                self.problems.push(format!(
-                    "{file}: {subject} is not valid before {from}; {clock}"
-                ));
-            } else if wall_ms > info.not_after_ms {
-                self.problems
-                    .push(format!("{file}: {subject} expired on {to}; {clock}"));
-            } else if info.not_after_ms - wall_ms < EXPIRES_SOON_MS {
-                self.warnings
-                    .push(format!("{file}: {subject} expires on {to}: renew it"));
+            .map(|authority| (CA, &files.ca, authority));
+        for (key, file, info) in own.into_iter().chain(trusted) {
+            match dates(file, info, wall_ms) {
+                Some(Date::Outside(message)) => self.problems.push(Remark { key, message }),
+                Some(Date::Soon(message)) => self.warnings.push(Remark { key, message }),
+                None => {}
             }
         }
+    }
+
+    /// A certificate that may issue none vouches for nobody.
+    fn check_authorities(&mut self, files: &TlsFiles) {
+        let file = files.ca.display();
+        let idle = self.authorities.iter();
+        // one of version 1 that issued itself says nothing of what it may
+        let idle = idle.filter(|info| !info.is_authority && info.subject != info.issuer);
+        for info in idle {
+            let (subject, issuer) = (&info.subject, &info.issuer);
+            self.problems.push(Remark {
+                key: CA,
+                message: format!(
+                    "{file}: {subject} is no authority and vouches for nobody; expected: the certificate of the one that \
+                     issues them, here {issuer}"
+                ),
+            });
+        }
+    }
+
+    /// Both ends usually have certificates of one authority: that another file stands there is seen at the own one.
+    fn check_issuer(&mut self, files: &TlsFiles, material: &Material, role: Role, wall_ms: i64) {
+        let info = &self.certificate;
+        // dates have their own words
+        let at = wall_ms.clamp(
+            info.not_before_ms,
+            info.not_after_ms.max(info.not_before_ms),
+        );
+        let Err(error) = material.verify(role, at) else {
+            return;
+        };
+        let (certificate, ca) = (files.certificate.display(), files.ca.display());
+        let (subject, issuer) = (&info.subject, &info.issuer);
+        let (other, usage) = match role {
+            Role::Site => ("the hub", "client authentication"),
+            Role::Hub => ("sites", "server authentication"),
+        };
+        match explain::alert_of_error(&error) {
+            // expired or not yet valid: the authority, told above
+            Some(45) => {}
+            // a file without any authority has its own words
+            Some(48 | 51) if self.problems.iter().any(|it| it.key == CA) => {}
+            // unknown_ca, decrypt_error
+            Some(48 | 51) => self.warnings.push(Remark {
+                key: CA,
+                message: format!(
+                    "{ca}: not the authority that issued {CERTIFICATE} = \"{certificate}\" ({subject}, issued by {issuer}); \
+                     expected: that authority's certificate, unless those of {other} come from another one"
+                ),
+            }),
+            _ => self.problems.push(Remark {
+                key: CERTIFICATE,
+                message: format!(
+                    "{certificate}: {subject} is refused by {other}: {error}; expected: a certificate for {usage}, as \
+                     `hub-node certs` makes it"
+                ),
+            }),
+        }
+    }
+}
+
+/// What a certificate's dates say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Date {
+    /// It is not valid.
+    Outside(String),
+    /// It will not be for long.
+    Soon(String),
+}
+
+/// Looks at the dates of a certificate from a file; `None`: nothing to say.
+#[must_use]
+pub fn dates(file: &Path, info: &CertificateInfo, wall_ms: i64) -> Option<Date> {
+    let (file, subject, clock) = (file.display(), &info.subject, utc(wall_ms));
+    let (from, to) = (utc(info.not_before_ms), utc(info.not_after_ms));
+    if wall_ms < info.not_before_ms {
+        Some(Date::Outside(format!(
+            "{file}: {subject} is not valid before {from}; this machine's clock reads {clock}"
+        )))
+    } else if wall_ms > info.not_after_ms {
+        Some(Date::Outside(format!(
+            "{file}: {subject} expired on {to}; this machine's clock reads {clock}"
+        )))
+    } else {
+        (info.not_after_ms - wall_ms < EXPIRES_SOON_MS)
+            .then(|| Date::Soon(format!("{file}: {subject} expires on {to}: renew it")))
+    }
+}
+
+fn expected(key: &str) -> &'static str {
+    match key {
+        CERTIFICATE => "this node's certificate in PEM form, then intermediates",
+        KEY => {
+            "that certificate's private key in PEM form, readable by the user that the node runs as"
+        }
+        _ => "certificates of authorities in PEM form",
     }
 }
 

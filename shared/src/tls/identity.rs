@@ -52,6 +52,10 @@ pub enum IdentityError {
 pub struct CertificateInfo {
     /// Its subject, for people.
     pub subject: String,
+    /// Who issued it, for people.
+    pub issuer: String,
+    /// It may issue others.
+    pub is_authority: bool,
     /// DNS names and addresses.
     pub names: Vec<String>,
     /// The site that it is for; `None` when it names none.
@@ -75,6 +79,8 @@ impl CertificateInfo {
             .collect();
         Ok(Self {
             subject: certificate.subject().to_string(),
+            issuer: certificate.issuer().to_string(),
+            is_authority: certificate.is_ca(),
             names,
             site: site(&certificate).ok(),
             not_before_ms: certificate

@@ -405,22 +405,94 @@ fn a_resumed_session_with_an_old_certificate_is_refused() {
     assert_eq!(site_of(None, 0), Err(IdentityError::NoCertificate));
 }
 
+/// What an inspection says, a line for each: how bad, of which setting, what.
+fn remarks(files: &TlsFiles, role: Role) -> Vec<String> {
+    let inspection = files.inspect(role, wall_ms()).unwrap();
+    let line = |how: &str, remark: &Remark| format!("{how} {}: {}", remark.key, remark.message);
+    let problems = inspection.problems.iter().map(|it| line("problem", it));
+    let warnings = inspection.warnings.iter().map(|it| line("warning", it));
+    problems.chain(warnings).collect()
+}
+
+#[test]
+fn an_inspection_finds_an_authority_that_is_the_wrong_one() {
+    let world = World::new();
+    let dir = world.dir.path();
+    let issued = [
+        (Role::Site, site(&world.ca, Dates::Valid)),
+        (Role::Hub, hub(&world.ca, Dates::Valid)),
+    ];
+    for (role, pair) in issued {
+        let good = files(dir, "good", pair.clone(), &world.ca.pem);
+        assert_eq!(remarks(&good, role), Vec::<String>::new(), "{role:?}");
+        let rogue = remarks(&files(dir, "bad", pair.clone(), &world.rogue.pem), role);
+        let [line] = &rogue[..] else {
+            panic!("{role:?}: {rogue:?}");
+        };
+        assert!(line.starts_with("warning ca: "), "{line}");
+        for part in [
+            "bad-ca.pem: not the authority that issued",
+            "bad.pem",
+            "expected: ",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        // its own certificate in place of its authority's
+        let own = pair[0].clone();
+        let own = remarks(&files(dir, "own", pair, &own), role);
+        let line = own.iter().find(|line| line.starts_with("problem ca: "));
+        assert!(line.unwrap().contains("is no authority"), "{own:?}");
+    }
+}
+
+#[test]
+fn an_inspection_finds_a_certificate_for_the_other_end() {
+    let world = World::new();
+    let pair = site(&world.ca, Dates::Valid);
+    let told = remarks(
+        &files(world.dir.path(), "x", pair, &world.ca.pem),
+        Role::Hub,
+    );
+    let [line] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert!(
+        line.starts_with("problem certificate: ") && line.contains("for server authentication"),
+        "{line}"
+    );
+}
+
 #[test]
 fn an_inspection_tells_dates_and_mismatches() {
     let world = World::new();
     let dir = world.dir.path();
     let good = files(dir, "a", site(&world.ca, Dates::Valid), &world.ca.pem);
-    let inspection = good.inspect(wall_ms()).unwrap();
-    assert_eq!(inspection.problems, Vec::<String>::new());
+    assert_eq!(remarks(&good, Role::Site), Vec::<String>::new());
+    let inspection = good.inspect(Role::Site, wall_ms()).unwrap();
     assert_eq!(inspection.certificate.site.unwrap().as_str(), "shop-1");
-    let old = files(dir, "b", site(&world.ca, Dates::Past), &world.ca.pem);
-    let problems = old.inspect(wall_ms()).unwrap().problems.join("\n");
-    assert!(problems.contains("expired on 2002-01-01") && problems.contains("clock reads"));
+    for (dates, told) in [
+        (Dates::Past, "expired on 2002-01-01"),
+        (Dates::Future, "is not valid before 2900-01-01"),
+    ] {
+        let old = files(dir, "b", site(&world.ca, dates), &world.ca.pem);
+        let problems = remarks(&old, Role::Site);
+        let [line] = &problems[..] else {
+            panic!("{problems:?}");
+        };
+        assert!(line.starts_with("problem certificate: "), "{line}");
+        assert!(
+            line.contains(told) && line.contains("clock reads"),
+            "{line}"
+        );
+    }
     let [certificate, _] = site(&world.ca, Dates::Valid);
     let [_, key] = site(&world.ca, Dates::Valid);
     let mixed = files(dir, "c", [certificate, key], &world.ca.pem);
-    let problems = mixed.inspect(wall_ms()).unwrap().problems.join("\n");
-    assert!(problems.contains("c-key.pem"), "{problems}");
+    let problems = remarks(&mixed, Role::Site).join("\n");
+    assert!(
+        problems.starts_with("problem key: ") && problems.contains("c-key.pem"),
+        "{problems}"
+    );
     assert!(
         problems.contains("the key does not belong to this certificate"),
         "{problems}"
@@ -431,7 +503,7 @@ fn an_inspection_tells_dates_and_mismatches() {
     };
     assert!(
         missing
-            .inspect(wall_ms())
+            .inspect(Role::Site, wall_ms())
             .unwrap_err()
             .to_string()
             .contains("none.pem")

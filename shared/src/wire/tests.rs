@@ -556,3 +556,9 @@ fn fuzz_data_streams() {
         }
     });
 }
+
+#[test]
+fn the_version_that_is_told_is_that_of_the_hello() {
+    assert_eq!(spoken(), "link protocol 3");
+    assert_eq!((MIN_VERSION, MAX_VERSION), (3, 3));
+}

@@ -145,13 +145,16 @@ async fn a_kept_policy_holds_while_the_file_leaves_a_class_of_it() {
         "{view:?}"
     );
     assert!(!policies.decision(0).is_stopped());
-    assert_eq!(hub_policy_of(&config), None);
+    let whose = |view: &View| -> Vec<&str> { view.rules.over_all.iter().map(|it| it.0).collect() };
+    assert_eq!(whose(&view), ["site"]);
     for (text, source, problems) in [(&free, "file and hub", 0), (&bulk, "file", 1)] {
         std::fs::write(&file, text).unwrap();
         keeper.reload().await;
         keeper.publish(clocks(1));
         let view = policies.view();
         assert_eq!((view.source, view.problems.len()), (source, problems));
+        let is_used = source == "file and hub";
+        assert_eq!(whose(&view).contains(&"hub"), is_used);
         assert!(!policies.decision(0).is_stopped());
     }
 }

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
-use tracing::debug;
 
 use super::deliveries::{Deliveries, LaneContext, LaneProducer};
+use super::words::Words;
 use crate::commit::CommitConfig;
 use crate::sink::{SinkError, errors};
 
@@ -47,6 +46,7 @@ pub(super) struct Clients {
     transaction_timeout: Duration,
     queue_messages: u64,
     properties: BTreeMap<String, String>,
+    words: Words,
 }
 
 impl Clients {
@@ -67,7 +67,13 @@ impl Clients {
                 .filter(|(key, _)| is_free(key))
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+            words: Words::default(),
         }
+    }
+
+    /// What the connections of these clients say.
+    pub(super) fn words(&self) -> &Words {
+        &self.words
     }
 
     /// What librdkafka refuses of the properties: key and reason. No value is told, it may be a secret.
@@ -103,8 +109,23 @@ impl Clients {
         alone: bool,
         deliveries: Arc<Deliveries>,
     ) -> Result<LaneProducer, SinkError> {
-        let batch_records = if alone { 1 } else { BATCH_RECORDS };
         let id = format!("{}-{lane}", self.transactional_id_prefix);
+        let config = self.producer_config(&id, batch_bytes, alone);
+        LaneProducer::from_config_and_context(
+            &config,
+            LaneContext::new(deliveries, self.words.clone()),
+        )
+        .map_err(|error| errors::sink_error(&error, None))
+    }
+
+    /// Of a producer with this transactional id.
+    pub(super) fn producer_config(
+        &self,
+        id: &str,
+        batch_bytes: usize,
+        alone: bool,
+    ) -> ClientConfig {
+        let batch_records = if alone { 1 } else { BATCH_RECORDS };
         let defaults = [
             // what lingers goes when the lane flushes, at the end of a transaction at the latest
             ("linger.ms", "1000".to_owned()),
@@ -122,7 +143,7 @@ impl Clients {
             ("topic.metadata.propagation.max.ms", "5000".to_owned()),
         ];
         let fixed = [
-            ("transactional.id", id),
+            ("transactional.id", id.to_owned()),
             ("transaction.timeout.ms", millis(self.transaction_timeout)),
             ("message.timeout.ms", millis(self.delivery_timeout)),
             ("enable.idempotence", "true".to_owned()),
@@ -136,20 +157,19 @@ impl Clients {
         if alone {
             config.set("batch.num.messages", "1");
         }
-        LaneProducer::from_config_and_context(&config, LaneContext(deliveries))
-            .map_err(|error| errors::sink_error(&error, None))
+        config
     }
 
     /// For topics. `creates` lets the broker create what is asked for, where nothing else can.
-    pub(super) fn admin(&self, creates: bool) -> Result<AdminClient<Quiet>, SinkError> {
+    pub(super) fn admin(&self, creates: bool) -> Result<AdminClient<Words>, SinkError> {
         let mut config = self.config(&[]);
         config.set("allow.auto.create.topics", creates.to_string());
-        AdminClient::from_config_and_context(&config, Quiet)
+        AdminClient::from_config_and_context(&config, self.words.clone())
             .map_err(|error| errors::sink_error(&error, None))
     }
 
     /// For reading the checkpoints.
-    pub(super) fn consumer(&self) -> Result<BaseConsumer<Quiet>, SinkError> {
+    pub(super) fn consumer(&self) -> Result<BaseConsumer<Words>, SinkError> {
         let group = format!("{}-restore", self.transactional_id_prefix);
         let defaults = [
             ("fetch.wait.max.ms", "50".to_owned()),
@@ -162,7 +182,7 @@ impl Clients {
         config.set("auto.offset.reset", "earliest");
         config.set("isolation.level", "read_committed");
         config.set("check.crcs", "true");
-        BaseConsumer::from_config_and_context(&config, Quiet)
+        BaseConsumer::from_config_and_context(&config, self.words.clone())
             .map_err(|error| errors::sink_error(&error, None))
     }
 
@@ -201,19 +221,3 @@ impl Clients {
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
-
-/// Keeps librdkafka's own words to debug level: lanes say what matters.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        debug!(?level, facility, message, "librdkafka");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        debug!(%error, reason, "librdkafka");
-    }
-}
-
-impl ConsumerContext for Quiet {}

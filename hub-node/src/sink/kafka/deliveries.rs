@@ -11,6 +11,7 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{ProducerContext, ThreadedProducer};
 use tracing::debug;
 
+use super::words::Words;
 use crate::sink::errors::{self, Verdict};
 use crate::sink::{Refusal, SinkError};
 
@@ -196,11 +197,18 @@ impl State {
 
 /// Receives librdkafka's calls.
 #[derive(Debug)]
-pub(super) struct LaneContext(pub(super) Arc<Deliveries>);
+pub(super) struct LaneContext(Arc<Deliveries>, Words);
+
+impl LaneContext {
+    /// Of a producer whose reports these are.
+    pub(super) fn new(deliveries: Arc<Deliveries>, words: Words) -> Self {
+        Self(deliveries, words)
+    }
+}
 
 impl ClientContext for LaneContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        debug!(?level, facility, message, "librdkafka");
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.1.logged(facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -13,7 +13,9 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use super::client::{Clients, Quiet};
+use super::client::Clients;
+use super::native;
+use super::words::Words;
 use crate::commit::{CommitConfig, TopicPolicy};
 use crate::sink::{Destination, DestinationError, Reason, SinkError, errors};
 
@@ -32,9 +34,9 @@ const DEFAULT_MAX_BATCH_BYTES: usize = 1_048_588;
 
 /// The cluster's topics.
 pub(super) struct Topics {
-    admin: AdminClient<Quiet>,
+    admin: AdminClient<Words>,
     /// Lets the broker create a topic that is asked for: some clusters know no other way.
-    creating: AdminClient<Quiet>,
+    creating: AdminClient<Words>,
     handle: Handle,
     policy: TopicPolicy,
     checkpoint_topic: String,
@@ -253,13 +255,17 @@ impl Topics {
 
     fn presence(
         &self,
-        client: &AdminClient<Quiet>,
+        client: &AdminClient<Words>,
         topic: &str,
     ) -> Result<Presence, DestinationError> {
-        let metadata = client
-            .inner()
-            .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
-            .map_err(|error| DestinationError::Unavailable(error.to_string()))?;
+        let metadata = client.inner().fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+        for client in [&self.admin, &self.creating] {
+            native::drain(client.inner());
+        }
+        let metadata = metadata.map_err(|error| {
+            let words = client.inner().context();
+            DestinationError::Unavailable(words.explain(&error))
+        })?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(Presence::Absent);
         };

@@ -4,16 +4,21 @@
 //! write them, or every line is a value as it stands. Of those that are JSON, fields may be named that hold
 //! the time and the key.
 //!
-//! The first line decides which; one that differs is an error and never changes how the others are read.
+//! The first line decides which; one that differs is an error and never changes how the others are read. In which unit
+//! times are, most of them decide (see [`Times`]).
+
+mod times;
 
 use std::io::Read as _;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use self::times::{Stamp, TIMES, candidate, resolve, spaced};
 use super::Sample;
-use crate::batch::split::{Format, parse};
 use crate::record::{HEADER_LEN, record_len};
+
+pub use self::times::{TimeUnit, Times};
 
 /// Magic of a zstd frame (RFC 8878, section 3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -28,12 +33,16 @@ pub const MAX_RECORD_BYTES: usize = 4 << 20;
 
 /// A line that says key, time and value.
 const RECORDED: &str = "{\"key\": …, \"ts\": ms, \"value\": …}";
+/// Where such a line has its time.
+const TS: &str = "ts";
+/// Between two lines that do not say their time, when nobody says it either.
+const ASSUMED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Fields that recorders write. One that has others beside a value that is no text is a value itself, such as
 /// `{"ts":1750000000000,"sensor":"inlet","value":21.5}`: its other fields would be lost.
 const RECORDED_FIELDS: [&str; 7] = [
     "key",
-    "ts",
+    TS,
     "value",
     "topic",
     "partition",
@@ -53,8 +62,20 @@ pub struct RecordingOptions {
     pub time_field: Option<String>,
     /// Path of the field that holds the key; likewise.
     pub key_field: Option<String>,
-    /// Time between two lines that do not say their time.
-    pub interval: Duration,
+    /// Unit of times that are numbers; `None`: as most of them look.
+    pub time_unit: Option<TimeUnit>,
+    /// Time between two lines that do not say their time; `None`: a second is
+    /// assumed.
+    pub interval: Option<Duration>,
+}
+
+/// What a recording holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recording {
+    /// Its records, in its order.
+    pub samples: Vec<Sample>,
+    /// Where their times are from.
+    pub times: Times,
 }
 
 /// Why a recording cannot be read.
@@ -123,14 +144,14 @@ pub fn unpack(bytes: Vec<u8>, limit: u64) -> Result<Vec<u8>, RecordingError> {
     Ok(plain)
 }
 
-/// The records of a recording, in its order.
+/// The records of a recording, in its order, and where their times are from.
 ///
 /// # Errors
 /// [`RecordingError`] with the first line that is not as the options say.
 pub fn read_recording(
     text: &[u8],
     options: &RecordingOptions,
-) -> Result<Vec<Sample>, RecordingError> {
+) -> Result<Recording, RecordingError> {
     if UTF16_MARKS.iter().any(|mark| text.starts_with(mark)) {
         return Err(RecordingError::Utf16);
     }
@@ -141,23 +162,53 @@ pub fn read_recording(
             .enumerate()
             .filter(|(_, line)| !line.is_empty())
     };
-    let names_fields = options.time_field.is_some() || options.key_field.is_some();
-    let is_recorded = !names_fields && lines().next().is_some_and(|(_, line)| is_recorded(line));
-    let samples: Vec<Sample> = lines()
-        .zip(0_i64..)
-        .map(|((at, line), index)| {
-            let sample = if is_recorded {
-                recorded(at + 1, line)
-            } else {
-                sample(at + 1, line, index, options)
-            };
-            sample.and_then(|sample| sendable(at + 1, sample))
-        })
-        .collect::<Result<_, _>>()?;
-    if samples.is_empty() {
+    let Some((_, first)) = lines().next() else {
         return Err(RecordingError::Empty);
+    };
+    let names_fields = options.time_field.is_some() || options.key_field.is_some();
+    let is_recorded = !names_fields && is_recorded(first);
+    let mut samples = Vec::new();
+    let mut stamps = Vec::new();
+    for (at, line) in lines() {
+        let (sample, stamp) = if is_recorded {
+            recorded(at + 1, line)?
+        } else {
+            sample(at + 1, line, options)?
+        };
+        samples.push(sendable(at + 1, sample)?);
+        stamps.extend(stamp);
     }
-    Ok(samples)
+    let times = match (&options.time_field, is_recorded) {
+        (Some(field), _) => timed(&mut samples, &stamps, field, options, TimeUnit::Seconds),
+        (None, true) => timed(&mut samples, &stamps, TS, options, TimeUnit::Millis),
+        (None, false) => {
+            let interval = options.interval.unwrap_or(ASSUMED_INTERVAL);
+            for (sample, index) in samples.iter_mut().zip(0..) {
+                sample.timestamp_ms = spaced(index, interval);
+            }
+            Times::Spaced {
+                interval,
+                is_assumed: options.interval.is_none(),
+                candidate: candidate(first),
+            }
+        }
+    };
+    Ok(Recording { samples, times })
+}
+
+/// Gives the records the times of their lines.
+fn timed(
+    samples: &mut [Sample],
+    stamps: &[Stamp],
+    field: &str,
+    options: &RecordingOptions,
+    small: TimeUnit,
+) -> Times {
+    let (ms, times) = resolve(stamps, field, options.time_unit, small);
+    for (sample, ms) in samples.iter_mut().zip(ms) {
+        sample.timestamp_ms = ms;
+    }
+    times
 }
 
 /// A record that a batch may be made of.
@@ -180,10 +231,11 @@ fn is_recorded(line: &[u8]) -> bool {
             .keys()
             .all(|name| RECORDED_FIELDS.contains(&name.as_str()))
     };
-    fields.contains_key("ts") && fields.contains_key("value") && (is_text || are_known())
+    fields.contains_key(TS) && fields.contains_key("value") && (is_text || are_known())
 }
 
-fn recorded(line: usize, bytes: &[u8]) -> Result<Sample, RecordingError> {
+/// The record of a line, its time not in it but beside it.
+fn recorded(line: usize, bytes: &[u8]) -> Result<(Sample, Option<Stamp>), RecordingError> {
     let no_object = |error: String| RecordingError::NotAnObject {
         line,
         found: shortened(&String::from_utf8_lossy(bytes)),
@@ -195,12 +247,10 @@ fn recorded(line: usize, bytes: &[u8]) -> Result<Sample, RecordingError> {
         return Err(no_object("another JSON value".to_owned()));
     }
     let wrong = |what, field: &str, expected| wrong(line, &json, what, field, expected);
-    let time = json.get("ts").and_then(Value::as_i64);
-    Ok(Sample {
-        timestamp_ms: time.ok_or_else(|| {
-            let expected = "ms since 1970, a whole number; --time-field takes other times";
-            wrong("time", "ts", expected)
-        })?,
+    let stamp = json.get(TS).and_then(Stamp::read);
+    let stamp = stamp.ok_or_else(|| wrong("time", TS, TIMES))?;
+    let sample = Sample {
+        timestamp_ms: 0,
         key: match json.get("key") {
             None => None,
             Some(key) => key_text(key).ok_or_else(|| wrong("key", "key", KEYS))?,
@@ -211,7 +261,8 @@ fn recorded(line: usize, bytes: &[u8]) -> Result<Sample, RecordingError> {
             Some(Value::String(text)) => Some(text.as_bytes().to_vec()),
             Some(value) => Some(value.to_string().into()),
         },
-    })
+    };
+    Ok((sample, Some(stamp)))
 }
 
 /// A key as records have it: absent when null. Nothing when it can be none.
@@ -252,12 +303,12 @@ fn shortened(text: &str) -> String {
     }
 }
 
+/// The same of a line that is a value.
 fn sample(
     line: usize,
     bytes: &[u8],
-    index: i64,
     options: &RecordingOptions,
-) -> Result<Sample, RecordingError> {
+) -> Result<(Sample, Option<Stamp>), RecordingError> {
     let names_fields = options.time_field.is_some() || options.key_field.is_some();
     let json = if names_fields {
         serde_json::from_slice(bytes).unwrap_or(Value::Null)
@@ -265,13 +316,12 @@ fn sample(
         Value::Null
     };
     let missing = |what, field: &str, expected| wrong(line, &json, what, field, expected);
-    let interval_ms = i64::try_from(options.interval.as_millis()).unwrap_or(i64::MAX);
-    let timestamp_ms = match &options.time_field {
-        None => index.saturating_mul(interval_ms),
-        Some(field) => field_of(&json, field).and_then(time_ms).ok_or_else(|| {
-            let expected = "seconds, ms, µs or ns since 1970, or 2026-01-31T12:00:00.000Z";
-            missing("time", field, expected)
-        })?,
+    let stamp = match &options.time_field {
+        None => None,
+        Some(field) => {
+            let stamp = field_of(&json, field).and_then(Stamp::read);
+            Some(stamp.ok_or_else(|| missing("time", field, TIMES))?)
+        }
     };
     let key = match &options.key_field {
         None => None,
@@ -279,56 +329,15 @@ fn sample(
             .and_then(key_text)
             .ok_or_else(|| missing("key", field, KEYS))?,
     };
-    Ok(Sample {
-        timestamp_ms,
+    let sample = Sample {
+        timestamp_ms: 0,
         key,
         value: Some(bytes.to_vec()),
-    })
+    };
+    Ok((sample, stamp))
 }
 
 fn field_of<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.')
         .try_fold(json, |value, name| value.get(name))
-}
-
-/// A time as records write it, in ms since 1970.
-fn time_ms(value: &Value) -> Option<i64> {
-    let text = match value {
-        Value::String(text) => text.trim().to_owned(),
-        Value::Number(number) => number.to_string(),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
-    };
-    let (format, mantissa) = parse(text.as_bytes(), None)?;
-    match format {
-        Format::DateTime { decimals, .. } => {
-            let ms = to_ms(mantissa, decimals);
-            Some(ms.saturating_sub(format.zone_ms()))
-        }
-        Format::Fixed(decimals) => {
-            let whole = mantissa.div_euclid(power(decimals));
-            Some(match whole.unsigned_abs() {
-                0..100_000_000_000 => to_ms(mantissa, decimals),
-                100_000_000_000..100_000_000_000_000 => whole,
-                100_000_000_000_000..100_000_000_000_000_000 => whole.div_euclid(1000),
-                _ => whole.div_euclid(1_000_000),
-            })
-        }
-        Format::Padded(_)
-        | Format::Trimmed(_)
-        | Format::TrimmedToOne(_)
-        | Format::Hex { .. }
-        | Format::TimeOfDay { .. } => None,
-    }
-}
-
-fn power(exponent: u8) -> i64 {
-    10_i64.saturating_pow(exponent.into())
-}
-
-/// Thousandths of a number with so many decimals.
-fn to_ms(mantissa: i64, decimals: u8) -> i64 {
-    match decimals {
-        0..=3 => mantissa.saturating_mul(power(3 - decimals)),
-        _ => mantissa.div_euclid(power(decimals - 3)),
-    }
 }

@@ -8,7 +8,8 @@ fn plain() -> RecordingOptions {
     RecordingOptions {
         time_field: None,
         key_field: None,
-        interval: Duration::from_secs(1),
+        time_unit: None,
+        interval: Some(Duration::from_secs(1)),
     }
 }
 
@@ -127,7 +128,7 @@ fn the_order_of_a_recording_changes_nothing_but_records_of_one_time() {
 #[test]
 fn lines_that_say_key_time_and_value_are_taken_apart() {
     let text = b"{\"key\":\"a\",\"ts\":5,\"value\":\"x \\\"1\\\"\"}\r\n\n{\"key\":null,\"ts\":7,\"value\":null}\n";
-    let samples = read_recording(text, &plain()).unwrap();
+    let samples = read_recording(text, &plain()).unwrap().samples;
     let nothing = Sample {
         timestamp_ms: 7,
         key: None,
@@ -143,7 +144,7 @@ fn keys_and_values_may_be_other_json_than_text() {
 {"key":null,"ts":3,"value":4,"offset":9}
 {"key":"a","ts":4,"value":[]}
 {"ts":5,"value":null}"#;
-    let samples = read_recording(text, &plain()).unwrap();
+    let samples = read_recording(text, &plain()).unwrap().samples;
     let expected = [
         sample(1, None, "x"),
         sample(2, Some("17"), r#"{"b":[1,true]}"#),
@@ -153,14 +154,16 @@ fn keys_and_values_may_be_other_json_than_text() {
     assert_eq!(samples[..4], expected);
     assert_eq!(samples[4].value, None);
     // the first line may have such a value as well
-    let samples = read_recording(br#"{"key":1,"ts":2,"value":3.5}"#, &plain()).unwrap();
+    let samples = read_recording(br#"{"key":1,"ts":2,"value":3.5}"#, &plain())
+        .unwrap()
+        .samples;
     assert_eq!(samples, [sample(2, Some("1"), "3.5")]);
 }
 
 #[test]
 fn a_reading_whose_value_is_one_field_of_several_stands_as_it_is() {
     let text = r#"{"ts":1750000000000,"sensor":"inlet","value":21.5}"#;
-    let samples = read_recording(text.as_bytes(), &plain()).unwrap();
+    let samples = read_recording(text.as_bytes(), &plain()).unwrap().samples;
     assert_eq!(samples, [sample(0, None, text)]);
 }
 
@@ -174,12 +177,12 @@ fn one_odd_line_is_an_error_that_says_what_is_wrong_with_it() {
         ),
         ("7", ["`7`", "not a JSON object", "\"value\": …"]),
         (
-            r#"{"ts":12.5,"value":"x"}"#,
-            ["no time at `ts`", "found 12.5", "ms since 1970"],
+            r#"{"ts":"noon","value":"x"}"#,
+            ["no time at `ts`", "found \"noon\"", "ns since 1970"],
         ),
         (
             r#"{"value":"x"}"#,
-            ["no time at `ts`", "it is missing", "ms since 1970"],
+            ["no time at `ts`", "it is missing", "ns since 1970"],
         ),
         (
             r#"{"ts":2}"#,
@@ -203,7 +206,7 @@ fn one_odd_line_is_an_error_that_says_what_is_wrong_with_it() {
 #[test]
 fn other_lines_are_values_and_fields_may_be_named() {
     let text = b"{\"d\":{\"id\":7,\"at\":\"2026-01-31T12:00:00.5+01:00\"}}\n{\"d\":{\"id\":\"b\",\"at\":1769860800}}";
-    let samples = read_recording(text, &plain()).unwrap();
+    let samples = read_recording(text, &plain()).unwrap().samples;
     assert_eq!(samples[1].timestamp_ms, 1000);
     assert_eq!(samples[1].key, None);
     let named = RecordingOptions {
@@ -211,7 +214,7 @@ fn other_lines_are_values_and_fields_may_be_named() {
         key_field: Some("d.id".to_owned()),
         ..plain()
     };
-    let samples = read_recording(text, &named).unwrap();
+    let samples = read_recording(text, &named).unwrap().samples;
     assert_eq!(samples[0].timestamp_ms, 1_769_857_200_500);
     assert_eq!(samples[0].key.as_deref(), Some(b"7".as_slice()));
     assert_eq!(samples[1].timestamp_ms, 1_769_860_800_000);
@@ -233,9 +236,66 @@ fn times_are_told_by_their_size() {
             ..plain()
         };
         let line = format!("{{\"t\":{time}}}");
-        let samples = read_recording(line.as_bytes(), &named).unwrap();
+        let samples = read_recording(line.as_bytes(), &named).unwrap().samples;
         assert_eq!(samples[0].timestamp_ms, ms, "{time}");
     }
+}
+
+#[test]
+fn times_of_recorders_may_be_in_other_units_too() {
+    for (time, ms) in [
+        ("1750000000", 1_750_000_000_000),
+        ("1750000000.25", 1_750_000_000_250),
+        ("1750000000123", 1_750_000_000_123),
+        ("1750000000123456", 1_750_000_000_123),
+        ("\"2025-06-15T15:06:40Z\"", 1_750_000_000_000),
+        ("250", 250),
+    ] {
+        let line = format!("{{\"ts\":{time},\"value\":\"x\"}}");
+        let read = read_recording(line.as_bytes(), &plain()).unwrap();
+        assert_eq!(read.samples[0].timestamp_ms, ms, "{time}");
+    }
+}
+
+#[test]
+fn lines_without_times_are_said_to_have_assumed_ones() {
+    let spaced = |options: &RecordingOptions| {
+        let read = read_recording(b"a\nb\n{\"ts\":1}", options).unwrap();
+        let times = read.samples.iter().map(|it| it.timestamp_ms);
+        (times.collect::<Vec<_>>(), read.times)
+    };
+    let nothing_said = RecordingOptions {
+        interval: None,
+        ..plain()
+    };
+    let (ms, times) = spaced(&nothing_said);
+    assert_eq!(ms, [0, 1_000, 2_000]);
+    assert!(
+        matches!(
+            times,
+            Times::Spaced {
+                is_assumed: true,
+                ..
+            }
+        ),
+        "{times:?}"
+    );
+    let said = RecordingOptions {
+        interval: Some(Duration::from_micros(1_500)),
+        ..plain()
+    };
+    let (ms, times) = spaced(&said);
+    assert_eq!(ms, [0, 1, 3]);
+    assert!(
+        matches!(
+            times,
+            Times::Spaced {
+                is_assumed: false,
+                ..
+            }
+        ),
+        "{times:?}"
+    );
 }
 
 #[test]
@@ -261,7 +321,7 @@ fn what_is_missing_is_said() {
 #[test]
 fn a_byte_order_mark_is_no_part_of_the_first_line() {
     let text = "\u{feff}{\"key\":\"a\",\"ts\":5,\"value\":\"x\"}\r\n{\"key\":\"a\",\"ts\":6,\"value\":\"y\"}\r\n";
-    let samples = read_recording(text.as_bytes(), &plain()).unwrap();
+    let samples = read_recording(text.as_bytes(), &plain()).unwrap().samples;
     assert_eq!(
         samples,
         [sample(5, Some("a"), "x"), sample(6, Some("a"), "y")]
@@ -289,7 +349,7 @@ fn a_record_that_no_topic_takes_is_named_with_its_line_and_the_largest_goes_thro
     assert!(told.starts_with(expected), "{told}");
     assert!(told.contains("at most 4194304"), "{told}");
     let text = format!("ok\n{}\n", value(MAX_RECORD_BYTES - 100));
-    let samples = read_recording(text.as_bytes(), &plain()).unwrap();
+    let samples = read_recording(text.as_bytes(), &plain()).unwrap().samples;
     let options = options(Duration::from_secs(1));
     let estimates = estimate(&samples, &options, &|| Duration::ZERO).unwrap();
     assert!(estimates.iter().all(|it| it.all_bytes > 0));
