@@ -246,9 +246,11 @@ impl Measured {
             self.rates.add(summary.rate);
         }
         let is_cruising = matches!(self.phase, Phase::Cycle { turn: CRUISE.. });
+        let sent = summary.acked.saturating_add(summary.lost);
+        let is_full = sent + MARGIN_PACKETS * self.mtu >= self.window / 4 * 3;
         let policed = self
             .policer
-            .add(&summary, is_cruising, self.base.mean(), self.mtu);
+            .add(&summary, is_cruising, is_full, self.base.mean(), self.mtu);
         if let Some(rate) = policed {
             self.calm.add(&summary);
             return self.hold(rate);

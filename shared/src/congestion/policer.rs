@@ -23,8 +23,9 @@ use super::rounds::Summary;
 const LOSS: u64 = 60;
 /// Of so many packets: fewer are chance.
 const PACKETS: u64 = 8;
-/// Cruising rounds that are looked at together.
+/// Cruising rounds that are looked at together, and on a path that holds few packets at most.
 const LOOK: u32 = 6;
+const MOST_LOOK: u32 = 24;
 /// What a round trip varies by anyway, besides a sixteenth.
 const GRAIN: Duration = Duration::from_millis(4);
 /// Rounds after a hold in which any loss is reason enough for a try.
@@ -150,17 +151,18 @@ impl Policer {
         self.radio
     }
 
-    /// A round is over; `base` is a round trip without a queue. Bytes per second to be sent in the next one, where there
+    /// A round is over: whether it was one that cruised, and whether what was allowed was used. `base` is a round trip without a queue. Bytes per second to be sent in the next one, where there
     /// is, or may be, a policer.
     pub(super) fn add(
         &mut self,
         summary: &Summary,
         is_cruising: bool,
+        is_full: bool,
         base: Duration,
         mtu: u64,
     ) -> Option<u64> {
         self.state = match self.state {
-            State::Looking => self.look(summary, is_cruising, base, mtu),
+            State::Looking => self.look(summary, is_cruising, is_full, base, mtu),
             State::Trying(attempt) => self.judge(summary, attempt, mtu),
             State::Holding { rate, rounds } => self.go_on(summary, rate, rounds, base),
         };
@@ -170,19 +172,33 @@ impl Policer {
         }
     }
 
-    fn look(&mut self, summary: &Summary, is_cruising: bool, base: Duration, mtu: u64) -> State {
+    fn look(
+        &mut self,
+        summary: &Summary,
+        is_cruising: bool,
+        is_full: bool,
+        base: Duration,
+        mtu: u64,
+    ) -> State {
         let is_probe = self.probing > 0;
         self.probing = self.probing.saturating_sub(1);
-        if !is_probe && !is_cruising || summary.is_app_limited {
+        if !is_probe && !is_cruising || !is_full {
             return State::Looking;
         }
         self.sum.add(summary);
-        let is_much = self.sum.loss() >= LOSS && self.sum.lost >= PACKETS * mtu;
-        if self.sum.rounds < LOOK && !(is_probe && is_much) {
+        let is_much = self.sum.loss() >= LOSS;
+        let is_enough = self.sum.lost >= PACKETS * mtu;
+        let rounds = match (is_much, is_enough) {
+            // a thin path needs more of them
+            (true, false) => MOST_LOOK,
+            (true, true) if is_probe => 1,
+            _ => LOOK,
+        };
+        if self.sum.rounds < rounds {
             return State::Looking;
         }
         let sum = std::mem::take(&mut self.sum);
-        if !is_much {
+        if !is_much || !is_enough {
             self.radio = 0;
             return State::Looking;
         }
