@@ -163,7 +163,15 @@ fn inspect(config: &Config, findings: &mut Findings) {
         }
     });
     match &config.uplink {
-        Some(uplink) => inspect_uplink(uplink, findings),
+        Some(uplink) => {
+            inspect_uplink(uplink, findings);
+            for path in config.rules().closed_paths(wall_ms()) {
+                findings.warnings.push(format!(
+                    "policy: nothing ever leaves by path `{path}`: no class is allowed by [policy] and by the path's own policy \
+                     at the same time; expected: at least one of critical, normal, bulk in both"
+                ));
+            }
+        }
         None => findings
             .warnings
             .push("the uplink is switched off: records queue".to_owned()),
@@ -273,6 +281,27 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn check_tells_of_a_path_that_nothing_may_ever_leave_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("edge.toml");
+        let text = |own: &str| {
+            format!(
+                "[uplink]\nhubs = [\"127.0.0.1:1\"]\n[policy]\nclasses = [\"critical\"]\n\
+                 [[uplink.path]]\nname = \"sat\"\nclasses = [\"{own}\"]\n"
+            )
+        };
+        for (own, is_told) in [("bulk", true), ("critical", false)] {
+            std::fs::write(&file, text(own)).unwrap();
+            let (config, problems) = Config::examine(Some(&file)).unwrap();
+            let mut findings = Findings::default();
+            findings.settings(&problems);
+            inspect(&config, &mut findings);
+            let told = findings.warnings.join("\n");
+            assert_eq!(told.contains("by path `sat`"), is_told, "{told}");
+        }
     }
 
     #[test]

@@ -227,10 +227,11 @@ impl Status {
         self.topics.iter().filter(|topic| !topic.ledger.adds_up())
     }
 
-    /// Ready, nothing refused by the hub, and every ledger adds up.
+    /// Ready, nothing refused by the hub, every ledger adds up, and the policies are what the files say.
     #[must_use]
     pub fn is_fine(&self) -> bool {
-        let has_problems = !self.problems.is_empty() || !self.uplink.problems.is_empty();
+        let problems = [&self.problems, &self.uplink.problems, &self.policy.problems];
+        let has_problems = problems.iter().any(|them| !them.is_empty());
         !has_problems && self.unbalanced().next().is_none()
     }
 
@@ -470,6 +471,9 @@ mod tests {
     fn what_the_hub_refuses_is_a_problem_of_a_site_that_is_ready() {
         let mut status = status(vec![topic("a", Ledger::default())]);
         assert!(status.is_fine());
+        status.policy.problems = vec!["policy.rate_up: out of range".to_owned()];
+        assert!(!status.is_fine());
+        status.policy.problems.clear();
         status.uplink.problems = vec!["refused by the hub: a".to_owned()];
         assert!(!status.is_fine());
         let text = status.to_string();

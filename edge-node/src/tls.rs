@@ -185,7 +185,9 @@ impl ListenerTls {
                 TlsError::Content { file, .. } if Some(file) == self.client_ca.as_ref() => {
                     CLIENT_CA
                 }
-                TlsError::Content { .. } | TlsError::Read { .. } => CERTIFICATE,
+                TlsError::Content { .. } | TlsError::Read { .. } | TlsError::Refused(_) => {
+                    CERTIFICATE
+                }
                 TlsError::Unusable { .. } => KEY,
             };
             let message = error.to_string();

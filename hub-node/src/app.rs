@@ -291,7 +291,7 @@ async fn renew(
             () = tokio::time::sleep(RENEWAL_INTERVAL) => {}
             () = stop.cancelled() => return Ok(()),
         }
-        match tls.refresh() {
+        match tls.refresh(shared::time::wall_ms()) {
             Ok(is_new) => {
                 reloads.certificates(None);
                 if is_new {

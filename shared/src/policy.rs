@@ -213,11 +213,17 @@ impl Decision {
     pub fn and(mut self, other: &Self, whose: &str) -> Self {
         self.rate_up = lower(self.rate_up, other.rate_up);
         self.rate_down = lower(self.rate_down, other.rate_down);
+        let is_apart = !self.is_stopped() && !other.is_stopped();
         self.classes = self.classes.intersection(other.classes);
+        let is_apart = is_apart && self.is_stopped();
         self.hard_left = lower(self.hard_left, other.hard_left);
         self.next_change_ms = earlier(self.next_change_ms, other.next_change_ms);
         if !other.reason.is_empty() {
             join(&mut self.reason, &format!("{whose}: {}", other.reason));
+        }
+        if is_apart {
+            let text = format!("{whose}: none of its classes is one that the rest allows");
+            join(&mut self.reason, &text);
         }
         self
     }

@@ -100,9 +100,14 @@ impl ClientTls {
     /// Reads the files again; true when they changed. Call before dialling.
     ///
     /// # Errors
-    /// [`TlsError`]: what was loaded before stays in use.
-    pub fn refresh(&self) -> Result<bool, TlsError> {
-        refresh(&self.files, &self.current, client_configs)
+    /// [`TlsError`]: what was loaded before stays in use; so it does when it is good at `wall_ms` and the new one is not.
+    pub fn refresh(&self, wall_ms: i64) -> Result<bool, TlsError> {
+        refresh(
+            &self.files,
+            &self.current,
+            (Role::Site, wall_ms),
+            client_configs,
+        )
     }
 
     /// This site's name.
@@ -143,9 +148,14 @@ impl ServerTls {
     /// tickets given out before are void then.
     ///
     /// # Errors
-    /// [`TlsError`]: what was loaded before stays in use.
-    pub fn refresh(&self) -> Result<bool, TlsError> {
-        refresh(&self.files, &self.current, server_configs)
+    /// [`TlsError`]: what was loaded before stays in use; so it does when it is good at `wall_ms` and the new one is not.
+    pub fn refresh(&self, wall_ms: i64) -> Result<bool, TlsError> {
+        refresh(
+            &self.files,
+            &self.current,
+            (Role::Hub, wall_ms),
+            server_configs,
+        )
     }
 }
 
@@ -163,17 +173,21 @@ impl<C> Current<C> {
 fn refresh<C>(
     files: &TlsFiles,
     current: &Mutex<Current<C>>,
+    (role, wall_ms): (Role, i64),
     build: fn(&TlsFiles, &Material) -> Result<C, TlsError>,
 ) -> Result<bool, TlsError> {
     let material = files.read()?;
-    let is_same = {
+    let is_good = {
         let current = current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.material.is_same(&material)
+        if current.material.is_same(&material) {
+            return Ok(false);
+        }
+        files.refusal(&current.material, role, wall_ms).is_none()
     };
-    if is_same {
-        return Ok(false);
-    }
     let configs = build(files, &material)?;
+    if let Some(refusal) = files.refusal(&material, role, wall_ms).filter(|_| is_good) {
+        return Err(TlsError::Refused(refusal));
+    }
     *current.lock().unwrap_or_else(PoisonError::into_inner) = Current { material, configs };
     Ok(true)
 }

@@ -521,7 +521,7 @@ impl Connector {
     }
 
     fn refresh_certificates(&self) {
-        if let Err(error) = self.tls.refresh() {
+        if let Err(error) = self.tls.refresh(shared::time::wall_ms()) {
             warn!(%error, "Renewed certificates cannot be used, the old ones stay");
         }
     }

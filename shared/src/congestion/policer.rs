@@ -40,6 +40,8 @@ const TRIES: u32 = 4;
 /// Rounds that a rate is held, at first and at most: twice as long each time that it is found again,
 const HOLD: u32 = 48;
 const MOST_HOLD: u32 = 192;
+/// or for so long, if that is shorter,
+const HOLD_TIME: Duration = Duration::from_secs(30);
 /// within this part of it.
 const SAME: u64 = 8;
 /// Looks without a try after one in vain, at first and at most: twice as many each time.
@@ -107,10 +109,11 @@ struct Try {
 enum State {
     Looking,
     Trying(Try),
-    /// For so many rounds.
+    /// For so many rounds, and so long, at most.
     Holding {
         rate: u64,
         rounds: u32,
+        left: Duration,
     },
 }
 
@@ -164,7 +167,10 @@ impl Policer {
         self.state = match self.state {
             State::Looking => self.look(summary, is_cruising, is_full, base, mtu),
             State::Trying(attempt) => self.judge(summary, attempt, mtu),
-            State::Holding { rate, rounds } => self.go_on(summary, rate, rounds, base),
+            State::Holding { rate, rounds, left } => {
+                let left = left.saturating_sub(summary.time);
+                self.go_on(summary, rate, rounds, left, base)
+            }
         };
         match self.state {
             State::Looking => None,
@@ -272,12 +278,20 @@ impl Policer {
         State::Holding {
             rate,
             rounds: self.hold,
+            left: HOLD_TIME,
         }
     }
 
-    fn go_on(&mut self, summary: &Summary, rate: u64, rounds: u32, base: Duration) -> State {
+    fn go_on(
+        &mut self,
+        summary: &Summary,
+        rate: u64,
+        rounds: u32,
+        left: Duration,
+        base: Duration,
+    ) -> State {
         self.sum.add(summary);
-        let mut is_over = rounds == 0;
+        let mut is_over = rounds == 0 || left.is_zero();
         if self.sum.rounds >= LOOK {
             let sum = std::mem::take(&mut self.sum);
             is_over |= sum.loss() >= LOSS || sum.is_slow(base);
@@ -286,6 +300,7 @@ impl Policer {
             return State::Holding {
                 rate,
                 rounds: rounds - 1,
+                left,
             };
         }
         self.sum = Sum::default();

@@ -139,9 +139,40 @@ impl TlsFiles {
         })
     }
 
+    /// Why the other end would not take this end's certificate, where it is not for its authority.
+    pub(super) fn refusal(&self, material: &Material, role: Role, wall_ms: i64) -> Option<String> {
+        let info = info(&self.certificate, material.leaf()).ok()?;
+        if let Some(Date::Outside(message)) = dates(&self.certificate, &info, wall_ms) {
+            return Some(message);
+        }
+        let error = material.verify(role, within(&info, wall_ms)).err()?;
+        let is_the_authority = matches!(explain::alert_of_error(&error), Some(45 | 48 | 51));
+        (!is_the_authority).then(|| self.refused(&info, role, &error))
+    }
+
+    fn refused(&self, info: &CertificateInfo, role: Role, error: &rustls::Error) -> String {
+        let (file, subject) = (self.certificate.display(), &info.subject);
+        let (other, usage) = match role {
+            Role::Site => ("the hub", "client authentication"),
+            Role::Hub => ("sites", "server authentication"),
+        };
+        format!(
+            "{file}: {subject} is refused by {other}: {error}; expected: a certificate for {usage}, as `hub-node certs` makes \
+             it"
+        )
+    }
+
     pub(super) fn unusable(&self, error: impl Display) -> TlsError {
         TlsError::unusable(&self.certificate, &self.key, &error.to_string())
     }
+}
+
+/// The time, or the nearest at which the certificate is valid.
+fn within(info: &CertificateInfo, wall_ms: i64) -> i64 {
+    wall_ms.clamp(
+        info.not_before_ms,
+        info.not_after_ms.max(info.not_before_ms),
+    )
 }
 
 impl Material {
@@ -186,17 +217,36 @@ impl Material {
 
 impl Inspection {
     fn check_dates(&mut self, files: &TlsFiles, wall_ms: i64) {
-        let own = [(CERTIFICATE, &files.certificate, &self.certificate)];
-        let trusted = self
-            .authorities
+        match dates(&files.certificate, &self.certificate, wall_ms) {
+            Some(Date::Outside(message)) => self.problems.push(Remark {
+                key: CERTIFICATE,
+                message,
+            }),
+            Some(Date::Soon(message)) => self.warnings.push(Remark {
+                key: CERTIFICATE,
+                message,
+            }),
+            None => {}
+        }
+        let of_authorities = self.authorities.iter();
+        let of_authorities: Vec<_> = of_authorities
+            .map(|info| dates(&files.ca, info, wall_ms))
+            .collect();
+        // while authorities change, an old one beside the new does no harm
+        let is_one_good = of_authorities
             .iter()
-            .map(|authority| (CA, &files.ca, authority));
-        for (key, file, info) in own.into_iter().chain(trusted) {
-            match dates(file, info, wall_ms) {
-                Some(Date::Outside(message)) => self.problems.push(Remark { key, message }),
-                Some(Date::Soon(message)) => self.warnings.push(Remark { key, message }),
-                None => {}
-            }
+            .any(|date| !matches!(date, Some(Date::Outside(_))));
+        for date in of_authorities.into_iter().flatten() {
+            let (is_problem, message) = match date {
+                Date::Outside(message) => (!is_one_good, message),
+                Date::Soon(message) => (false, message),
+            };
+            let remarks = if is_problem {
+                &mut self.problems
+            } else {
+                &mut self.warnings
+            };
+            remarks.push(Remark { key: CA, message });
         }
     }
 
@@ -222,18 +272,15 @@ impl Inspection {
     fn check_issuer(&mut self, files: &TlsFiles, material: &Material, role: Role, wall_ms: i64) {
         let info = &self.certificate;
         // dates have their own words
-        let at = wall_ms.clamp(
-            info.not_before_ms,
-            info.not_after_ms.max(info.not_before_ms),
-        );
+        let at = within(info, wall_ms);
         let Err(error) = material.verify(role, at) else {
             return;
         };
         let (certificate, ca) = (files.certificate.display(), files.ca.display());
         let (subject, issuer) = (&info.subject, &info.issuer);
-        let (other, usage) = match role {
-            Role::Site => ("the hub", "client authentication"),
-            Role::Hub => ("sites", "server authentication"),
+        let other = match role {
+            Role::Site => "the hub",
+            Role::Hub => "sites",
         };
         match explain::alert_of_error(&error) {
             // expired or not yet valid: the authority, told above
@@ -248,13 +295,13 @@ impl Inspection {
                      expected: that authority's certificate, unless those of {other} come from another one"
                 ),
             }),
-            _ => self.problems.push(Remark {
-                key: CERTIFICATE,
-                message: format!(
-                    "{certificate}: {subject} is refused by {other}: {error}; expected: a certificate for {usage}, as \
-                     `hub-node certs` makes it"
-                ),
-            }),
+            _ => {
+                let message = files.refused(info, role, &error);
+                self.problems.push(Remark {
+                    key: CERTIFICATE,
+                    message,
+                });
+            }
         }
     }
 }

@@ -28,6 +28,9 @@ pub enum TlsError {
         key: PathBuf,
         message: String,
     },
+    /// The other end would not take it.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl TlsError {

@@ -316,7 +316,7 @@ async fn renewed_files_are_used_by_the_next_connection() {
     let (server, address) = listen(&server_tls);
     let client = world.site(site(&world.ca, Dates::Past));
     assert!(meet(&server, address, client.config()).await.0.is_err());
-    assert!(!client.refresh().unwrap());
+    assert!(!client.refresh(wall_ms()).unwrap());
     let before = client.config();
     files(
         world.dir.path(),
@@ -324,7 +324,7 @@ async fn renewed_files_are_used_by_the_next_connection() {
         site(&world.ca, Dates::Valid),
         &world.ca.pem,
     );
-    assert!(client.refresh().unwrap());
+    assert!(client.refresh(wall_ms()).unwrap());
     assert!(!Arc::ptr_eq(&before, &client.config()));
     assert!(
         meet(&server, address, client.config())
@@ -340,7 +340,7 @@ async fn renewed_files_are_used_by_the_next_connection() {
         hub(&world.ca, Dates::Valid),
         &world.rogue.pem,
     );
-    assert!(server_tls.refresh().unwrap());
+    assert!(server_tls.refresh(wall_ms()).unwrap());
     server.set_server_config(Some(quinn::ServerConfig::with_crypto(server_tls.config())));
     assert!(meet(&server, address, client.config()).await.0.is_err());
 }
@@ -351,7 +351,7 @@ fn half_written_files_leave_the_old_ones_in_use() {
     let client = world.site(site(&world.ca, Dates::Valid));
     let before = client.config();
     std::fs::write(world.dir.path().join("site.pem"), "-----BEGIN CERT").unwrap();
-    let error = client.refresh().unwrap_err().to_string();
+    let error = client.refresh(wall_ms()).unwrap_err().to_string();
     assert!(
         error.contains("site.pem") && error.contains("certificate"),
         "{error}"
@@ -508,4 +508,25 @@ fn an_inspection_tells_dates_and_mismatches() {
             .to_string()
             .contains("none.pem")
     );
+}
+
+#[test]
+fn a_certificate_that_nobody_takes_does_not_replace_a_good_one() {
+    let world = World::new();
+    let client = world.site(site(&world.ca, Dates::Valid));
+    let server = world.hub(hub(&world.ca, Dates::Valid));
+    let replace = |role: &str, issued| files(world.dir.path(), role, issued, &world.ca.pem);
+    replace("site", site(&world.ca, Dates::Past));
+    replace("hub", site(&world.ca, Dates::Valid));
+    for (error, expected) in [
+        (client.refresh(wall_ms()).unwrap_err(), "expired"),
+        (
+            server.refresh(wall_ms()).unwrap_err(),
+            "server authentication",
+        ),
+    ] {
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    // one that is over makes way for anything
+    assert!(client.refresh(i64::MAX).unwrap());
 }

@@ -34,6 +34,14 @@ impl Rules {
         self.are_open(None, wall_ms) && !self.are_open(Some(hub), wall_ms)
     }
 
+    /// The paths that the file itself closes at all times, by name.
+    #[must_use]
+    pub fn closed_paths(&self, wall_ms: i64) -> Vec<&str> {
+        let is_closed = |path: &Policy| !are_ever_open(&[&self.site, path], wall_ms);
+        let closed = self.paths.iter().filter(|(_, path)| is_closed(path));
+        closed.map(|(name, _)| name.as_str()).collect()
+    }
+
     fn are_open(&self, hub: Option<&Policy>, wall_ms: i64) -> bool {
         let shared = match (hub, self.from_hub) {
             (Some(hub), FromHub::Tighten) => vec![&self.site, hub],
@@ -113,6 +121,9 @@ mod tests {
         let mut two = rules(all.clone(), FromHub::Tighten, bulk);
         two.paths.push(("satellite".to_owned(), all));
         assert!(!two.are_closed_by(&critical, FRIDAY_NOON));
+        assert!(two.closed_paths(FRIDAY_NOON).is_empty());
+        two.site = critical;
+        assert_eq!(two.closed_paths(FRIDAY_NOON), ["cell"]);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! - one stream writes at a time, the most urgent first, and one under way makes way for a more urgent one;
 //! - it writes only while what is written and not acknowledged stays within [`room`]: what the path holds, and
-//!   what is sent until the writer is woken again. A more urgent one has a little beyond that.
+//!   what is sent until the writer is woken again. A more urgent one has a little beyond that, and beyond what others
+//!   had written when the path seemed to hold more.
 //!
 //! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is the room of who
 //! wrote last, so that an acknowledgement that makes room wakes the writer, and nothing else does. (Each change
@@ -66,9 +67,22 @@ struct Writers {
     window: u64,
     /// quinn's limit, where it is not the one that it began with.
     limit: Option<u64>,
+    /// What is written and not acknowledged is no more than this. Only quinn knows what it is.
+    unacked: u64,
 }
 
 impl Writers {
+    /// The limit for a stream that has `beyond` more than others.
+    fn limit_of(&self, room: u64, beyond: u64) -> u64 {
+        let written = if beyond > 0 { self.unacked } else { 0 };
+        room.max(written).saturating_add(beyond).min(SEND_WINDOW)
+    }
+
+    /// So much was written within a limit.
+    fn wrote(&mut self, bytes: u64, limit: u64) {
+        self.unacked = self.unacked.saturating_add(bytes).min(limit);
+    }
+
     fn limit(&mut self, connection: &quinn::Connection, bytes: u64) {
         if self.limit.unwrap_or(SEND_WINDOW) != bytes {
             self.limit = Some(bytes);
@@ -136,10 +150,10 @@ impl Turn {
         if path.cwnd < super::OPEN {
             writers.window = path.cwnd;
         }
-        let room = room(writers.window, path.rtt).saturating_add(self.beyond);
-        writers.limit(connection, room.min(SEND_WINDOW));
+        let limit = writers.limit_of(room(writers.window, path.rtt), self.beyond);
+        writers.limit(connection, limit);
         let written = pin!(stream.write_chunks(std::slice::from_mut(bytes))).poll(context);
-        written.map_ok(|_written| ())
+        written.map_ok(|written| writers.wrote(written.bytes as u64, limit))
     }
 }
 
@@ -159,6 +173,27 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_urgent_stream_has_room_beyond_what_was_written_when_there_was_more() {
+        let mut writers = Writers::default();
+        let limit = |writers: &Writers, room, priority| writers.limit_of(room, STEP * priority);
+        let bulk = limit(&writers, 64 << 10, 0);
+        assert_eq!(bulk, 64 << 10);
+        writers.wrote(100_000, bulk);
+        // half of it is too much now
+        assert_eq!(limit(&writers, 30 << 10, 0), 30 << 10);
+        let alarm = limit(&writers, 30 << 10, 2);
+        assert_eq!(alarm, (64 << 10) + 2 * STEP);
+        // alarms do not widen it but by what they write
+        writers.wrote(300, alarm);
+        assert_eq!(limit(&writers, 30 << 10, 2), alarm + 300);
+        // what was acknowledged is known when somebody has room again
+        writers.wrote(1, 30 << 10);
+        assert_eq!(limit(&writers, 30 << 10, 2), (30 << 10) + 2 * STEP);
+        writers.wrote(u64::MAX, SEND_WINDOW);
+        assert_eq!(limit(&writers, 30 << 10, 2), SEND_WINDOW);
+    }
 
     #[test]
     fn the_room_keeps_the_path_full_and_credit_free() {
