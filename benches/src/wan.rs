@@ -29,7 +29,8 @@ pub enum Extent {
     Full,
 }
 
-/// Measures goodput on the links whose name contains `only`, writes the table and the plots into the folder.
+/// Measures goodput on the links whose name contains `only`, writes the table and the plots into the folder. The other links
+/// keep what the table has.
 ///
 /// # Errors
 /// Without root, `ip` of iproute2 or TUN devices, or when a transport does not start.
@@ -41,9 +42,12 @@ pub fn rows(extent: Extent, only: Option<&str>, folder: &Path) -> Result<Vec<Row
     let is_wanted = |cell: &Cell| only.is_none_or(|only| cell.to_string().contains(only));
     let cells: Vec<_> = links::cells().into_iter().filter(is_wanted).collect();
     let samples = run::all(&cells, runs)?;
-    let medians = table::medians(&samples);
-    if only.is_none() {
-        table::write(folder, &medians)?;
-    }
+    let mut medians = if only.is_some() {
+        table::read(folder)
+    } else {
+        table::Medians::new()
+    };
+    medians.extend(table::medians(&samples));
+    table::write(folder, &medians)?;
     Ok(table::rows(&medians))
 }

@@ -169,6 +169,7 @@ pub fn report(args: &BytesArgs) -> anyhow::Result<Report> {
         let row = |estimate| row(estimate, delay_ms, &times);
         rows.extend(estimates.iter().map(row));
     }
+    let unused = unused(args, &times).map(str::to_owned);
     let told = in_words(&times);
     let stamps = samples.iter().map(|sample| sample.timestamp_ms);
     let told = match (&times, stamps.clone().min(), stamps.max()) {
@@ -180,13 +181,26 @@ pub fn report(args: &BytesArgs) -> anyhow::Result<Report> {
     Ok(match args.output {
         Output::Json => Report {
             text: format!("{}\n", serde_json::to_string_pretty(&rows)?),
-            note: is_guess(&times).then_some(told),
+            note: unused.or_else(|| is_guess(&times).then_some(told)),
         },
         Output::Text => Report {
             text: table(&rows, samples.len(), &told),
-            note: None,
+            note: unused,
         },
     })
+}
+
+/// What was asked for and does nothing here.
+fn unused(args: &BytesArgs, times: &Times) -> Option<&'static str> {
+    match times {
+        Times::Field { .. } if args.rate.is_some() || args.interval.is_some() => Some(
+            "--rate and --interval are for lines without times: these have some, which were taken",
+        ),
+        Times::Spaced { .. } if args.time_unit.is_some() => Some(
+            "--time-unit is for lines with times: these have none; --time-field names where they are",
+        ),
+        Times::Field { .. } | Times::Spaced { .. } => None,
+    }
 }
 
 /// Whether it may not be what the user thinks. Nobody is surprised by ms, which Kafka has.
@@ -417,6 +431,25 @@ mod tests {
                 assert!(error.contains(part), "{part}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn an_option_that_does_nothing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lines");
+        let note = |lines: &str, change: &dyn Fn(&mut BytesArgs)| {
+            std::fs::write(&file, lines).unwrap();
+            let mut args = args(file.clone(), Output::Text);
+            args.interval = None;
+            change(&mut args);
+            report(&args).unwrap().note.unwrap_or_default()
+        };
+        let timed = "{\"ts\":1750000000000,\"value\":\"a\"}\n".repeat(2);
+        assert_eq!(note(&timed, &|_| ()), "");
+        let found = note(&timed, &|args| args.rate = rate("10/s").ok());
+        assert!(found.contains("--rate"), "{found}");
+        let found = note("a\nb\n", &|args| args.time_unit = Some(TimeUnit::Millis));
+        assert!(found.contains("--time-unit"), "{found}");
     }
 
     #[test]

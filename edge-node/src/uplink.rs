@@ -117,6 +117,8 @@ pub struct UplinkStats {
     traffic: Traffic,
     /// Logs that the hub does not take.
     refused: Refused,
+    /// Why renewed certificates are not used.
+    certificates: Mutex<Option<String>>,
     /// New incarnations since the process started.
     pub incarnations: AtomicU64,
     /// Smoothed round-trip time of the last session, microseconds.
@@ -158,6 +160,17 @@ struct Way {
 impl UplinkStats {
     fn lock(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is wrong with renewed certificates; true when that is another answer than before.
+    fn certificates(&self, problem: Option<String>) -> bool {
+        let mut known = self
+            .certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_new = *known != problem;
+        *known = problem;
+        is_new
     }
 
     fn dialling(&self, hub: String) {
@@ -210,7 +223,14 @@ impl UplinkView for UplinkStats {
         let state = self.lock().clone();
         let is_connected = self.connected.load(Ordering::Relaxed);
         let (refused_topics, others) = self.refused.topics();
-        let problem = refused::in_words(&refused_topics, others);
+        let refused = refused::in_words(&refused_topics, others);
+        let certificates = self
+            .certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let certificates = certificates.as_ref().map(|error| {
+            format!("renewed certificates cannot be used, the old ones stay: {error}")
+        });
         let way = state.way.filter(|_| is_connected);
         let (path, path_reason) = way.map(|way| (way.path, way.reason)).unzip();
         UplinkStatus {
@@ -238,7 +258,7 @@ impl UplinkView for UplinkStats {
             codec_logs: read(&self.codecs.logs),
             traffic: self.traffic.read(),
             refused_topics,
-            problems: problem.into_iter().collect(),
+            problems: refused.into_iter().chain(certificates).collect(),
         }
     }
 }
@@ -336,7 +356,7 @@ impl Uplink {
             max_uncompressed_bytes,
             counted: Arc::clone(&stats.codecs),
         };
-        let connector = Connector::new(config, policies)?;
+        let connector = Connector::new(config, policies, stats)?;
         Ok(Self {
             roam: Roam::new(connector.paths()),
             connector,
@@ -578,5 +598,22 @@ async fn stopped_while_dialling(stop: &CancellationToken, stats: &UplinkStats) {
     stop.cancelled().await;
     if stats.connected.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_that_cannot_be_used_are_a_problem_until_others_can() {
+        let stats = UplinkStats::default();
+        let bad = || Some("site.pem: no certificate in it".to_owned());
+        assert!(stats.certificates(bad()));
+        assert!(!stats.certificates(bad()), "told once");
+        let problems = stats.status().problems;
+        assert!(problems[0].contains("site.pem"), "{problems:?}");
+        assert!(stats.certificates(None));
+        assert!(stats.status().problems.is_empty());
     }
 }

@@ -259,7 +259,7 @@ async fn follow_rules(
             () = stop.cancelled() => return Ok(()),
         }
         let now = changed(&file);
-        if now.is_none() || now == seen {
+        if now == seen {
             continue;
         }
         seen = now;

@@ -267,6 +267,7 @@ fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::class::Class;
 
     /// 2026-11-27 12:00 UTC, a Friday
     const FRIDAY_NOON: i64 = 1_795_780_800_000;
@@ -372,6 +373,17 @@ mod tests {
         assert_eq!(both.next_change_ms, site.next_change_ms);
         assert_eq!(both.reason, "window mon-fri 08:00-18:00");
         assert_eq!(Decision::free().and(&site, "site").classes, ClassSet::ALL);
+        // nothing in common, and neither says why
+        let bulk = Decision {
+            classes: ClassSet::EMPTY.with(Class::Bulk),
+            ..Decision::free()
+        };
+        let none = path.and(&bulk, "wire");
+        assert!(none.is_stopped());
+        assert!(
+            none.reason.contains("wire: none of its classes"),
+            "{none:?}"
+        );
     }
 
     #[test]

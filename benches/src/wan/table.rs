@@ -122,6 +122,41 @@ pub(super) fn write(folder: &Path, medians: &Medians) -> Result<()> {
     Ok(())
 }
 
+/// The figures of a table that was written: a link that is not measured anew keeps its own.
+pub(super) fn read(folder: &Path) -> Medians {
+    let text = fs::read_to_string(folder.join("tables/wan.md")).unwrap_or_default();
+    let rows = text.lines().filter_map(|line| {
+        let line = line.strip_prefix("| ")?.strip_suffix(" |")?;
+        Some(line.split(" | ").collect::<Vec<_>>())
+    });
+    let mut rows = rows.filter(|row| row.len() > 1);
+    let names = rows.next().unwrap_or_default();
+    let mut found = Medians::new();
+    for row in rows {
+        let Some(cell) = cells().into_iter().find(|cell| cell.to_string() == row[0]) else {
+            continue;
+        };
+        for (name, figure) in names.iter().zip(row).skip(1) {
+            let transport = Transport::ALL.into_iter().find(|it| it.name() == *name);
+            if let Some((transport, median)) = transport.zip(Median::read(figure)) {
+                found.insert((cell, transport), median);
+            }
+        }
+    }
+    found
+}
+
+impl Median {
+    /// As it stands in the table.
+    fn read(figure: &str) -> Option<Self> {
+        let (goodput, resent) = figure.strip_suffix(" %")?.split_once(" / ")?;
+        Some(Self {
+            goodput: goodput.parse().ok()?,
+            resent: resent.parse::<f64>().ok()? / 100.0,
+        })
+    }
+}
+
 const STORY: &str = "## Transports on WAN links
 
 Goodput by what the rate could have carried less the loss, and after the slash the share of what was sent that was sent
@@ -202,5 +237,28 @@ fn panel(medians: &Medians, link: &[Cell]) -> Panel {
             .map(|cell| format!("{}", f64::from(cell.loss) / 1e4))
             .collect(),
         lines: lines.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_was_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read(folder.path()).is_empty());
+        let median = |goodput, resent| Median { goodput, resent };
+        let mut medians = Medians::new();
+        for (at, cell) in cells().into_iter().enumerate() {
+            medians.insert((cell, Transport::Kedge), median(0.9, at as f64 / 1e3));
+            if at > 2 {
+                medians.insert((cell, Transport::QuinnBbr), median(0.125, 0.5));
+            }
+        }
+        write(folder.path(), &medians).unwrap();
+        let found = read(folder.path());
+        assert_eq!(table(&found), table(&medians));
+        assert_eq!(found.len(), medians.len());
     }
 }

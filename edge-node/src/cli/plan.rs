@@ -18,7 +18,7 @@ use super::CONFIG_FILE;
 use crate::config::Config;
 use crate::status::{PathStatus, RuleStatus, Status};
 use crate::uplink::plan::{Account, Backlog, Measured, TopicPlan, plan};
-use crate::uplink::policy::Charged;
+use crate::uplink::policy::{Charged, Policy};
 
 /// Nothing was sent yet: what a zstd producer's records come to in the mean, headers included.
 const ASSUMED_PER_MILLION: u64 = 300_000;
@@ -153,14 +153,14 @@ fn report(
             arriving: arriving(first, last, &topic.name),
         })
         .collect();
-    let link = rate.or_else(|| link_of(path));
+    let accounts = accounts(last, &path.name)?;
+    let link = rate.or_else(|| link_of(path, &accounts));
     let cost = cost(last);
     let measured = Measured {
         wire_per_million: cost.unwrap_or(ASSUMED_PER_MILLION),
         link: link.unwrap_or(ASSUMED_LINK),
         shares: shares(last),
     };
-    let accounts = accounts(last, &path.name)?;
     let refused = &last.uplink.refused_topics;
     let (held, free): (Vec<Backlog>, Vec<Backlog>) = backlog
         .into_iter()
@@ -207,12 +207,37 @@ fn refused_plan(backlog: &Backlog) -> TopicPlan {
     }
 }
 
-/// What was measured while the link was the limit, or what the policy grants where that is more: a path that
-/// a policy slows may carry more than was measured. `None`: nobody knows.
-fn link_of(path: &PathStatus) -> Option<BitRate> {
+/// What was measured while the link was the limit, or what the policies grant at any time where that is more: a path
+/// that a policy slows may carry more than was measured. `None`: nobody knows.
+fn link_of(path: &PathStatus, accounts: &[Account]) -> Option<BitRate> {
     let measured = path.best_bytes_per_sec.saturating_mul(8);
     let measured = (measured > 0).then_some(BitRate(measured));
-    measured.max(path.rate_up_bits.map(BitRate))
+    let now = path.rate_up_bits.map(BitRate);
+    let rates = accounts.iter().map(|account| rates(&account.policy));
+    let rates: Vec<Vec<Option<BitRate>>> = rates.collect();
+    // the policy that grants least
+    let granted = rates.iter().filter_map(|rates| {
+        let all: Option<Vec<BitRate>> = rates.iter().copied().collect();
+        all?.into_iter().max()
+    });
+    if let Some(granted) = granted.min() {
+        return measured.max(Some(granted)).max(now);
+    }
+    let has_rates = rates.iter().flatten().any(Option::is_some);
+    match now {
+        // held back now, and free at other times: measured was the policy
+        Some(now) if has_rates => measured.filter(|rate| rate.bits() > now.bits() / 8 * 9),
+        now => measured.max(now),
+    }
+}
+
+/// Rates up, outside all windows and in each, where anything may be sent.
+fn rates(policy: &Policy) -> Vec<Option<BitRate>> {
+    let in_windows = policy.windows.iter().map(|window| &window.limits);
+    let all = [&policy.limits].into_iter().chain(in_windows);
+    all.filter(|limits| !limits.classes.is_empty())
+        .map(|limits| limits.rate_up)
+        .collect()
 }
 
 /// Bytes in IP packets, both ways, for a million stored bytes, since the node started.
@@ -317,7 +342,7 @@ impl fmt::Display for PlanReport {
         let assumed = if self.link_is_known {
             ""
         } else {
-            ", assumed: it was never the limit, so what it carries is not known; give --rate"
+            ", assumed: it was never the limit, or a policy was, so what it carries is not known; give --rate"
         };
         writeln!(f, "Link {link}{assumed}")?;
         let (whole, part) = (
@@ -454,6 +479,24 @@ mod tests {
         last.policy.paths[0].rate_up_bits = Some(256_000);
         let report = plan(&last, None);
         assert_eq!((report.link_bits, report.link_is_known), (256_000, true));
+    }
+
+    #[test]
+    fn what_a_window_grants_is_not_what_the_link_carries_at_other_times() {
+        let plan = |policy: &str, measured: u64| {
+            let mut last = under(policy, status(1_000, 1));
+            let path = &mut last.policy.paths[0];
+            (path.best_bytes_per_sec, path.rate_up_bits) = (measured, Some(32_000));
+            let path = chosen_path(&last, None).unwrap();
+            let report = report(&last, &last, &path, None).unwrap();
+            (report.link_bits, report.link_is_known)
+        };
+        let slow = "[[policy.window]]\nrate_up = \"32kbit\"\n";
+        let day = format!("[policy]\nrate_up = \"2Mbit\"\n{slow}");
+        assert_eq!(plan(&day, 4_000), (2_000_000, true));
+        let free = format!("[policy]\n{slow}");
+        assert_eq!(plan(&free, 4_000), (ASSUMED_LINK.bits(), false));
+        assert_eq!(plan(&free, 400_000), (3_200_000, true), "before the window");
     }
 
     #[test]

@@ -24,10 +24,10 @@ use shared::transport::{Connection, Lost, LostKind, NudgeHandle, QuicConnection}
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::Policies;
 use super::outlet::{Binding, Outlet, Udp};
 use super::thrift::{Stance, Thrift};
 use super::watch::{self, Echoes};
+use super::{Policies, UplinkStats};
 use crate::config::{Congestion, UplinkConfig};
 
 /// Reassembly of one stream holds no more than this; batches are smaller.
@@ -115,6 +115,7 @@ pub(super) struct Connector {
     hubs: Vec<HostPort>,
     next: usize,
     tls: ClientTls,
+    stats: Arc<UplinkStats>,
     server_name: Option<String>,
     connect_timeout: Duration,
     idle_timeout: Duration,
@@ -129,7 +130,11 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(config: &UplinkConfig, policies: &Policies) -> Result<Self, ConnectError> {
+    pub(super) fn new(
+        config: &UplinkConfig,
+        policies: &Policies,
+        stats: &Arc<UplinkStats>,
+    ) -> Result<Self, ConnectError> {
         let bindings = config.paths.iter();
         let bindings = bindings.map(|path| (path.name.clone(), Binding::from(&path.bind)));
         let mut bindings: Vec<(String, Binding)> = bindings.collect();
@@ -158,6 +163,7 @@ impl Connector {
             next: 0,
             // a problem with the files is seen at the start, not at the first dial
             tls: ClientTls::load(config.tls.clone())?,
+            stats: Arc::clone(stats),
             server_name: config.server_name.clone(),
             connect_timeout: config.connect_timeout.duration(),
             idle_timeout: config.idle_timeout.duration(),
@@ -521,7 +527,10 @@ impl Connector {
     }
 
     fn refresh_certificates(&self) {
-        if let Err(error) = self.tls.refresh(shared::time::wall_ms()) {
+        let problem = self.tls.refresh(shared::time::wall_ms()).err();
+        let problem = problem.map(|error| error.to_string());
+        let is_new = self.stats.certificates(problem.clone());
+        if let Some(error) = problem.filter(|_| is_new) {
             warn!(%error, "Renewed certificates cannot be used, the old ones stay");
         }
     }
