@@ -12,8 +12,7 @@
 //! cycle: probe above, drain below, cruise a little above, so that a path with more to give is noticed,
 //! the queue is empty once a cycle (that is when the round trip is measured) and the link is never idle.
 //! Loss is congestion only when it is much ([`HEAVY_LOSS`] of enough packets with a queue, [`RUINOUS_LOSS`]
-//! without). Where some is lost without a queue, a lower rate is tried: a [`policer`] is not paid for in vain, radio
-//! is made up for. A path that became another one is started on anew ([`change`]).
+//! without). A path that became another one is started on anew ([`change`]).
 //!
 //! Where the delay varies, rate and round trip mislead: acknowledgements come in clumps, and the least round
 //! trip is one that was lucky. So a probe is judged by itself: when the round that acknowledges it had neither
@@ -31,7 +30,6 @@
 mod change;
 mod limit;
 mod losses;
-mod policer;
 mod rounds;
 mod train;
 
@@ -50,16 +48,9 @@ use quinn_proto::RttEstimator;
 use change::{Change, Drain};
 pub use limit::RateLimit;
 use losses::{Losses, Verdict};
-use policer::Policer;
 use rounds::{BaseRoundTrip, Calm, Rates, Round, Summary};
 use train::Trains;
 
-/// Packets that overtake one before it is taken for lost, and the time that it is waited for, in round trips: what a
-/// sender on such links gives QUIC beside the controller. Bundled links and radio swap more than the 3 packets and 9/8
-/// of RFC 9002 (6.1) allow for; with these, time decides (as RFC 8985 has it for TCP).
-pub const PACKET_THRESHOLD: u32 = 64;
-/// See [`PACKET_THRESHOLD`].
-pub const TIME_THRESHOLD: f32 = 1.25;
 /// Window gain of each round of a cycle, percent: probe, drain, refill, cruise.
 const CYCLE: [u64; 10] = [118, 95, 107, 107, 107, 107, 107, 107, 107, 107];
 const PROBE: usize = 0;
@@ -68,8 +59,6 @@ const DRAIN: usize = 1;
 const CRUISE: usize = 3;
 /// Gain of the draining round when the round trip without queue was not seen for some time.
 const DEEP_DRAIN: u64 = 75;
-/// Gain where a policer was found, percent.
-const POLICED: u64 = 100;
 /// Loss of a round, in thousandths, from which on it is taken for congestion.
 const HEAVY_LOSS: u64 = 80;
 /// And without a queue.
@@ -149,7 +138,6 @@ struct Measured {
     calm: Calm,
     change: Change,
     losses: Losses,
-    policer: Policer,
     /// What was in flight when the path became another one is still to come.
     drain: Option<Drain>,
     /// The last round was slower than it would be without a queue.
@@ -176,7 +164,6 @@ impl Measured {
             calm: Calm::default(),
             change: Change::default(),
             losses: Losses::default(),
-            policer: Policer::default(),
             drain: None,
             is_slow: false,
             has_answered: false,
@@ -204,11 +191,6 @@ impl Measured {
 
     /// In start-up, with each acknowledgement: threefold a round, in the way that trains show less.
     fn grow(&mut self, acked: u64, round_trip: Duration) {
-        if let Some(rate) = self.trains.thin() {
-            // the first packets were too many already
-            let full = self.product(rate);
-            return self.set_window((2 * full).min(self.window));
-        }
         let full = self.trains.rate().map(|rate| self.product(rate));
         let is_slow = self.is_slow || round_trip > self.base.mean() / 4 * 5;
         // what trains hinted at came through: that is what the path has
@@ -245,16 +227,6 @@ impl Measured {
         if !summary.is_app_limited || summary.rate > self.rates.best() {
             self.rates.add(summary.rate);
         }
-        let is_cruising = matches!(self.phase, Phase::Cycle { turn: CRUISE.. });
-        let sent = summary.acked.saturating_add(summary.lost);
-        let is_full = sent + MARGIN_PACKETS * self.mtu >= self.window / 4 * 3;
-        let policed = self
-            .policer
-            .add(&summary, is_cruising, is_full, self.base.mean(), self.mtu);
-        if let Some(rate) = policed {
-            self.calm.add(&summary);
-            return self.hold(rate);
-        }
         let has_room = self.judge_probe(&summary, &signs);
         self.answer_loss(&summary, &signs);
         self.next_phase(&summary, &signs, has_room);
@@ -262,7 +234,7 @@ impl Measured {
             let full = self.product(self.rates.best()).max(self.carried);
             let is_deep = turn == DRAIN && self.base.is_stale(now);
             let gain = if is_deep { DEEP_DRAIN } else { CYCLE[turn] };
-            let window = (full / 100 * gain).saturating_mul(1_000) / (1_000 - self.policer.radio());
+            let window = full / 100 * gain;
             let margin = if turn == DRAIN { 0 } else { MARGIN_PACKETS };
             self.set_window(window.saturating_add(margin * self.mtu));
             if turn == PROBE {
@@ -272,23 +244,9 @@ impl Measured {
         }
     }
 
-    /// No more than this gets through: a policer drops what is beyond it.
-    fn hold(&mut self, rate: u64) {
-        self.carried = 0;
-        self.ceiling = u64::MAX;
-        self.phase = Phase::Cycle { turn: CRUISE };
-        let micros = u64::try_from(self.base.mean().as_micros()).unwrap_or(u64::MAX);
-        let full = rate.saturating_mul(micros) / 1_000_000;
-        let window = (full / 100 * POLICED).max(FEWEST_PACKETS * self.mtu) + self.mtu / 4;
-        self.set_window(window);
-        self.window = self.window.min(window);
-    }
-
     fn signs(&mut self, summary: &Summary) -> Signs {
         let verdict = self.losses.add(summary, self.mtu);
-        let radio = self.policer.radio();
-        let is_much =
-            |loss| loss > RUINOUS_LOSS + radio || loss > HEAVY_LOSS + radio && self.is_slow;
+        let is_much = |loss| loss > RUINOUS_LOSS || loss > HEAVY_LOSS && self.is_slow;
         Signs {
             verdict,
             is_queueing: self.is_slow && self.calm.is_exceeded(summary.longest),
@@ -410,7 +368,6 @@ impl Measured {
         self.calm = Calm::default();
         self.rates = Rates::default();
         self.losses = Losses::default();
-        self.policer = Policer::default();
         self.trains = Trains::default();
         self.round = Round::new(now);
     }

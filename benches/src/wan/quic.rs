@@ -13,7 +13,6 @@ use quinn::rustls;
 use quinn::{
     ClientConfig, Connection, Endpoint, RecvStream, ServerConfig, TransportConfig, VarInt,
 };
-use shared::congestion::{MeasuredConfig, PACKET_THRESHOLD, TIME_THRESHOLD};
 use system_tests::wan::{End, Lab};
 use tokio::task::JoinSet;
 
@@ -29,34 +28,12 @@ const STREAMS: u32 = 1024;
 const NAME: &str = "hub";
 const SOCKET_BUFFER: usize = 2 << 20;
 
-/// The sender's part of the configuration.
-#[derive(Clone)]
-pub(super) struct Sender {
-    controller: Arc<dyn ControllerFactory + Send + Sync>,
-    /// Packets and round trips until one is lost, when they are not quinn's.
-    thresholds: Option<(u32, f32)>,
-}
+/// Makes controllers.
+pub(super) type Factory = Arc<dyn ControllerFactory + Send + Sync>;
 
-impl Sender {
-    /// As a site sends.
-    pub(super) fn kedge() -> Self {
-        Self {
-            thresholds: Some((PACKET_THRESHOLD, TIME_THRESHOLD)),
-            ..Self::quinn(MeasuredConfig::default())
-        }
-    }
-
-    pub(super) fn quinn(controller: impl ControllerFactory + Send + Sync + 'static) -> Self {
-        Self {
-            controller: Arc::new(controller),
-            thresholds: None,
-        }
-    }
-}
-
-pub(super) fn run(lab: &Lab, sender: &Sender) -> Result<Sample> {
+pub(super) fn run(lab: &Lab, controller: Factory) -> Result<Sample> {
     let hub = SocketAddr::from((lab.link(0).address(End::Hub), PORT));
-    let (server, client) = configs(sender)?;
+    let (server, client) = configs(controller)?;
     let is_over = AtomicBool::new(false);
     let sockets = (
         lab.inside(End::Hub, || socket(hub))??,
@@ -166,7 +143,7 @@ fn socket(address: SocketAddr) -> Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-fn configs(sender: &Sender) -> Result<(ServerConfig, ClientConfig)> {
+fn configs(controller: Factory) -> Result<(ServerConfig, ClientConfig)> {
     let certified = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
     let certificate = certified.cert.der().clone();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
@@ -185,12 +162,7 @@ fn configs(sender: &Sender) -> Result<(ServerConfig, ClientConfig)> {
         .with_no_client_auth();
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     let mut transport = transport();
-    transport.congestion_controller_factory(Arc::clone(&sender.controller));
-    if let Some((packets, round_trips)) = sender.thresholds {
-        transport
-            .packet_threshold(packets)
-            .time_threshold(round_trips);
-    }
+    transport.congestion_controller_factory(controller);
     client.transport_config(Arc::new(transport));
     Ok((server, client))
 }

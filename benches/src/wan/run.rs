@@ -1,15 +1,15 @@
 //! Runs transports on links, several laboratories at once.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
+use shared::congestion::MeasuredConfig;
 use system_tests::wan::{Lab, Plan, Way};
 
 use super::links::{Cell, Transport};
-use super::quic::Sender;
 use super::{quic, tcp};
 
 /// From the first byte that arrives.
@@ -122,12 +122,12 @@ fn attempt(job: &Job) -> Result<(Sample, Duration)> {
         seed: job.seed,
     }])?;
     let sample = match job.transport {
-        Transport::Kedge => quic::run(&lab, &Sender::kedge()),
+        Transport::Kedge => quic::run(&lab, Arc::new(MeasuredConfig::default())),
         Transport::TcpCubic => tcp::run(&lab, "cubic"),
         Transport::TcpBbr => tcp::run(&lab, "bbr"),
-        Transport::QuinnCubic => quic::run(&lab, &Sender::quinn(CubicConfig::default())),
-        Transport::QuinnNewReno => quic::run(&lab, &Sender::quinn(NewRenoConfig::default())),
-        Transport::QuinnBbr => quic::run(&lab, &Sender::quinn(BbrConfig::default())),
+        Transport::QuinnCubic => quic::run(&lab, Arc::new(CubicConfig::default())),
+        Transport::QuinnNewReno => quic::run(&lab, Arc::new(NewRenoConfig::default())),
+        Transport::QuinnBbr => quic::run(&lab, Arc::new(BbrConfig::default())),
     }?;
     Ok((sample, lab.link(0).counters(Way::Up).late_most))
 }

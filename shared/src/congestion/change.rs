@@ -111,7 +111,6 @@ mod tests {
     fn round(rate: u64, round_trip_ms: u64, latest_ms: u64) -> Summary {
         Summary {
             rate,
-            time: BASE,
             round_trip: Duration::from_millis(round_trip_ms),
             longest: Duration::from_millis(round_trip_ms.max(latest_ms)),
             latest: Duration::from_millis(latest_ms),

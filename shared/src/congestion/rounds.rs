@@ -36,8 +36,6 @@ pub(super) struct Round {
 pub(super) struct Summary {
     /// Bytes per second that were acknowledged.
     pub(super) rate: u64,
-    /// That it took.
-    pub(super) time: Duration,
     /// Mean.
     pub(super) round_trip: Duration,
     pub(super) longest: Duration,
@@ -115,7 +113,6 @@ impl Round {
         let rate = u128::from(self.acked) * 1_000_000 / micros;
         Some(Summary {
             rate: u64::try_from(rate).unwrap_or(u64::MAX),
-            time,
             round_trip,
             longest: self.most,
             latest: self.latest,

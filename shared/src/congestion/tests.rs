@@ -153,7 +153,7 @@ fn delay_that_varies_and_a_receiver_that_stalls_are_not_congestion() {
 
 #[test]
 fn an_alarm_is_not_late_on_a_thin_link_that_bulk_fills() {
-    for (loss, share, longest) in [(0, 0.89, 1_000), (PERCENT, 0.88, 1_600)] {
+    for (loss, share) in [(0, 0.89), (PERCENT, 0.88)] {
         let mut setup = ours(Link::path(256_000, 600, loss, 100), 200);
         setup.in_pieces = true;
         setup.from = 20;
@@ -161,7 +161,7 @@ fn an_alarm_is_not_late_on_a_thin_link_that_bulk_fills() {
         assert!(outcome.share > share, "{outcome:?}");
         assert!(outcome.resent < 0.02, "{outcome:?}");
         assert!(
-            outcome.alarm(99) < Duration::from_millis(longest),
+            outcome.alarm(99) < Duration::from_millis(1_000),
             "{outcome:?}"
         );
     }
@@ -202,69 +202,4 @@ fn an_alarm_is_not_late_when_the_link_becomes_thin() {
             }
         }
     }
-}
-
-#[test]
-fn a_policer_is_not_paid_for_and_followed_when_it_lets_more_through() {
-    let policed = |rate, round_trip_ms, bucket| Link {
-        queue: bucket,
-        is_policed: true,
-        ..Link::path(rate, round_trip_ms, 0, 0)
-    };
-    for (link, resent) in [
-        (policed(10 * MBIT, 50, 30_000), 0.025),
-        (policed(10 * MBIT, 50, 125_000), 0.045),
-        (policed(50 * MBIT, 30, 500_000), 0.025),
-        (policed(5 * MBIT, 120, 250_000), 0.09),
-    ] {
-        let outcome = run(&ours(link, 40));
-        assert!(outcome.goodput > 0.9, "{link:?}: {outcome:?}");
-        assert!(outcome.resent < resent, "{link:?}: {outcome:?}");
-    }
-    let mut setup = ours(policed(4 * MBIT, 50, 50_000), 80);
-    setup.change = Some((30, policed(10 * MBIT, 50, 50_000)));
-    setup.from = 60;
-    let outcome = run(&setup);
-    assert!(outcome.share > 0.9, "{outcome:?}");
-    setup.change = Some((30, policed(MBIT, 50, 50_000)));
-    let outcome = run(&setup);
-    assert!(outcome.share > 0.8, "{outcome:?}");
-    assert!(outcome.resent < 0.08, "{outcome:?}");
-}
-
-#[test]
-fn radio_that_loses_much_at_any_rate_is_not_taken_for_a_policer() {
-    for (loss, goodput) in [(8, 0.84), (12, 0.76)] {
-        let link = Link::path(10 * MBIT, 100, loss * PERCENT, 100);
-        let outcome = run(&ours(link, 20));
-        assert!(outcome.goodput > goodput, "{link:?}: {outcome:?}");
-    }
-}
-
-#[test]
-fn packets_that_overtake_others_are_not_lost() {
-    for (rate, round_trip_ms, swap_ms, goodput) in [
-        (3 * MBIT, 80, 20, 0.85),
-        (10 * MBIT, 100, 10, 0.9),
-        (50 * MBIT, 40, 3, 0.9),
-    ] {
-        let jitter = Duration::from_millis(swap_ms) / 2;
-        let path = Link::path(rate, round_trip_ms, 0, 100);
-        let link = Link {
-            jitter,
-            delay: path.delay + jitter,
-            overtakes: true,
-            ..path
-        };
-        let outcome = run(&ours(link, 20));
-        assert!(outcome.goodput > goodput, "{link:?}: {outcome:?}");
-        assert!(outcome.resent < 0.01, "{link:?}: {outcome:?}");
-    }
-}
-
-#[test]
-fn the_first_packets_do_not_flood_a_thin_path_for_long() {
-    let outcome = run(&ours(Link::path(64_000, 600, 0, 100), 30));
-    assert!(outcome.goodput > 0.85, "{outcome:?}");
-    assert!(outcome.resent < 0.15, "{outcome:?}");
 }

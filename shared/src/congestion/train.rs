@@ -18,8 +18,6 @@ const PACKETS: u32 = 8;
 const TIMES: u32 = 3;
 /// over at least this time; less could be the timers' grain.
 const SPREAD: Duration = Duration::from_micros(400);
-/// A train that takes longer tells before it is over: the path is thin.
-const LONG: Duration = Duration::from_millis(250);
 /// The median of so many counts.
 const KEPT: usize = 5;
 
@@ -40,17 +38,6 @@ struct Train {
     bytes: u64,
     packets: u32,
     times: u32,
-}
-
-impl Train {
-    fn spread(&self) -> Duration {
-        self.last_acked.saturating_duration_since(self.first_acked)
-    }
-
-    fn rate(&self) -> u64 {
-        let rate = u128::from(self.bytes) * 1_000_000_000 / self.spread().as_nanos().max(1);
-        u64::try_from(rate).unwrap_or(u64::MAX)
-    }
 }
 
 impl Trains {
@@ -78,13 +65,6 @@ impl Trains {
         }
     }
 
-    /// Bytes per second at which a train is arriving that takes its time; nothing when trains are over sooner.
-    pub(super) fn thin(&self) -> Option<u64> {
-        let train = self.current.filter(|_| self.count == 0)?;
-        let is_telling = train.times >= TIMES && train.spread() >= LONG;
-        is_telling.then(|| train.rate())
-    }
-
     /// Bytes per second; nothing before the first train.
     pub(super) fn rate(&self) -> Option<u64> {
         let kept = self.count.min(KEPT);
@@ -98,10 +78,14 @@ impl Trains {
         let Some(train) = self.current.take() else {
             return;
         };
-        if train.packets < PACKETS || train.times < TIMES || train.spread() < SPREAD {
+        let spread = train
+            .last_acked
+            .saturating_duration_since(train.first_acked);
+        if train.packets < PACKETS || train.times < TIMES || spread < SPREAD {
             return;
         }
-        self.add(train.rate());
+        let rate = u128::from(train.bytes) * 1_000_000_000 / spread.as_nanos().max(1);
+        self.add(u64::try_from(rate).unwrap_or(u64::MAX));
     }
 
     /// What a train told, or something that is as good a hint; bytes per second.

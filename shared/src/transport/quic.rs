@@ -18,7 +18,6 @@ use super::nudge::{Nudge, NudgeFactory, OPEN};
 use super::{ControlRecv as AnyRecv, ControlSend as AnySend, DataStreamIn as AnyData};
 use super::{DataHalf, RecvHalf, SendHalf};
 use super::{LinkStats, Lost, LostKind, ReadError, Sending, printable};
-use crate::congestion::{PACKET_THRESHOLD, TIME_THRESHOLD};
 use crate::ids::SiteId;
 use crate::tls::{IdentityError, Peer, explain, site_of};
 
@@ -56,8 +55,6 @@ impl NudgeHandle {
         let nudge = Arc::new(Nudge::default());
         transport
             .send_fairness(true)
-            .packet_threshold(PACKET_THRESHOLD)
-            .time_threshold(TIME_THRESHOLD)
             .receive_window(VarInt::from_u32(receive_window))
             .send_window(SEND_WINDOW)
             .congestion_controller_factory(Arc::new(NudgeFactory {

@@ -11,7 +11,6 @@ use quinn_proto::{
     EndpointConfig, Event, ServerConfig, StreamEvent, StreamId, TransportConfig, VarInt,
 };
 
-use super::super::{PACKET_THRESHOLD, TIME_THRESHOLD};
 use super::Setup;
 use super::wire::Wire;
 
@@ -267,8 +266,6 @@ pub(super) fn pair(setup: &Setup, now: Instant) -> (Peer, Peer) {
     let mut transport = TransportConfig::default();
     transport
         .send_window(u64::from(WINDOW))
-        .packet_threshold(PACKET_THRESHOLD)
-        .time_threshold(TIME_THRESHOLD)
         .congestion_controller_factory(Arc::clone(&setup.controller) as _);
     client.transport_config(Arc::new(transport));
     let mut site = Endpoint::new(config, None, true, None);

@@ -16,12 +16,8 @@ pub(crate) struct Link {
     /// Bytes that wait before the rate.
     pub(crate) queue: u64,
     pub(crate) delay: Duration,
-    /// Around the delay.
+    /// Around the delay; packets stay in order.
     pub(crate) jitter: Duration,
-    /// With jitter packets overtake others.
-    pub(crate) overtakes: bool,
-    /// Nothing waits: the queue is what may come at once (a token bucket).
-    pub(crate) is_policed: bool,
     /// In millionths, after the rate.
     pub(crate) loss: u64,
     /// The receiver sleeps so long in each so long.
@@ -35,8 +31,6 @@ impl Link {
             queue: rate / 8 * round_trip_ms / 1_000 * queue_percent / 100,
             delay: Duration::from_millis(round_trip_ms / 2),
             jitter: Duration::ZERO,
-            overtakes: false,
-            is_policed: false,
             loss,
             stall: (Duration::ZERO, Duration::from_secs(1)),
         }
@@ -77,9 +71,7 @@ impl Wire {
     pub(super) fn send(&mut self, now: Instant, datagram: &[u8]) {
         let bytes = datagram.len() as u64 + HEADERS;
         let waiting = self.waiting(now);
-        if !self.link.is_policed {
-            self.waited += waiting;
-        }
+        self.waited += waiting;
         self.packets += 1;
         let queued = waiting.as_nanos() * u128::from(self.link.rate) / 8_000_000_000;
         let fits = queued + u128::from(bytes) <= u128::from(self.link.queue + PACKET);
@@ -91,18 +83,10 @@ impl Wire {
         if self.below(1_000_000) < self.link.loss {
             return;
         }
-        let leaves = if self.link.is_policed {
-            now
-        } else {
-            self.free_from
-        };
-        let mut release = self.release(leaves);
-        if !self.link.overtakes {
-            release = release.max(self.last);
-            self.last = release;
-        }
+        self.last = self.last.max(self.release());
         self.count += 1;
-        self.flight.insert((release, self.count), datagram.to_vec());
+        self.flight
+            .insert((self.last, self.count), datagram.to_vec());
     }
 
     pub(super) fn due(&mut self, now: Instant) -> Option<Vec<u8>> {
@@ -122,8 +106,8 @@ impl Wire {
         self.waited / self.packets.max(1)
     }
 
-    fn release(&mut self, leaves: Instant) -> Instant {
-        let mut release = leaves + self.link.delay;
+    fn release(&mut self) -> Instant {
+        let mut release = self.free_from + self.link.delay;
         let jitter = nanos(self.link.jitter);
         if jitter > 0 {
             let spread = Duration::from_nanos(self.below(2 * jitter));
