@@ -529,15 +529,9 @@ async fn a_cluster_that_is_waited_for_is_told_with_what_its_connections_say() {
     let world = World::at("absent", address, 4);
     let (health, cancel) = (Health::default(), CancellationToken::new());
     let starting = Lanes::start(world.config.clone(), cancel.clone(), health.clone());
-    let told = async {
-        while health.waits_for().is_none() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        health.waits_for().unwrap()
-    };
     tokio::select! {
         started = starting => panic!("{started:?}"),
-        trouble = told => assert!(trouble.error.contains("refused"), "{trouble:?}"),
+        trouble = poll_until(async || health.waits_for()) => assert!(trouble.error.contains("refused"), "{trouble:?}"),
     }
     cancel.cancel();
 }

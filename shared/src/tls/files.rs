@@ -146,7 +146,8 @@ impl TlsFiles {
             return Some(message);
         }
         let error = material.verify(role, within(&info, wall_ms)).err()?;
-        let is_the_authority = matches!(explain::alert_of_error(&error), Some(45 | 48 | 51));
+        // unknown_ca, decrypt_error: both ends may have authorities of their own
+        let is_the_authority = matches!(explain::alert_of_error(&error), Some(48 | 51));
         (!is_the_authority).then(|| self.refused(&info, role, &error))
     }
 
@@ -156,6 +157,12 @@ impl TlsFiles {
             Role::Site => ("the hub", "client authentication"),
             Role::Hub => ("sites", "server authentication"),
         };
+        if explain::alert_of_error(error) == Some(45) {
+            return format!(
+                "{file}: {subject} is refused by {other}: a certificate between it and its authority is expired or not valid \
+                 yet; expected: a chain in which all are valid"
+            );
+        }
         format!(
             "{file}: {subject} is refused by {other}: {error}; expected: a certificate for {usage}, as `hub-node certs` makes \
              it"
@@ -283,8 +290,8 @@ impl Inspection {
             Role::Hub => "sites",
         };
         match explain::alert_of_error(&error) {
-            // expired or not yet valid: the authority, told above
-            Some(45) => {}
+            // an own certificate outside its dates is told above, and so may be the one between
+            Some(45) if self.problems.iter().any(|it| it.key == CERTIFICATE) => {}
             // a file without any authority has its own words
             Some(48 | 51) if self.problems.iter().any(|it| it.key == CA) => {}
             // unknown_ca, decrypt_error

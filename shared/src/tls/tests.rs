@@ -22,12 +22,27 @@ struct Authority {
 }
 
 fn authority(name: &str) -> Authority {
+    authority_but(name, Dates::Valid, BasicConstraints::Constrained(0), None)
+}
+
+/// One that issues these; without an issuer it is its own.
+fn authority_but(
+    name: &str,
+    dates: Dates,
+    below: BasicConstraints,
+    issuer: Option<&Authority>,
+) -> Authority {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.is_ca = IsCa::Ca(below);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    dates.set(&mut params);
     let key = KeyPair::generate().unwrap();
-    let pem = params.self_signed(&key).unwrap().pem();
+    let certificate = match issuer {
+        Some(issuer) => params.signed_by(&key, &issuer.issuer),
+        None => params.self_signed(&key),
+    };
+    let pem = certificate.unwrap().pem();
     Authority {
         issuer: Issuer::new(params, key),
         pem,
@@ -41,6 +56,19 @@ enum Dates {
     Future,
 }
 
+impl Dates {
+    fn set(self, params: &mut CertificateParams) {
+        match self {
+            Self::Valid => {}
+            Self::Past => {
+                params.not_before = date_time_ymd(2001, 1, 1);
+                params.not_after = date_time_ymd(2002, 1, 1);
+            }
+            Self::Future => params.not_before = date_time_ymd(2900, 1, 1),
+        }
+    }
+}
+
 fn issue(
     ca: &Authority,
     names: Vec<SanType>,
@@ -50,14 +78,7 @@ fn issue(
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
     params.extended_key_usages = vec![usage];
-    match dates {
-        Dates::Valid => {}
-        Dates::Past => {
-            params.not_before = date_time_ymd(2001, 1, 1);
-            params.not_after = date_time_ymd(2002, 1, 1);
-        }
-        Dates::Future => params.not_before = date_time_ymd(2900, 1, 1),
-    }
+    dates.set(&mut params);
     let key = KeyPair::generate().unwrap();
     [
         params.signed_by(&key, &ca.issuer).unwrap().pem(),
@@ -507,6 +528,58 @@ fn an_inspection_tells_dates_and_mismatches() {
             .unwrap_err()
             .to_string()
             .contains("none.pem")
+    );
+}
+
+#[test]
+fn an_old_authority_is_a_problem_alone_and_a_warning_beside_a_good_one() {
+    let world = World::new();
+    let old = authority_but("old", Dates::Past, BasicConstraints::Constrained(0), None);
+    let told = |issuer: &Authority, ca: &str| {
+        let issued = site(issuer, Dates::Valid);
+        remarks(&files(world.dir.path(), "d", issued, ca), Role::Site)
+    };
+    for (told, start) in [
+        (told(&old, &old.pem), "problem ca: "),
+        (
+            told(&world.ca, &(old.pem.clone() + &world.ca.pem)),
+            "warning ca: ",
+        ),
+    ] {
+        let [line] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert!(
+            line.starts_with(start) && line.contains("expired on"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_chain_with_an_expired_link_is_a_problem_and_replaces_nothing() {
+    let root = authority_but("root", Dates::Valid, BasicConstraints::Unconstrained, None);
+    let chain = |dates| {
+        let below = BasicConstraints::Constrained(0);
+        let between = authority_but("between", dates, below, Some(&root));
+        let [certificate, key] = site(&between, Dates::Valid);
+        [certificate + &between.pem, key]
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let good = files(dir.path(), "site", chain(Dates::Valid), &root.pem);
+    assert_eq!(remarks(&good, Role::Site), Vec::<String>::new());
+    let client = ClientTls::load(good).unwrap();
+    let bad = files(dir.path(), "site", chain(Dates::Past), &root.pem);
+    let told = remarks(&bad, Role::Site);
+    let [line] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert!(line.starts_with("problem certificate: "), "{line}");
+    assert!(line.contains("between it and its authority"), "{line}");
+    let refused = client.refresh(wall_ms()).unwrap_err().to_string();
+    assert!(
+        refused.contains("between it and its authority"),
+        "{refused}"
     );
 }
 
