@@ -169,7 +169,7 @@ fn a_full_disk_pushes_back_and_recovers_without_a_restart() -> Result<()> {
     wait::let_run(Duration::from_secs(3));
     volume.relieve();
     wait::until_true("it accepts again", LIMIT, || {
-        writer.ledger().acked_count() > stuck + 1_000
+        writer.ledger().acked_count() > stuck + 100_000
     })?;
     let ledger = writer.finish(LIMIT)?;
     let verdict = stage.judge(&ledger.acked(), LIMIT)?;

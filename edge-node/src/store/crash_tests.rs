@@ -615,9 +615,64 @@ fn a_full_disk_refuses_keeps_serving_and_comes_back_without_a_restart() {
     check(&*t);
 }
 
+/// RocksDB begins no compaction that reads more than is free once one has found the disk full.
+#[test]
+fn a_disk_that_somebody_filled_takes_as_much_as_before_when_it_is_free_again() {
+    let Some(volume) = Tmpfs::mount(160) else {
+        println!("LEFT OUT: no right to mount a tmpfs");
+        return;
+    };
+    let dir = volume.0.path().join("store");
+    let config = StoreConfig {
+        min_free_bytes: 16 << 20,
+        reserve_bytes: 4 << 20,
+        ..config()
+    };
+    let (s, _) = RocksStore::open(&dir, &config, seeded()).unwrap();
+    let p = topic(&*s, "a", rules());
+    let record = batch(1, 100_000);
+    let mut end = 0;
+    while append(&*s, p, &record).is_ok() {
+        end += 1;
+    }
+    assert!(end > 500, "full after {end} records of 100 kB");
+    // the hub goes on while somebody has taken the rest
+    let filler = volume.0.path().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while io::Write::write_all(&mut file, &[1; 4_096]).is_ok() {}
+    for acked in (10..end / 3).step_by(10) {
+        s.acknowledge(p, Track::First, acked).unwrap();
+    }
+    fs::remove_file(&filler).unwrap();
+    let more = end + 4_000;
+    let mut acked = end / 3;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while end < more {
+        // the hub is some megabytes behind, and catches up when nothing comes
+        match append(&*s, p, &record) {
+            Ok(_) => {
+                end += 1;
+                acked = acked.max(end.saturating_sub(600));
+            }
+            Err(refused) => {
+                assert!(matches!(refused, AppendError::Full(_)), "{refused:?}");
+                acked = (acked + 10).min(end);
+                let _full = s.sweep(NOW);
+            }
+        }
+        s.acknowledge(p, Track::First, acked).unwrap();
+        let is_late = std::time::Instant::now() > deadline;
+        assert!(
+            !is_late,
+            "stuck at {end} records, {acked} of them at the hub"
+        );
+    }
+    check(&*s);
+}
+
 #[test]
 fn a_salvage_without_room_for_a_copy_mends_in_place() {
-    let Some(volume) = Tmpfs::mount(40) else {
+    let Some(volume) = Tmpfs::mount(64) else {
         println!("LEFT OUT: no right to mount a tmpfs");
         return;
     };
@@ -637,8 +692,10 @@ fn a_salvage_without_room_for_a_copy_mends_in_place() {
     let table = largest(&dir, ".sst");
     flip(&table, fs::metadata(&table).unwrap().len() / 2);
     fs::write(dir.join("salvage"), "a test").unwrap();
-    fs::write(volume.0.path().join("filler"), vec![1_u8; 8 << 20]).unwrap();
+    let filler = volume.0.path().join("filler");
+    fs::write(&filler, vec![1_u8; 32 << 20]).unwrap();
     let (t, report) = open(&dir);
+    fs::remove_file(&filler).unwrap();
     let salvage = report.salvage.unwrap();
     assert_eq!((salvage.set_aside, salvage.is_total_loss), (None, false));
     let left = ledger(&*t, "a");

@@ -155,8 +155,9 @@ pub(super) trait Disk: Debug + Send + Sync + 'static {
         false
     }
 
-    /// Looks after what was set aside and after files kept for inspection.
-    fn maintain(&self) {}
+    /// Looks after what was set aside, after files kept for inspection, and after what is deleted and takes space
+    /// all the same, where there is little. So many bytes of batches are not deleted.
+    fn maintain(&self, _stored_bytes: u64) {}
 
     /// Notes for the next start that stored bytes are damaged.
     fn mark_damaged(&self, _why: &str) {}

@@ -216,7 +216,13 @@ impl<D: Disk> Engine<D> {
             if let Op::Delete { partition, to, .. } = op
                 && !is_scrub(op)
             {
-                self.disk.reclaim(*partition, *to)?;
+                match self.disk.reclaim(*partition, *to) {
+                    // the change holds all the same, and compaction comes to it
+                    Ok(()) | Err(DiskError::Full(_)) => {}
+                    Err(error @ (DiskError::Corrupt(_) | DiskError::Failed(_))) => {
+                        return Err(error);
+                    }
+                }
             }
         }
         Ok(())
@@ -424,9 +430,11 @@ impl<D: Disk> Engine<D> {
             swept.map(|()| draft.finish())
         };
         let change = swept.map_err(|error| self.fail(error))?;
-        self.commit(change, false, &mut writing.unclean)
-            .map_err(|error| self.fail_lasting(error))?;
-        self.disk.maintain();
+        let committed = self.commit(change, false, &mut writing.unclean);
+        drop(writing);
+        let stored_bytes = self.book().stored_bytes;
+        self.disk.maintain(stored_bytes);
+        committed.map_err(|error| self.fail_lasting(error))?;
         self.changes.send_modify(|n| *n += 1);
         Ok(())
     }

@@ -88,7 +88,8 @@ impl RocksStore {
             report,
         } = opened;
         let disk = RocksDisk::new(db, dir, ends, reserve, config.min_free_bytes);
-        disk.maintain();
+        let partitions = loaded.partitions.iter();
+        disk.maintain(partitions.map(|(_, p)| p.stored_bytes()).sum());
         let limits = Limits {
             quota_bytes: config.quota_bytes,
             index_bytes: config.index_bytes,

@@ -9,7 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::properties::{
+    BASE_LEVEL, CURRENT_SUPER_VERSION_NUMBER, LIVE_SST_FILES_SIZE, num_files_at_level,
+};
+use rocksdb::{
+    BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, DBRawIterator, ErrorKind,
+    ReadOptions, WriteBatch, WriteOptions,
+};
 use shared::ids::Offset;
 
 use super::disk::{Disk, DiskError, Op, Scan, StoredRef};
@@ -25,8 +31,13 @@ use super::{PartitionId, keys};
 /// How long a write waits for RocksDB to catch up with its flushes and compactions.
 const STALL: Duration = Duration::from_secs(5);
 const STALL_STEP: Duration = Duration::from_millis(1);
+/// Files that wait in the log's first level, at which appends wait for compaction. RocksDB's own stop holds
+/// deletions up too, and what compaction needs may be what they would give back.
+const MOST_WAITING_FILES: u64 = 24;
 /// What RocksDB needs to get out of a stall: a table file for each write buffer.
 const FLUSH_BYTES: u64 = 8 << 20;
+/// No compaction of the log writes so much before it gives anything back.
+const MOST_COMPACTED_BYTES: u64 = 512 << 20;
 /// What a change takes in a write beside a batch's bytes: the longest are a partition's books.
 const OP_BYTES: usize = 512;
 
@@ -39,6 +50,8 @@ pub(super) struct RocksDisk {
     scratch: Mutex<Vec<u8>>,
     reserve: Reserve,
     min_free_bytes: u64,
+    /// Of the log's tables with this version number, what their next compaction reads.
+    compacted: Mutex<(u64, u64)>,
 }
 
 impl RocksDisk {
@@ -56,6 +69,7 @@ impl RocksDisk {
             scratch: Mutex::default(),
             reserve,
             min_free_bytes,
+            compacted: Mutex::default(),
         }
     }
 
@@ -75,6 +89,75 @@ impl RocksDisk {
         space::free_bytes(&self.dir).is_ok_and(|free| free < floor)
     }
 
+    /// Writes, however long RocksDB's own stall lasts: until there is no hope of its end.
+    fn write(&self, ops: &[Op], options: &WriteOptions) -> Result<(), DiskError> {
+        let is_append = ops.iter().any(|op| matches!(op, Op::PutBatch { .. }));
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        loop {
+            let stalled = if is_append && self.is_behind() {
+                DiskError::Full("compaction is behind".to_owned())
+            } else {
+                match write(&self.db, ops, options, &mut scratch) {
+                    Err(error) if error.kind() == ErrorKind::Incomplete => disk_error(error),
+                    written => return written.map_err(disk_error),
+                }
+            };
+            if self.is_full() || begun.elapsed() > STALL {
+                return Err(stalled);
+            }
+            thread::sleep(STALL_STEP);
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.of_log(num_files_at_level(0)) >= MOST_WAITING_FILES
+    }
+
+    /// What the log's next compaction reads, and may write before it gives anything back: its first level and
+    /// the one that goes to.
+    fn compacted_bytes(&self) -> u64 {
+        let version = self.of_log(CURRENT_SUPER_VERSION_NUMBER);
+        let mut known = self
+            .compacted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.0 != version {
+            let base = self.of_log(BASE_LEVEL);
+            let files = self.db.live_files().unwrap_or_default();
+            let is_read = |level| level == 0 || u64::try_from(level) == Ok(base);
+            let read = files
+                .iter()
+                .filter(|file| file.column_family_name == LOG && is_read(file.level));
+            *known = (version, read.map(|file| file.size as u64).sum());
+        }
+        known.1
+    }
+
+    /// A number that RocksDB tells of the log's column family; 0 where it does not.
+    fn of_log(&self, property: impl rocksdb::CStrLike) -> u64 {
+        let found = self
+            .db
+            .property_int_value_cf(family(&self.db, LOG), property);
+        found.ok().flatten().unwrap_or(0)
+    }
+
+    /// Gets what is deleted out of the files, where RocksDB does not come to it by itself: below so many files it
+    /// has no reason, and after a compaction that found the disk full it begins none before as much is free as
+    /// the last that it began was to read, whatever that would leave. A small one lowers that.
+    fn squeeze(&self) {
+        let (log, meta) = (family(&self.db, LOG), family(&self.db, META));
+        if let Err(error) = self.db.flush_cf(log) {
+            tracing::debug!(%error, "Deletions could not be flushed");
+            return;
+        }
+        let mut whole = CompactOptions::default();
+        whole.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        let all = None::<&[u8]>;
+        self.db.compact_range_cf_opt(meta, all, all, &whole);
+        self.db.compact_range_cf(log, all, all);
+    }
+
     fn ends(&self) -> MutexGuard<'_, EndsFile> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,21 +170,12 @@ impl RocksDisk {
 
 impl Disk for RocksDisk {
     fn commit(&self, ops: &[Op], is_synced: bool) -> Result<(), DiskError> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut options = WriteOptions::default();
         options.set_sync(is_synced);
         // RocksDB's own stall has no end while it waits for a full disk to recover, and whoever would
         // make room waits behind it
         options.set_no_slowdown(true);
-        let begun = Instant::now();
-        while let Err(error) = write(&self.db, ops, &options, &mut scratch) {
-            let is_stalled = error.kind() == ErrorKind::Incomplete;
-            if !is_stalled || self.is_full() || begun.elapsed() > STALL {
-                return Err(disk_error(error));
-            }
-            thread::sleep(STALL_STEP);
-        }
-        drop(scratch);
+        self.write(ops, &options)?;
         let mut ends = self.ends();
         for op in ops {
             match op {
@@ -187,7 +261,11 @@ impl Disk for RocksDisk {
     }
 
     fn is_low(&self) -> bool {
-        space::free_bytes(&self.dir).is_ok_and(|free| free < self.min_free_bytes)
+        let Ok(free) = space::free_bytes(&self.dir) else {
+            return false;
+        };
+        free < self.min_free_bytes
+            || free < MOST_COMPACTED_BYTES && free < self.compacted_bytes() + FLUSH_BYTES
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -198,11 +276,18 @@ impl Disk for RocksDisk {
         self.reserve.open()
     }
 
-    fn maintain(&self) {
-        if self.is_low() {
-            super::repair::discard_set_aside(&self.dir);
-        } else if let Ok(free) = space::free_bytes(&self.dir) {
-            self.reserve.fill(free, self.min_free_bytes);
+    fn maintain(&self, stored_bytes: u64) {
+        let Ok(free) = space::free_bytes(&self.dir) else {
+            return;
+        };
+        if !self.is_low() {
+            return self.reserve.fill(free, self.min_free_bytes);
+        }
+        super::repair::discard_set_aside(&self.dir);
+        // with keys and indexes
+        let live = stored_bytes.saturating_add(stored_bytes / 8 + FLUSH_BYTES);
+        if free > live && self.of_log(LIVE_SST_FILES_SIZE) > live {
+            self.squeeze();
         }
     }
 

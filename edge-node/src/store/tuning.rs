@@ -94,9 +94,9 @@ fn family_options(cache: &Cache, write_buffer: usize) -> Options {
     // partitions: so many at a time halve what is written. More would cost a reader memory, a block of
     // each file
     options.set_level_zero_file_num_compaction_trigger(8);
-    // stop, but never slow down: a write that must not wait would only run deeper into debt
-    options.set_level_zero_slowdown_writes_trigger(24);
-    options.set_level_zero_stop_writes_trigger(24);
+    // what waits here has a bound in `rocks`, for appends alone
+    options.set_level_zero_slowdown_writes_trigger(i32::MAX);
+    options.set_level_zero_stop_writes_trigger(i32::MAX);
     options.set_soft_pending_compaction_bytes_limit(0);
     options.set_hard_pending_compaction_bytes_limit(0);
     options.set_target_file_size_base(8 << 20);
