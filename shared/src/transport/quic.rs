@@ -182,9 +182,9 @@ impl QuicConnection {
             let turn = connection.shared.writing.line_up(level, priority);
             stream.write(head, &turn, &connection).await?;
             stream.write(payload, &turn, &connection).await?;
-            drop(turn);
+            turn.pass();
             let outcome = stream.finish(&connection).await;
-            drop(unsent);
+            drop((turn, unsent));
             outcome
         })
     }

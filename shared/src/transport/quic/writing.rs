@@ -6,8 +6,8 @@
 //!
 //! - one stream writes at a time, the most urgent first, and one under way makes way for a more urgent one;
 //! - it writes only while what is written and not acknowledged stays within [`room`]: what the path holds, and
-//!   what is sent until the writer is woken again. A more urgent one has a little beyond that, and beyond what others
-//!   had written when the path seemed to hold more.
+//!   what is sent until the writer is woken again. A more urgent one has a little beyond that, and beyond what less
+//!   urgent ones had written when the path seemed to hold more.
 //!
 //! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is the room of who
 //! wrote last, so that an acknowledgement that makes room wakes the writer, and nothing else does. (Each change
@@ -59,28 +59,65 @@ fn room(window: u64, rtt: Duration) -> u64 {
 #[derive(Debug, Default)]
 pub(super) struct Writing(Mutex<Writers>);
 
-/// By quinn's priority, no two of which are the same.
 #[derive(Debug, Default)]
 struct Writers {
+    /// By quinn's priority, no two of which are the same.
     waiting: BTreeMap<i32, Option<Waker>>,
     /// The last window that was known.
     window: u64,
     /// quinn's limit, where it is not the one that it began with.
     limit: Option<u64>,
-    /// What is written and not acknowledged is no more than this. Only quinn knows what it is.
+    /// By the caller's priority.
+    under_way: BTreeMap<i32, UnderWay>,
+}
+
+/// Streams of one priority that are not acknowledged as a whole.
+#[derive(Debug)]
+struct UnderWay {
+    streams: usize,
+    /// What they and less urgent ones have written and is not acknowledged is no more than this. Only quinn knows
+    /// what it is.
     unacked: u64,
 }
 
 impl Writers {
-    /// The limit for a stream that has `beyond` more than others.
-    fn limit_of(&self, room: u64, beyond: u64) -> u64 {
-        let written = if beyond > 0 { self.unacked } else { 0 };
-        room.max(written).saturating_add(beyond).min(SEND_WINDOW)
+    fn begin(&mut self, priority: i32) {
+        let unacked = self.written_below(priority);
+        let begun = self.under_way.entry(priority);
+        let fresh = || UnderWay {
+            streams: 0,
+            unacked,
+        };
+        begun.or_insert_with(fresh).streams += 1;
     }
 
-    /// So much was written within a limit.
-    fn wrote(&mut self, bytes: u64, limit: u64) {
-        self.unacked = self.unacked.saturating_add(bytes).min(limit);
+    fn end(&mut self, priority: i32) {
+        if let Some(of_it) = self.under_way.get_mut(&priority) {
+            of_it.streams -= 1;
+            if of_it.streams == 0 {
+                self.under_way.remove(&priority);
+            }
+        }
+    }
+
+    /// What may be written and not acknowledged when a stream of this priority writes.
+    fn limit_of(&self, room: u64, priority: i32) -> u64 {
+        let beyond = STEP * u64::from(priority.unsigned_abs());
+        let least = room.max(self.written_below(priority));
+        least.saturating_add(beyond).min(SEND_WINDOW)
+    }
+
+    fn written_below(&self, priority: i32) -> u64 {
+        let below = self.under_way.range(..priority).next_back();
+        below.map_or(0, |(_, below)| below.unacked)
+    }
+
+    /// A stream of this priority wrote so much within a limit.
+    fn wrote(&mut self, bytes: u64, priority: i32, limit: u64) {
+        for (above, of_it) in &mut self.under_way {
+            let more = if *above >= priority { bytes } else { 0 };
+            of_it.unacked = of_it.unacked.saturating_add(more).min(limit);
+        }
     }
 
     fn limit(&mut self, connection: &quinn::Connection, bytes: u64) {
@@ -96,13 +133,15 @@ impl Writing {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lines up until the turn is dropped. `level` is the stream's own, `priority` that of the caller.
+    /// Lines up. `level` is the stream's own, `priority` that of the caller.
     pub(super) fn line_up(self: &Arc<Self>, level: i32, priority: i32) -> Turn {
-        self.lock().waiting.insert(level, None);
+        let mut writers = self.lock();
+        writers.waiting.insert(level, None);
+        writers.begin(priority);
         Turn {
             writing: Arc::clone(self),
             level,
-            beyond: STEP * u64::from(priority.unsigned_abs()),
+            priority,
         }
     }
 
@@ -121,12 +160,12 @@ impl Writing {
     }
 }
 
-/// A place in line.
+/// A place in line, to be kept until the stream is acknowledged or given up.
 #[derive(Debug)]
 pub(super) struct Turn {
     writing: Arc<Writing>,
     level: i32,
-    beyond: u64,
+    priority: i32,
 }
 
 impl Turn {
@@ -150,17 +189,18 @@ impl Turn {
         if path.cwnd < super::OPEN {
             writers.window = path.cwnd;
         }
-        let limit = writers.limit_of(room(writers.window, path.rtt), self.beyond);
+        let limit = writers.limit_of(room(writers.window, path.rtt), self.priority);
         writers.limit(connection, limit);
         let written = pin!(stream.write_chunks(std::slice::from_mut(bytes))).poll(context);
-        written.map_ok(|written| writers.wrote(written.bytes as u64, limit))
+        written.map_ok(|written| writers.wrote(written.bytes as u64, self.priority, limit))
     }
-}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
+    /// All is written: the next in line may write.
+    pub(super) fn pass(&self) {
         let mut writers = self.writing.lock();
-        writers.waiting.remove(&self.level);
+        if writers.waiting.remove(&self.level).is_none() {
+            return;
+        }
         let next = writers.waiting.last_entry();
         let waker = next.and_then(|mut next| next.get_mut().take());
         drop(writers);
@@ -170,29 +210,58 @@ impl Drop for Turn {
     }
 }
 
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.writing.lock().end(self.priority);
+        self.pass();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const K: u64 = 1 << 10;
+
     #[test]
     fn an_urgent_stream_has_room_beyond_what_was_written_when_there_was_more() {
         let mut writers = Writers::default();
-        let limit = |writers: &Writers, room, priority| writers.limit_of(room, STEP * priority);
-        let bulk = limit(&writers, 64 << 10, 0);
-        assert_eq!(bulk, 64 << 10);
-        writers.wrote(100_000, bulk);
+        writers.begin(0);
+        assert_eq!(writers.limit_of(64 * K, 0), 64 * K);
+        writers.wrote(100_000, 0, 64 * K);
         // half of it is too much now
-        assert_eq!(limit(&writers, 30 << 10, 0), 30 << 10);
-        let alarm = limit(&writers, 30 << 10, 2);
-        assert_eq!(alarm, (64 << 10) + 2 * STEP);
-        // alarms do not widen it but by what they write
-        writers.wrote(300, alarm);
-        assert_eq!(limit(&writers, 30 << 10, 2), alarm + 300);
+        assert_eq!(writers.limit_of(30 * K, 0), 30 * K);
+        writers.begin(2);
+        assert_eq!(writers.limit_of(30 * K, 2), 64 * K + 2 * STEP);
         // what was acknowledged is known when somebody has room again
-        writers.wrote(1, 30 << 10);
-        assert_eq!(limit(&writers, 30 << 10, 2), (30 << 10) + 2 * STEP);
-        writers.wrote(u64::MAX, SEND_WINDOW);
-        assert_eq!(limit(&writers, 30 << 10, 2), SEND_WINDOW);
+        writers.wrote(1, 0, 30 * K);
+        assert_eq!(writers.limit_of(30 * K, 2), 30 * K + 2 * STEP);
+        writers.wrote(u64::MAX, 0, SEND_WINDOW);
+        assert_eq!(writers.limit_of(30 * K, 2), SEND_WINDOW);
+        // and when all of it was
+        writers.end(0);
+        assert_eq!(writers.limit_of(30 * K, 2), 30 * K + 2 * STEP);
+    }
+
+    #[test]
+    fn streams_do_not_widen_the_room_of_their_own_priority() {
+        let mut writers = Writers::default();
+        writers.begin(0);
+        writers.wrote(64 * K, 0, 64 * K);
+        for _ in 0..1_000 {
+            writers.begin(1);
+            let limit = writers.limit_of(64 * K, 1);
+            assert_eq!(limit, 64 * K + STEP);
+            writers.wrote(limit, 1, limit);
+        }
+        assert_eq!(writers.limit_of(10 * K, 2), 64 * K + 3 * STEP);
+        // nor does it forget what others wrote before
+        for _ in 0..1_000 {
+            writers.end(1);
+        }
+        writers.begin(1);
+        writers.wrote(K, 1, writers.limit_of(10 * K, 1));
+        assert_eq!(writers.limit_of(10 * K, 2), 65 * K + 2 * STEP);
     }
 
     #[test]
