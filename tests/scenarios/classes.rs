@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use serde_json::Value as Json;
 use system_tests::broker::Broker;
 use system_tests::central::Reader;
 use system_tests::record::Numbered;
@@ -81,6 +82,50 @@ fn an_alarm_does_not_wait_for_large_values() -> Result<()> {
     let limit = Duration::from_millis(1_500);
     ensure!(latest.is_some_and(|age| age < limit), "{latest:?}");
     Ok(())
+}
+
+/// What an allowance forbids does not leave because it was handed to the transport before.
+#[test]
+#[ignore = "system test: make test"]
+fn what_may_not_be_sent_any_more_is_taken_back() -> Result<()> {
+    const LARGE: u64 = 6;
+    let site = with_classes(&Settings::default())
+        .with("policy.allowance.bytes", "2MB")
+        .with("policy.allowance.period", "day")
+        .with("policy.allowance.at_100", "critical-only");
+    let stage = Stage::start_with(Broker::shared(), &patient_hub(), &site)?;
+    let (backlog, alarms) = (stage.topic("backlog"), stage.topic("alarms"));
+    let reader = stage.reader(&[&alarms])?;
+    stage.link.set(|faults| {
+        faults.rate = Some(125_000);
+        faults.delay = Duration::from_millis(50);
+        faults.queue = Duration::from_millis(200);
+    });
+    let bootstrap = stage.site.bootstrap();
+    let large = Pace {
+        rate: 0,
+        total: Some(LARGE),
+        size: 900_000,
+        ..Pace::default()
+    };
+    Writer::kafka("large", &bootstrap, &backlog, large, &[])?.complete(LIMIT)?;
+    let only = Json::from(vec!["critical"]);
+    wait::until_true("the allowance is used up", LIMIT, || {
+        let status = stage.site.admin().status();
+        status.is_ok_and(|status| status["policy"]["paths"][0]["classes"] == only)
+    })?;
+    let before = stage.link.bytes().0;
+    wait::let_run(Duration::from_secs(10));
+    let more = stage.link.bytes().0 - before;
+    seed::say(&format!("{more} bytes after the last that were allowed"));
+    ensure!(more < 400_000, "{more} bytes more");
+    ensure!(stage.site.ledger(&backlog)?.committed < LARGE, "no backlog");
+    let one = Pace {
+        total: Some(1),
+        ..Pace::default()
+    };
+    Writer::kafka("alarm", &bootstrap, &alarms, one, &[])?.complete(LIMIT)?;
+    reader.wait_for(1, LIMIT)
 }
 
 #[derive(Debug)]

@@ -40,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a goodbye may take to reach the hub.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+/// More than this of classes that may not be sent any more is taken back with the session: a new one takes some 17 KiB.
+const LEFT_OVER: u64 = 64 << 10;
 
 /// What the configuration says of a session.
 #[derive(Debug, Clone)]
@@ -255,6 +257,13 @@ impl Session {
         let decision = self.policies.decision(self.path);
         self.sender.set_classes_allowed(decision.classes);
         self.granted = decision.rate_up.map(BitRate::bytes_per_sec);
+        // what the window covers is on the way
+        let behind = self.sender.bytes_forbidden();
+        let behind = behind.saturating_sub(self.connection.stats().window);
+        if behind > LEFT_OVER && !decision.classes.is_empty() {
+            let text = format!("policy: {behind} bytes wait that may not be sent any more");
+            self.sender.close(Code::Stopping, None, &text);
+        }
     }
 
     fn now(&self) -> Duration {

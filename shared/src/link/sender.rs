@@ -274,6 +274,12 @@ impl Sender {
         self.schedule.bytes_in_transit()
     }
 
+    /// Those of them of classes that may not be sent any more: only the end of the session takes them back.
+    #[must_use]
+    pub fn bytes_forbidden(&self) -> u64 {
+        self.schedule.bytes_forbidden()
+    }
+
     /// Bytes of the control stream, as they came.
     pub fn handle_control(&mut self, bytes: &[u8], now: Duration) {
         self.decoder.feed(bytes);

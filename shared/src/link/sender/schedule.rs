@@ -354,7 +354,12 @@ impl Schedule {
 
     /// Bytes with the transport.
     pub(super) fn bytes_in_transit(&self) -> u64 {
-        self.transit.bytes()
+        self.transit.bytes(ClassSet::ALL)
+    }
+
+    /// Those of them that may not be sent any more.
+    pub(super) fn bytes_forbidden(&self) -> u64 {
+        self.bytes_in_transit() - self.transit.bytes(self.allowed)
     }
 
     /// Reads under way and items that are held.

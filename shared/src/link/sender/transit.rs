@@ -3,7 +3,7 @@
 //! A class counts what is as urgent as itself or more: what is less urgent goes behind it in the transport
 //! too, so it never has to wait for room that they take. One stream may go beyond the budget.
 
-use crate::class::{Class, PerClass};
+use crate::class::{Class, ClassSet, PerClass};
 
 #[derive(Debug)]
 pub(super) struct Transit {
@@ -40,10 +40,9 @@ impl Transit {
         self.handed[class] = self.handed[class].saturating_sub(bytes);
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.handed
-            .iter()
-            .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    pub(super) fn bytes(&self, classes: ClassSet) -> u64 {
+        let handed = classes.iter().map(|class| self.handed[class]);
+        handed.fold(0, u64::saturating_add)
     }
 }
 
@@ -67,6 +66,10 @@ mod tests {
         assert!(!transit.has_room(Class::Bulk), "normal data is in its way");
         transit.deliver(Class::Normal, 1_000);
         assert!(transit.has_room(Class::Bulk));
-        assert_eq!(transit.bytes(), 0);
+        assert_eq!(transit.bytes(ClassSet::ALL), 0);
+        transit.hand(Class::Critical, 7);
+        assert_eq!(transit.bytes(ClassSet::ALL), 7);
+        assert_eq!(transit.bytes(ClassSet::CRITICAL_ONLY), 7);
+        assert_eq!(transit.bytes(ClassSet::EMPTY.with(Class::Bulk)), 0);
     }
 }
