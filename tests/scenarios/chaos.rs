@@ -39,7 +39,7 @@ fn chaos_loses_nothing_doubles_nothing_and_makes_way() -> Result<()> {
         let identity = stage.certs.issue("site-chaos")?;
         let small = Settings::default()
             .with("store.min_free", "24MiB")
-            .with("store.reserve", "8MiB")
+            .with("store.reserve", "16MiB")
             .with("store.quota", "256MiB");
         let data = volume.path().join("data");
         stage.site = Site::prepare_at(&data, stage.link.address(), &identity, &small)?;

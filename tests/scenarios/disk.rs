@@ -134,7 +134,7 @@ fn a_full_disk_pushes_back_and_recovers_without_a_restart() -> Result<()> {
         .with("store.quota", "1GiB")
         .with("store.sweep_interval", "1s")
         .with("store.min_free", "24MiB")
-        .with("store.reserve", "8MiB");
+        .with("store.reserve", "16MiB");
     let mut stage = Stage::prepare(
         Broker::shared().bootstrap(),
         &Settings::default(),

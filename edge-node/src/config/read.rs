@@ -125,7 +125,7 @@ fn store(mut section: Section) -> StoreConfig {
         reserve: section.size(
             "reserve",
             DEFAULT_RESERVE,
-            ByteSize::mib(1)..=ByteSize::gib(4),
+            ByteSize::mib(16)..=ByteSize::gib(4),
         ),
         queue: section.size("queue", DEFAULT_QUEUE, ByteSize::mib(1)..=ByteSize::gib(1)),
         sweep_interval: section.span("sweep_interval", DEFAULT_SWEEP, sweep),

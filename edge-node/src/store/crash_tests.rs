@@ -670,6 +670,34 @@ fn a_disk_that_somebody_filled_takes_as_much_as_before_when_it_is_free_again() {
     check(&*s);
 }
 
+/// What is deleted takes space in tables and the write-ahead log until there is a reason to write them anew.
+#[test]
+fn a_disk_with_little_more_than_what_must_be_free_is_used_again_and_again() {
+    let Some(volume) = Tmpfs::mount(64) else {
+        println!("LEFT OUT: no right to mount a tmpfs");
+        return;
+    };
+    let dir = volume.0.path().join("store");
+    let config = StoreConfig {
+        min_free_bytes: 48 << 20,
+        ..config()
+    };
+    let (s, _) = RocksStore::open(&dir, &config, seeded()).unwrap();
+    let p = topic(&*s, "a", rules());
+    let mut end = 0;
+    for round in 0..20 {
+        let before = end;
+        while append(&*s, p, &batch(1, 100_000)).is_ok() {
+            end += 1;
+        }
+        assert!(end > before + 10, "{end} records in round {round}");
+        s.acknowledge(p, Track::First, end).unwrap();
+        s.sweep(NOW).unwrap();
+        s.sweep(NOW).unwrap();
+    }
+    check(&*s);
+}
+
 #[test]
 fn a_salvage_without_room_for_a_copy_mends_in_place() {
     let Some(volume) = Tmpfs::mount(64) else {

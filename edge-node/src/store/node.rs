@@ -28,7 +28,7 @@ use super::{
     TopicRules,
 };
 
-const DB_DIR: &str = "db";
+pub(super) const DB_DIR: &str = "db";
 const ENDS: &str = "ends";
 const RESERVE: &str = "reserve";
 

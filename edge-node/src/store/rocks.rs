@@ -4,6 +4,7 @@
 //! walks over tombstones.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use shared::ids::Offset;
 use super::disk::{Disk, DiskError, Op, Scan, StoredRef};
 use super::ends::EndsFile;
 use super::engine::Loaded;
+use super::node::DB_DIR;
 use super::partition::Partition;
 use super::space::{self, Reserve};
 use super::state::{StateChange, StateSpace};
@@ -36,6 +38,8 @@ const STALL_STEP: Duration = Duration::from_millis(1);
 const MOST_WAITING_FILES: u64 = 24;
 /// What RocksDB needs to get out of a stall: a table file for each write buffer.
 const FLUSH_BYTES: u64 = 8 << 20;
+/// Less than this is not worth a compaction of all that is stored.
+const LEAST_GAIN: u64 = 1 << 20;
 /// No compaction of the log writes so much before it gives anything back.
 const MOST_COMPACTED_BYTES: u64 = 512 << 20;
 /// What a change takes in a write beside a batch's bytes: the longest are a partition's books.
@@ -52,6 +56,8 @@ pub(super) struct RocksDisk {
     min_free_bytes: u64,
     /// Of the log's tables with this version number, what their next compaction reads.
     compacted: Mutex<(u64, u64)>,
+    /// What [`Self::taken_bytes`] were beyond the batches when all of it was compacted last.
+    overhead: AtomicU64,
 }
 
 impl RocksDisk {
@@ -70,6 +76,7 @@ impl RocksDisk {
             reserve,
             min_free_bytes,
             compacted: Mutex::default(),
+            overhead: AtomicU64::new(0),
         }
     }
 
@@ -134,6 +141,12 @@ impl RocksDisk {
         known.1
     }
 
+    /// The log's tables and the write-ahead log.
+    fn taken_bytes(&self) -> u64 {
+        let ahead = space::size_of_ending(&self.dir.join(DB_DIR), "log");
+        self.of_log(LIVE_SST_FILES_SIZE) + ahead
+    }
+
     /// A number that RocksDB tells of the log's column family; 0 where it does not.
     fn of_log(&self, property: impl rocksdb::CStrLike) -> u64 {
         let found = self
@@ -145,17 +158,24 @@ impl RocksDisk {
     /// Gets what is deleted out of the files, where RocksDB does not come to it by itself: below so many files it
     /// has no reason, and after a compaction that found the disk full it begins none before as much is free as
     /// the last that it began was to read, whatever that would leave. A small one lowers that.
-    fn squeeze(&self) {
-        let (log, meta) = (family(&self.db, LOG), family(&self.db, META));
-        if let Err(error) = self.db.flush_cf(log) {
-            tracing::debug!(%error, "Deletions could not be flushed");
-            return;
+    fn squeeze(&self, stored_bytes: u64) {
+        let [log, meta, idx] = [LOG, META, IDX].map(|name| family(&self.db, name));
+        // a write-ahead log is there until all that is in it is elsewhere
+        for changed in [log, meta, idx] {
+            if let Err(error) = self.db.flush_cf(changed) {
+                tracing::debug!(%error, "Deletions could not be flushed");
+                return;
+            }
         }
         let mut whole = CompactOptions::default();
         whole.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
         let all = None::<&[u8]>;
         self.db.compact_range_cf_opt(meta, all, all, &whole);
         self.db.compact_range_cf(log, all, all);
+        if self.of_log(num_files_at_level(0)) == 0 {
+            let overhead = self.taken_bytes().saturating_sub(stored_bytes);
+            self.overhead.store(overhead, Ordering::Relaxed);
+        }
     }
 
     fn ends(&self) -> MutexGuard<'_, EndsFile> {
@@ -284,10 +304,10 @@ impl Disk for RocksDisk {
             return self.reserve.fill(free, self.min_free_bytes);
         }
         super::repair::discard_set_aside(&self.dir);
-        // with keys and indexes
-        let live = stored_bytes.saturating_add(stored_bytes / 8 + FLUSH_BYTES);
-        if free > live && self.of_log(LIVE_SST_FILES_SIZE) > live {
-            self.squeeze();
+        let overhead = self.overhead.load(Ordering::Relaxed).max(stored_bytes / 8);
+        let live = stored_bytes.saturating_add(overhead);
+        if free > live + FLUSH_BYTES && self.taken_bytes() > live + LEAST_GAIN {
+            self.squeeze(stored_bytes);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Free space of the file system, and a reserve of it that deletion can always use.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -30,6 +30,16 @@ pub(super) fn size_of(dir: &Path) -> u64 {
             Ok(found) => found.len(),
             Err(_) => 0,
         })
+        .sum()
+}
+
+/// Bytes of the files in a directory whose names end so.
+pub(super) fn size_of_ending(dir: &Path, extension: &str) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.path().extension() == Some(OsStr::new(extension)))
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|found| found.len())
         .sum()
 }
 
