@@ -180,7 +180,8 @@ async fn session(
                 }
                 SenderOutput::Established { .. }
                 | SenderOutput::Policy(_)
-                | SenderOutput::Missing(_) => {}
+                | SenderOutput::Missing(_)
+                | SenderOutput::Window(_) => {}
                 other @ (SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }

@@ -377,6 +377,7 @@ impl Uplink {
                 topics: topics.clone(),
                 classes: config.classes,
                 backlogs: Backlogs::default(),
+                took_back: None,
             },
             outage_budget: config.outage_budget.bytes(),
         })
@@ -533,8 +534,10 @@ impl Uplink {
             was_open,
             needs_incarnation,
             unsettled,
+            took_back,
         } = ended;
         self.unsettled = unsettled;
+        self.settings.took_back = took_back;
         if was_open {
             self.reasons.clear();
             self.stats.closed(&in_words(&close));

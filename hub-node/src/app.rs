@@ -37,7 +37,7 @@ const QUIC_V1: u32 = 1;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Reassembly of one stream. What comes is bounded by the connection's window; a stream's own is never what a site
 /// waits for, or a large batch that is short of it would hold up those behind it while the connection has credit.
-const STREAM_WINDOW: u32 = 2 << 20;
+const STREAM_WINDOW: u32 = 3 << 20;
 const _: () = assert!(STREAM_WINDOW as u64 >= 2 * Budget::MOST_RECEIVE_WINDOW);
 /// Bytes of a connection that has no session yet that came and were not read.
 const FIRST_RECEIVE_WINDOW: u32 = 128 << 10;

@@ -135,6 +135,15 @@ impl Connection {
         }
     }
 
+    /// How many bytes may be on their way to the peer or wait there to be taken: a part of them is left for streams
+    /// that are more urgent. Over TCP the peer tells that by itself.
+    pub fn set_peer_window(&self, bytes: u64) {
+        match self {
+            Self::Quic(connection) => connection.set_peer_window(bytes),
+            Self::Tcp(_) => {}
+        }
+    }
+
     /// Makes the connection say something that the peer must answer, at once and whatever its timers and its
     /// window say: the link may be back. Over TCP the kernel repeats often enough by itself.
     pub fn nudge(&self) {

@@ -426,7 +426,9 @@ impl Dialler {
                         member.opened.fetch_add(1, Ordering::Relaxed);
                         member.open.store(1, Ordering::Relaxed);
                     }
-                    SenderOutput::Policy(_) | SenderOutput::Missing(_) => {}
+                    SenderOutput::Policy(_)
+                    | SenderOutput::Missing(_)
+                    | SenderOutput::Window(_) => {}
                     SenderOutput::Close(close) => return Ok(close),
                     other @ (SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }

@@ -179,7 +179,7 @@ impl Site {
                         is_modelled = codecs.contains(&CODEC_MODELLED);
                         is_open = true;
                     }
-                    SenderOutput::Policy(_) => {}
+                    SenderOutput::Policy(_) | SenderOutput::Window(_) => {}
                     other @ (SenderOutput::Missing(_)
                     | SenderOutput::HistoryMismatch { .. }
                     | SenderOutput::Denied { .. }

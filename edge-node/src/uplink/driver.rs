@@ -42,6 +42,8 @@ const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 /// More than this of classes that may not be sent any more is taken back with the session: a new one takes some 17 KiB.
 const LEFT_OVER: u64 = 64 << 10;
+/// But not more often: what a large value had sent before is lost each time.
+const TAKE_BACK_EVERY: Duration = Duration::from_secs(600);
 
 /// What the configuration says of a session.
 #[derive(Debug, Clone)]
@@ -59,6 +61,8 @@ pub(super) struct SessionSettings {
     pub(super) classes: ClassesConfig,
     /// What sessions before saw of the backlogs.
     pub(super) backlogs: Backlogs,
+    /// When a session was ended last to take back what might not be sent any more.
+    pub(super) took_back: Option<Instant>,
 }
 
 /// How a session ended.
@@ -72,6 +76,8 @@ pub(super) struct Ended {
     pub(super) needs_incarnation: bool,
     /// What was sent and not acknowledged: for the next session.
     pub(super) unsettled: Unsettled,
+    /// See [`SessionSettings::took_back`].
+    pub(super) took_back: Option<Instant>,
 }
 
 /// What ends a session from outside.
@@ -260,7 +266,10 @@ impl Session {
         // what the window covers is on the way
         let behind = self.sender.bytes_forbidden();
         let behind = behind.saturating_sub(self.connection.stats().window);
-        if behind > LEFT_OVER && !decision.classes.is_empty() {
+        let last = self.settings.took_back;
+        let may_take_back = last.is_none_or(|last| last.elapsed() >= TAKE_BACK_EVERY);
+        if behind > LEFT_OVER && may_take_back && !decision.classes.is_empty() {
+            self.settings.took_back = Some(Instant::now());
             let text = format!("policy: {behind} bytes wait that may not be sent any more");
             self.sender.close(Code::Stopping, None, &text);
         }
@@ -328,6 +337,7 @@ impl Session {
                     cursors.push((handle, next_offset));
                 }
                 SenderOutput::Missing(ids) => self.submit(Job::Missing { ids }),
+                SenderOutput::Window(bytes) => self.connection.set_peer_window(bytes),
                 SenderOutput::HistoryMismatch { handle, mismatch } => {
                     warn!(
                         ?mismatch,
@@ -466,6 +476,7 @@ impl Session {
             // a session that is lost before it knew what the hub holds of all logs renews nothing
             needs_incarnation: close.code == Code::HistoryMismatch && !close.by_peer,
             unsettled: self.sender.unsettled(),
+            took_back: self.settings.took_back,
             close,
             was_open: self.was_open,
         }

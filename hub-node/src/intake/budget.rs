@@ -39,8 +39,9 @@ pub(super) struct Share {
 }
 
 impl Budget {
-    /// Most bytes that a connection may hold before they are read: 14 Mbit/s over a satellite.
-    pub const MOST_RECEIVE_WINDOW: u64 = 1 << 20;
+    /// Most bytes that a connection may hold before they are read: the three quarters that a site fills with what is
+    /// not urgent are 15 Mbit/s over a satellite.
+    pub const MOST_RECEIVE_WINDOW: u64 = 3 << 19;
 
     /// `total` bytes for all sessions; windows of at least `least` and at most `most` for each.
     #[must_use]
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn receive_windows_are_a_quarter_of_the_budget() {
         let budget = Arc::new(Budget::new(512 << 20, 4 << 20, 8 << 20));
-        assert_eq!(budget.receive_window(), 1 << 20);
+        assert_eq!(budget.receive_window(), Budget::MOST_RECEIVE_WINDOW);
         let _shares: Vec<Share> = (0..512).map(|_| budget.join()).collect();
         assert_eq!(budget.receive_window(), 256 << 10);
         let _more: Vec<Share> = (0..4_096).map(|_| budget.join()).collect();

@@ -142,6 +142,7 @@ pub(super) async fn run(
         slow_start: SlowStart::new(),
         policy: None,
         receive_window: 0,
+        told_window: 0,
         arrival: None,
         is_welcome: false,
         is_turned_away: false,
@@ -193,6 +194,8 @@ struct Session<'a> {
     /// What the site was told last.
     policy: Option<Arc<str>>,
     receive_window: u32,
+    /// The one that the site knows of.
+    told_window: u32,
     /// Who waits for the welcome.
     arrival: Option<Arrival>,
     is_welcome: bool,
@@ -501,6 +504,7 @@ impl Session<'_> {
                 self.receiver.handle_checkpoints(&answers, now);
                 self.deny(denied);
                 if is_first {
+                    self.tell_receive_window();
                     let sites = Arc::clone(&self.context.intake.sites().borrow());
                     self.handle_rules(&sites, true);
                 }
@@ -531,6 +535,17 @@ impl Session<'_> {
         if bytes != self.receive_window {
             self.receive_window = bytes;
             self.connection.set_receive_window(bytes);
+            if bytes.abs_diff(self.told_window) > self.told_window / 8 {
+                self.tell_receive_window();
+            }
+        }
+    }
+
+    fn tell_receive_window(&mut self) {
+        if self.is_welcome {
+            self.told_window = self.receive_window;
+            self.receiver
+                .tell_receive_window(self.receive_window.into());
         }
     }
 

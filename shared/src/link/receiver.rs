@@ -250,7 +250,8 @@ impl Receiver {
             | Frame::Credit(_)
             | Frame::Restart(_)
             | Frame::Policy(_)
-            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place"),
+            | Frame::Missing(_)
+            | Frame::Window(_) => self.fail(Code::BadFrame, "frame out of place"),
         }
     }
 
@@ -645,6 +646,14 @@ impl Receiver {
     pub fn push_policy(&mut self, text: &str) {
         if matches!(self.state, State::Open { .. }) {
             self.send(&Frame::Policy(text.to_owned()));
+        }
+    }
+
+    /// Tells an open session how many bytes may wait at the transport before they are read, so that the site leaves
+    /// some for what is urgent. Before the welcome nothing is told.
+    pub fn tell_receive_window(&mut self, bytes: u64) {
+        if matches!(self.state, State::Open { .. }) {
+            self.send(&Frame::Window(bytes));
         }
     }
 

@@ -307,6 +307,7 @@ impl Sender {
             Frame::Restart(restart) if is_open => self.handle_restart(restart),
             Frame::Policy(text) if is_open => self.outputs.push_back(SenderOutput::Policy(text)),
             Frame::Missing(ids) if is_open => self.outputs.push_back(SenderOutput::Missing(ids)),
+            Frame::Window(bytes) if is_open => self.outputs.push_back(SenderOutput::Window(bytes)),
             Frame::Ping(number) => self.send(&Frame::Pong(number)),
             Frame::Pong(_) => {}
             Frame::Hello(_)
@@ -318,7 +319,8 @@ impl Sender {
             | Frame::Credit(_)
             | Frame::Restart(_)
             | Frame::Policy(_)
-            | Frame::Missing(_) => self.fail(Code::BadFrame, "frame out of place".into()),
+            | Frame::Missing(_)
+            | Frame::Window(_) => self.fail(Code::BadFrame, "frame out of place".into()),
         }
     }
 

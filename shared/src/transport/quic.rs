@@ -208,6 +208,10 @@ impl QuicConnection {
         self.inner.set_receive_window(VarInt::from_u32(bytes));
     }
 
+    pub(super) fn set_peer_window(&self, bytes: u64) {
+        self.shared.writing.set_peer_window(bytes);
+    }
+
     pub(super) fn remote_address(&self) -> SocketAddr {
         // a socket of both IP versions has IPv4 addresses in IPv6's form
         let address = self.inner.remote_address();

@@ -60,6 +60,8 @@ pub enum Frame {
     Policy(String),
     /// Hub to site: it does not hold these chunks, do not refer to them.
     Missing(Vec<ChunkId>),
+    /// Hub to site: so many bytes of the session may wait at the hub's transport before they are read.
+    Window(u64),
 }
 
 impl Frame {
@@ -80,6 +82,7 @@ impl Frame {
             Self::Restart(_) => 11,
             Self::Policy(_) => 12,
             Self::Missing(_) => 13,
+            Self::Window(_) => 14,
         }
     }
 
@@ -94,7 +97,7 @@ impl Frame {
             Self::Declare(logs) => put_logs(&mut payload, logs),
             Self::Checkpoints(entries) => put_checkpoints(&mut payload, entries),
             Self::Ack(ack) => put_ack(&mut payload, ack),
-            Self::Credit(limit) => put_varint(&mut payload, *limit),
+            Self::Credit(bytes) | Self::Window(bytes) => put_varint(&mut payload, *bytes),
             Self::Ping(number) | Self::Pong(number) => {
                 payload.extend_from_slice(&number.to_be_bytes());
             }
@@ -135,6 +138,7 @@ impl Frame {
             }),
             12 => Self::Policy(reader.text(MAX_POLICY_LEN)?.to_owned()),
             13 => Self::Missing(take_missing(&mut reader)?),
+            14 => Self::Window(reader.varint()?),
             other => return Err(WireError::UnknownFrame(other)),
         };
         reader.finish()?;
@@ -166,7 +170,7 @@ fn take_ack(reader: &mut Reader<'_>) -> Result<Ack, WireError> {
 fn limit_of(kind: u8) -> Result<usize, WireError> {
     match kind {
         1 | 2 => Ok(MAX_HELLO_LEN),
-        3..=13 => Ok(MAX_FRAME_LEN),
+        3..=14 => Ok(MAX_FRAME_LEN),
         other => Err(WireError::UnknownFrame(other)),
     }
 }

@@ -126,6 +126,7 @@ fn control_frames() -> Vec<(&'static str, Frame)> {
             "missing",
             Frame::Missing(vec![ChunkId([0xab; 16]), ChunkId::of(b"chunk")]),
         ),
+        ("window", Frame::Window(1 << 20)),
     ]
 }
 
@@ -280,7 +281,7 @@ fn a_length_is_refused_before_its_bytes_come() {
         }
     }
     assert_eq!(decode_one(&[0]), Err(WireError::UnknownFrame(0)));
-    assert_eq!(decode_one(&[14]), Err(WireError::UnknownFrame(14)));
+    assert_eq!(decode_one(&[15]), Err(WireError::UnknownFrame(15)));
 }
 
 #[test]

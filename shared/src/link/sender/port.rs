@@ -141,6 +141,8 @@ pub enum SenderOutput {
     /// The hub does not hold these chunks: encode nothing that refers to them. Comes before the reads of a log
     /// that begins again because of it.
     Missing(Vec<ChunkId>),
+    /// So many bytes may wait at the hub's transport before they are read.
+    Window(u64),
     /// The log is parked: the site needs a new incarnation. Nothing is sent any more; once it is known what
     /// the hub holds of the other logs, and that is told as [`SenderOutput::Acked`], the session closes
     /// with [`Code::HistoryMismatch`](crate::wire::Code::HistoryMismatch).

@@ -204,7 +204,9 @@ impl World {
                 | SenderOutput::TooLarge { .. } => {
                     return Err(format!("a log is parked: {output:?}"));
                 }
-                SenderOutput::Established { .. } | SenderOutput::Policy(_) => {}
+                SenderOutput::Established { .. }
+                | SenderOutput::Policy(_)
+                | SenderOutput::Window(_) => {}
                 SenderOutput::Close(close) => {
                     check_close(&close)?;
                     if close.code == Code::HistoryMismatch && !close.by_peer {

@@ -246,7 +246,8 @@ impl Thin {
                 SenderOutput::Established { .. }
                 | SenderOutput::Acked { .. }
                 | SenderOutput::Policy(_)
-                | SenderOutput::Missing(_) => {}
+                | SenderOutput::Missing(_)
+                | SenderOutput::Window(_) => {}
                 SenderOutput::Chain { .. }
                 | SenderOutput::HistoryMismatch { .. }
                 | SenderOutput::Denied { .. }

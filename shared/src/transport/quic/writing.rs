@@ -6,7 +6,7 @@
 //!
 //! - one stream writes at a time, the most urgent first, and one under way makes way for a more urgent one;
 //! - it writes only while what is written and not acknowledged stays within [`room`]: what the path holds, and
-//!   what is sent until the writer is woken again. A more urgent one has a little beyond that, and beyond what less
+//!   what is sent until the writer is woken again, but not all that the peer has credit for. A more urgent one has a little beyond that, and beyond what less
 //!   urgent ones had written when the path seemed to hold more.
 //!
 //! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is the room of who
@@ -26,6 +26,8 @@ use quinn::{SendStream, WriteError};
 
 /// What is written and not acknowledged, at most.
 pub(super) const SEND_WINDOW: u64 = 4 << 20;
+/// What the peer lets wait before it is read, until it tells.
+const PEER_WINDOW: u64 = 128 << 10;
 /// Bandwidth-delay products that are written: what follows a lost packet is not acknowledged before that is.
 const ROUNDS: u64 = 3;
 const THIN_ROUNDS: u64 = 2;
@@ -55,11 +57,18 @@ fn room(window: u64, rtt: Duration) -> u64 {
     all.min(most)
 }
 
+/// Of the peer's window. QUIC's credit for the rest is what urgent streams live on while all of this is held up on a link
+/// that became thin: quinn gives credit back by eighths of the window, so one may be used already, and one passes
+/// before there is more.
+fn part_of(peer_window: u64) -> u64 {
+    peer_window / 4 * 3
+}
+
 /// The writers of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Writing(Mutex<Writers>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Writers {
     /// By quinn's priority, no two of which are the same.
     waiting: BTreeMap<i32, Option<Waker>>,
@@ -69,6 +78,19 @@ struct Writers {
     limit: Option<u64>,
     /// By the caller's priority.
     under_way: BTreeMap<i32, UnderWay>,
+    peer_window: u64,
+}
+
+impl Default for Writers {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            window: 0,
+            limit: None,
+            under_way: BTreeMap::new(),
+            peer_window: PEER_WINDOW,
+        }
+    }
 }
 
 /// Streams of one priority that are not acknowledged as a whole.
@@ -103,6 +125,7 @@ impl Writers {
     /// What may be written and not acknowledged when a stream of this priority writes.
     fn limit_of(&self, room: u64, priority: i32) -> u64 {
         let beyond = STEP * u64::from(priority.unsigned_abs());
+        let room = room.min(part_of(self.peer_window));
         let least = room.max(self.written_below(priority));
         least.saturating_add(beyond).min(SEND_WINDOW)
     }
@@ -131,6 +154,10 @@ impl Writers {
 impl Writing {
     fn lock(&self) -> MutexGuard<'_, Writers> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_peer_window(&self, bytes: u64) {
+        self.lock().peer_window = bytes;
     }
 
     /// Lines up. `level` is the stream's own, `priority` that of the caller.
@@ -225,7 +252,10 @@ mod tests {
 
     #[test]
     fn an_urgent_stream_has_room_beyond_what_was_written_when_there_was_more() {
-        let mut writers = Writers::default();
+        let mut writers = Writers {
+            peer_window: SEND_WINDOW,
+            ..Writers::default()
+        };
         writers.begin(0);
         assert_eq!(writers.limit_of(64 * K, 0), 64 * K);
         writers.wrote(100_000, 0, 64 * K);
@@ -241,6 +271,18 @@ mod tests {
         // and when all of it was
         writers.end(0);
         assert_eq!(writers.limit_of(30 * K, 2), 30 * K + 2 * STEP);
+    }
+
+    #[test]
+    fn less_urgent_streams_leave_credit_for_urgent_ones() {
+        let mut writers = Writers::default();
+        writers.begin(0);
+        assert_eq!(writers.limit_of(SEND_WINDOW, 0), PEER_WINDOW / 4 * 3);
+        writers.peer_window = 1 << 20;
+        assert_eq!(writers.limit_of(SEND_WINDOW, 0), 768 * K);
+        assert_eq!(writers.limit_of(SEND_WINDOW, 1), 768 * K + STEP);
+        // on a thin link the whole room goes into the least that a hub grants
+        assert!(part_of(96 * K) >= THIN_ROOM + STEP);
     }
 
     #[test]

@@ -455,6 +455,7 @@ impl World {
                 SenderOutput::Denied { .. } if self.is_one_refused => {}
                 SenderOutput::Policy(_)
                 | SenderOutput::Missing(_)
+                | SenderOutput::Window(_)
                 | SenderOutput::Denied { .. }
                 | SenderOutput::Admitted { .. }
                 | SenderOutput::TooLarge { .. } => panic!("{output:?}"),
