@@ -165,7 +165,16 @@ fn inspect(config: &Config, findings: &mut Findings) {
     match &config.uplink {
         Some(uplink) => {
             inspect_uplink(uplink, findings);
-            for path in config.rules().closed_paths(wall_ms()) {
+            let rules = config.rules();
+            for window in rules.hidden_windows() {
+                findings.warnings.push(format!(
+                    "{window}: never holds: at all its times one before it does, and the first counts"
+                ));
+            }
+            if !findings.is_sound("policy") || !findings.is_sound("uplink.path") {
+                return;
+            }
+            for path in rules.closed_paths(wall_ms()) {
                 findings.warnings.push(format!(
                     "policy: nothing ever leaves by path `{path}`: no class is allowed by [policy] and by the path's own policy \
                      at the same time; expected: at least one of critical, normal, bulk in both"

@@ -133,6 +133,12 @@ impl Policy {
         decision
     }
 
+    /// Windows that never hold, because those before them hold at all their times: their places in the list.
+    #[must_use]
+    pub fn hidden_windows(&self) -> Vec<usize> {
+        window::hidden(&self.windows)
+    }
+
     /// The calendar of the allowance.
     #[must_use]
     pub fn calendar(&self) -> Option<Calendar> {

@@ -75,6 +75,8 @@ pub(super) struct PlanReport {
     pub(super) at_ms: i64,
     /// The path that was planned for.
     pub(super) path: String,
+    /// Whether the node has a session with a hub: else times count from when it has.
+    pub(super) is_connected: bool,
     /// What it was taken to carry when no policy slows it, bits a second.
     pub(super) link_bits: u64,
     /// Whether that was given, measured while the link was the limit, or what the policy grants; else assumed.
@@ -172,6 +174,7 @@ fn report(
     Ok(PlanReport {
         at_ms: last.wall_ms,
         path: path.name.clone(),
+        is_connected: last.uplink.is_connected,
         link_bits: measured.link.bits(),
         link_is_known: link.is_some(),
         wire_per_million: measured.wire_per_million,
@@ -339,6 +342,12 @@ impl fmt::Display for PlanReport {
             BitRate(self.link_bits).rounded(),
         );
         writeln!(f, "In all {all} on the link by path {}", self.path)?;
+        if !self.is_connected {
+            writeln!(
+                f,
+                "No session with a hub now: times count from when there is one"
+            )?;
+        }
         let assumed = if self.link_is_known {
             ""
         } else {

@@ -529,6 +529,14 @@ impl Keeper {
                 let rules = config.rules();
                 if rules != self.rules {
                     info!("Policy of the configuration file changed");
+                    let names = |rules: &Rules| -> Vec<String> {
+                        rules.paths.iter().map(|(name, _)| name.clone()).collect()
+                    };
+                    if names(&rules) != names(&self.rules) {
+                        warn!(
+                            "Paths of the configuration file changed: they are used after a restart"
+                        );
+                    }
                     let now = clocks(self.boot_id);
                     self.steward.set_rules(rules.clone(), now);
                     self.rules = rules;

@@ -301,11 +301,11 @@ impl Run {
 
     /// Why topics stand still.
     fn note_waits(&mut self, decision: &Decision) {
-        let accounts = &self.accounts;
+        let (accounts, now_ms) = (&self.accounts, self.now_ms);
         for topic in &mut self.topics {
             let is_held = !decision.classes.contains(topic.class);
             if is_held && topic.done_ms.is_none() && topic.waits.is_none() {
-                topic.waits = Some(why(decision, accounts, topic.class));
+                topic.waits = Some(why(accounts, now_ms, topic.class));
             }
         }
     }
@@ -330,24 +330,28 @@ impl Run {
     }
 }
 
-/// Why a class may not leave. A policy without windows gives no reason for the classes that it leaves out.
-fn why(decision: &Decision, accounts: &[Account], class: Class) -> String {
-    let mut reasons = vec![decision.reason.clone()];
-    for Account { of, policy, .. } in accounts {
-        let classes = policy.limits.classes;
-        if !policy.windows.is_empty() || classes.contains(class) {
-            continue;
+/// Why a class may not leave: what each policy that keeps it has for a reason.
+fn why(accounts: &[Account], now_ms: i64, class: Class) -> String {
+    let reason = |account: &Account| {
+        let policy = &account.policy;
+        let held = policy.decide(now_ms, account.charged);
+        if held.classes.contains(class) {
+            return None;
         }
-        let reason = if classes.is_empty() {
-            format!("{of}: `classes` is empty")
+        let at_first = policy.decide(now_ms, Charged::default());
+        let allowance = held.reason.strip_prefix(&at_first.reason);
+        let allowance = allowance.map(|text| text.trim_start_matches("; "));
+        let is_left_out = policy.windows.is_empty() && !at_first.classes.is_empty();
+        let text = if at_first.classes.contains(class) {
+            allowance.unwrap_or(&held.reason).to_owned()
+        } else if is_left_out {
+            format!("`classes` leaves {class} out")
         } else {
-            format!("{of}: `classes` leaves {class} out")
+            at_first.reason
         };
-        if !decision.reason.contains(&reason) {
-            reasons.push(reason);
-        }
-    }
-    reasons.retain(|reason| !reason.is_empty());
+        Some(format!("{}: {text}", account.of))
+    };
+    let reasons: Vec<String> = accounts.iter().filter_map(reason).collect();
     reasons.join("; ")
 }
 
@@ -497,6 +501,14 @@ mod tests {
                 at_80: Action::CriticalOnly,
                 at_100: Action::Stop,
             }),
+            // it lets all through, and is no reason
+            windows: vec![Window {
+                days: "mon-sun".parse().unwrap(),
+                from: "00:00".parse().unwrap(),
+                to: "24:00".parse().unwrap(),
+                limits: Limits::default(),
+            }],
+            zone: Zone::utc(),
             ..Policy::default()
         };
         let waiting = [
@@ -517,12 +529,10 @@ mod tests {
             "{done}"
         );
         assert_eq!(plan[1].share_of_allowance, Some(15_000));
+        let waits = plan[1].waits.as_ref().unwrap();
         assert!(
-            plan[1]
-                .waits
-                .as_ref()
-                .unwrap()
-                .contains("80 % of 10MB a day used")
+            waits.starts_with("site: 80 % of 10MB a day used"),
+            "{waits}"
         );
         assert!(plan[0].takes_ms.unwrap() < 1_000);
     }

@@ -139,8 +139,16 @@ fn allowance(mut section: Section) -> Option<Allowance> {
     let has_end = section.has("at_100");
     let at_80 = section.choice("at_80", Action::Continue, &actions);
     let at_100 = section.choice("at_100", Action::Stop, &actions);
-    if at_80 == Action::Stop && at_100 != Action::Stop && has_end {
-        section.problem("at_100", "allows more than at_80 = \"stop\"");
+    let allows_more = match at_80 {
+        Action::Continue => None,
+        Action::CriticalOnly => (at_100 == Action::Continue).then_some("critical-only, stop"),
+        Action::Stop => (at_100 != Action::Stop).then_some("stop"),
+    };
+    if let Some(accepted) = allows_more.filter(|_| has_end) {
+        section.problem(
+            "at_100",
+            format!("allows more than `at_80`; accepted: {accepted}"),
+        );
     }
     Some(Allowance {
         bytes: bytes?,

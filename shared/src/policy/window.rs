@@ -170,6 +170,30 @@ impl fmt::Display for Window {
     }
 }
 
+/// Windows that never hold, because those before them hold at all their times.
+pub(super) fn hidden(windows: &[Window]) -> Vec<usize> {
+    let monday = Date::constant(2026, 1, 5);
+    let days = monday.series(jiff::Span::new().days(1)).take(7);
+    let minutes = || 0..DAY_MINUTES;
+    let times: Vec<Local> = days
+        .flat_map(|date| minutes().map(move |minute| Local { date, minute }))
+        .collect();
+    let mut is_free = vec![true; times.len()];
+    let mut hidden = Vec::new();
+    for (index, window) in windows.iter().enumerate() {
+        let mut is_seen = false;
+        for (local, is_free) in times.iter().zip(&mut is_free) {
+            if *is_free && window.holds(*local) {
+                (is_seen, *is_free) = (true, false);
+            }
+        }
+        if !is_seen {
+            hidden.push(index);
+        }
+    }
+    hidden
+}
+
 /// The first window that holds; its place in the list.
 pub(super) fn which(windows: &[Window], zone: &Zone, wall_ms: i64) -> Option<usize> {
     let local = zone.local(wall_ms);
@@ -236,6 +260,33 @@ mod tests {
 
     fn at(zone: &Zone, day: Date, time: &str) -> i64 {
         zone.instants(day, time.parse::<TimeOfDay>().unwrap().0)[0]
+    }
+
+    #[test]
+    fn windows_that_others_hide_are_found() {
+        let window = |days: &str, from: &str, to: &str| Window {
+            days: days.parse().unwrap(),
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+            limits: Limits::default(),
+        };
+        let all_day = || window("mon-sun", "00:00", "24:00");
+        let restart = || window("mon-sun", "03:55", "04:05");
+        let night = || window("mon-sun", "22:00", "06:00");
+        assert_eq!(hidden(&[all_day(), restart()]), [1]);
+        assert_eq!(hidden(&[night(), restart(), all_day(), night()]), [1, 3]);
+        assert!(hidden(&[restart(), night(), all_day()]).is_empty());
+        // the night of Sunday ends on Monday
+        let sunday = window("sun", "22:00", "06:00");
+        let monday = window("mon", "05:00", "06:00");
+        assert_eq!(hidden(&[sunday.clone(), monday.clone()]), [1]);
+        assert!(hidden(&[monday, sunday]).is_empty());
+        let halves = [
+            window("mon-fri", "00:00", "24:00"),
+            window("sat-sun", "00:00", "24:00"),
+            restart(),
+        ];
+        assert_eq!(hidden(&halves), [2]);
     }
 
     #[test]

@@ -86,8 +86,8 @@ mod tests {
             bytes = "5368709121"
             period = "week"
             reset_day = 5
-            at_80 = "critical-only"
-            at_100 = "continue"
+            at_80 = "continue"
+            at_100 = "critical-only"
             "#,
             "[policy.allowance]\nbytes = \"5GB\"\nperiod = \"day\"\nat_80 = \"stop\"\n",
         ] {

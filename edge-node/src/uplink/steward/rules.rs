@@ -42,6 +42,19 @@ impl Rules {
         closed.map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Windows that never hold, as the keys of the file.
+    #[must_use]
+    pub fn hidden_windows(&self) -> Vec<String> {
+        let of = |key: String, policy: &Policy| {
+            let hidden = policy.hidden_windows().into_iter();
+            hidden.map(move |index| format!("{key}.window[{index}]"))
+        };
+        let paths = self.paths.iter().enumerate();
+        let paths =
+            paths.flat_map(|(index, (_, policy))| of(format!("uplink.path[{index}]"), policy));
+        of("policy".to_owned(), &self.site).chain(paths).collect()
+    }
+
     fn are_open(&self, hub: Option<&Policy>, wall_ms: i64) -> bool {
         let shared = match (hub, self.from_hub) {
             (Some(hub), FromHub::Tighten) => vec![&self.site, hub],
