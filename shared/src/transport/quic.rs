@@ -2,6 +2,7 @@
 
 mod writing;
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -416,34 +417,95 @@ impl DataStreamIn {
         F: Fn(usize) -> P + Send,
         P: Future<Output = ()> + Send,
     {
-        let mut first: Option<Bytes> = None;
-        let mut all = BytesMut::new();
+        let mut arrived = Arrived::default();
         let lost =
             |error: quinn::ReadError| ReadError::Lost(printable(error.to_string().as_bytes()));
         let most = READ_AT_ONCE.min(max_len.saturating_add(1));
-        while let Some(chunk) = self.stream.read_chunk(most, true).await.map_err(lost)? {
+        // in whatever order: what waits for a lost packet would keep the connection's credit from other streams
+        while let Some(chunk) = self.stream.read_chunk(most, false).await.map_err(lost)? {
             pay(chunk.bytes.len()).await;
-            let before = first.as_ref().map_or(all.len(), Bytes::len);
-            if before + chunk.bytes.len() > max_len {
+            let end = chunk.offset.saturating_add(chunk.bytes.len() as u64);
+            if end > max_len as u64 {
                 return Err(ReadError::TooLong);
             }
-            match first.take() {
-                None if all.is_empty() => first = Some(chunk.bytes),
-                None => all.extend_from_slice(&chunk.bytes),
-                Some(head) => {
-                    all.extend_from_slice(&head);
-                    all.extend_from_slice(&chunk.bytes);
-                }
-            }
+            arrived.put(chunk.offset, chunk.bytes);
         }
-        // a stream that came in one piece is not copied
-        Ok(first.unwrap_or_else(|| all.freeze()))
+        Ok(arrived.finish())
+    }
+}
+
+/// A stream's bytes as they come, in any order, none twice.
+#[derive(Debug, Default)]
+struct Arrived {
+    first: Bytes,
+    /// From the beginning without a gap, once there is more than the first piece.
+    all: BytesMut,
+    /// Copied, for a piece of a packet keeps all of it.
+    later: BTreeMap<u64, Bytes>,
+}
+
+impl Arrived {
+    fn len(&self) -> u64 {
+        self.first.len().max(self.all.len()) as u64
+    }
+
+    fn put(&mut self, offset: u64, bytes: Bytes) {
+        if offset != self.len() {
+            self.later.insert(offset, Bytes::copy_from_slice(&bytes));
+            return;
+        }
+        self.append(bytes);
+        while let Some(next) = self.later.remove(&self.len()) {
+            self.append(next);
+        }
+    }
+
+    fn append(&mut self, bytes: Bytes) {
+        if self.len() == 0 {
+            self.first = bytes;
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(&bytes);
+    }
+
+    /// A stream that came in one piece is not copied.
+    fn finish(self) -> Bytes {
+        if self.all.is_empty() {
+            self.first
+        } else {
+            self.all.freeze()
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_come_in_any_order() {
+        let text = Bytes::from_static(b"0123456789");
+        let put = |cuts: &[(usize, usize)]| {
+            let mut arrived = Arrived::default();
+            for (from, to) in cuts {
+                arrived.put(*from as u64, text.slice(*from..*to));
+            }
+            arrived.finish()
+        };
+        assert!(put(&[]).is_empty());
+        assert_eq!(put(&[(0, 10)]), text);
+        for cuts in [
+            [(0, 3), (3, 4), (4, 10)],
+            [(3, 4), (4, 10), (0, 3)],
+            [(4, 10), (0, 3), (3, 4)],
+            [(4, 10), (3, 4), (0, 3)],
+        ] {
+            assert_eq!(put(&cuts), text, "{cuts:?}");
+        }
+    }
 
     #[test]
     fn an_alert_is_told_in_words() {
