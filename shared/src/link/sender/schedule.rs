@@ -350,7 +350,6 @@ impl Schedule {
     /// The peer's transport has what was handed over.
     pub(super) fn delivered(&mut self, class: Class, bytes: u64) {
         self.transit.deliver(class, bytes);
-        self.turns.delivered(class, bytes);
     }
 
     /// Bytes with the transport.

@@ -16,9 +16,6 @@ pub(super) struct Turns {
     shares: ClassShares,
     /// What each may still send in this round; below zero: debt.
     left: PerClass<i64>,
-    /// What each sent while nobody else wanted the link, and has not arrived. It is charged as soon as somebody
-    /// does: the link is still busy with it.
-    under_way: PerClass<u64>,
 }
 
 impl Turns {
@@ -26,7 +23,6 @@ impl Turns {
         Self {
             shares,
             left: PerClass::from_fn(|class| quantum(&shares, class)),
-            under_way: PerClass::default(),
         }
     }
 
@@ -35,30 +31,10 @@ impl Turns {
         if wanting.is_empty() {
             return None;
         }
-        if wanting.iter().count() > 1 {
-            self.charge_under_way();
-        }
         if self.first(wanting).is_none() {
             self.begin_rounds(wanting);
         }
         self.first(wanting)
-    }
-
-    fn charge_under_way(&mut self) {
-        for class in Class::all() {
-            let bytes = std::mem::take(&mut self.under_way[class]);
-            self.charge(class, bytes);
-        }
-    }
-
-    fn charge(&mut self, class: Class, bytes: u64) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.left[class] = self.left[class].saturating_sub(bytes);
-    }
-
-    /// So much has arrived.
-    pub(super) fn delivered(&mut self, class: Class, bytes: u64) {
-        self.under_way[class] = self.under_way[class].saturating_sub(bytes);
     }
 
     fn first(&self, wanting: ClassSet) -> Option<Class> {
@@ -82,10 +58,10 @@ impl Turns {
     /// Charges what was sent, unless nobody else wants the link.
     pub(super) fn sent(&mut self, class: Class, bytes: u64, wanting: ClassSet) {
         if wanting.without(class).is_empty() {
-            self.under_way[class] = self.under_way[class].saturating_add(bytes);
-        } else {
-            self.charge(class, bytes);
+            return;
         }
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.left[class] = self.left[class].saturating_sub(bytes);
     }
 }
 
@@ -131,32 +107,9 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(turns.next(alone), Some(Class::Critical));
             turns.sent(Class::Critical, 1 << 20, alone);
-            turns.delivered(Class::Critical, 1 << 20);
         }
         assert_eq!(turns.next(ClassSet::ALL), Some(Class::Critical));
         assert_eq!(turns.next(ClassSet::EMPTY), None);
-    }
-
-    #[test]
-    fn what_is_still_on_its_way_counts_when_others_want_the_link() {
-        let both = ClassSet::CRITICAL_ONLY.with(Class::Normal);
-        let alarms_before = |delivered| {
-            let mut turns = Turns::new(ClassShares::default());
-            let alone = ClassSet::EMPTY.with(Class::Normal);
-            assert_eq!(turns.next(alone), Some(Class::Normal));
-            turns.sent(Class::Normal, 1 << 20, alone);
-            turns.delivered(Class::Normal, delivered);
-            let mut alarms = 0;
-            while turns.next(both) == Some(Class::Critical) {
-                turns.sent(Class::Critical, 20_000, both);
-                alarms += 20_000;
-            }
-            alarms
-        };
-        // four bytes for one of what fills the link
-        let alarms = alarms_before(0);
-        assert!((4_000_000..4_500_000).contains(&alarms), "{alarms}");
-        assert!(alarms_before(1 << 20) <= 60_000);
     }
 
     #[test]
