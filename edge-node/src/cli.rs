@@ -165,14 +165,14 @@ fn inspect(config: &Config, findings: &mut Findings) {
     match &config.uplink {
         Some(uplink) => {
             inspect_uplink(uplink, findings);
+            if !findings.is_sound("policy") || !findings.is_sound("uplink.path") {
+                return;
+            }
             let rules = config.rules();
             for window in rules.hidden_windows() {
                 findings.warnings.push(format!(
                     "{window}: never holds: at all its times one before it does, and the first counts"
                 ));
-            }
-            if !findings.is_sound("policy") || !findings.is_sound("uplink.path") {
-                return;
             }
             for path in rules.closed_paths(wall_ms()) {
                 findings.warnings.push(format!(

@@ -24,6 +24,9 @@ use crate::tls::{IdentityError, Peer, explain, site_of};
 
 /// Read before it is paid for, of each stream.
 const READ_AT_ONCE: usize = 64 << 10;
+/// Pieces of a stream that wait for what comes before them: more than the packets of the largest receive window.
+/// Each costs memory beside its bytes, however short it is.
+const MOST_PIECES: usize = 8 << 10;
 /// UDP and IP headers that a datagram costs beyond what QUIC counts.
 const V4_HEADERS: u64 = 28;
 const V6_HEADERS: u64 = 48;
@@ -429,6 +432,9 @@ impl DataStreamIn {
                 return Err(ReadError::TooLong);
             }
             arrived.put(chunk.offset, chunk.bytes);
+            if arrived.later.len() > MOST_PIECES {
+                return Err(ReadError::Lost("a stream in too many pieces".to_owned()));
+            }
         }
         Ok(arrived.finish())
     }

@@ -6,8 +6,8 @@
 //!
 //! - one stream writes at a time, the most urgent first, and one under way makes way for a more urgent one;
 //! - it writes only while what is written and not acknowledged stays within [`room`]: what the path holds, and
-//!   what is sent until the writer is woken again, but not all that the peer has credit for. A more urgent one has a little beyond that, and beyond what less
-//!   urgent ones had written when the path seemed to hold more.
+//!   what is sent until the writer is woken again, but not all that the peer has credit for. A more urgent one has a
+//!   little beyond that, and beyond what less urgent ones had written when the path seemed to hold more.
 //!
 //! quinn knows what is not acknowledged and has a limit for it, but one for all streams: it is the room of who
 //! wrote last, so that an acknowledgement that makes room wakes the writer, and nothing else does. (Each change
