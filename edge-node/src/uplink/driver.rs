@@ -36,6 +36,8 @@ const CONTROL_QUEUE: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often backlogs are looked at, where a topic has its new records first.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the sender is told what the link has carried, while a class waits for that.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 /// A stream may see its end a moment before the connection tells why.
 const REASON_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a goodbye may take to reach the hub.
@@ -132,6 +134,8 @@ pub(super) async fn run(
         path,
         granted: None,
         next_look: None,
+        carried: 0,
+        next_told: None,
         was_open: false,
     };
     Ok(session.run(recv, done, changes, forbidden, signals).await)
@@ -177,6 +181,9 @@ struct Session {
     granted: Option<u64>,
     /// When backlogs are looked at; `None`: no topic has its new records first.
     next_look: Option<Instant>,
+    /// What the link had carried when the sender was told last, and when it wants to be told again.
+    carried: u64,
+    next_told: Option<Instant>,
     was_open: bool,
 }
 
@@ -224,6 +231,7 @@ impl Session {
                 },
                 Ok(()) = policy.changed() => self.follow_policy(),
                 () = sleep_until(self.next_look) => self.look_at_backlogs(),
+                () = sleep_until(self.next_told) => {}
                 () = sleep_until(wake) => self.sender.handle_timeout(self.now()),
                 lost = self.connection.closed() => break close_of(lost),
                 reason = &mut forbidden, if !is_forbidden => {
@@ -246,6 +254,10 @@ impl Session {
     /// What the transport is given, and how long records wait, as the path is found to be.
     fn follow_path(&mut self) {
         let path = self.connection.stats();
+        let carried = path.tx_bytes.saturating_sub(self.carried);
+        self.carried = path.tx_bytes;
+        let waits = self.sender.handle_carried(carried);
+        self.next_told = waits.then(|| Instant::now() + TELL_EVERY);
         let granted = self.granted.map(|rate| share_of(rate, path.rtt));
         let window = granted.map_or(path.window, |granted| path.window.min(granted));
         self.buffer.observe_path(window, path.rtt);

@@ -263,6 +263,12 @@ impl Sender {
         self.schedule.set_read_bytes(bytes.max(1));
     }
 
+    /// The link has carried so many bytes, of whichever streams and with repetitions. True: a class waits until it has
+    /// carried more, so say that again soon.
+    pub fn handle_carried(&mut self, bytes: u64) -> bool {
+        self.schedule.carried(bytes)
+    }
+
     /// The peer's transport has a whole stream: its class and its [`DataStream::len`].
     pub fn handle_delivered(&mut self, class: Class, bytes: u64) {
         self.schedule.delivered(class, bytes);

@@ -311,11 +311,7 @@ impl Schedule {
 
     /// The next item to send, if credit and transport have room for it.
     pub(super) fn next_item(&mut self, available: u64, in_flight: usize) -> Option<(Class, Held)> {
-        let wanting: ClassSet = self
-            .allowed
-            .iter()
-            .filter(|class| !self.lines[*class].held.is_empty() && !self.gathers(*class))
-            .collect();
+        let wanting = self.wanting();
         let class = self.turns.next(wanting)?;
         let charge = self.lines[class].held.front()?.charge();
         let most = match class {
@@ -332,6 +328,27 @@ impl Schedule {
         let bytes = item.payload.len() + MAX_DATA_HEADER_LEN;
         self.turns.sent(class, bytes as u64, wanting);
         Some((class, item))
+    }
+
+    /// Those that have something to send.
+    fn wanting(&self) -> ClassSet {
+        let is_ready = |class: &Class| !self.lines[*class].held.is_empty() && !self.gathers(*class);
+        self.allowed.iter().filter(is_ready).collect()
+    }
+
+    /// The link has carried so many bytes of what the transport was handed. True while that may end a turn for whose
+    /// end a more urgent class waits.
+    pub(super) fn carried(&mut self, bytes: u64) -> bool {
+        let wanting = self.wanting();
+        let Some(class) = self.turns.next(wanting) else {
+            return false;
+        };
+        let waits = |of: Class| of < class && self.transit.has_room(of);
+        let is_awaited = self.transit.is_full_of(class) && wanting.iter().any(waits);
+        if is_awaited {
+            self.turns.carried(class, bytes);
+        }
+        is_awaited
     }
 
     /// What is held waits for the reads under way, to share packets with what they bring: only where records wait

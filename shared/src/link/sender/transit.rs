@@ -32,6 +32,11 @@ impl Transit {
         before.fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)) < self.budget
     }
 
+    /// It has no room, whatever the others take.
+    pub(super) fn is_full_of(&self, class: Class) -> bool {
+        self.handed[class] >= self.budget
+    }
+
     pub(super) fn hand(&mut self, class: Class, bytes: u64) {
         self.handed[class] = self.handed[class].saturating_add(bytes);
     }

@@ -4,6 +4,9 @@
 //! stream goes whole, so a class may go into debt, which it pays in later rounds. Who has nothing to send
 //! saves up no more than one round: an alarm after a quiet hour goes at once, a flood of them does not
 //! take the link from the others.
+//!
+//! Who has the turn and fills the transport by itself pays for its next stream by what the link carries meanwhile:
+//! on a link that has become thin one batch takes half a minute, and the turn would last until then.
 
 use crate::class::{Class, ClassSet, ClassShares, PerClass};
 
@@ -16,6 +19,8 @@ pub(super) struct Turns {
     shares: ClassShares,
     /// What each may still send in this round; below zero: debt.
     left: PerClass<i64>,
+    /// Paid of what comes next.
+    paid: PerClass<u64>,
 }
 
 impl Turns {
@@ -23,6 +28,7 @@ impl Turns {
         Self {
             shares,
             left: PerClass::from_fn(|class| quantum(&shares, class)),
+            paid: PerClass::default(),
         }
     }
 
@@ -60,6 +66,18 @@ impl Turns {
         if wanting.without(class).is_empty() {
             return;
         }
+        let paid = bytes.min(self.paid[class]);
+        self.paid[class] -= paid;
+        self.charge(class, bytes - paid);
+    }
+
+    /// Charges what the link carried while this class has the turn and others wait for its end.
+    pub(super) fn carried(&mut self, class: Class, bytes: u64) {
+        self.paid[class] = self.paid[class].saturating_add(bytes);
+        self.charge(class, bytes);
+    }
+
+    fn charge(&mut self, class: Class, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.left[class] = self.left[class].saturating_sub(bytes);
     }
@@ -110,6 +128,21 @@ mod tests {
         }
         assert_eq!(turns.next(ClassSet::ALL), Some(Class::Critical));
         assert_eq!(turns.next(ClassSet::EMPTY), None);
+    }
+
+    #[test]
+    fn what_the_link_carries_ends_a_turn_and_is_paid_once() {
+        let mut turns = Turns::new(ClassShares::default());
+        turns.sent(Class::Critical, ROUND_BYTES, ClassSet::ALL);
+        assert_eq!(turns.next(ClassSet::ALL), Some(Class::Normal));
+        let carried = ROUND_BYTES / 4;
+        turns.carried(Class::Normal, carried);
+        assert_eq!(turns.next(ClassSet::ALL), Some(Class::Bulk));
+        let before = turns.left[Class::Normal];
+        turns.sent(Class::Normal, carried + 7, ClassSet::ALL);
+        assert_eq!(turns.left[Class::Normal], before - 7);
+        turns.sent(Class::Normal, 10, ClassSet::ALL);
+        assert_eq!(turns.left[Class::Normal], before - 17);
     }
 
     #[test]

@@ -50,6 +50,8 @@ struct Log {
     /// When each record came; of those that are timed.
     born: BTreeMap<Offset, Duration>,
     every: Option<Duration>,
+    /// Records that come at once.
+    together: u64,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,7 @@ impl Thin {
             end: backlog,
             born: BTreeMap::new(),
             every: None,
+            together: 1,
         });
         handle
     }
@@ -136,6 +139,12 @@ impl Thin {
         self.logs[handle.0 as usize].every = Some(every);
         self.after(every, Event::Grow(handle, 1));
         handle
+    }
+
+    /// The same of many at a time.
+    fn add_bursts(&mut self, class: Class, every: Duration, together: u64) {
+        let handle = self.add_live(class, every);
+        self.logs[handle.0 as usize].together = together;
     }
 
     fn after(&mut self, delay: Duration, event: Event) {
@@ -189,6 +198,7 @@ impl Thin {
         let bytes = PACKET.min(*left);
         *left -= bytes;
         let is_last = *left == 0;
+        self.sender.handle_carried(bytes);
         self.unacked += bytes;
         self.busy_until = self.now + Duration::from_micros(bytes * 1_000_000 / RATE);
         let arrives = self.busy_until - self.now + ONE_WAY;
@@ -218,8 +228,9 @@ impl Thin {
     fn grow(&mut self, handle: Handle, records: u64) {
         let log = &mut self.logs[handle.0 as usize];
         if let Some(every) = log.every {
-            log.born.insert(log.end, self.now);
-            self.after(every, Event::Grow(handle, records));
+            log.born.insert(log.end + records - 1, self.now);
+            let together = log.together;
+            self.after(every, Event::Grow(handle, together));
         }
         let log = &mut self.logs[handle.0 as usize];
         log.end += records;
@@ -382,6 +393,39 @@ fn bulk_gets_its_minimum_share() {
     assert!((70..=76).contains(&critical), "{shares:?}");
     assert!((17..=20).contains(&normal), "{shares:?}");
     assert!((5..=8).contains(&bulk), "{shares:?}");
+}
+
+#[test]
+fn a_flood_of_alarms_leaves_their_share_to_large_batches() {
+    let mut thin = Thin::new(PerClass::default(), 4 << 20, None);
+    thin.sender.set_max_read_bytes(300_000);
+    thin.add(Class::Critical, PLENTY);
+    thin.add(Class::Normal, PLENTY);
+    let time = MINUTES * 2;
+    thin.run_for(time);
+    let shares = [Class::Critical, Class::Normal].map(|class| thin.share(class, time));
+    assert!(shares[1] >= 15 && shares[0] >= 70, "{shares:?}");
+}
+
+/// What the transport was given while the link was faster takes half a minute now.
+#[test]
+fn large_alarms_do_not_wait_for_the_turn_of_a_batch_that_is_on_its_way() {
+    let mut thin = Thin::new(PerClass::default(), 4 << 20, None);
+    thin.sender.set_max_read_bytes(1_000_000);
+    thin.sender.set_send_budget(1_000_000);
+    thin.add(Class::Normal, PLENTY);
+    thin.run_for(Duration::from_secs(2));
+    thin.sender.set_max_read_bytes(READ);
+    thin.sender
+        .set_send_budget(WINDOW * 5 / 4 + u64::from(READ));
+    let alarm = 20_000 / u64::from(RECORD);
+    thin.add_bursts(Class::Critical, Duration::from_secs(2), alarm);
+    thin.run_for(Duration::from_secs(118));
+    let worst = thin.worst[Class::Critical];
+    // two of the third that the link carries, and a turn of `normal`
+    assert!(worst < Duration::from_secs(2), "{worst:?}");
+    let normal = thin.share(Class::Normal, Duration::from_secs(120));
+    assert!((60..=70).contains(&normal), "{normal} %");
 }
 
 #[test]
