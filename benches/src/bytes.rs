@@ -21,8 +21,6 @@ use crate::results::{Goal, Row};
 
 /// Most bytes of one recording, unpacked.
 const MAX_RECORDING: u64 = 1 << 30;
-/// Recordings whose values are large: what they cost is a matter of deduplication, not of a batch's delay.
-const LARGE_VALUES: [&str; 2] = ["firmware", "snapshots"];
 const DELAYS: [u64; 3] = [1, 10, 60];
 const LEVEL: i32 = 3;
 
@@ -33,14 +31,6 @@ pub struct Recording {
     pub name: String,
     /// In the order of the file.
     pub samples: Vec<Sample>,
-}
-
-impl Recording {
-    /// Whether its values are large.
-    #[must_use]
-    pub fn is_large(&self) -> bool {
-        LARGE_VALUES.contains(&self.name.as_str())
-    }
 }
 
 /// A recording, and what it costs.
@@ -57,10 +47,6 @@ struct Set {
 impl Set {
     fn of(&self, delay: usize, codec: &str) -> Option<&Estimate> {
         self.estimates.get(delay)?.iter().find(|e| e.codec == codec)
-    }
-
-    fn is_large(&self) -> bool {
-        LARGE_VALUES.contains(&self.name.as_str())
     }
 }
 
@@ -209,7 +195,6 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn summarise(sets: &[Set]) -> Vec<Row> {
-    let small = || sets.iter().filter(|set| !set.is_large());
     let bytes = |delay: usize, codec: &'static str| {
         move |set: &Set| {
             set.of(delay, codec)
@@ -227,64 +212,33 @@ fn summarise(sets: &[Set]) -> Vec<Row> {
     let mut rows = vec![
         row(
             "bytes a record, 1 s batches, modelled, mean of the sets, of a zstd Kafka producer's",
-            mean(small().map(ratio(0, "modelled"))),
+            mean(sets.iter().map(ratio(0, "modelled"))),
             0.12,
         ),
         row(
             "the same, the worst set",
-            worst(&mut small().map(ratio(0, "modelled"))),
+            worst(&mut sets.iter().map(ratio(0, "modelled"))),
             0.25,
         ),
         row(
             "bytes a record, 1 s batches, columnar, mean of the sets, of a zstd Kafka producer's",
-            mean(small().map(ratio(0, "columnar"))),
+            mean(sets.iter().map(ratio(0, "columnar"))),
             0.24,
         ),
         row(
             "bytes a record, 60 s batches, modelled, mean of the sets, of zstd -19 --long=27 over the file",
-            mean(small().map(to_archive)),
+            mean(sets.iter().map(to_archive)),
             0.6,
         ),
         row(
             "the same of zstd, the worst set",
-            worst(&mut small().map(to_archive)),
+            worst(&mut sets.iter().map(to_archive)),
             1.0,
         ),
     ];
-    // codec 5 is for these: what it makes of them is measured by `bench images`
-    if sets.iter().any(Set::is_large) {
-        let all = || sets.iter();
-        rows.extend([
-            row(
-                "the same with the sets of large values too: 1 s batches, modelled, mean",
-                mean(all().map(ratio(0, "modelled"))),
-                0.12,
-            ),
-            row(
-                "the same with the sets of large values too: 1 s batches, modelled, the worst",
-                worst(&mut all().map(ratio(0, "modelled"))),
-                0.25,
-            ),
-            row(
-                "the same with the sets of large values too: 1 s batches, columnar, mean",
-                mean(all().map(ratio(0, "columnar"))),
-                0.24,
-            ),
-            row(
-                "the same with the sets of large values too: 60 s batches, modelled, mean",
-                mean(all().map(to_archive)),
-                0.6,
-            ),
-            row(
-                "the same with the sets of large values too: 60 s batches, modelled, the worst",
-                worst(&mut all().map(to_archive)),
-                1.0,
-            ),
-        ]);
-    }
     for (codec, goal) in [("columnar", 40.0), ("modelled", 6.0)] {
         let speed = |read: fn(&Estimate) -> Duration| {
-            mean(small().filter_map(|set| {
+            mean(sets.iter().filter_map(|set| {
                 let spent = read(set.of(1, codec)?);
                 #[expect(clippy::cast_precision_loss, reason = "a speed")]
                 let megabytes = set.raw_bytes as f64 / 1e6;
@@ -339,15 +293,11 @@ fn table(sets: &[Set]) -> Result<String> {
             set.archived,
         )?;
     }
-    out.push_str(
-        "\nIn the means and the worst of the rows above, recordings of large values (firmware, snapshots) are left out.\n\n\
-         ![Bytes over batch delay](plots/bytes.svg)\n",
-    );
+    out.push_str("\n![Bytes over batch delay](plots/bytes.svg)\n");
     Ok(out)
 }
 
 fn chart(sets: &[Set]) -> Chart {
-    let small = || sets.iter().filter(|set| !set.is_large());
     let line = |codec: &'static str| {
         let points = (0..DELAYS.len()).map(|delay| {
             let of_raw = |set: &Set| {
@@ -355,7 +305,7 @@ fn chart(sets: &[Set]) -> Chart {
                 let raw = set.raw_bytes as f64 / set.records.max(1) as f64;
                 Some(set.of(delay, codec)?.bytes_per_record / raw)
             };
-            Some(mean(small().filter_map(of_raw)))
+            Some(mean(sets.iter().filter_map(of_raw)))
         });
         (codec.to_owned(), points.collect())
     };

@@ -1,7 +1,7 @@
 //! What every codec that remembers promises, as the uplink and the hub use it.
 
 use super::*;
-use crate::batch::split::mix;
+use crate::batch::split::{ihex, mix};
 use crate::batch::{
     Block, BlockWriter, Decoders, Incoming, Memories, Memory, OpenError, Outgoing, Packed,
     read_blocks, supported_codecs,
@@ -88,6 +88,47 @@ fn both_ends_hold_the_same_at_every_position_and_go_on_from_it() {
                     (encoder, decoder) = (load_chain(codec, &saved, LIMITS, 3).unwrap(), loaded);
                 }
             }
+        }
+    }
+}
+
+/// One block of records with these values.
+fn payload_of(values: &[Option<&[u8]>]) -> Vec<u8> {
+    let mut records = Vec::new();
+    for (at, value) in (0..).zip(values) {
+        put_record(&mut records, at, 0, None, *value, &[]);
+    }
+    let mut writer = BlockWriter::default();
+    let block = Block {
+        base_offset: 0,
+        count: u32::try_from(values.len()).unwrap(),
+        base_timestamp_ms: 0,
+        is_log_append_time: false,
+        records: records.into(),
+    };
+    writer.push(&block).unwrap();
+    writer.finish()
+}
+
+#[test]
+fn firmware_in_intel_hex_costs_what_is_new_in_its_bytes() {
+    let noise = |from: u64, len: u64| (from..from + len).map(|i| mix(i, 5).to_le_bytes()[3]);
+    let old: Vec<u8> = noise(0, 20_000).collect();
+    let mut new = old.clone();
+    // what follows stands in other lines and at other addresses from here on
+    new.splice(3_001..3_001, noise(70_000, 5));
+    let old = ihex::tests::text(&old, "\r\n", false);
+    let new = ihex::tests::text(&new, "\r\n", true);
+    let blob: Vec<u8> = noise(90_000, 3_000).collect();
+    let first = payload_of(&[Some(old.as_bytes()), None, Some(&blob), Some(b"")]);
+    let second = payload_of(&[Some(new.as_bytes())]);
+    for codec in [CODEC_COLUMNAR, CODEC_MODELLED] {
+        let (mut encoder, mut decoder) = (chain(codec), chain(codec));
+        for (raw, most) in [(&first, 23_300), (&second, 150)] {
+            let sent = encoder.encode(raw).unwrap();
+            assert!(sent.len() < most, "{codec}: {} bytes", sent.len());
+            assert!(chain(codec).decode(&sent, raw.len() - 1).is_err());
+            assert_eq!(decoder.decode(&sent, raw.len()).unwrap(), *raw, "{codec}");
         }
     }
 }

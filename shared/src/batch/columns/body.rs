@@ -7,10 +7,11 @@
 //!
 //! key        0 as expected, 1 length bytes: a new one, else its number + 2 (null: 2)
 //! template   0 as expected, 1 length bytes: a new one, 2 length + 1 bytes: the value as it is (0: null),
-//!            else its number + 2
+//!            else its number + 2; where values are packed, 2 (length * 2 + packed) + 1 bytes
 //! ```
 //! Flags: bits 0 and 1 blocks (0 one, 1 one a record, 2 listed), 2 headers, 3 keys as expected, 4 templates
-//! as expected, 5 timestamps after the record before instead of the key's last.
+//! as expected, 5 timestamps after the record before instead of the key's last, 6 some values as they are are packed
+//! ([`super::super::split::ihex`]).
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub(super) const FLAG_HEADERS: u8 = 4;
 pub(super) const FLAG_KEYS_EXPECTED: u8 = 8;
 pub(super) const FLAG_TEMPLATES_EXPECTED: u8 = 16;
 pub(super) const FLAG_TIMES_IN_ORDER: u8 = 32;
+pub(super) const FLAG_PACKED: u8 = 64;
 
 pub(super) const CODE_EXPECTED: u64 = 0;
 pub(super) const CODE_NEW: u64 = 1;

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::BatchError;
-use super::super::split::{BlockStart, PayloadWriter, Template, hash_bytes, mix};
+use super::super::split::{BlockStart, PayloadWriter, Template, hash_bytes, ihex, mix};
 use super::body::{
     CODE_EXPECTED, CODE_NEW, CODE_NUMBER, CODE_RAW, FLAG_BLOCK_EACH, FLAG_BLOCKS_LISTED,
-    FLAG_HEADERS, FLAG_KEYS_EXPECTED, FLAG_TEMPLATES_EXPECTED, FLAG_TIMES_IN_ORDER, Group, Groups,
-    HEADER_COLUMN, key_hash,
+    FLAG_HEADERS, FLAG_KEYS_EXPECTED, FLAG_PACKED, FLAG_TEMPLATES_EXPECTED, FLAG_TIMES_IN_ORDER,
+    Group, Groups, HEADER_COLUMN, key_hash,
 };
 use super::context::take_signed;
 use super::slots::{Place, Sibling};
@@ -45,6 +45,7 @@ enum Value<'a> {
     #[default]
     Null,
     Raw(&'a [u8]),
+    Unpacked(Vec<u8>),
     /// First of its slots in the ranges of slots, to be joined.
     Split(Arc<Template>, usize),
 }
@@ -217,6 +218,8 @@ impl State {
     ) -> Result<usize, BatchError> {
         const UNKNOWN: BatchError = BatchError::Malformed("a template nobody sent");
         let mut slots = 0_usize;
+        // unpacked values are no more together than all that is decoded may be
+        let mut room = parts.arena.limit;
         for (at, part) in parts.records.iter_mut().enumerate() {
             let code = if flags & FLAG_TEMPLATES_EXPECTED != 0 {
                 CODE_EXPECTED
@@ -231,12 +234,7 @@ impl State {
                     (self.add_template(Arc::clone(&template)), template)
                 }
                 CODE_RAW => {
-                    part.value = match reader.varint()?.checked_sub(1) {
-                        None => Value::Null,
-                        Some(len) => {
-                            Value::Raw(reader.bytes(usize::try_from(len).unwrap_or(usize::MAX))?)
-                        }
-                    };
+                    part.value = take_whole(flags, reader, &mut room)?;
                     continue;
                 }
                 code => {
@@ -305,6 +303,29 @@ fn take_bytes<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], BatchError> {
     Ok(reader.bytes(len)?)
 }
 
+/// A value that was not split; what is unpacked takes from `room`.
+fn take_whole<'a>(
+    flags: u8,
+    reader: &mut Reader<'a>,
+    room: &mut usize,
+) -> Result<Value<'a>, BatchError> {
+    let Some(len) = reader.varint()?.checked_sub(1) else {
+        return Ok(Value::Null);
+    };
+    let (len, is_packed) = if flags & FLAG_PACKED == 0 {
+        (len, false)
+    } else {
+        (len >> 1, len & 1 != 0)
+    };
+    let bytes = reader.bytes(usize::try_from(len).unwrap_or(usize::MAX))?;
+    if !is_packed {
+        return Ok(Value::Raw(bytes));
+    }
+    let text = ihex::unpack(bytes, *room)?;
+    *room -= text.len();
+    Ok(Value::Unpacked(text))
+}
+
 fn take_blocks<'a>(
     flags: u8,
     reader: &mut Reader<'a>,
@@ -371,6 +392,7 @@ fn write(parts: &Parts<'_>, ranges: &[Range<usize>], limit: usize) -> Result<Vec
             let value = match &part.value {
                 Value::Null => None,
                 Value::Raw(bytes) => Some(*bytes),
+                Value::Unpacked(bytes) => Some(bytes.as_slice()),
                 Value::Split(template, first) => {
                     value.clear();
                     template.join(&mut value, |slot, out| {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::super::split::{RecordList, Split, Template, hash_bytes, mix, tokenize};
+use super::super::split::{RecordList, Split, Template, hash_bytes, ihex, mix, tokenize};
 use super::body::{
     CODE_EXPECTED, CODE_NEW, CODE_NUMBER, CODE_RAW, FLAG_BLOCK_EACH, FLAG_BLOCKS_LISTED,
-    FLAG_HEADERS, FLAG_KEYS_EXPECTED, FLAG_TEMPLATES_EXPECTED, FLAG_TIMES_IN_ORDER, Groups,
-    HEADER_COLUMN, is_plain, key_hash,
+    FLAG_HEADERS, FLAG_KEYS_EXPECTED, FLAG_PACKED, FLAG_TEMPLATES_EXPECTED, FLAG_TIMES_IN_ORDER,
+    Groups, HEADER_COLUMN, is_plain, key_hash,
 };
 use super::context::put_signed;
 use super::slots::{Place, Sibling};
@@ -153,12 +153,14 @@ impl State {
         scratch.first_slots.clear();
         scratch.codes.clear();
         let mut all_expected = true;
-        for (at, record) in list.records.iter().enumerate() {
+        let values = list.records.iter().map(|record| record.value);
+        let packed: Vec<Option<Vec<u8>>> = values.map(|value| value.and_then(ihex::pack)).collect();
+        let has_packed = packed.iter().any(Option::is_some);
+        for ((at, record), packed) in list.records.iter().enumerate().zip(&packed) {
             scratch.first_slots.push(scratch.slots.len());
             let key = scratch.keys.get(at).map_or(NULL_KEY, |(number, _)| *number);
-            let is_split = record
-                .value
-                .is_some_and(|value| tokenize(value, &mut scratch.split));
+            let split = |value| packed.is_none() && tokenize(value, &mut scratch.split);
+            let is_split = record.value.is_some_and(split);
             let expected = self.expected_template(key);
             let bytes = scratch.split.template.as_slice();
             let is_expected = is_split && expected > 0 && self.templates.is(expected - 1, bytes);
@@ -194,14 +196,17 @@ impl State {
                 (self.add_template(Arc::clone(&template)), template)
             } else {
                 put_varint(&mut scratch.codes, CODE_RAW);
-                put_nullable(&mut scratch.codes, record.value);
+                let value = packed.as_deref().or(record.value);
+                let is_packed = has_packed.then_some(packed.is_some());
+                put_whole(&mut scratch.codes, value, is_packed);
                 continue;
             };
             self.saw_template(key, number);
             groups.file(self, number, &template, at);
             scratch.slots.extend_from_slice(&scratch.split.slots);
         }
-        put_unless_expected(all_expected, FLAG_TEMPLATES_EXPECTED, &scratch.codes, out)
+        let flags = if has_packed { FLAG_PACKED } else { 0 };
+        flags | put_unless_expected(all_expected, FLAG_TEMPLATES_EXPECTED, &scratch.codes, out)
     }
 
     fn put_slots(
@@ -299,11 +304,14 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+/// A value that was not split; whether it is packed, where some are.
+fn put_whole(out: &mut Vec<u8>, bytes: Option<&[u8]>, is_packed: Option<bool>) {
     match bytes {
         None => put_varint(out, 0),
         Some(bytes) => {
-            put_varint(out, bytes.len() as u64 + 1);
+            let len = bytes.len() as u64;
+            let len = is_packed.map_or(len, |is_packed| len << 1 | u64::from(is_packed));
+            put_varint(out, len + 1);
             out.extend_from_slice(bytes);
         }
     }

@@ -31,6 +31,7 @@ const FLAG_IS_FOLDED: usize = 39;
 const FLAG_NEW_FOLD: usize = 40;
 const FLAG_FOLD_ID: usize = 41;
 const FLAG_ASIDE: usize = 42;
+const FLAG_PACKED: usize = 43;
 
 const MALFORMED: BatchError = BatchError::Malformed("payload was not made by an encoder");
 

@@ -1,6 +1,6 @@
 //! Values: split into slots, or whole.
 
-use super::{Budget, FLAG_ASIDE, FLAG_IS_NULL, FLAG_IS_SPLIT, MALFORMED, Scratch};
+use super::{Budget, FLAG_ASIDE, FLAG_IS_NULL, FLAG_IS_SPLIT, FLAG_PACKED, MALFORMED, Scratch};
 use crate::batch::BatchError;
 use crate::batch::model::coder::Coder;
 use crate::batch::model::field::{Row, Slot};
@@ -9,7 +9,7 @@ use crate::batch::model::state::State;
 use crate::batch::model::symbols::Domain;
 use crate::batch::model::templates::Known;
 use crate::batch::model::text::{self, Place};
-use crate::batch::split::{Split, SplitLimits, mix, tokenize_within};
+use crate::batch::split::{Split, SplitLimits, ihex, mix, tokenize_within};
 
 /// Longest value that is modelled although it doesn't split.
 const MAX_MODELLED_LEN: usize = 2048;
@@ -27,7 +27,9 @@ impl State {
     ) -> Result<bool, BatchError> {
         let value = value.flatten();
         let mut split = std::mem::take(&mut scratch.split);
+        let packed = value.filter(|_| C::ENCODES).and_then(ihex::pack);
         let can_split = C::ENCODES
+            && packed.is_none()
             && value.is_some_and(|value| tokenize_within(value, &mut split, SplitLimits::LARGE))
             && self.can_code(&split, scratch);
         let contexts = Contexts::new(0, [2, mix(device, 1)]);
@@ -51,24 +53,31 @@ impl State {
                 .predictor
                 .flag(coder, value.is_none(), &contexts, FLAG_IS_NULL);
             if !is_null {
-                self.whole_value(coder, value.unwrap_or_default(), budget, scratch)?;
+                let value = value.unwrap_or_default();
+                self.whole_value(coder, value, packed.as_deref(), budget, scratch)?;
             }
         }
         scratch.split = split;
         Ok(is_null)
     }
 
-    /// A value that doesn't split: as text, or aside when it is long.
+    /// A value that doesn't split: as text, or aside when it is long; `packed` is what goes aside in its place.
     fn whole_value<C: Coder>(
         &mut self,
         coder: &mut C,
         value: &[u8],
+        packed: Option<&[u8]>,
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<(), BatchError> {
-        let is_long = value.len() > MAX_MODELLED_LEN;
+        let is_long = packed.is_some() || value.len() > MAX_MODELLED_LEN;
         let contexts = Contexts::new(0, [951]);
         if self.predictor.flag(coder, is_long, &contexts, FLAG_ASIDE) {
+            let contexts = Contexts::new(2, [953]);
+            let is_packed = self
+                .predictor
+                .flag(coder, packed.is_some(), &contexts, FLAG_PACKED);
+            let value = packed.unwrap_or(value);
             let len = i64::try_from(value.len()).unwrap_or(i64::MAX);
             let contexts = Contexts::new(2, [952]);
             let len = self.predictor.number(coder, len, &contexts, Domain::Count);
@@ -82,8 +91,12 @@ impl State {
                 .aside
                 .get(scratch.aside_read..end)
                 .ok_or(MALFORMED)?;
-            scratch.value.clear();
-            scratch.value.extend_from_slice(bytes);
+            if is_packed {
+                scratch.value = ihex::unpack(bytes, budget.bytes)?;
+            } else {
+                scratch.value.clear();
+                scratch.value.extend_from_slice(bytes);
+            }
             scratch.aside_read = end;
             return Ok(());
         }
