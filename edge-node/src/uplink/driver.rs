@@ -278,9 +278,8 @@ impl Session {
         // what the window covers is on the way
         let behind = self.sender.bytes_forbidden();
         let behind = behind.saturating_sub(self.connection.stats().window);
-        let last = self.settings.took_back;
-        let may_take_back = last.is_none_or(|last| last.elapsed() >= TAKE_BACK_EVERY);
-        if behind > LEFT_OVER && may_take_back && !decision.classes.is_empty() {
+        let since = self.settings.took_back.map(|last| last.elapsed());
+        if is_worth_taking_back(behind, since) && !decision.classes.is_empty() {
             self.settings.took_back = Some(Instant::now());
             let text = format!("policy: {behind} bytes wait that may not be sent any more");
             self.sender.close(Code::Stopping, None, &text);
@@ -519,6 +518,11 @@ async fn deliver(sending: Sending, sent: Sent, stats: Arc<UplinkStats>) -> Sent 
     sent
 }
 
+/// Whether a session is begun anew for so many bytes that may not be sent any more, so long after the last time.
+fn is_worth_taking_back(bytes: u64, since: Option<Duration>) -> bool {
+    bytes > LEFT_OVER && since.is_none_or(|since| since >= TAKE_BACK_EVERY)
+}
+
 /// What is on its way at this rate, in bytes a second.
 fn share_of(rate: u64, rtt: Duration) -> u64 {
     let bytes = u128::from(rate) * rtt.as_micros() / 1_000_000;
@@ -657,6 +661,15 @@ mod tests {
         let sending: Sending = Box::pin(async { Err(broken) });
         assert_eq!(deliver(sending, sent, Arc::clone(&stats)).await, sent);
         assert_eq!(counted(&stats), (100, 700), "it never came there");
+    }
+
+    #[test]
+    fn a_policy_that_comes_and_goes_does_not_end_a_session_each_time() {
+        let short = TAKE_BACK_EVERY - Duration::from_millis(1);
+        assert!(is_worth_taking_back(LEFT_OVER + 1, None));
+        assert!(!is_worth_taking_back(LEFT_OVER, None));
+        assert!(!is_worth_taking_back(u64::MAX, Some(short)));
+        assert!(is_worth_taking_back(LEFT_OVER + 1, Some(TAKE_BACK_EVERY)));
     }
 
     #[test]
