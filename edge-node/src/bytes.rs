@@ -44,7 +44,7 @@ pub struct BytesArgs {
     #[arg(long, value_name = "UNIT")]
     time_unit: Option<TimeUnit>,
     /// Time between two lines that do not say theirs. Without it and --rate 1s is assumed
-    #[arg(long, value_name = "DURATION", value_parser = span, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", value_parser = interval, allow_hyphen_values = true)]
     interval: Option<Span>,
     /// The same as a rate of lines, such as 10/s, 6/m or 100/h
     #[arg(long, value_name = "N/UNIT", value_parser = rate, conflicts_with = "interval", allow_hyphen_values = true)]
@@ -135,6 +135,15 @@ fn span(text: &str) -> Result<Span, String> {
             error.to_string()
         }
     })
+}
+
+/// More than nothing: records that all come at once have no rate.
+fn interval(text: &str) -> Result<Span, String> {
+    let interval = span(text)?;
+    if interval.duration().is_zero() {
+        return Err("no time at all; expected: 1ms or more, such as 250ms, 1s or 1m".to_owned());
+    }
+    Ok(interval)
 }
 
 /// As long as `max_delay` may be.
@@ -420,6 +429,7 @@ mod tests {
             ("--delay", "-1s", "0s or more"),
             ("--delay", "100000d", "0s to 10m"),
             ("--interval", "-5ms", "0s or more"),
+            ("--interval", "0s", "1ms or more"),
             ("--level", "-3", "1..=19"),
             ("--rate", "0/s", "1 to 1000000 lines"),
             ("--rate", "10", "such as 10/s"),

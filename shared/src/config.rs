@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use document::{Document, env_variable};
+pub use document::{Document, env_variable, values};
 pub use pattern::{Pattern, shadowed};
 pub use section::Section;
 

@@ -38,7 +38,7 @@ pub(super) struct PlanArgs {
     /// What the link carries, instead of what was measured: 256kbit, 2Mbit (8kbit to 100Gbit)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     rate: Option<BitRate>,
-    /// The path to plan for, instead of the first that may be used
+    /// The path to plan for, instead of the session's, or of the first that may be used
     #[arg(long, value_name = "NAME")]
     path: Option<String>,
     /// How long to watch what arrives (0s to 1m); 0s plans for what waits only
@@ -121,14 +121,20 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
 }
 
 fn chosen_path(status: &Status, wanted: Option<&str>) -> anyhow::Result<PathStatus> {
-    let mut paths = status.policy.paths.iter();
+    let paths = || status.policy.paths.iter();
+    let named = |name: &str| paths().find(|path| path.name == name);
     let found = match wanted {
-        Some(name) => paths.find(|path| path.name == name),
-        None => paths
-            .find(|path| !path.classes.is_empty())
-            .or_else(|| status.policy.paths.first()),
+        Some(name) => named(name),
+        None => {
+            let uplink = &status.uplink;
+            let of_session = uplink.path.as_deref().filter(|_| uplink.is_connected);
+            of_session
+                .and_then(named)
+                .or_else(|| paths().find(|path| !path.classes.is_empty()))
+                .or_else(|| status.policy.paths.first())
+        }
     };
-    let names = status.policy.paths.iter().map(|path| path.name.as_str());
+    let names = paths().map(|path| path.name.as_str());
     found.cloned().with_context(|| {
         let names: Vec<&str> = names.collect();
         match names.as_slice() {
@@ -592,5 +598,20 @@ mod tests {
         );
         let error = chosen_path(&last, Some("lte")).unwrap_err().to_string();
         assert_eq!(error, "no such path; the node has default");
+    }
+
+    #[test]
+    fn the_path_of_the_session_is_planned_for() {
+        let mut last = status(1_000, 0);
+        let mut lte = last.policy.paths[0].clone();
+        lte.name = "lte".to_owned();
+        last.policy.paths.push(lte);
+        last.uplink.path = Some("lte".to_owned());
+        let name = |status: &Status| chosen_path(status, None).unwrap().name;
+        assert_eq!(name(&last), "default", "there is no session");
+        last.uplink.is_connected = true;
+        assert_eq!(name(&last), "lte");
+        last.uplink.path = Some("gone".to_owned());
+        assert_eq!(name(&last), "default");
     }
 }

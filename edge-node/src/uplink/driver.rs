@@ -264,7 +264,8 @@ impl Session {
         // what the controller allows is there to be sent: the link is the limit, or the policy
         let is_full = path.window > 0 && self.sender.bytes_in_transit() >= path.window;
         self.policies.shaper(self.path).set_full(is_full);
-        self.sender.set_send_budget(self.buffer.budget());
+        self.sender
+            .set_send_budget(self.buffer.budget(), self.buffer.usual_budget());
         self.sender.set_max_read_bytes(self.buffer.read_bytes());
         let delays = self.buffer.delays(&self.settings.classes.max_delay);
         self.sender.set_max_delay(delays);

@@ -12,6 +12,7 @@
 //! lose counts. A damaged file is set aside, and its allowances count as used up until their next periods: the
 //! status says so.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use shared::class::ClassShares;
+use shared::config::values;
 use shared::crashsafe::{self, Access};
 use shared::policy;
 use shared::units::BitRate;
@@ -243,6 +245,10 @@ struct Files {
     config: Option<PathBuf>,
     /// What tells the configuration from others, as far as it was read.
     changed: Option<Stamp>,
+    /// What it said at the start of all that is not read again.
+    settings: BTreeMap<String, String>,
+    /// Those that say something else now, as far as that was logged.
+    unused: Vec<String>,
 }
 
 /// Tells a file's contents apart, also from those of another file that took its place with an older date.
@@ -522,10 +528,11 @@ impl Keeper {
             return;
         }
         self.files.changed = changed;
-        let loaded = blocking(move || Ok(Config::load(Some(&file)))).await;
-        match loaded {
-            Ok(Ok(config)) => {
+        let load = move || Ok(Config::load(Some(&file)).map(|config| (config, settings_of(&file))));
+        match blocking(load).await {
+            Ok(Ok((config, settings))) => {
                 self.file_problem = None;
+                self.files.tell_unused(&settings);
                 let rules = config.rules();
                 if rules != self.rules {
                     info!("Policy of the configuration file changed");
@@ -554,6 +561,22 @@ impl Keeper {
     }
 }
 
+/// The settings of a configuration file that are not read again while the node runs. One that cannot be read has none.
+fn settings_of(file: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let mut settings = values(&text);
+    // paths have policies, and that their names changed is told on its own
+    settings.retain(|key, _| !key.starts_with("policy.") && key != "uplink.path");
+    settings
+}
+
+/// Keys that are in one of them only, or have another value in the other.
+fn differing(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Vec<String> {
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differs = |key: &&String| old.get(*key) != new.get(*key);
+    keys.into_iter().filter(differs).cloned().collect()
+}
+
 impl Files {
     fn new(config: &Config) -> Self {
         let dir = &config.node.data_dir;
@@ -561,8 +584,20 @@ impl Files {
             counts: dir.join(COUNTS),
             hub_policy: dir.join(HUB_POLICY),
             changed: config.file.as_deref().and_then(stamp),
+            settings: config.file.as_deref().map(settings_of).unwrap_or_default(),
+            unused: Vec::new(),
             config: config.file.clone(),
         }
+    }
+
+    /// Logs which settings are not those that the node runs with.
+    fn tell_unused(&mut self, settings: &BTreeMap<String, String>) {
+        let unused = differing(&self.settings, settings);
+        if unused != self.unused && !unused.is_empty() {
+            let keys = unused.join(", ");
+            warn!(keys, "Settings changed that are used after a restart only");
+        }
+        self.unused = unused;
     }
 
     /// What was kept, or nothing yet; `None`: there is a file, and it says nothing.

@@ -90,8 +90,17 @@ impl SendBuffer {
 
     /// Bytes that may be with the transport.
     pub(super) fn budget(&self) -> u64 {
+        self.budget_for(self.piece().max(self.largest))
+    }
+
+    /// The same if no batch were larger than a piece.
+    pub(super) fn usual_budget(&self) -> u64 {
+        self.budget_for(self.piece())
+    }
+
+    fn budget_for(&self, stream: u64) -> u64 {
         let path = self.window.saturating_add(self.window / 4);
-        path.saturating_add(self.piece().max(self.largest).saturating_mul(2))
+        path.saturating_add(stream.saturating_mul(2))
     }
 
     /// Raw bytes of a piece.

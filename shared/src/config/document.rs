@@ -25,6 +25,30 @@ pub(super) struct Notes {
     pub(super) maps: Vec<String>,
 }
 
+/// The values of a configuration file by their keys in the form `uplink.classes.normal.max_delay`, as they would be written;
+/// to compare two files. Lists are values. A text that is no TOML has none.
+#[must_use]
+pub fn values(text: &str) -> BTreeMap<String, String> {
+    let table = text.parse::<toml::Table>().unwrap_or_default();
+    let mut values = BTreeMap::new();
+    flatten("", &table, &mut values);
+    values
+}
+
+fn flatten(section: &str, table: &toml::Table, values: &mut BTreeMap<String, String>) {
+    for (name, value) in table {
+        let key = if section.is_empty() {
+            name.clone()
+        } else {
+            format!("{section}.{name}")
+        };
+        match value.as_table() {
+            Some(table) => flatten(&key, table, values),
+            None => drop(values.insert(key, value.to_string())),
+        }
+    }
+}
+
 /// A parsed configuration file with the environment laid over it.
 #[derive(Debug)]
 pub struct Document {

@@ -253,9 +253,10 @@ impl Sender {
     }
 
     /// Bytes that may be with the transport: see [`Sender::handle_delivered`]. One stream may go beyond
-    /// them, and what is less urgent takes no room from what is more urgent. Without a bound at first.
-    pub fn set_send_budget(&mut self, bytes: u64) {
-        self.schedule.set_send_budget(bytes);
+    /// them, and what is less urgent takes no room from what is more urgent. Without a bound at first. `usual` is what
+    /// it would be if no batch were larger than [`Sender::set_max_read_bytes`] wants.
+    pub fn set_send_budget(&mut self, bytes: u64, usual: u64) {
+        self.schedule.set_send_budget(bytes, usual);
     }
 
     /// Raw bytes that one read asks for, in place of the configuration's.

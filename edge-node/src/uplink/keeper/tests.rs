@@ -233,3 +233,31 @@ async fn the_file_is_read_again_while_an_allowance_is_used() {
         }
     }
 }
+
+#[test]
+fn settings_that_need_a_restart_are_named_and_those_of_a_policy_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("edge.toml");
+    let read = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        settings_of(&file)
+    };
+    let before = read(
+        "[uplink]\nhubs = [\"a:1\"]\n[policy]\nrate_up = \"1Mbit\"\n[[uplink.path]]\nname = \"x\"\n",
+    );
+    let policy = read(
+        "# one\n[policy]\nclasses = []\n[uplink]\nhubs = [ \"a:1\" ]\n[[uplink.path]]\nname = \"x\"\nrate_up = \"2Mbit\"\n",
+    );
+    assert_eq!(differing(&before, &policy), Vec::<String>::new());
+    let others = read(
+        "[uplink]\nhubs = [\"b:1\"]\n[uplink.classes.normal]\nmax_delay = \"5s\"\n[[topics.rule]]\nmatch = \"t\"\n",
+    );
+    assert_eq!(
+        differing(&before, &others),
+        [
+            "topics.rule",
+            "uplink.classes.normal.max_delay",
+            "uplink.hubs"
+        ]
+    );
+}

@@ -130,8 +130,8 @@ impl Schedule {
         self.delays.set_max(max_delay);
     }
 
-    pub(super) fn set_send_budget(&mut self, bytes: u64) {
-        self.transit.set_budget(bytes);
+    pub(super) fn set_send_budget(&mut self, bytes: u64, usual: u64) {
+        self.transit.set_budget(bytes, usual);
     }
 
     /// The window with which the session begins decides what is set aside.
@@ -159,9 +159,9 @@ impl Schedule {
             return;
         };
         let is_full = unread.saturating_mul(place.record_bytes) >= self.read_bytes.into();
-        let wait = place
-            .since
-            .filter(|_| self.delays.is_any(place.class) && !is_full);
+        // of a log that was not read yet nobody knows how much that is: the first read tells
+        let waits = self.delays.is_any(place.class) && place.record_bytes > 0 && !is_full;
+        let wait = place.since.filter(|_| waits);
         match (place.standing, wait) {
             (Standing::InLine, _) | (Standing::Waiting(_), Some(_)) => {}
             (Standing::Idle, Some(since)) => {
@@ -312,7 +312,10 @@ impl Schedule {
     /// The next item to send, if credit and transport have room for it.
     pub(super) fn next_item(&mut self, available: u64, in_flight: usize) -> Option<(Class, Held)> {
         let wanting = self.wanting();
-        let class = self.turns.next(wanting)?;
+        let makes_way = |class: &Class| self.transit.makes_way(*class, self.allowed);
+        let class = self
+            .turns
+            .next(wanting.iter().filter(|class| !makes_way(class)).collect())?;
         let charge = self.lines[class].held.front()?.charge();
         let most = match class {
             Class::Critical => MAX_STREAMS_IN_FLIGHT,
@@ -343,8 +346,10 @@ impl Schedule {
         let Some(class) = self.turns.next(wanting) else {
             return false;
         };
-        let waits = |of: Class| of < class && self.transit.has_room(of);
-        let is_awaited = self.transit.is_full_of(class) && wanting.iter().any(waits);
+        let waits = |of: Class| {
+            of < class && self.transit.has_room(of) && self.transit.is_much_between(of, class)
+        };
+        let is_awaited = !self.transit.has_room(class) && wanting.iter().any(waits);
         if is_awaited {
             self.turns.carried(class, bytes);
         }

@@ -5,8 +5,8 @@
 //! saves up no more than one round: an alarm after a quiet hour goes at once, a flood of them does not
 //! take the link from the others.
 //!
-//! Who has the turn and fills the transport by itself pays for its next stream by what the link carries meanwhile:
-//! on a link that has become thin one batch takes half a minute, and the turn would last until then.
+//! Who has the turn and no room in the transport pays for its next stream by what the link carries meanwhile: on a
+//! link that has become thin one batch takes half a minute, and the turn would last until then.
 
 use crate::class::{Class, ClassSet, ClassShares, PerClass};
 

@@ -128,7 +128,8 @@ impl World {
             }
         }
         sender.set_classes_allowed(self.site.policy.allowed);
-        sender.set_send_budget(self.site.policy.send_budget);
+        let budget = self.site.policy.send_budget;
+        sender.set_send_budget(budget, budget);
         sender.recall(self.site.unsettled.clone());
         sender.start(self.now);
         self.tally.sessions += 1;

@@ -26,6 +26,8 @@ const PACKET: u64 = 1_200;
 /// 0.3 s of the link.
 const READ: u32 = 9_600;
 const RECORD: u32 = 200;
+/// For the transport.
+const BUDGET: u64 = WINDOW * 5 / 4 + READ as u64;
 
 /// From the way's length and a few packets before it; the read takes no time here.
 const PROMPT: Duration = Duration::from_millis(450);
@@ -89,7 +91,7 @@ impl Thin {
             handshake_timeout: Duration::from_secs(5),
         });
         sender.mutation = mutation;
-        sender.set_send_budget(WINDOW * 5 / 4 + u64::from(READ));
+        sender.set_send_budget(BUDGET, BUDGET);
         let config = ReceiverConfig {
             codecs: vec![1],
             max_logs: 16,
@@ -408,24 +410,73 @@ fn a_flood_of_alarms_leaves_their_share_to_large_batches() {
 }
 
 /// What the transport was given while the link was faster takes half a minute now.
-#[test]
-fn large_alarms_do_not_wait_for_the_turn_of_a_batch_that_is_on_its_way() {
+fn become_thin(bulk: Option<u64>, budget: u64) -> Thin {
     let mut thin = Thin::new(PerClass::default(), 4 << 20, None);
     thin.sender.set_max_read_bytes(1_000_000);
-    thin.sender.set_send_budget(1_000_000);
+    thin.sender.set_send_budget(1_000_000, 1_000_000);
     thin.add(Class::Normal, PLENTY);
     thin.run_for(Duration::from_secs(2));
     thin.sender.set_max_read_bytes(READ);
-    thin.sender
-        .set_send_budget(WINDOW * 5 / 4 + u64::from(READ));
+    thin.sender.set_send_budget(budget, BUDGET);
     let alarm = 20_000 / u64::from(RECORD);
     thin.add_bursts(Class::Critical, Duration::from_secs(2), alarm);
+    if let Some(backlog) = bulk {
+        let handle = thin.add(Class::Bulk, 0);
+        thin.after(Duration::ZERO, Event::Grow(handle, backlog));
+    }
     thin.run_for(Duration::from_secs(118));
-    let worst = thin.worst[Class::Critical];
-    // two of the third that the link carries, and a turn of `normal`
-    assert!(worst < Duration::from_secs(2), "{worst:?}");
-    let normal = thin.share(Class::Normal, Duration::from_secs(120));
-    assert!((60..=70).contains(&normal), "{normal} %");
+    thin
+}
+
+#[test]
+fn large_alarms_do_not_wait_for_the_turn_of_a_batch_that_is_on_its_way() {
+    // a budget has room for two of the largest streams of late
+    let budgets = [BUDGET, WINDOW * 5 / 4 + 2_000_000];
+    let bulks = [None, Some(500), Some(PLENTY)];
+    for (bulk, budget) in bulks
+        .into_iter()
+        .flat_map(|bulk| budgets.map(|it| (bulk, it)))
+    {
+        let thin = become_thin(bulk, budget);
+        let worst = thin.worst[Class::Critical];
+        // two of the third that the link carries, and the others' turns
+        assert!(
+            worst < Duration::from_secs(3),
+            "{bulk:?}, {budget}: {worst:?}"
+        );
+        let shares = Class::all().map(|class| thin.share(class, Duration::from_secs(120)));
+        assert!(
+            (28..=33).contains(&shares[0]),
+            "{bulk:?}, {budget}: {shares:?}"
+        );
+        assert!(
+            shares[1] >= 30 && shares.iter().sum::<u64>() >= 85,
+            "{bulk:?}, {budget}: {shares:?}"
+        );
+    }
+}
+
+#[test]
+fn a_flood_does_not_hold_back_the_little_that_others_send() {
+    for (flood, victim) in [
+        (Class::Critical, Class::Normal),
+        (Class::Critical, Class::Bulk),
+        (Class::Normal, Class::Bulk),
+    ] {
+        let mut thin = Thin::new(PerClass::default(), 4 << 20, None);
+        thin.add(flood, PLENTY);
+        thin.add_live(victim, Duration::from_secs(3));
+        thin.run_for(MINUTES);
+        let worst = thin.worst[victim];
+        assert!(
+            worst < Duration::from_secs(15),
+            "{flood}, {victim}: {worst:?}"
+        );
+        let streams = thin.streams[victim];
+        assert!(streams >= 20, "{flood}, {victim}: {streams}");
+        let share = thin.share(flood, MINUTES);
+        assert!(share >= 85, "{flood}, {victim}: {share} %");
+    }
 }
 
 #[test]
@@ -466,4 +517,18 @@ fn records_wait_for_company_no_longer_than_they_may() {
     // a batch takes its time on the link too
     assert!(thin.worst[Class::Normal] < second + PROMPT * 2);
     assert!(thin.worst[Class::Bulk] < second * 5 + PROMPT * 2);
+}
+
+/// Nobody knows before the first read how large the records of a log are.
+#[test]
+fn what_makes_a_whole_batch_in_a_new_log_does_not_wait() {
+    let delay = PerClass::new([Duration::from_secs(60); 3]);
+    let mut thin = Thin::new(delay, 4 << 20, None);
+    let handle = thin.add(Class::Normal, 0);
+    let records = u64::from(READ / RECORD) * 4;
+    thin.after(Duration::from_secs(2), Event::Grow(handle, records));
+    // they take 1.2 s of the link, and one that comes alone waits for others
+    thin.after(Duration::from_secs(8), Event::Grow(handle, 1));
+    thin.run_for(Duration::from_secs(10));
+    assert_eq!(thin.bytes[Class::Normal], records * u64::from(RECORD));
 }

@@ -27,7 +27,8 @@ impl State {
     ) -> Result<bool, BatchError> {
         let value = value.flatten();
         let mut split = std::mem::take(&mut scratch.split);
-        let packed = value.filter(|_| C::ENCODES).and_then(ihex::pack);
+        let is_long = |value: &&[u8]| C::ENCODES && value.len() > MAX_MODELLED_LEN;
+        let packed = value.filter(is_long).and_then(ihex::pack);
         let can_split = C::ENCODES
             && packed.is_none()
             && value.is_some_and(|value| tokenize_within(value, &mut split, SplitLimits::LARGE))
@@ -70,7 +71,7 @@ impl State {
         budget: &mut Budget,
         scratch: &mut Scratch,
     ) -> Result<(), BatchError> {
-        let is_long = packed.is_some() || value.len() > MAX_MODELLED_LEN;
+        let is_long = value.len() > MAX_MODELLED_LEN;
         let contexts = Contexts::new(0, [951]);
         if self.predictor.flag(coder, is_long, &contexts, FLAG_ASIDE) {
             let contexts = Contexts::new(2, [953]);
