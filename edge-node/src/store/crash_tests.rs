@@ -685,19 +685,17 @@ fn a_disk_with_little_more_than_what_must_be_free_is_used_again_and_again() {
     let (s, _) = RocksStore::open(&dir, &config, seeded()).unwrap();
     let p = topic(&*s, "a", rules());
     let mut end = 0;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     for round in 0..20 {
         let before = end;
-        while end <= before + 10 {
+        // one is refused, too, while RocksDB writes out the last ones
+        for _ in 0..2 {
             while append(&*s, p, &batch(1, 100_000)).is_ok() {
                 end += 1;
             }
             s.acknowledge(p, Track::First, end).unwrap();
-            // on a busy machine RocksDB may still write out what was deleted: the next one does the rest
-            let _later = s.sweep(NOW);
-            let is_late = std::time::Instant::now() > deadline;
-            assert!(!is_late, "{end} records in round {round}");
+            s.sweep(NOW).unwrap();
         }
+        assert!(end > before + 10, "{end} records in round {round}");
     }
     check(&*s);
 }

@@ -32,6 +32,8 @@ use super::{PartitionId, keys};
 
 /// How long a write waits for RocksDB to catch up with its flushes and compactions.
 const STALL: Duration = Duration::from_secs(5);
+/// The same on a full disk, of what may make room: a flush that still fits takes no longer.
+const STALL_FULL: Duration = Duration::from_secs(1);
 const STALL_STEP: Duration = Duration::from_millis(1);
 /// Files that wait in the log's first level, at which appends wait for compaction. RocksDB's own stop holds
 /// deletions up too, and what compaction needs may be what they would give back.
@@ -110,7 +112,12 @@ impl RocksDisk {
                     written => return written.map_err(disk_error),
                 }
             };
-            if self.is_full() || begun.elapsed() > STALL {
+            let patience = match (self.is_full(), is_append) {
+                (true, true) => Duration::ZERO,
+                (true, false) => STALL_FULL,
+                (false, _) => STALL,
+            };
+            if begun.elapsed() >= patience {
                 return Err(stalled);
             }
             thread::sleep(STALL_STEP);
