@@ -8,9 +8,10 @@
 //! slot ─ number::parse ─ format: how it is printed                          two decimals
 //!                        mantissa                                           2150
 //! ```
-//! Firmware in Intel HEX ([`ihex`]) is taken for the bytes that it says. Always true: whatever comes apart here goes together again byte for byte, else it is refused and the
-//! caller sends it raw. The columns of a template follow from the template alone, so that a decoder knows
-//! them before it has a slot. Nothing here panics or takes more than its bounds, whatever the bytes.
+//! Firmware in Intel HEX ([`ihex`]) is taken for the bytes that it says. Always true: whatever comes apart here
+//! goes together again byte for byte, else it is refused and the caller sends it raw. The columns of a template
+//! follow from the template alone, so that a decoder knows them before it has a slot. Nothing here panics or
+//! takes more than its bounds, whatever the bytes.
 
 pub(crate) mod ihex;
 mod number;
