@@ -14,6 +14,9 @@
 //! of it wakes the connection. Lifting it after every write had both wake each other without end, and each lap
 //! took from quinn's pacer the fraction of a byte that a thin link had earned.) The control stream has the whole
 //! limit, for the moment of a write; writers are serialised for that.
+//!
+//! quinn counts what was written at once as not acknowledged until all of it is. So a writer writes in pieces: a batch
+//! that fills the room would keep the next one from the link for a round trip.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -21,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use quinn::{SendStream, WriteError};
 
 /// What is written and not acknowledged, at most.
@@ -42,6 +45,9 @@ const THIN: u64 = 250_000;
 const THIN_ROOM: u64 = 64 << 10;
 /// What a stream has beyond others that are one priority below.
 const STEP: u64 = 8 << 10;
+/// The part of a writer's limit that it writes at once, and what is never too much.
+const PIECES: u64 = 16;
+const LEAST_PIECE: usize = 2 << 10;
 
 /// What may be written and not acknowledged on a path with this congestion window.
 fn room(window: u64, rtt: Duration) -> u64 {
@@ -62,6 +68,11 @@ fn room(window: u64, rtt: Duration) -> u64 {
 /// before there is more.
 fn part_of(peer_window: u64) -> u64 {
     peer_window / 4 * 3
+}
+
+/// What is written at once within this limit.
+fn piece(limit: u64) -> usize {
+    usize::try_from(limit / PIECES).map_or(usize::MAX, |bytes| bytes.max(LEAST_PIECE))
 }
 
 /// The writers of a connection.
@@ -218,8 +229,12 @@ impl Turn {
         }
         let limit = writers.limit_of(room(writers.window, path.rtt), self.priority);
         writers.limit(connection, limit);
-        let written = pin!(stream.write_chunks(std::slice::from_mut(bytes))).poll(context);
-        written.map_ok(|written| writers.wrote(written.bytes as u64, self.priority, limit))
+        let mut first = bytes.slice(..bytes.len().min(piece(limit)));
+        let written = pin!(stream.write_chunks(std::slice::from_mut(&mut first))).poll(context);
+        written.map_ok(|written| {
+            bytes.advance(written.bytes);
+            writers.wrote(written.bytes as u64, self.priority, limit);
+        })
     }
 
     /// All is written: the next in line may write.
