@@ -288,13 +288,24 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// The one that is set for good, whatever the link and the load; the others of [`Codec::offered`] are for hubs that
+    /// don't take it, and for logs that its memory is too little for.
+    #[must_use]
+    pub const fn set(self) -> Option<u8> {
+        match self {
+            Self::Modelled => Some(CODEC_MODELLED),
+            Self::Columnar => Some(CODEC_COLUMNAR),
+            Self::Auto | Self::Zstd | Self::None => None,
+        }
+    }
+
     /// The codecs offered to a hub, best first.
     #[must_use]
     pub fn offered(self) -> Vec<u8> {
         match self {
             Self::Auto => supported_codecs(),
-            Self::Modelled => vec![CODEC_MODELLED],
-            Self::Columnar => vec![CODEC_COLUMNAR],
+            Self::Modelled => vec![CODEC_MODELLED, CODEC_DICTIONARY, CODEC_ZSTD],
+            Self::Columnar => vec![CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_ZSTD],
             Self::Zstd => vec![CODEC_DICTIONARY, CODEC_ZSTD],
             Self::None => Vec::new(),
         }
@@ -328,7 +339,7 @@ pub struct UplinkConfig {
     pub max_reads: usize,
     /// How the classes of topics share the link.
     pub classes: ClassesConfig,
-    /// From dialling to the hub's welcome.
+    /// For an attempt to dial a hub.
     pub connect_timeout: Span,
     /// A connection without a packet for so long is given up, and a new one dialled. Outages that are shorter
     /// cost no new session.

@@ -45,6 +45,8 @@ struct Known {
 /// The choice of a codec, and what it rests on.
 #[derive(Debug)]
 pub(super) struct Choice {
+    /// Taken by whatever hub takes it.
+    set: Option<u8>,
     /// Best ratio first.
     known: [Known; 5],
     /// What is taken to hold of a codec that was not used yet, or not for long.
@@ -55,9 +57,10 @@ pub(super) struct Choice {
     as_of: Duration,
 }
 
-impl Default for Choice {
-    /// What telemetry in JSON came to on a small processor.
-    fn default() -> Self {
+impl Choice {
+    /// `set`: the codec that is not to be chosen. What is known at first is what telemetry in JSON came to on a small
+    /// processor.
+    pub(super) fn new(set: Option<u8>) -> Self {
         let known = |codec, speed, ratio| Known {
             codec,
             speed,
@@ -72,6 +75,7 @@ impl Default for Choice {
             known(CODEC_NONE, 4e9, 1.0),
         ];
         Self {
+            set,
             known,
             usual: known,
             last: CODEC_MODELLED,
@@ -79,9 +83,7 @@ impl Default for Choice {
             as_of: Duration::ZERO,
         }
     }
-}
 
-impl Choice {
     /// The codec for the next payload, of those that are `allowed` (codec 0 always is). `link` is what the
     /// link carries, in bytes a second, if it is known; `raw` the bytes that have come.
     pub(super) fn pick(
@@ -93,8 +95,12 @@ impl Choice {
         now: Duration,
     ) -> u8 {
         self.arrive(raw, now);
+        if let Some(set) = self.set.filter(|set| allowed.contains(set)) {
+            self.last = set;
+            return set;
+        }
         let has_dictionary = allowed.contains(&CODEC_DICTIONARY);
-        // a codec that was set for good is not left; the one for large values stands beside whichever is set
+        // zstd that was set for good is not left; the codec for large values stands beside whichever is set
         let by_load = allowed.iter().filter(|codec| **codec != CODEC_LONG).count();
         let is_free = allowed.is_empty() || allowed.contains(&CODEC_COLUMNAR) && by_load > 1;
         let is_allowed = |known: &&Known| match known.codec {
@@ -191,7 +197,7 @@ mod tests {
             (10_000_000_000, CODEC_NONE),
         ] {
             assert_eq!(
-                Choice::default().pick(&ALL, 100_000, true, Some(link), NOW),
+                Choice::new(None).pick(&ALL, 100_000, true, Some(link), NOW),
                 codec,
                 "{link}"
             );
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn records_that_come_slowly_get_the_least_bytes_on_any_link() {
-        let mut choice = Choice::default();
+        let mut choice = Choice::new(None);
         let mut pick =
             |allowed: &[u8], is_backlog, link| choice.pick(allowed, 1_000, is_backlog, link, NOW);
         assert_eq!(pick(&ALL, false, Some(1 << 40)), CODEC_MODELLED);
@@ -214,7 +220,7 @@ mod tests {
         let both = [CODEC_DICTIONARY, CODEC_ZSTD];
         for (link, is_backlog) in [(Some(1_000), true), (Some(50_000_000), true), (None, false)] {
             let pick =
-                |allowed: &[u8]| Choice::default().pick(allowed, 1_000, is_backlog, link, NOW);
+                |allowed: &[u8]| Choice::new(None).pick(allowed, 1_000, is_backlog, link, NOW);
             assert_eq!(pick(&both), CODEC_DICTIONARY);
             assert_eq!(pick(&[CODEC_ZSTD]), CODEC_ZSTD);
         }
@@ -228,7 +234,7 @@ mod tests {
             (3_000_000, CODEC_COLUMNAR),
             (20_000_000, CODEC_DICTIONARY),
         ] {
-            let mut choice = Choice::default();
+            let mut choice = Choice::new(None);
             let mut picked = 0;
             for tenth in 0..200 {
                 let now = NOW + Duration::from_millis(100 * tenth);
@@ -240,17 +246,21 @@ mod tests {
 
     #[test]
     fn a_codec_that_is_set_stays() {
-        for set in [
-            &[CODEC_MODELLED][..],
-            &[CODEC_DICTIONARY, CODEC_ZSTD],
-            &[CODEC_COLUMNAR, CODEC_LONG],
+        let zstd = [CODEC_DICTIONARY, CODEC_ZSTD];
+        for (set, allowed, expected) in [
+            (Some(CODEC_MODELLED), &ALL[..], CODEC_MODELLED),
+            (Some(CODEC_COLUMNAR), &ALL, CODEC_COLUMNAR),
+            (None, &zstd, CODEC_DICTIONARY),
+            // a hub that does not take it
+            (Some(CODEC_MODELLED), &zstd, CODEC_DICTIONARY),
+            (Some(CODEC_COLUMNAR), &[CODEC_ZSTD], CODEC_ZSTD),
         ] {
             for (is_backlog, link) in [(false, None), (true, Some(1 << 40))] {
-                let mut choice = Choice::default();
+                let mut choice = Choice::new(set);
                 for second in 0..9 {
                     let now = Duration::from_secs(second);
-                    let picked = choice.pick(set, 500_000_000, is_backlog, link, now);
-                    assert_eq!(picked, set[0]);
+                    let picked = choice.pick(allowed, 500_000_000, is_backlog, link, now);
+                    assert_eq!(picked, expected, "{set:?} {allowed:?}");
                 }
             }
         }
@@ -258,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_does_not_shrink_is_not_worked_on() {
-        let mut choice = Choice::default();
+        let mut choice = Choice::new(None);
         for codec in ALL {
             for _ in 0..200 {
                 let spent = Duration::from_millis(20);
@@ -283,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_busy_processor_does_not_make_a_codec_dearer() {
-        let mut choice = Choice::default();
+        let mut choice = Choice::new(None);
         observe(&mut choice, CODEC_MODELLED, 400, 20);
         assert_eq!(choice.pick(&ALL, 100_000, false, None, NOW), CODEC_MODELLED);
         observe(&mut choice, CODEC_MODELLED, 400, 400);
@@ -295,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_codec_that_was_slow_once_comes_back() {
-        let mut choice = Choice::default();
+        let mut choice = Choice::new(None);
         observe(&mut choice, CODEC_MODELLED, 400, 400);
         let mut at = |seconds: u64| {
             let now = NOW + Duration::from_secs(seconds);
@@ -308,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_choice_near_the_border_does_not_swing() {
-        let mut choice = Choice::default();
+        let mut choice = Choice::new(None);
         let mut changes = 0;
         let mut last = choice.pick(&ALL, 100_000, true, Some(500_000), NOW);
         for n in 0..100 {

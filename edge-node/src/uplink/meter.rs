@@ -215,7 +215,7 @@ impl Input<'_> {
 pub(super) struct Ahead(u64);
 
 impl Ahead {
-    /// A site with nothing to say, which sends 1 MB a day, writes 32 times.
+    /// A site with nothing to say, which sends half a megabyte a day, writes some 17 times.
     const LEAST: u64 = 64 << 10;
     /// Four seconds of 128 Mbit/s.
     const MOST: u64 = 64 << 20;

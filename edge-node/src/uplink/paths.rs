@@ -33,8 +33,6 @@ const SETTLE_MIN: Duration = Duration::from_secs(10);
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 /// A session that lasted so long shows that its path is good.
 const STEADY: Duration = Duration::from_secs(60);
-/// An attempt may take so long while another path waits.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,15 +224,6 @@ impl Paths {
         path.is_some_and(|path| path.good_since.is_some())
     }
 
-    /// How long an attempt on a path may take before another is tried; `None`: there is no other.
-    #[must_use]
-    pub fn patience(&self, path: usize) -> Option<Duration> {
-        let mut others = self.paths.iter().enumerate();
-        others
-            .any(|(other, it)| other != path && it.is_usable)
-            .then_some(PATIENCE)
-    }
-
     /// What to do now; `None`: wait until [`Paths::poll_timeout`] or the next event.
     pub fn poll(&mut self, now: Duration) -> Option<Step> {
         match self.state {
@@ -332,7 +321,6 @@ mod tests {
         let mut paths = on_wifi();
         paths.failed(WIFI, secs(100));
         assert_eq!(paths.poll(secs(100)), Some(Step::Dial(CELL)));
-        assert_eq!(paths.patience(CELL), Some(PATIENCE));
         paths.connected(CELL, secs(101));
         assert_eq!(paths.poll(secs(102)), None);
         assert_eq!(paths.poll_timeout(), Some(secs(106)));
@@ -432,8 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_path_has_all_the_time() {
-        assert_eq!(Paths::new(1).patience(0), None);
+    fn without_a_path_there_is_nothing_to_do() {
         let mut paths = Paths::new(0);
         assert_eq!(paths.poll(secs(0)), None);
     }

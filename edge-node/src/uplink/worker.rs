@@ -105,6 +105,8 @@ pub(super) struct Worker {
 pub(super) struct WorkerConfig {
     /// Where states of codecs are kept.
     pub(super) codec_directory: PathBuf,
+    /// The codec that is set for good.
+    pub(super) set_codec: Option<u8>,
     /// Bytes that codecs may remember, in memory and as much on disk.
     pub(super) codec_memory: usize,
     /// Where what they take is counted.
@@ -207,7 +209,7 @@ impl Encoders {
                 chunks,
                 Arc::clone(&config.counted),
             ),
-            choice: Choice::default(),
+            choice: Choice::new(config.set_codec),
         })
     }
 

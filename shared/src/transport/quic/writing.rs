@@ -322,6 +322,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_at_once_leaves_room_as_it_is_acknowledged() {
+        // a batch of a Kafka producer on a thin link, and the least room there is
+        assert_eq!(piece(THIN_ROOM), 4 << 10);
+        assert_eq!(piece(LEAST_AHEAD), LEAST_PIECE);
+        assert!(LEAST_PIECE as u64 * 8 <= LEAST_AHEAD);
+        assert_eq!(piece(SEND_WINDOW), 256 << 10);
+    }
+
+    #[test]
     fn the_room_keeps_the_path_full_and_credit_free() {
         for (window, rtt_ms, expected) in [
             // 256 kbit/s, 100 ms
