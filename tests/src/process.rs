@@ -198,7 +198,15 @@ fn open_log(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// When it fails or takes longer than `limit`; the message holds what it wrote.
-pub fn run(name: &str, mut command: Command, limit: Duration) -> Result<String> {
+pub fn run(name: &str, command: Command, limit: Duration) -> Result<String> {
+    run_to(0, name, command, limit)
+}
+
+/// The same of a command that is to exit with this status.
+///
+/// # Errors
+/// When it exits with another or takes longer than `limit`; the message holds what it wrote.
+pub fn run_to(expected: i32, name: &str, mut command: Command, limit: Duration) -> Result<String> {
     let dir = paths::scratch("output")?;
     let (out, err) = (dir.path().join("out"), dir.path().join("err"));
     command.stdout(open_log(&out)?).stderr(open_log(&err)?);
@@ -211,7 +219,7 @@ pub fn run(name: &str, mut command: Command, limit: Duration) -> Result<String> 
     let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let (out, err) = (read(&out), read(&err));
     match ended {
-        Ok(status) if status.success() => Ok(out),
+        Ok(status) if status.code() == Some(expected) => Ok(out),
         Ok(status) => bail!("{name} ended with {status}\n{out}\n{err}"),
         Err(late) => bail!("{late}\n{out}\n{err}"),
     }
