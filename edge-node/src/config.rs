@@ -291,7 +291,7 @@ impl Codec {
     /// The one that is set for good, whatever the link and the load; the others of [`Codec::offered`] are for hubs that
     /// don't take it, and for logs that its memory is too little for.
     #[must_use]
-    pub const fn set(self) -> Option<u8> {
+    pub const fn fixed(self) -> Option<u8> {
         match self {
             Self::Modelled => Some(CODEC_MODELLED),
             Self::Columnar => Some(CODEC_COLUMNAR),

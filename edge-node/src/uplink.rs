@@ -350,7 +350,7 @@ impl Uplink {
     ) -> Result<Self, UplinkError> {
         let worker_config = WorkerConfig {
             codec_directory: data_dir.join("codecs"),
-            set_codec: config.codec.set(),
+            fixed_codec: config.codec.fixed(),
             codec_memory: usize::try_from(config.codec_memory.bytes()).unwrap_or(usize::MAX),
             chunk_bytes: config.hub_chunks.bytes(),
             zstd_level: config.level,

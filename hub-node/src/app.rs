@@ -346,8 +346,7 @@ fn tcp_door(
     })?;
     let max_batch = usize::try_from(config.max_batch.bytes()).unwrap_or(usize::MAX);
     let limits = TcpLimits {
-        max_data_len: max_batch
-            .saturating_add(shared::wire::MAX_DATA_HEADER_LEN + shared::wire::MAX_EXPANSION),
+        max_data_len: shared::wire::max_stream_len(max_batch),
         window: FIRST_RECEIVE_WINDOW.into(),
     };
     let idle_timeout = config.idle_timeout.duration();

@@ -21,7 +21,7 @@ mod tests;
 
 pub use data::{
     DataContent, DataHeader, MAX_CODEC, MAX_DATA_HEADER_LEN, MAX_EXPANSION, RecordsHeader,
-    SizeClass, charge,
+    SizeClass, charge, max_stream_len,
 };
 pub use frame::{Ack, Frame, FrameDecoder, Restart};
 pub use hello::{

@@ -12,9 +12,7 @@
 
 use std::time::Duration;
 
-use shared::batch::{
-    CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_LONG, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD,
-};
+use shared::batch::{CODEC_COLUMNAR, CODEC_DICTIONARY, CODEC_MODELLED, CODEC_NONE, CODEC_ZSTD};
 
 /// A codec has to send so much more than the one in use before it replaces it: its memory begins empty.
 const ADVANTAGE: f64 = 1.3;
@@ -46,7 +44,7 @@ struct Known {
 #[derive(Debug)]
 pub(super) struct Choice {
     /// Taken by whatever hub takes it.
-    set: Option<u8>,
+    fixed: Option<u8>,
     /// Best ratio first.
     known: [Known; 5],
     /// What is taken to hold of a codec that was not used yet, or not for long.
@@ -58,9 +56,9 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// `set`: the codec that is not to be chosen. What is known at first is what telemetry in JSON came to on a small
+    /// `fixed`: the codec that is not to be chosen. What is known at first is what telemetry in JSON came to on a small
     /// processor.
-    pub(super) fn new(set: Option<u8>) -> Self {
+    pub(super) fn new(fixed: Option<u8>) -> Self {
         let known = |codec, speed, ratio| Known {
             codec,
             speed,
@@ -75,7 +73,7 @@ impl Choice {
             known(CODEC_NONE, 4e9, 1.0),
         ];
         Self {
-            set,
+            fixed,
             known,
             usual: known,
             last: CODEC_MODELLED,
@@ -95,14 +93,13 @@ impl Choice {
         now: Duration,
     ) -> u8 {
         self.arrive(raw, now);
-        if let Some(set) = self.set.filter(|set| allowed.contains(set)) {
-            self.last = set;
-            return set;
+        if let Some(fixed) = self.fixed.filter(|codec| allowed.contains(codec)) {
+            self.last = fixed;
+            return fixed;
         }
         let has_dictionary = allowed.contains(&CODEC_DICTIONARY);
-        // zstd that was set for good is not left; the codec for large values stands beside whichever is set
-        let by_load = allowed.iter().filter(|codec| **codec != CODEC_LONG).count();
-        let is_free = allowed.is_empty() || allowed.contains(&CODEC_COLUMNAR) && by_load > 1;
+        // zstd that was set for good is not left
+        let is_free = allowed.is_empty() || allowed.contains(&CODEC_COLUMNAR);
         let is_allowed = |known: &&Known| match known.codec {
             CODEC_NONE => is_free,
             CODEC_ZSTD if has_dictionary => false,
@@ -182,6 +179,8 @@ impl Choice {
 
 #[cfg(test)]
 mod tests {
+    use shared::batch::CODEC_LONG;
+
     use super::*;
 
     const NOW: Duration = Duration::from_secs(9);
@@ -247,20 +246,24 @@ mod tests {
     #[test]
     fn a_codec_that_is_set_stays() {
         let zstd = [CODEC_DICTIONARY, CODEC_ZSTD];
-        for (set, allowed, expected) in [
+        for (fixed, allowed, expected) in [
             (Some(CODEC_MODELLED), &ALL[..], CODEC_MODELLED),
-            (Some(CODEC_COLUMNAR), &ALL, CODEC_COLUMNAR),
+            (
+                Some(CODEC_COLUMNAR),
+                &[CODEC_COLUMNAR, CODEC_LONG],
+                CODEC_COLUMNAR,
+            ),
             (None, &zstd, CODEC_DICTIONARY),
             // a hub that does not take it
             (Some(CODEC_MODELLED), &zstd, CODEC_DICTIONARY),
             (Some(CODEC_COLUMNAR), &[CODEC_ZSTD], CODEC_ZSTD),
         ] {
             for (is_backlog, link) in [(false, None), (true, Some(1 << 40))] {
-                let mut choice = Choice::new(set);
+                let mut choice = Choice::new(fixed);
                 for second in 0..9 {
                     let now = Duration::from_secs(second);
                     let picked = choice.pick(allowed, 500_000_000, is_backlog, link, now);
-                    assert_eq!(picked, expected, "{set:?} {allowed:?}");
+                    assert_eq!(picked, expected, "{fixed:?} {allowed:?}");
                 }
             }
         }

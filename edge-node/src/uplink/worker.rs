@@ -106,7 +106,7 @@ pub(super) struct WorkerConfig {
     /// Where states of codecs are kept.
     pub(super) codec_directory: PathBuf,
     /// The codec that is set for good.
-    pub(super) set_codec: Option<u8>,
+    pub(super) fixed_codec: Option<u8>,
     /// Bytes that codecs may remember, in memory and as much on disk.
     pub(super) codec_memory: usize,
     /// Where what they take is counted.
@@ -209,7 +209,7 @@ impl Encoders {
                 chunks,
                 Arc::clone(&config.counted),
             ),
-            choice: Choice::new(config.set_codec),
+            choice: Choice::new(config.fixed_codec),
         })
     }
 

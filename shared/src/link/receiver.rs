@@ -25,8 +25,8 @@ use crate::dedup::ChunkId;
 use crate::ids::{Incarnation, Offset, TopicPartition};
 use crate::wire::{
     Ack, CheckpointEntry, Code, DataContent, DataHeader, Farewell, Frame, FrameDecoder, Handle,
-    Hello, LogEntry, LogRange, LogReply, MAX_DATA_HEADER_LEN, MAX_EXPANSION, MAX_LOG_STREAMS,
-    MAX_OFFSET, MAX_STREAMS_IN_FLIGHT, MAX_VERSION, Restart, Welcome, WireError,
+    Hello, LogEntry, LogRange, LogReply, MAX_LOG_STREAMS, MAX_OFFSET, MAX_STREAMS_IN_FLIGHT,
+    MAX_VERSION, Restart, Welcome, WireError, max_stream_len,
 };
 
 /// Entries in one frame of checkpoints or acknowledgements: at most 24 and 15 bytes each.
@@ -194,9 +194,7 @@ impl Receiver {
     /// with [`Code::Limit`].
     #[must_use]
     pub fn max_stream_len(&self) -> usize {
-        usize::try_from(self.config.max_batch_bytes)
-            .unwrap_or(usize::MAX)
-            .saturating_add(MAX_DATA_HEADER_LEN + MAX_EXPANSION)
+        max_stream_len(usize::try_from(self.config.max_batch_bytes).unwrap_or(usize::MAX))
     }
 
     /// Bytes of the control stream, as they came.

@@ -14,6 +14,12 @@ pub const MAX_DATA_HEADER_LEN: usize = 32;
 /// A payload is longer than what it decodes to by no more than this: a codec that remembers cannot take
 /// back what it encoded.
 pub const MAX_EXPANSION: usize = 64;
+/// Most bytes of a data stream whose payload decodes to no more than this.
+#[must_use]
+pub const fn max_stream_len(max_batch_bytes: usize) -> usize {
+    max_batch_bytes.saturating_add(MAX_DATA_HEADER_LEN + MAX_EXPANSION)
+}
+
 /// Codec ids are below.
 pub const MAX_CODEC: u8 = 8;
 

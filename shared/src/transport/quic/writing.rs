@@ -229,8 +229,8 @@ impl Turn {
         }
         let limit = writers.limit_of(room(writers.window, path.rtt), self.priority);
         writers.limit(connection, limit);
-        let mut first = bytes.slice(..bytes.len().min(piece(limit)));
-        let written = pin!(stream.write_chunks(std::slice::from_mut(&mut first))).poll(context);
+        let mut next = bytes.slice(..bytes.len().min(piece(limit)));
+        let written = pin!(stream.write_chunks(std::slice::from_mut(&mut next))).poll(context);
         written.map_ok(|written| {
             bytes.advance(written.bytes);
             writers.wrote(written.bytes as u64, self.priority, limit);

@@ -227,7 +227,7 @@ impl World {
         let partition = store.ensure_topic(&topic, 1, rules).unwrap().partitions[0];
         let directory = tempfile::tempdir().unwrap();
         let config = WorkerConfig {
-            set_codec: None,
+            fixed_codec: None,
             codec_directory: directory.path().to_owned(),
             codec_memory: 1 << 20,
             counted: Arc::default(),
